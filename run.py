@@ -1,0 +1,21 @@
+"""S²Flow experiments: `python run.py --help` explains every knob."""
+
+import hydra
+from omegaconf import DictConfig
+
+import s2flow.config  # noqa: F401  (registers the schema behind conf/)
+from s2flow.cli import reported, terminal
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> dict:
+    """One job of a run or sweep."""
+    from s2flow.runner import run  # heavy imports stay out of --help and of refusals
+
+    with reported():
+        return run(cfg)
+
+
+if __name__ == "__main__":
+    with terminal():
+        main()

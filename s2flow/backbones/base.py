@@ -1,0 +1,45 @@
+"""What a backbone must offer; `wan.py` is the worked example of about a hundred lines.
+
+A backbone hides one video model behind latents (B, C, T, H, W) in float32 and video (B, T, H, W, 3)
+in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k, and
+lets the computation be replaced, through the model's own call (`routing.py`).
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from s2flow.backbones.routing import AttentionRouter
+from s2flow.windows import Box
+
+
+class Backbone(Protocol):
+    """A rectified-flow video model with its autoencoder and text encoder."""
+
+    name: str
+    device: str
+    router: AttentionRouter
+    multiple: int  # sides in pixels must be multiples of this
+    max_side: int  # longest side, in pixels, that its positions can address
+    shift: float
+
+    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Any:
+        """Condition for a batch of prompts, passed back to `velocity` as it is."""
+
+    def velocity(self, z: Tensor, sigma: float, condition: Any) -> Tensor:
+        """Guided velocity dz/dsigma, float32, shaped like z; the model is told this very sigma."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Video in [0, 1] -> latent in the scale of the flow (the mode of the posterior)."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent -> video in [0, 1]."""
+
+    def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of a clip."""
+
+    def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:
+        """(T, H, W) of the transformer's tokens for such a latent."""
+
+    def oov_rate(self, prompt: str) -> float:
+        """Share of the prompt's words outside the backbone's vocabulary; 0 for open vocabularies."""

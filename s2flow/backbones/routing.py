@@ -1,0 +1,109 @@
+"""Observe or replace a diffusers transformer's self-attention, through the model's own call.
+
+Wan's and HunyuanVideo's processors call a module-level `dispatch_attention_fn(q, k, v, ...)` after norm
+and rotary embedding. Each self-attention layer's stock processor is wrapped so that this call knows its
+layer; the call itself is routed once per module. With nothing to observe or replace, the stock function
+runs on the stock arguments: capture is bitwise equal to the untouched model.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+Observer = Callable[[int, Tensor, Tensor], None]
+Replacer = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+
+_inside: list[
+    tuple["AttentionRouter", int]
+] = []  # the self-attention layer being computed, if any
+
+
+class AttentionRouter:
+    """The self-attention layers of one transformer; q, k, v are handed out as (B, heads, L, d).
+
+    Raises RuntimeError at construction if the module lacks `dispatch_attention_fn`.
+    """
+
+    def __init__(self, module: ModuleType, layers: list[nn.Module]) -> None:
+        if not hasattr(module, "dispatch_attention_fn"):
+            raise RuntimeError(
+                f"{module.__name__} has no dispatch_attention_fn: this diffusers version moved its "
+                "attention call; install diffusers>=0.42,<0.43"
+            )
+        if not hasattr(module, "_stock_dispatch"):
+            module._stock_dispatch = module.dispatch_attention_fn
+            module.dispatch_attention_fn = _routed(module._stock_dispatch)
+        self.layers = len(layers)
+        self._observer: Observer | None = None
+        self._replacer: Replacer | None = None
+        for i, layer in enumerate(layers):
+            layer.set_processor(_LayerProcessor(layer.processor, self, i))
+
+    @contextlib.contextmanager
+    def observing(self, observer: Observer | None) -> Iterator[None]:
+        """Call `observer(layer, q, k)` before every self-attention; None hides an outer observer."""
+        before, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = before
+
+    @contextlib.contextmanager
+    def replacing(self, replacer: Replacer | None) -> Iterator[None]:
+        """Use `replacer(layer, q, k, v)` for attention; where it returns None, the stock call runs."""
+        before, self._replacer = self._replacer, replacer
+        try:
+            yield
+        finally:
+            self._replacer = before
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[[], Any]) -> Any:
+        """One self-attention in diffusers' layout (B, L, heads, d)."""
+        if self._observer is not None:
+            self._observer(layer, q.transpose(1, 2), k.transpose(1, 2))
+        if self._replacer is not None:
+            out = self._replacer(layer, *(x.transpose(1, 2) for x in (q, k, v)))
+            if out is not None:
+                return out.transpose(1, 2)
+        return stock()
+
+
+def _routed(stock: Callable) -> Callable:
+    def dispatch_attention_fn(query, key, value, *args, **kwargs):
+        if not _inside:
+            return stock(query, key, value, *args, **kwargs)
+        router, layer = _inside[-1]
+        return router.attend(
+            layer, query, key, value, lambda: stock(query, key, value, *args, **kwargs)
+        )
+
+    return dispatch_attention_fn
+
+
+class _LayerProcessor:
+    """The stock processor of one layer, with the layer announced while it runs.
+
+    diffusers filters keyword arguments by this signature: every name the stock one takes is here.
+    """
+
+    def __init__(self, stock: Any, router: AttentionRouter, layer: int) -> None:
+        self.stock, self.router, self.layer = stock, router, layer
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        _inside.append((self.router, self.layer))
+        try:
+            return self.stock(
+                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+            )
+        finally:
+            _inside.pop()

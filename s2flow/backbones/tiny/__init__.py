@@ -1,0 +1,75 @@
+"""The embedded backbone: a small Wan, trained on a toy world, whose weights ship in the package.
+
+It is a genuine `WanPipeline` folder run by the adapter of real Wan; all that is added here is that
+prompts are put into the world's words first, and that unknown words are counted.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import WanPipeline
+
+from s2flow.backbones.tiny.text import TEXT_LENGTH
+from s2flow.backbones.tiny.vae import PatchVAE  # noqa: F401  (named in model_index.json)
+from s2flow.backbones.tiny.world import normalise
+from s2flow.backbones.wan import WanBackbone, WanCondition
+from s2flow.errors import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def weights_folder(name: str) -> Path:
+    """Folder of a size's weights. Raises UserError if that size was never trained."""
+    folder = WEIGHTS / name
+    if not (folder / "model_index.json").exists():
+        shipped = sorted(p.parent.name for p in WEIGHTS.glob("*/model_index.json"))
+        raise UserError(
+            f"backbone={name} has no weights in this installation; type backbone={shipped[0]} or "
+            f"train it: python -m s2flow.backbones.tiny.train {name} --state DIR"
+            if shipped
+            else f"no embedded weights found in {WEIGHTS.name}/; reinstall s2flow"
+        )
+    return folder
+
+
+def weights_hash(name: str) -> str:
+    """Short hash of all weights and configs of a size: part of every recipe."""
+    digest = hashlib.sha256()
+    folder = weights_folder(name)
+    for path in sorted(folder.rglob("*.safetensors")) + [folder / "vae" / "config.json"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def load(name: str, device: str) -> "TinyBackbone":
+    """Load a size in float32. Raises UserError if files are missing, truncated or altered."""
+    folder = weights_folder(name)
+    diffusers.utils.logging.set_verbosity_error()  # it would report that our VAE is not Wan's
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    except Exception as error:  # safetensors, json and OS errors alike mean: not loadable
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"the weights of backbone={name} cannot be read ({reason}); reinstall s2flow"
+        ) from error
+    pipeline.to(device)
+    return TinyBackbone(name, pipeline, card["shift"], TEXT_LENGTH)
+
+
+class TinyBackbone(WanBackbone):
+    """Wan's adapter with the world's words in front of the tokenizer."""
+
+    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> WanCondition:
+        """See `base.Backbone`; synonyms are mapped into the world's vocabulary first."""
+        return super().encode_prompt([normalise(p)[0] for p in prompts], negative, guidance)
+
+    def oov_rate(self, prompt: str) -> float:
+        """Share of the prompt's words that the world does not know."""
+        return normalise(prompt)[1]

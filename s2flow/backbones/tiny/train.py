@@ -1,0 +1,398 @@
+"""Train the embedded backbone from nothing: autoencoder, then the flow with its text encoder.
+
+    python -m s2flow.backbones.tiny.train micro --minutes 100 --state DIR
+
+Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2, sigma
+logit-normal. One resolution only: multi-scale training would hide the very failure that the method
+repairs. Time is spent in stages of growing clip length (single frames teach shape, colour and
+background some six times faster than whole clips; whole clips then teach motion). Matrices inside
+the transformer are trained by Muon, everything else by AdamW; weights are averaged (EMA).
+
+Everything lives in DIR (outside Git): `vae/`, `pool-*.pt` (rendered and encoded clips, renewed while
+training) and `flow.pt`, written to a temporary name and renamed, so a killed run goes on where it
+last saved, with the same command. `--export` writes the averaged weights as a `WanPipeline` folder.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
+from s2flow.backbones.tiny.vae import PatchVAE
+from s2flow.backbones.tiny.world import MICRO, TINY, World, caption, render, sample_scenes
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Everything that differs between `micro` and `tiny`."""
+
+    height: int
+    width: int
+    world: str
+    heads: int
+    layers: int
+    ffn: int
+    text_dim: int
+    lr: float
+    pool: int  # clips per shard; six shards are in memory
+    stages: tuple[tuple[float, int, int], ...]  # (until this share of the time, frames, batch)
+    frames: int = 8
+    head_dim: int = 32
+    shift: float = 1.5
+    # logit-normal mean: which noise levels are practised most
+    logit_mean: float = 0.0
+
+
+SIZES = {
+    "micro": Size(
+        32, 48, "micro", 4, 6, 384, 96, 2e-3, 3072, ((0.25, 1, 128), (0.4, 4, 48), (1.0, 8, 32))
+    ),
+    "tiny": Size(
+        64, 96, "tiny", 6, 8, 768, 96, 1e-3, 8192, ((0.2, 1, 1024), (0.35, 4, 256), (1.0, 8, 256))
+    ),
+}
+WORLDS: dict[str, World] = {"micro": MICRO, "tiny": TINY}
+
+
+def clips(size: Size, seed: int, count: int, scale: int = 1, device="cpu") -> tuple[Tensor, list]:
+    """`count` training clips in [-1, 1] as (B, 3, T, H, W), and their captions."""
+    scenes = sample_scenes(WORLDS[size.world], count, seed)
+    x = render(scenes, size.height * scale, size.width * scale, size.frames, device)
+    return x.movedim(-1, 1) * 2 - 1, [caption(s) for s in scenes]
+
+
+# -- autoencoder ------------------------------------------------------------------------------
+
+
+def train_vae(size: Size, folder: Path, steps: int, device: str) -> PatchVAE:
+    """Fit the autoencoder on single frames of both sizes, set the latent scale, save it."""
+    x, _ = clips(size, 1, 192, device=device)
+    vae = PatchVAE().to(device)
+    vae.fit_pca(x)
+    learned = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    for step in range(steps):
+        if step % 40 == 0:
+            small, _ = clips(size, 10_000 + step, 64, device=device)
+            large, _ = clips(size, 20_000 + step, 24, scale=2, device=device)
+        frames = random.Random(step).sample(range(size.frames), 2)
+        x = small[:, :, frames] if step % 2 else large[step // 2 % 3 :: 3, :, frames]
+        z = vae.encode(x).latent_dist.mode()
+        z = z + 0.02 * z.detach().std() * torch.randn_like(z)  # the flow will not be exact
+        error = vae.decode(z).sample - x
+        loss = error.square().mean() + 0.1 * error.abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 0.1)
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            psnr = 10 * math.log10(4 / error.square().mean().item())
+            print(f"vae step {step}/{steps}  {psnr:.1f} dB at {x.shape[-2]}x{x.shape[-1]}")
+    with torch.no_grad():
+        x, _ = clips(size, 2, 256, device=device)
+        z = vae.encode(x).latent_dist.mode()
+        std = z.std((0, 2, 3, 4))
+        target = std.sqrt() / std.sqrt().square().mean().sqrt()  # see vae.py on latent scaling
+        mean = z.mean((0, 2, 3, 4))
+        vae.register_to_config(latents_mean=mean.tolist(), latents_std=(std / target).tolist())
+    vae.save_pretrained(folder)
+    return vae
+
+
+def normalised_latent(vae: PatchVAE, x: Tensor) -> Tensor:
+    """Latent of x in the scale that the flow sees."""
+    mean, std = (
+        torch.tensor(v, device=x.device).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (vae.encode(x).latent_dist.mode() - mean) / std
+
+
+# -- pool of encoded clips --------------------------------------------------------------------
+
+
+class Pool:
+    """Six shards of rendered, encoded clips; `renew` replaces the oldest with fresh ones."""
+
+    def __init__(self, size: Size, vae: PatchVAE, folder: Path, device: str):
+        self.size, self.vae, self.folder, self.device = size, vae, folder, device
+        self.shards, self.born = [], 0
+        for path in sorted(folder.glob("pool-*.pt"))[-6:]:
+            self.shards.append(torch.load(path, weights_only=True))
+            self.born = int(path.stem.split("-")[1]) + 1
+        while len(self.shards) < 2:
+            self.renew()
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Render and encode one shard of scenes never used before."""
+        latents, texts = [], []
+        for k in range(0, self.size.pool, 128):
+            x, text = clips(self.size, 1_000_000 + self.born * 1000 + k, 128, device=self.device)
+            latents.append(normalised_latent(self.vae, x).half())
+            texts += text
+        shard = {"z": torch.cat(latents), "text": texts}
+        save(shard, self.folder / f"pool-{self.born:05d}.pt")
+        for old in sorted(self.folder.glob("pool-*.pt"))[:-6]:
+            old.unlink()
+        self.shards = [*self.shards[-5:], shard]
+        self.born += 1
+
+    def batch(self, count: int, frames: int, rng: random.Random) -> tuple[Tensor, list[str]]:
+        """Random clips of `frames` consecutive frames: (count, C, frames, h, w) and captions."""
+        shard = rng.choice(self.shards)
+        rows = rng.sample(range(len(shard["text"])), count)
+        start = rng.randint(0, self.size.frames - frames)
+        z = shard["z"][rows][:, :, start : start + frames].float()
+        return z.to(self.device), [shard["text"][i] for i in rows]
+
+
+def save(state: dict, path: Path) -> None:
+    """torch.save that never leaves a half-written file under the final name."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+# -- flow -------------------------------------------------------------------------------------
+
+
+def build_flow(size: Size) -> nn.ModuleDict:
+    """Transformer and text encoder, randomly initialised."""
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=size.heads,
+        attention_head_dim=size.head_dim,
+        in_channels=16,
+        out_channels=16,
+        text_dim=size.text_dim,
+        freq_dim=64,
+        ffn_dim=size.ffn,
+        num_layers=size.layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+    text = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(build_tokenizer()),
+            d_model=size.text_dim,
+            d_kv=24,
+            d_ff=2 * size.text_dim,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+    return nn.ModuleDict({"transformer": transformer, "text_encoder": text})
+
+
+def embed(text_encoder: nn.Module, tokenizer, texts: list[str], device) -> Tensor:
+    """Text states (B, TEXT_LENGTH, D), zero beyond each prompt's end, as Wan's pipeline pads them."""
+    tokens = tokenizer(
+        texts,
+        padding="max_length",
+        max_length=TEXT_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).to(device)
+    states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    return states * tokens.attention_mask[..., None]
+
+
+def corrupt(text: str, rng: random.Random) -> str:
+    """Training captions lose words now and then, so that any text is a legal prompt."""
+    if rng.random() < 0.1:
+        return ""  # the unconditional branch of guidance
+    words = [w for w in text.split() if rng.random() > 0.02]
+    words = ["qqq" if rng.random() < 0.02 else w for w in words]  # <unk>
+    if rng.random() < 0.3:
+        words = [w for w in words if w not in ("large", "small")]
+    return " ".join(words)
+
+
+def flow_loss(
+    flow: nn.ModuleDict, tokenizer, x0: Tensor, texts: list[str], size: Size, half: bool
+) -> Tensor:
+    """Mean squared velocity error at random noise levels, antithetic within the batch."""
+    B, device = len(x0), x0.device
+    u = (torch.arange(B, device=device) + torch.rand(1, device=device)) / B
+    sigma = torch.sigmoid(
+        size.logit_mean + torch.erfinv((2 * u - 1).clamp(-0.999, 0.999)) * 2**0.5
+    )
+    sigma = size.shift * sigma / (1 + (size.shift - 1) * sigma)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    eps = torch.randn_like(x0)
+    with torch.autocast(x0.device.type, torch.bfloat16, enabled=half):
+        text = embed(flow["text_encoder"], tokenizer, texts, device)
+        v = flow["transformer"](
+            hidden_states=(1 - s) * x0 + s * eps,
+            timestep=1000 * sigma,
+            encoder_hidden_states=text,
+            return_dict=False,
+        )[0]
+    return F.mse_loss(v.float(), eps - x0)
+
+
+def optimisers(flow: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's blocks, AdamW for the rest."""
+    matrices = [
+        p
+        for name, p in flow["transformer"].named_parameters()
+        if p.ndim == 2 and name.startswith("blocks.")
+    ]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in flow.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
+    """Train until `--minutes` of training time (summed over restarts) are spent."""
+    device = args.device
+    flow = build_flow(size).to(device)
+    tokenizer = build_tokenizer()
+    opts = optimisers(flow, size.lr)
+    average = {k: v.clone() for k, v in flow.state_dict().items()}
+    seen = step = 0
+    spent = 0.0
+    path = folder / "flow.pt"
+    if path.exists():
+        old = torch.load(path, weights_only=True, map_location=device)
+        flow.load_state_dict(old["flow"])
+        average = old["average"]
+        for opt, state in zip(opts, old["optimisers"], strict=True):
+            opt.load_state_dict(state)
+        seen, step, spent = old["seen"], old["step"], old["spent"]
+        print(f"resumed at step {step}, {seen} samples, {spent / 60:.1f} min")
+    pool = Pool(size, vae, folder, device)
+    rng = random.Random(step)
+    torch.manual_seed(step)
+    log = open(folder / "log.jsonl", "a")
+    budget, losses, saved, since_renewal = args.minutes * 60, [], time.time(), 0
+    clock = time.time()
+    while spent < budget:
+        progress = spent / budget
+        frames, batch = next((f, b) for until, f, b in size.stages if progress < until)
+        warm = min(1.0, (step + 1) / 100)
+        decay = min(1.0, (1 - progress) / 0.45)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = size.lr * warm * max(decay, 0.01)
+        x0, texts = pool.batch(batch, frames, rng)
+        loss = flow_loss(flow, tokenizer, x0, [corrupt(t, rng) for t in texts], size, args.bf16)
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+        with torch.no_grad():
+            keep = min(0.999, 1 - 1 / (step / 10 + 1))
+            for k, v in flow.state_dict().items():
+                average[k].lerp_(v, 1 - keep) if v.is_floating_point() else average[k].copy_(v)
+        seen, step, since_renewal = seen + batch, step + 1, since_renewal + batch * frames
+        losses.append(loss.detach())
+        if since_renewal > args.renew_every * size.pool * size.frames or len(pool.shards) < 6:
+            if step % 25 == 0:
+                pool.renew()
+                since_renewal = 0
+        now = time.time()
+        spent, clock = spent + now - clock, now
+        if step % 50 == 0:
+            row = {
+                "step": step,
+                "seen": seen,
+                "minutes": round(spent / 60, 2),
+                "frames": frames,
+                "loss": round(torch.stack(losses).mean().item(), 4),
+            }
+            losses = []
+            print(row, flush=True)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if now - saved > args.save_seconds or spent >= budget:
+            state = {"flow": flow.state_dict(), "average": average, "seen": seen, "step": step}
+            save({**state, "spent": spent, "optimisers": [o.state_dict() for o in opts]}, path)
+            saved = time.time()
+
+
+def export(name: str, folder: Path, target: Path) -> None:
+    """Averaged weights in float16 as a complete `WanPipeline` folder with `card.json`."""
+    size = SIZES[name]
+    state = torch.load(folder / "flow.pt", weights_only=True, map_location="cpu")
+    flow = build_flow(size)
+    flow.load_state_dict(state["average"])
+    pipeline = WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=flow["text_encoder"].half(),
+        vae=PatchVAE.from_pretrained(folder / "vae").half(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=size.shift),
+        transformer=flow["transformer"].half(),
+    )
+    pipeline.save_pretrained(target)
+    index = json.loads((target / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+    index["vae"] = ["s2flow.backbones.tiny.vae", "PatchVAE"]
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    card = {
+        "size": name,
+        **asdict(size),
+        "samples_seen": state["seen"],
+        "steps": state["step"],
+        "training_minutes": round(state["spent"] / 60, 1),
+        "command": f"python -m s2flow.backbones.tiny.train {name}",
+    }
+    (target / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(f"wrote {target}")
+
+
+def main() -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--state", type=Path, required=True, help="folder for resumable state")
+    parser.add_argument("--minutes", type=float, default=100, help="training time in all")
+    parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--renew-every", type=float, default=6, help="uses of a clip, roughly")
+    parser.add_argument("--save-seconds", type=float, default=120)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--export", type=Path, nargs="?", const=WEIGHTS, help="write the weights")
+    args = parser.parse_args()
+    size, folder = SIZES[args.size], args.state
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.export:
+        target = args.export / args.size if args.export == WEIGHTS else args.export
+        return export(args.size, folder, target)
+    if (folder / "vae" / "config.json").exists():
+        vae = PatchVAE.from_pretrained(folder / "vae").to(args.device)
+    else:
+        vae = train_vae(size, folder / "vae", args.vae_steps, args.device)
+    train_flow(args, size, vae.requires_grad_(False), folder)
+
+
+if __name__ == "__main__":
+    main()

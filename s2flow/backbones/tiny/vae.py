@@ -1,0 +1,91 @@
+"""A small per-frame autoencoder with the interface of diffusers' video VAEs.
+
+Blocks of 4x4 pixels (48 numbers) are projected on their first 16 principal components; a few
+residual convolutions at latent resolution refine both directions:
+
+    z = P (b - mean) + E(b),        b' = mean + P^T z + D(z).
+
+Linear first, so that it starts as good as PCA and trains in minutes; convolutions only, so that it
+takes any size; one frame at a time, because temporal compression ghosts moving objects.
+
+Deterministic: `encode(x).latent_dist.mode()` and `.sample()` are the same. `latents_mean` and
+`latents_std` in the config follow Wan's convention, latent = (raw - mean) / std. Channel k keeps a
+standard deviation proportional to std_k^0.5: unit variance in every channel would put texture at the
+same signal-to-noise ratio as colour, and a small flow then scatters objects over unrelated patches.
+"""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+
+def _refiner(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
+    last = nn.Conv2d(hidden, n_out, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Conv2d(n_in, hidden, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(hidden, hidden, 3, padding=1),
+        nn.SiLU(),
+        last,
+    )
+
+
+class PatchVAE(ModelMixin, ConfigMixin):
+    """Video (B, 3, T, H, W) in [-1, 1] <-> raw latent (B, z_dim, T, H/4, W/4)."""
+
+    @register_to_config
+    def __init__(
+        self,
+        z_dim: int = 16,
+        hidden: int = 96,
+        scale_factor_spatial: int = 4,
+        scale_factor_temporal: int = 1,
+        latents_mean: tuple = (0.0,) * 16,
+        latents_std: tuple = (1.0,) * 16,
+    ):
+        super().__init__()
+        n = 3 * scale_factor_spatial**2
+        self.patch = scale_factor_spatial
+        self.mean = nn.Parameter(torch.zeros(n), requires_grad=False)
+        self.basis = nn.Parameter(torch.eye(z_dim, n), requires_grad=False)
+        self.encoder = _refiner(n, hidden // 2, z_dim)
+        self.decoder = _refiner(z_dim, hidden, n)
+
+    def encode(self, x: Tensor, return_dict: bool = True):
+        """Raw latent of a video, as `.latent_dist.mode()`."""
+        blocks = F.pixel_unshuffle(_frames(x), self.patch)
+        centred = blocks - self.mean[:, None, None]
+        z = torch.einsum("kn,bnhw->bkhw", self.basis, centred) + self.encoder(centred)
+        z = _video(z, x.shape[2])
+        dist = SimpleNamespace(mode=lambda: z, sample=lambda generator=None: z)
+        return SimpleNamespace(latent_dist=dist) if return_dict else (dist,)
+
+    def decode(self, z: Tensor, return_dict: bool = True):
+        """Video of a raw latent, as `.sample`."""
+        frames = _frames(z)
+        blocks = torch.einsum("kn,bkhw->bnhw", self.basis, frames) + self.decoder(frames)
+        x = F.pixel_shuffle(blocks + self.mean[:, None, None], self.patch)
+        x = _video(x, z.shape[2])
+        return SimpleNamespace(sample=x) if return_dict else (x,)
+
+    @torch.no_grad()
+    def fit_pca(self, x: Tensor) -> None:
+        """Set mean and basis to the principal components of the 4x4 blocks of x (B, 3, T, H, W)."""
+        blocks = F.pixel_unshuffle(_frames(x), self.patch).movedim(1, -1).flatten(0, -2)
+        self.mean.copy_(blocks.mean(0))
+        _, vectors = torch.linalg.eigh(torch.cov((blocks - self.mean).T))
+        self.basis.copy_(vectors.flip(1).T[: self.config.z_dim])
+
+
+def _frames(x: Tensor) -> Tensor:
+    return x.movedim(2, 1).flatten(0, 1)
+
+
+def _video(x: Tensor, frames: int) -> Tensor:
+    return x.unflatten(0, (-1, frames)).movedim(1, 2)

@@ -1,0 +1,281 @@
+"""Figure 2 as code: an LR flow to the end, a hand-off, and an HR flow that the LR one guides (Eqs. 4-6).
+
+    LR   z_N ~ N(0, I), N Euler steps with full attention to z_0; every z_n, v_n and the coverage of
+         every window are kept                                                              (Eq. 4)
+    up   hand-off with t_i steps remaining                                                  (Eq. 5)
+    HR   n = t_i ... 1 on the same noise levels, from the hand-off to z_0                   (Eq. 6)
+
+The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR step. It does not depend
+on sparsity, windows, order, t_i or HR method, and is computed once for all clips that share it.
+
+`Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step, the
+HR flow calls ordered *correctors* on the velocity, then asks its solver for higher derivatives:
+
+    v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2flow.attention import window_attention
+from s2flow.backbones.base import Backbone
+from s2flow.flow import Trajectory, noise, sigma_grid
+from s2flow.handoff import aligned_noise, hand_off, resize_latent
+from s2flow.recipe import Recipe
+from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
+from s2flow.timing import Clock
+from s2flow.windows import (
+    Box,
+    Plan,
+    attention_rows,
+    brick_grid,
+    coverage_of_all_boxes,
+    fraction_of_volume,
+    make_plan,
+    sample_rows,
+)
+
+Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LowFlow:
+    """The LR flow: its trajectory and the coverage of every box size.
+
+    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w).
+    """
+
+    flow: Trajectory
+    coverage: Tensor
+    bricks: Box
+
+    def nbytes(self) -> int:
+        """Memory held, for the cache's limit."""
+        kept = [*self.flow.z, *(v for v in self.flow.v if v is not None), self.coverage]
+        return sum(t.nbytes for t in kept)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a method returns: the HR video, the LR one if there was any, and what to record.
+
+    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; `report` holds
+    densities, histograms, cosines and the like, ready for JSON.
+    """
+
+    video: Tensor
+    low_video: Tensor | None
+    latent: Tensor
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class LowFlowCache(OrderedDict):
+    """LR flows by key, least recently used first out, at most `limit` bytes."""
+
+    limit = 2 * 2**30
+
+    def get_or_make(self, key: Any, make: Callable[[], LowFlow]) -> tuple[LowFlow, bool]:
+        """The flow of `key` and whether it was there already."""
+        if key in self:
+            self.move_to_end(key)
+            return self[key], True
+        self[key] = make()
+        while len(self) > 1 and sum(f.nbytes() for f in self.values()) > self.limit:
+            self.popitem(last=False)
+        return self[key], False
+
+
+class Cascade:
+    """One batch of clips under one recipe: the stages that methods are written with."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        clock: Clock | None = None,
+        cache: LowFlowCache | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.backbone, self.recipe = backbone, recipe
+        self.prompts, self.seeds = list(prompts), list(seeds)
+        self.clock = clock or Clock(backbone.device)
+        self.cache = LowFlowCache() if cache is None else cache
+        self.progress = progress or (lambda stage, done, total: None)
+        self.sigma = sigma_grid(recipe.steps, recipe.shift)
+        self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
+        self.high_shape = backbone.latent_shape(*recipe.high, recipe.frames)
+        self.report: dict[str, Any] = {}
+        with self.clock("text"):
+            self.condition = backbone.encode_prompt(
+                self.prompts, recipe.negative_prompt, recipe.guidance
+            )
+
+    # -- the three stages of Figure 2 ---------------------------------------------------------
+
+    def low_flow(self) -> LowFlow:
+        """The LR flow to its end (Eq. 4), from the cache if another variant has made it."""
+        r = self.recipe
+        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
+        low, reused = self.cache.get_or_make(key, self._make_low_flow)
+        self.report["low_flow_reused"] = reused
+        return low
+
+    def hand_off(self, low: LowFlow) -> Tensor:
+        """HR latent with t_i steps remaining (Eq. 5)."""
+        r, backbone = self.recipe, self.backbone
+        with self.clock("handoff"):
+            eps = self.noise(self.high_shape, "high")
+            if r.noise == "aligned":
+                eps = aligned_noise(eps, low.flow.z[r.steps])
+            return hand_off(
+                low.flow, r.t_i, eps, r.handoff, backbone.decode, backbone.encode, r.high
+            )
+
+    def high_flow(
+        self,
+        z: Tensor,
+        n_from: int,
+        solver: Euler | None = None,
+        plan: Plan | None = None,
+        correctors: Sequence[Corrector] = (),
+    ) -> Trajectory:
+        """HR flow from n_from steps remaining to z_0 (Eq. 6), inside the plan's windows."""
+        with self.clock("hr"):
+            return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+
+    # -- what methods choose from -------------------------------------------------------------
+
+    def plan(self, low: LowFlow) -> Plan:
+        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9)."""
+        r = self.recipe
+        tokens = self.backbone.token_grid(self.high_shape)
+        with self.clock("plan"):
+            f = fraction_of_volume(r.sparsity, r.density)
+            plan = make_plan(r.windows, f, low.coverage, low.bricks, tokens, r.brick_high, r.t_i)
+        self.report["density_requested"] = f
+        self.report["density"] = {str(n): plan.density(n) for n in range(r.t_i, 0, -1)}
+        self.report["window_histogram"] = plan.histogram(r.t_i)
+        return plan
+
+    def solver(self, low: LowFlow) -> Euler:
+        """The recipe's source of higher derivatives (Eqs. 10-12)."""
+        r = self.recipe
+        scale = self.high_shape[-1] / self.low_shape[-1]
+        if r.solver == "lri":
+            return LRI(low.flow, self.upsample, r.order, r.stencil, r.lr_time, scale)
+        if r.solver == "lri_cv":
+            return LRICv(low.flow, self.upsample)
+        return {"euler": Euler, "ab2": AB2, "heun": Heun}[r.solver]()
+
+    def upsample(self, v: Tensor) -> Tensor:
+        """U of Eq. 12: an LR latent field at HR."""
+        return resize_latent(v, *self.high_shape[-2:], mode=self.recipe.upsample)
+
+    def noise(self, shape: tuple[int, ...], purpose: str) -> Tensor:
+        """White noise of every clip of the batch, from its prompt and seed alone."""
+        pairs = zip(self.prompts, self.seeds, strict=True)
+        eps = torch.stack([noise(shape, p, s, purpose) for p, s in pairs])
+        return eps.to(self.backbone.device)
+
+    def finish(
+        self, high: Trajectory, low: LowFlow | None = None, solver: Euler | None = None
+    ) -> Generated:
+        """Decode, and gather what the record keeps."""
+        with self.clock("decode"):
+            video = self.backbone.decode(high.z[0])
+            low_video = None if low is None else self.backbone.decode(low.flow.z[0])
+        if low is not None:
+            cosines = derivative_cosines(high, low.flow, self.upsample, self.recipe.t_i)
+            self.report["derivative_cosine"] = _steps_as_text(cosines)
+        if solver is not None and solver.report:
+            self.report["solver"] = _steps_as_text(solver.report)
+        return Generated(video, low_video, high.z[0], self.report)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _make_low_flow(self) -> LowFlow:
+        r, backbone = self.recipe, self.backbone
+        tokens = backbone.token_grid(self.low_shape)
+        bricks = brick_grid(tokens, r.brick_low)
+        table: list[Tensor] = []
+
+        def observe(layer: int, q: Tensor, k: Tensor) -> None:
+            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * len(table) + layer)
+            A = attention_rows(q, k, rows, n_video)
+            table.append(coverage_of_all_boxes(A, rows, tokens, r.brick_low).cpu())
+
+        n_video = tokens[0] * tokens[1] * tokens[2]
+        with self.clock("lr"):
+            z = self.noise(self.low_shape, "low")
+            flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe)
+        layers = backbone.router.layers
+        by_step = torch.stack(table).unflatten(0, (r.steps, layers)).flip(0)
+        return LowFlow(flow, torch.cat([by_step[:1], by_step]), bricks)  # row 0 is never used
+
+    def _integrate(
+        self,
+        z: Tensor,
+        n_from: int,
+        solver: Euler,
+        plan: Plan | None,
+        correctors: Sequence[Corrector],
+        stage: str,
+        observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Trajectory:
+        """Taylor steps n = n_from ... 1 (Eq. 10); the state stays in float32."""
+        sigma = self.sigma.tolist()
+        zs: list[Tensor | None] = [None] * len(sigma)
+        vs: list[Tensor | None] = [None] * len(sigma)
+        router, attention = self.backbone.router, self.recipe.attention
+        for n in range(n_from, 0, -1):
+            zs[n] = z
+            windows = (
+                nullcontext() if plan is None else router.replacing(_windowed(plan, n, attention))
+            )
+            with windows, router.observing(observe):
+                v = self._velocity(z, sigma[n])
+                for corrector in correctors:
+                    v = corrector(n, sigma[n], z, v)
+                vs[n] = v
+                higher = solver.derivatives(n, sigma, z, v, self._velocity)
+            z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
+            self.progress(stage, n_from - n + 1, n_from)
+        zs[0] = z
+        return Trajectory(self.sigma, zs, vs)
+
+    def _velocity(self, z: Tensor, sigma: float) -> Tensor:
+        return self.backbone.velocity(z, sigma, self.condition)
+
+
+def _windowed(plan: Plan, n: int, attention: str):
+    """Replacer for step n: every head inside its window; whole-grid layers stay with the model."""
+    g = plan.grid
+
+    def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        clips = [[tuple(b) for b in heads] for heads in plan.boxes[n, layer].tolist()]
+        if attention == "auto" and all(b == g for heads in clips for b in heads):
+            return None  # the model's own dense call, bitwise
+        if all(heads == clips[0] for heads in clips):
+            return window_attention(q, k, v, clips[0], plan.tokens, plan.brick, attention)
+        rows = [
+            window_attention(
+                q[i : i + 1], k[i : i + 1], v[i : i + 1], boxes, plan.tokens, plan.brick, attention
+            )
+            for i, boxes in enumerate(clips)
+        ]
+        return torch.cat(rows)
+
+    return replace
+
+
+def _steps_as_text(table: dict[str, dict[int, float]]) -> dict[str, dict[str, float]]:
+    """JSON keys are strings; steps are kept in the order they were taken."""
+    return {k: {str(n): round(x, 6) for n, x in v.items()} for k, v in table.items()}

@@ -1,0 +1,125 @@
+"""The edge between the shell and Hydra: prompts to the letter in, one clear line out when it fails."""
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+
+from s2flow.errors import UserError
+
+PLAIN = re.compile(r"[^\\'\"$\x00-\x1f]*")
+
+
+def literal_prompt(argument: str) -> str:
+    """A `prompt=...` argument quoted so that Hydra's grammar passes its text on to the letter.
+
+    Anything after `prompt=` is text: commas, quotes, `=`, `${`, newlines, emoji; nothing is
+    interpolated or split into a sweep. `prompt=null` clears a prompt. Other arguments are returned
+    as they are.
+    """
+    key, equals, text = argument.partition("=")
+    if key != "prompt" or not equals or text == "null":
+        return argument
+    # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
+    # OmegaConf resolves ${ unless a backslash stands before it.
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
+    text = re.sub(r"(\\+)$", lambda m: m[1] * 2, text)
+    return f"prompt='{text}'"
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Print a job's user error where it happens: of a sweep, Hydra raises only the first one."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        error.reported = True
+        raise
+
+
+class _WithoutHydrasEcho:
+    """stderr, without the line that Hydra puts before every exception of a job."""
+
+    def __init__(self, stream) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Pass on everything else."""
+        echo = text.startswith("Error executing job with overrides:")
+        return len(text) if echo else self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Quote prompts before Hydra reads them; turn user errors into one line and exit code 2.
+
+    Set HYDRA_FULL_ERROR=1 to see tracebacks instead.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on shared cores
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
+    sys.argv[1:] = [literal_prompt(a) for a in sys.argv[1:]]
+    if not full:
+        sys.stderr = _WithoutHydrasEcho(sys.stderr)
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        if not getattr(error, "reported", False):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """What was wrong, the value, and what to type, on one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None:  # a UserError raised inside a Hydra instantiation
+        if isinstance(cause, UserError):
+            return one_line(cause)
+        cause = cause.__cause__
+    text = str(error)
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(
+        r"Key '([^']+)' not in", text
+    )
+    if key and "not in" in text + str(error.__cause__ or ""):
+        return f"{key[1]}: no such key{_nearest(key[1])}; python run.py --help lists them"
+    missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
+    if missing:
+        options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
+        return (
+            f"{missing[1]}={missing[2]} is unknown; type one of {missing[1]}={'|'.join(options)}"
+        )
+    lines = [
+        line.strip() for line in (text, str(error.__cause__ or "")) for line in line.split("\n")
+    ]
+    kept = [
+        x
+        for x in lines
+        if x and not x.startswith(("object_type", "reference_type", "full_key: null"))
+    ]
+    return "; ".join(dict.fromkeys(kept))
+
+
+def _nearest(key: str) -> str:
+    from s2flow.config import Config
+
+    known = [f.name for f in fields(Config)] + ["experiment"]
+    close = difflib.get_close_matches(key.split(".")[0], known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""

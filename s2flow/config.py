@@ -1,0 +1,281 @@
+"""Typed configuration: what may be typed, what it resolves to, and which run it names.
+
+The only module that knows OmegaConf. `Config` is the schema behind `conf/`; `resolve` checks every knob,
+fills what was left open (`null`) from the backbone, and returns the frozen `Recipe` whose hash is the run
+id. Every error is one line: what was typed, why not, what to type instead.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from s2flow.errors import UserError
+from s2flow.recipe import Recipe
+from s2flow.windows import Policy, brick_grid, candidates, fraction_of_volume
+
+
+@dataclass
+class BackboneConf:
+    """One file of conf/backbone: a model and the sizes it is meant for."""
+
+    name: str = MISSING  # as typed: backbone=micro
+    family: str = MISSING  # which adapter loads it: tiny
+    steps: int = MISSING  # N
+    shift: float = MISSING  # k of the noise grid
+    guidance: float = MISSING
+    negative_prompt: str = ""
+    low: list[int] = MISSING  # (height, width) it was trained at
+    high: list[int] = MISSING
+    frames: int = MISSING
+    fps: int = MISSING
+    multiple: int = MISSING  # sides must be multiples of this (VAE stride x patch)
+    frame_step: int = MISSING  # frames must be a multiple of this, plus 1
+    max_side: int = MISSING  # longest side its positions can address
+    brick_low: list[int] = MISSING  # tokens per brick (t, h, w)
+    brick_high: list[int] = MISSING
+
+
+@dataclass
+class WindowsConf:
+    """One file of conf/windows: how each head's window is chosen."""
+
+    label: str = MISSING  # the name in tables
+    policy: str = MISSING  # adaptive | fixed | coverage | full
+    exponents: list[Any] = field(default_factory=list)  # sides f^a, f^b, f^c; a+b+c = 1
+    target: float = 0.95  # of policy coverage
+    dense_steps: int = 0  # so many first HR steps attend everything
+    dense_layers: list[int] = field(default_factory=list)  # these layers attend everything
+
+
+@dataclass
+class MethodConf:
+    """One file of conf/method."""
+
+    name: str = MISSING
+
+
+@dataclass
+class PromptsConf:
+    """One file of conf/prompts."""
+
+    source: str = MISSING
+    file: str | None = None
+    subset: str = "full"
+    count: int | None = None
+    subset_seed: int = 0
+
+
+@dataclass
+class TrackerConf:
+    """One file of conf/tracker."""
+
+    name: str = "none"
+    project: str = "s2flow"
+    mode: str = "offline"
+
+
+@dataclass
+class Config:
+    """Everything that can be typed; conf/config.yaml explains each key beside its default."""
+
+    backbone: BackboneConf = field(default_factory=BackboneConf)
+    method: MethodConf = field(default_factory=MethodConf)
+    windows: WindowsConf = field(default_factory=WindowsConf)
+    prompts: PromptsConf = field(default_factory=PromptsConf)
+    scorer: dict[str, Any] = field(default_factory=dict)
+    tracker: TrackerConf = field(default_factory=TrackerConf)
+
+    sparsity: float = 0.5
+    density: str = "volume"
+    t_i: int | None = None
+    order: int = 2
+    solver: str = "lri"
+    steps: int | None = None
+    seed: int = 0
+    prompt: str | None = None
+    low: list[int] | None = None
+    high: list[int] | None = None
+    frames: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    shift: float | None = None
+    handoff: str = "x0"
+    noise: str = "fresh"
+    stencil: str = "grid"
+    lr_time: str = "sigma"
+    upsample: str = "bilinear"
+    brick_low: list[int] | None = None
+    brick_high: list[int] | None = None
+    coverage_rows: int = 128
+    attention: str = "auto"
+
+    runs_dir: str = "runs"
+    shard: str = "1/1"
+    batch: int = 1
+    device: str = "auto"
+    threads: int | None = None
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+CHOICES = {
+    "density": ("volume", "per_axis"),
+    "solver": ("lri", "euler", "ab2", "lri_cv", "heun"),
+    "handoff": ("x0", "latent", "noisy"),
+    "noise": ("fresh", "aligned"),
+    "stencil": ("grid", "central"),
+    "lr_time": ("sigma", "snr"),
+    "upsample": ("bilinear", "nearest", "bicubic"),
+}
+
+
+def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
+    """The recipe of a composed config. Raises UserError for any value that cannot work.
+
+    weights: hash of the backbone's weights; knobs: the method's KNOBS.
+    """
+    backbone = cfg.backbone
+    _check_choices(cfg)
+    given = {
+        name: getattr(backbone, name) if cfg[name] is None else cfg[name]
+        for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
+    }
+    low, high, brick_low, brick_high = (
+        tuple(backbone[n] if cfg[n] is None else cfg[n])
+        for n in ("low", "high", "brick_low", "brick_high")
+    )
+    _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
+    t_i = max(round(0.6 * given["steps"]), 1) if cfg.t_i is None else cfg.t_i
+    _check_sizes(backbone, low, high, given["frames"])
+    _check_knobs(cfg, given["steps"], t_i)
+    for name, brick in (("brick_low", brick_low), ("brick_high", brick_high)):
+        _check(
+            len(brick) == 3 and min(brick) >= 1,
+            f"{name}={list(brick)} is not a brick; type three positive numbers, {name}=[1,2,2]",
+        )
+    policy = _policy(cfg.windows)
+    if "windows" in knobs and policy.name in ("adaptive", "fixed"):
+        tokens = (
+            (given["frames"] - 1) // backbone.frame_step + 1,
+            low[0] // backbone.multiple,
+            low[1] // backbone.multiple,
+        )
+        f = fraction_of_volume(cfg.sparsity, cfg.density)
+        if f < 1:
+            candidates(f, policy.exponents, brick_grid(tokens, brick_low))
+    return Recipe(
+        backbone=backbone.name,
+        weights=weights,
+        method=cfg.method.name,
+        low=low,
+        high=high,
+        t_i=t_i,
+        windows=policy,
+        brick_low=brick_low,
+        brick_high=brick_high,
+        knobs=knobs,
+        **given,
+        **{
+            name: cfg[name]
+            for name in (
+                *("handoff", "noise", "sparsity", "density", "coverage_rows", "attention"),
+                *("solver", "order", "stencil", "lr_time", "upsample"),
+            )
+        },
+    )
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A config node as plain dicts and lists, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _check(good: bool, otherwise: str) -> None:
+    if not good:
+        raise UserError(otherwise)
+
+
+def _check_choices(cfg: DictConfig) -> None:
+    for name, choices in CHOICES.items():
+        _check(
+            cfg[name] in choices,
+            f"{name}={cfg[name]} is unknown; type one of {name}={'|'.join(choices)}",
+        )
+
+
+def _check_knobs(cfg: DictConfig, steps: int, t_i: int) -> None:
+    s = cfg.sparsity
+    hint = f"sparsity={s / 100:g}" if 1 < s <= 100 else "sparsity=0.5"
+    _check(
+        0 < s <= 1, f"sparsity={s:g} is not in (0, 1]: it is the share that is kept; type {hint}"
+    )
+    _check(
+        1 <= t_i <= steps,
+        f"t_i={t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "
+        f"type t_i={max(round(0.6 * steps), 1)}",
+    )
+    _check(1 <= cfg.order <= steps, f"order={cfg.order} is not in 1..{steps}; type order=2")
+    _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
+    _check(
+        cfg.coverage_rows >= 1,
+        f"coverage_rows={cfg.coverage_rows} is too few; type coverage_rows=128",
+    )
+
+
+def _check_sizes(backbone: Any, low: tuple, high: tuple, frames: int) -> None:
+    m = backbone.multiple
+    for name, size in (("low", low), ("high", high)):
+        _check(
+            len(size) == 2,
+            f"{name}={list(size)} is no size; type {name}=[height,width], both multiples of {m}",
+        )
+        near = [max(round(side / m), 1) * m for side in size]
+        _check(
+            all(side >= m and side % m == 0 for side in size),
+            f"{name}=[{size[0]},{size[1]}] cannot be divided by {m} (autoencoder stride x patch); "
+            f"type {name}=[{near[0]},{near[1]}]",
+        )
+        _check(
+            max(size) <= backbone.max_side,
+            f"{name}=[{size[0]},{size[1]}] is larger than {backbone.name} can address; "
+            f"keep both sides at most {backbone.max_side}",
+        )
+    _check(
+        high[0] > low[0] and high[1] > low[1],
+        f"high=[{high[0]},{high[1]}] is not larger than low=[{low[0]},{low[1]}]; "
+        f"type high=[{2 * low[0]},{2 * low[1]}]",
+    )
+    step = backbone.frame_step
+    _check(frames >= 1, f"frames={frames} is not positive; type frames={backbone.frames}")
+    near_t = (frames - 1) // step * step + 1
+    _check(
+        (frames - 1) % step == 0,
+        f"frames={frames} is not a multiple of {step} plus 1; type frames={near_t}",
+    )
+
+
+def _policy(w: Any) -> Policy:
+    names = ("adaptive", "fixed", "coverage", "full")
+    _check(
+        w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
+    )
+    exponents = [tuple(float(a) for a in e) for e in w.exponents]
+    for e in exponents:
+        _check(
+            len(e) == 3 and min(e) >= 0 and abs(sum(e) - 1) < 1e-3,
+            f"windows.exponents holds {list(e)}; each entry is three shares that add up to 1, "
+            "such as [0.5,0.5,0]",
+        )
+    if w.policy in ("adaptive", "fixed"):
+        _check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
+        exponents = [tuple(a / sum(e) for a in e) for e in exponents]
+    _check(0 < w.target <= 1, f"windows.target={w.target} is not in (0, 1]; type 0.95")
+    return Policy(
+        w.policy,
+        tuple(exponents) if w.policy in ("adaptive", "fixed") else (),
+        float(w.target) if w.policy == "coverage" else 0.0,
+        w.dense_steps,
+        tuple(w.dense_layers),
+    )

@@ -1,0 +1,303 @@
+"""One job: for each clip not yet in the store, generate, write, score, record.
+
+A clip is a prompt text and a seed; list entries with the same text share one. Whatever is already recorded
+is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback, the others go on,
+and the job ends non-zero with counts and the command to type. Within one process a backbone is loaded
+once, and an LR flow is computed once for all HR variants of a sweep that share it.
+"""
+
+import errno
+import functools
+import gc
+import platform
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from s2flow import methods
+from s2flow.backbones.base import Backbone
+from s2flow.cascade import Cascade, Generated, LowFlowCache
+from s2flow.config import plain, resolve
+from s2flow.errors import UserError
+from s2flow.prompts import load_prompts
+from s2flow.recipe import VERSION, Recipe
+from s2flow.scorers import Clip
+from s2flow.store import Store, clip_key, sha256_of, written_whole
+from s2flow.summary import Progress, print_run
+from s2flow.timing import Clock
+from s2flow.tracking import tracked
+from s2flow.video import contact_sheet, read_video, write_video
+
+_low_flows = LowFlowCache()  # shared by the jobs of a sweep
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clip to make: text, seed, its places in the prompt list, its key in the store."""
+
+    prompt: str
+    seed: int
+    indices: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """See `store.clip_key`."""
+        return clip_key(self.prompt, self.seed)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Make all clips of one config; returns the summary that tables are printed from.
+
+    Raises UserError for values that cannot work and, at the end, if any clip failed.
+    """
+    start = time.time()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    tasks = clip_tasks(cfg)
+    knobs = methods.method(cfg.method.name).KNOBS
+    recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
+    scorers = {name: instantiate(conf) for name, conf in plain(cfg.scorer).items()}
+    store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
+    todo = [t for t in tasks if store.record(t.key) is None]
+    failed = 0
+    if todo:
+        backbone = load_backbone(cfg.backbone.family, cfg.backbone.name, _device(cfg.device))
+        with Progress(recipe, len(tasks), len(todo)) as progress, tracked(cfg, recipe) as track:
+            for i in range(0, len(todo), cfg.batch):
+                group = [t for t in todo[i : i + cfg.batch] if store.record(t.key) is None]
+                failed += _make(group, cfg, recipe, backbone, scorers, store, progress, track)
+    records = {t: store.record(t.key) for t in tasks}
+    summary = {
+        "run_id": recipe.run_id,
+        "label": label(cfg, recipe),
+        "clips": len(tasks),
+        "made": len(todo) - failed,
+        "failed": failed,
+        "seconds": time.time() - start,
+        "folder": str(store.folder),
+        "records": [r for r in records.values() if r is not None],
+    }
+    print_run(summary)
+    if failed:
+        raise UserError(
+            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; tracebacks "
+            f"are in {store.folder / 'failures'}; the same command tries the failed ones again"
+        )
+    return summary
+
+
+def clip_tasks(cfg: DictConfig) -> list[Task]:
+    """The clips of a config: one `prompt`, or the prompts group; equal texts merged."""
+    if cfg.prompt is not None:
+        if not cfg.prompt.strip():
+            raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
+        entries = [(0, cfg.prompt)]
+    else:
+        p = cfg.prompts
+        found = load_prompts(
+            p.source,
+            file=p.file,
+            subset=p.subset,
+            seed=p.subset_seed,
+            shard=cfg.shard,
+            count=p.count,
+            world=cfg.backbone.name if cfg.backbone.family == "tiny" else "micro",
+        )
+        entries = [(e.index, e.text) for e in found]
+    places: dict[str, list[int]] = {}
+    for index, text in entries:
+        places.setdefault(text, []).append(index)
+    return [Task(text, cfg.seed, tuple(where)) for text, where in places.items()]
+
+
+@functools.lru_cache(maxsize=1)
+def load_backbone(family: str, name: str, device: str) -> Backbone:
+    """The backbone, loaded once per process; another one takes its place in memory."""
+    gc.collect()
+    if family == "tiny":
+        from s2flow.backbones import tiny
+
+        return tiny.load(name, device)
+    raise UserError(f"backbone={name}: no adapter for family {family}; type backbone=micro")
+
+
+@functools.lru_cache
+def _weights_hash(family: str, name: str) -> str:
+    if family == "tiny":
+        from s2flow.backbones import tiny
+
+        return tiny.weights_hash(name)
+    raise UserError(f"backbone={name}: no adapter for family {family}; type backbone=micro")
+
+
+def _make(group, cfg, recipe, backbone, scorers, store, progress, track) -> int:
+    """Generate and record one batch; returns how many clips failed."""
+    if not group:
+        return 0
+    clock = Clock(backbone.device)
+    try:
+        cascade = Cascade(
+            backbone,
+            recipe,
+            [t.prompt for t in group],
+            [t.seed for t in group],
+            clock,
+            _low_flows,
+            progress.step,
+        )
+        made = methods.method(recipe.method).generate(cascade)
+        if not torch.isfinite(made.latent).all():
+            raise FloatingPointError("the latent holds NaN or infinity")
+        for i, task in enumerate(group):
+            record = _write(
+                task, i, made, len(group), cfg, recipe, backbone, scorers, store, clock
+            )
+            store.commit(task.key, record)
+            progress.clip_done(record)
+            track(record, store.folder)
+        return 0
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk of runs_dir={cfg.runs_dir} is full; nothing recorded is lost: free some "
+                "space and type the same command again"
+            ) from None
+        for task in group:
+            if store.record(task.key) is None:
+                failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
+                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
+                store.fail(task.key, failure | provenance())
+        progress.failed(group[0].prompt, error)
+        return sum(store.record(t.key) is None for t in group)
+
+
+def _write(
+    task: Task,
+    i: int,
+    made: Generated,
+    batch: int,
+    cfg: DictConfig,
+    recipe: Recipe,
+    backbone: Backbone,
+    scorers: dict[str, Any],
+    store: Store,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Write clip i of a batch to the store and score it; returns its record."""
+    video = made.video[i]
+    low = None if made.low_video is None else made.low_video[i]
+    path = store.path("clips", f"{task.key}.mp4")
+    with clock("write"):
+        with written_whole(path) as temporary:
+            write_video(temporary, video, cfg.backbone.fps)
+        rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
+        if low is not None:
+            with written_whole(store.path("clips", f"{task.key}.low.mp4")) as temporary:
+                write_video(temporary, low, cfg.backbone.fps)
+            rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
+        with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
+            contact_sheet(temporary, rows, task.prompt)
+    with clock("score"):
+        clip = Clip(read_video(path), task.prompt, task.seed, store.runs_dir, low)
+        scores = {k: v for scorer in scorers.values() for k, v in scorer(clip).items()}
+    sigma = [round(s, 8) for s in reversed(made_sigmas(recipe))]
+    return {
+        "status": "ok",
+        "run_id": recipe.run_id,
+        "recipe": recipe.identity(),
+        "prompt": task.prompt,
+        "prompt_index": list(task.indices),
+        "seed": task.seed,
+        "video": f"clips/{task.key}.mp4",
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        "frames": len(video),
+        "height": video.shape[1],
+        "width": video.shape[2],
+        "fps": cfg.backbone.fps,
+        "windows": cfg.windows.label if "windows" in recipe.knobs else None,
+        "sigmas": sigma,
+        "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
+        **made.report,
+        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()},
+        "peak_mib": {k: round(v, 1) for k, v in clock.peak_mib.items()},
+        "batch": batch,
+        "scores": scores,
+        "oov_rate": round(backbone.oov_rate(task.prompt), 4),
+        **provenance(),
+    }
+
+
+def made_sigmas(recipe: Recipe) -> list[float]:
+    """The noise levels of a recipe by steps remaining."""
+    from s2flow.flow import sigma_grid
+
+    return sigma_grid(recipe.steps, recipe.shift).tolist()
+
+
+def label(cfg: DictConfig, recipe: Recipe) -> str:
+    """The knobs of a run in a few words, for tables."""
+    words = [recipe.method]
+    if "windows" in recipe.knobs:
+        s = f"s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
+        words.append(
+            cfg.windows.label if cfg.windows.policy == "full" else f"{cfg.windows.label} {s}"
+        )
+        words.append(
+            f"{recipe.solver} K={recipe.order}" if recipe.solver == "lri" else recipe.solver
+        )
+    if "t_i" in recipe.knobs:
+        words.append(f"t_i={recipe.t_i}/{recipe.steps}")
+    return ", ".join(words)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch finds no CUDA device here; type device=cpu")
+    return name
+
+
+@functools.lru_cache
+def provenance() -> dict[str, Any]:
+    """Where and with what this process runs: versions, device, host, commit."""
+    names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
+    cuda = torch.cuda.is_available()
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+        "commit": commit,
+        "dirty": None if dirty is None else bool(dirty),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

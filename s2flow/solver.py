@@ -1,0 +1,245 @@
+"""LRI-HiSolver: Taylor steps whose higher derivatives are borrowed from the LR flow (Eqs. 10-12).
+
+    z_{n-1} = z_n + sum_{k=1..K} dsigma^k / k! v^{(k-1)},     dsigma = sigma_{n-1} - sigma_n    (Eq. 10)
+
+v^{(0)} comes from the HR model; v^{(1)}, v^{(2)}, ... are total derivatives along the flow, estimated
+by finite differences of LR velocities and spatially upsampled by U (Eqs. 11-12). Every solver here is
+one answer to one question: *where do the derivatives of this Taylor step come from?*
+
+    Euler    nowhere (K = 1)
+    LRI      the LR flow, which already knows the future (the paper's)
+    AB2      the HR flow's own past: a backward difference, Adams-Bashforth of order 2
+    LRICv    the HR past, corrected by what the LR future adds (LR as a control variate)
+    Heun     a second evaluation of the HR model, the expensive reference
+
+Deviation: Eq. 11 assumes an even grid, and shifted schedules are not even (neighbouring steps differ
+by 5-24 %). `difference_weights` gives the weights for the actual nodes, equal to Eq. 11 when they
+are even; the paper's plain central difference stays selectable (`stencil="central"`).
+Deviation: v^{(k)} borrowed from an Euler path carries that path's first-order error, so with borrowed
+derivatives K = 3 is globally of order 2; order 3 needs exact derivatives.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from s2flow.flow import Trajectory, equal_snr_sigma
+
+Upsample = Callable[[Tensor], Tensor]
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def taylor_step(z: Tensor, dsigma: float, derivatives: list[Tensor]) -> Tensor:
+    """Eq. 10: z + sum_k dsigma^k / k! derivatives[k-1], with derivatives = [v, v', v'', ...]."""
+    for k, d in enumerate(derivatives, start=1):
+        z = z + dsigma**k / math.factorial(k) * d
+    return z
+
+
+def difference_weights(nodes: list[float], at: float, order: int) -> list[float]:
+    """Weights w with sum_j w_j f(nodes_j) = f^(order)(at) for all polynomials of degree < len(nodes).
+
+    Solved in float64 on nodes scaled to unit spread. Raises ValueError with too few nodes.
+    """
+    if len(nodes) <= order:
+        raise ValueError(f"derivative {order} needs {order + 1} nodes, got {len(nodes)}")
+    spread = max(abs(x - at) for x in nodes)
+    x = (torch.tensor(nodes, dtype=torch.float64) - at) / spread
+    powers = torch.stack([x**j for j in range(len(nodes))])
+    target = torch.zeros(len(nodes), dtype=torch.float64)
+    target[order] = math.factorial(order)
+    return (torch.linalg.solve(powers, target) / spread**order).tolist()
+
+
+def stencil_nodes(n: int, steps: int, size: int) -> list[int]:
+    """`size` neighbouring step indices around n, moved inward to stay in [1, steps].
+
+    {n+1, n, n-1} in the interior for size 3; one-sided at n = 1 (no velocity at sigma = 0) and at
+    n = steps.
+    """
+    size = min(size, steps)
+    low = min(max(n - size // 2, 1), steps - size + 1)
+    return list(range(low + size - 1, low - 1, -1))
+
+
+def lr_derivatives(
+    low: Trajectory, n: int, order: int, stencil: str = "grid", quantity: str = "v"
+) -> list[Tensor]:
+    """[v', ..., v^(order-1)] of the LR flow at node n, not upsampled (Eq. 11).
+
+    `stencil="grid"` weighs the actual nodes, at least three; `"central"` is the paper's
+    (v_{n-1} - v_{n+1}) / (2 dsigma) for v', with grid weights where a neighbour is missing.
+    `quantity="x0"` differentiates the predicted clean latent instead.
+    """
+    if order < 2:
+        return []
+    nodes = stencil_nodes(n, low.steps, max(3, order))
+    sigma = low.sigma.tolist()
+    value = low.x0 if quantity == "x0" else low.v.__getitem__
+    out = []
+    for k in range(1, min(order, len(nodes))):
+        if k == 1 and stencil == "central" and 1 < n < low.steps:
+            weights = [0.0] * len(nodes)
+            dsigma = sigma[n - 1] - sigma[n]
+            weights[nodes.index(n - 1)] = 1 / (2 * dsigma)  # (Eq. 11) the future
+            weights[nodes.index(n + 1)] = -1 / (2 * dsigma)  # (Eq. 11) the past
+        else:
+            weights = difference_weights([sigma[m] for m in nodes], sigma[n], k)
+        out.append(sum(w * value(m) for w, m in zip(weights, nodes, strict=True) if w))
+    return out
+
+
+def lr_derivative_at_equal_snr(low: Trajectory, sigma: float, scale: float) -> Tensor:
+    """The LR flow's estimate of the HR v' at equal signal-to-noise ratio, not upsampled.
+
+    x0_hr(sigma) ~ U x0_lr(sigma') with sigma' = sigma / (r - (r-1) sigma), and along any flow
+    v' = -(1/sigma) dx0/dsigma, hence v'_hr ~ -(1/sigma) U(dx0_lr/dsigma') r / (r - (r-1) sigma)^2.
+    dx0_lr/dsigma' is interpolated linearly between the nodes around sigma'.
+    """
+    inner = equal_snr_sigma(sigma, scale)
+    grid = low.sigma.tolist()
+    m = next(j for j in range(1, low.steps + 1) if grid[j] >= inner - 1e-12)
+    a, b = max(m - 1, 1), m
+    mix = 0.0 if a == b else (inner - grid[a]) / (grid[b] - grid[a])
+    d_a, d_b = (lr_derivatives(low, j, 2, quantity="x0")[0] for j in (a, b))
+    slope = scale / (scale - (scale - 1) * sigma) ** 2
+    return -(slope / sigma) * torch.lerp(d_a, d_b, min(max(mix, 0.0), 1.0))
+
+
+class Euler:
+    """First order: no derivatives (Eq. 2). The base of the other solvers.
+
+    A solver overrides `derivatives`; `report` collects per-step numbers for the record.
+    """
+
+    def __init__(self) -> None:
+        self.report: dict[str, dict[int, float]] = {}
+
+    def derivatives(
+        self, n: int, sigma: list[float], z: Tensor, v: Tensor, velocity: Velocity
+    ) -> list[Tensor]:
+        """[v', v'', ...] at node n, given the state and velocity there."""
+        return []
+
+
+class LRI(Euler):
+    """Derivatives of the LR flow, upsampled: v^(k) = U(d^k v_lr / dsigma^k) (Eq. 12)."""
+
+    def __init__(
+        self,
+        low: Trajectory,
+        upsample: Upsample,
+        order: int = 2,
+        stencil: str = "grid",
+        lr_time: str = "sigma",
+        scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.low, self.upsample, self.order = low, upsample, order
+        self.stencil, self.lr_time, self.scale = stencil, lr_time, scale
+
+    def derivatives(self, n, sigma, z, v, velocity):
+        """See the class."""
+        if self.order < 2:
+            return []
+        found = lr_derivatives(self.low, n, self.order, self.stencil)
+        if self.lr_time == "snr":
+            found[0] = lr_derivative_at_equal_snr(self.low, sigma[n], self.scale)
+        return [self.upsample(d) for d in found]  # (Eq. 12)
+
+
+class AB2(Euler):
+    """Adams-Bashforth 2 as a Taylor step: v' = backward difference of the HR velocities.
+
+    History never crosses the hand-off: the first step is Euler.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: tuple[int, Tensor] | None = None
+
+    def derivatives(self, n, sigma, z, v, velocity):
+        """See the class."""
+        past, self.past = self.past, (n, v)
+        if past is None:
+            return []
+        return [(v - past[1]) / (sigma[n] - sigma[past[0]])]
+
+
+class LRICv(AB2):
+    """HR history plus the share of the LR future that proved right one step ago.
+
+    v' ~ D_hr^- + lambda U(D_lr - D_lr^-), with D^- backward and D central differences. lambda is
+    fitted, per clip, at node n+1, where the HR central difference is known by now:
+    lambda = clip(<D_hr - D_hr^-, U(D_lr - D_lr^-)> / |U(D_lr - D_lr^-)|^2, 0, 1).
+    An uninformative LR flow gives lambda = 0, which is AB2. First step Euler, second lambda = 0.
+    """
+
+    def __init__(self, low: Trajectory, upsample: Upsample) -> None:
+        super().__init__()
+        self.low, self.upsample = low, upsample
+        self.before: tuple[Tensor, Tensor] | None = None  # D_hr^- and U(D_lr - D_lr^-) at n+1
+
+    def derivatives(self, n, sigma, z, v, velocity):
+        """See the class."""
+        past = self.past
+        backward = super().derivatives(n, sigma, z, v, velocity)
+        if not backward:
+            return []
+        (d_minus,) = backward
+        sig = self.low.sigma.tolist()
+        m = past[0]
+        lr_minus = (self.low.v[n] - self.low.v[m]) / (sig[n] - sig[m])
+        novelty = self.upsample(lr_derivatives(self.low, n, 2)[0] - lr_minus)
+        lam = torch.zeros(len(z), 1, 1, 1, 1, device=z.device)
+        if self.before is not None:
+            old_minus, old_novelty = self.before
+            # central difference at m = n+1 from its two one-sided differences, for uneven steps
+            h_past, h_next = self.h_before, sig[m] - sig[n]
+            central = (h_next * old_minus + h_past * d_minus) / (h_past + h_next)
+            lam = (_dot(central - old_minus, old_novelty) / _dot(old_novelty, old_novelty)).clamp(
+                0, 1
+            )
+        self.before, self.h_before = (d_minus, novelty), sig[m] - sig[n]
+        self.report.setdefault("lambda", {})[n] = float(lam.mean())
+        return [d_minus + lam * novelty]
+
+
+class Heun(Euler):
+    """v' from a second model evaluation at the end of the step; two forwards a step."""
+
+    def derivatives(self, n, sigma, z, v, velocity):
+        """See the class. The last step is Euler: the model is never asked at sigma = 0."""
+        if n == 1:
+            return []
+        dsigma = sigma[n - 1] - sigma[n]
+        return [(velocity(z + dsigma * v, sigma[n - 1]) - v) / dsigma]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per clip, (B, 1, 1, 1, 1), bounded away from 0 for use as a denominator."""
+    s = (a.double() * b.double()).sum((1, 2, 3, 4), keepdim=True)
+    return torch.where(s == 0, torch.finfo(torch.float32).tiny, s).float()
+
+
+def derivative_cosines(
+    high: Trajectory, low: Trajectory, upsample: Upsample, t_i: int
+) -> dict[str, dict[int, float]]:
+    """How well each source of v' points along the HR flow's own central difference, step by step.
+
+    `lri`: U(dv_lr/dsigma); `history`: the HR backward difference (AB2). Steps t_i-1 ... 2, where the
+    HR central difference exists. The honest check on Eq. 12: 1 is a perfect direction, 0 none.
+    """
+    out: dict[str, dict[int, float]] = {"lri": {}, "history": {}}
+    sigma = high.sigma.tolist()
+    for n in range(t_i - 1, 1, -1):
+        weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
+        truth = sum(w * high.v[m] for w, m in zip(weights, (n + 1, n, n - 1), strict=True))
+        past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
+        guess = upsample(lr_derivatives(low, n, 2)[0])
+        for name, d in (("lri", guess), ("history", past)):
+            cosine = _dot(d, truth) / (_dot(d, d) * _dot(truth, truth)).sqrt()
+            out[name][n] = float(cosine.mean())
+    return out

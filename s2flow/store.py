@@ -1,0 +1,147 @@
+"""The store: runs/<run_id>/ holds a recipe, clips, contact sheets and one record per clip.
+
+    runs/<run_id>/recipe.json              what was run
+                  clips/<key>.mp4          the video;  <key>.low.mp4 the LR one
+                  sheets/<key>.png         LR and HR frames side by side
+                  records/<key>.json       written last: a clip is done when its record exists
+                  failures/<key>.json      traceback of a clip that failed; tried again next time
+
+The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed, so a
+kill at any moment costs at most the clip in flight, and any number of workers may share a folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from s2flow.errors import UserError
+
+
+def clip_key(prompt: str, seed: int) -> str:
+    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run."""
+    return hashlib.sha256(f"{seed}\0{prompt}".encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` if the block succeeds and vanishes if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unique = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".tmp-{unique}-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Store:
+    """One run's folder. Raises UserError at once if it cannot be written."""
+
+    def __init__(self, runs_dir: str | Path, run_id: str, recipe: dict[str, Any]) -> None:
+        self.runs_dir, self.run_id = Path(runs_dir), run_id
+        self.folder = self.runs_dir / run_id
+        try:
+            for name in ("clips", "sheets", "records"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "recipe.json", recipe)
+        except OSError as error:
+            raise UserError(
+                f"runs_dir={runs_dir} cannot be written ({error.strerror}); "
+                "type runs_dir=some/other/folder"
+            ) from None
+        self._remove_temporaries_of_the_dead()
+
+    def path(self, kind: str, name: str) -> Path:
+        """runs/<run_id>/<kind>/<name>."""
+        return self.folder / kind / name
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The record of a finished clip, or None; a truncated record or video counts as none."""
+        record = read_record(self.path("records", f"{key}.json"))
+        if record is None:
+            return None
+        video = self.folder / record["video"]
+        complete = video.exists() and video.stat().st_size == record["bytes"]
+        return record if complete else None
+
+    def commit(self, key: str, record: dict[str, Any]) -> None:
+        """Write the record: from here on the clip is done."""
+        write_json(self.path("records", f"{key}.json"), record)
+        self.path("failures", f"{key}.json").unlink(missing_ok=True)
+
+    def fail(self, key: str, record: dict[str, Any]) -> None:
+        """Keep the traceback of a clip that failed."""
+        write_json(self.path("failures", f"{key}.json"), record)
+
+    def _remove_temporaries_of_the_dead(self) -> None:
+        prefix = f".tmp-{socket.gethostname()}-"
+        for path in self.folder.rglob(f"{prefix}*"):
+            pid = path.name[len(prefix) :].split("-")[0]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record that is whole, or None."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(record, dict) and record.get("status") == "ok" and "bytes" in record
+    return record if whole else None
+
+
+def load_records(runs_dir: str | Path) -> pd.DataFrame:
+    """One row per finished clip of every run below `runs_dir`; empty if there is none."""
+    rows = []
+    for path in sorted(Path(runs_dir).glob("*/records/*.json")):
+        record = read_record(path)
+        if record is not None:
+            rows.append(_row(record))
+    return pd.DataFrame(rows)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    recipe, density = record["recipe"], record.get("density") or {}
+    simple = (
+        "run_id",
+        "prompt",
+        "seed",
+        "status",
+        "height",
+        "width",
+        "frames",
+        "device",
+        "commit",
+    )
+    row: dict[str, Any] = {name: record.get(name) for name in simple}
+    names = ("backbone", "method", "sparsity", "density", "order", "solver", "t_i", "steps")
+    row |= {name: recipe.get(name) for name in names}
+    row["windows"] = record.get("windows")
+    row["realised_density"] = sum(density.values()) / len(density) if density else None
+    row["seconds_total"] = sum(record["seconds"].values())
+    row |= {f"seconds_{k}": v for k, v in record["seconds"].items()}
+    return row | {f"score_{k}": v for k, v in record["scores"].items()}

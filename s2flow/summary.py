@@ -1,0 +1,137 @@
+"""What a person sees in the terminal: live progress, the table of a run, the table of a sweep."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from s2flow.recipe import Recipe
+
+STAGES = {"lr": "LR flow", "hr": "HR flow"}
+SHOWN = {
+    "world_agreement": "agree",
+    "object_count": "objects",
+    "detail": "detail",
+    "temporal_flickering": "flicker",
+    "psnr": "psnr",
+}
+
+
+class Progress:
+    """Live bars per stage on a terminal, one line per clip everywhere."""
+
+    def __init__(self, recipe: Recipe, clips: int, todo: int) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        have = f", {clips - todo} already recorded" if clips > todo else ""
+        self.console.print(
+            f"[bold]{recipe.run_id}[/] {recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
+        )
+        self.done, self.todo = 0, todo
+        self.bars = Bars(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.rows: dict[str, Any] = {}
+
+    def __enter__(self) -> "Progress":
+        self.bars.start()
+        self.rows["clips"] = self.bars.add_task("clips", total=self.todo)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.bars.stop()
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """One step of a flow was taken."""
+        if stage not in self.rows:
+            self.rows[stage] = self.bars.add_task(STAGES.get(stage, stage), total=total)
+        self.bars.update(self.rows[stage], completed=done, total=total)
+
+    def clip_done(self, record: dict[str, Any]) -> None:
+        """A clip is recorded."""
+        self.done += 1
+        self.bars.update(self.rows["clips"], completed=self.done)
+        stages = "  ".join(f"{k} {v:.1f}s" for k, v in record["seconds"].items() if v >= 0.05)
+        text = json.dumps(record["prompt"], ensure_ascii=False)
+        self.console.print(f"  {self.done}/{self.todo} {text}  [dim]{stages}[/]", markup=True)
+
+    def failed(self, prompt: str, error: Exception) -> None:
+        """A clip failed; its traceback is in the store."""
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        self.console.print(
+            "  FAILED", json.dumps(prompt, ensure_ascii=False), reason, markup=False
+        )
+
+
+def print_run(summary: dict[str, Any]) -> None:
+    """Table of one run, and where its files are."""
+    console = _console()
+    console.print(_table([summary]))
+    console.print(f"videos {summary['folder']}/clips   contact sheets {summary['folder']}/sheets")
+
+
+class SweepTable(Callback):
+    """Hydra callback: every job leaves its summary in its diary; a sweep ends with all of them."""
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Write the job's summary beside its log."""
+        value = getattr(job_return, "_return_value", None)
+        if isinstance(value, dict):
+            folder = Path(config.hydra.runtime.output_dir)
+            (folder / "summary.json").write_text(json.dumps(value))
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Print the table of the sweep."""
+        paths = Path(config.hydra.sweep.dir).glob("*/summary.json")
+        found = sorted(paths, key=lambda p: (len(p.parent.name), p.parent.name))
+        if found:
+            console = _console()
+            console.print(_table([json.loads(p.read_text()) for p in found], title="sweep"))
+
+
+def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
+    """One row a run: means over its recorded clips."""
+    scores = [s for s in SHOWN if any(s in r["scores"] for x in summaries for r in x["records"])]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("run", "what", "clips", "f", "LR s", "HR s", "all s"):
+        left = name in ("run", "what")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
+    for name in scores:
+        table.add_column(SHOWN[name], justify="right", no_wrap=True)
+    for x in summaries:
+        records = x["records"]
+        density = [d for r in records for d in (r.get("density") or {}).values()]
+        seconds = [r["seconds"] for r in records]
+        cells = [
+            x["run_id"],
+            x["label"],
+            f"{len(records)}/{x['clips']}",
+            f"{fmean(density):.3f}" if density else "1",
+            *(_mean(s.get(k) for s in seconds) for k in ("lr", "hr")),
+            _mean(sum(s.values()) for s in seconds),
+            *(_mean((r["scores"].get(s) for r in records), 4) for s in scores),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for the table when printed to a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def _mean(values: Any, digits: int = 2) -> str:
+    known = [v for v in values if v is not None]
+    return f"{fmean(known):.{digits}f}" if known else "—"

@@ -1,0 +1,55 @@
+"""Stage clocks: wall seconds and peak memory of text, lr, plan, handoff, hr, decode and score.
+
+Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU it
+is the process's peak resident set during the stage where the kernel lets it be reset, else so far.
+"""
+
+import resource
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Clock:
+    """Accumulates seconds and the peak MiB per stage: `with clock("hr"): ...`."""
+
+    device: str = "cpu"
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str):
+        """Time one stage; stages may come again and add up."""
+        self._begin()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.peak_mib[stage] = max(self.peak_mib.get(stage, 0.0), self._peak())
+
+    def _begin(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        except OSError:
+            pass
+
+    def _peak(self) -> float:
+        if self.device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated() / 2**20
+        try:
+            status = Path("/proc/self/status").read_text()
+            line = next(row for row in status.splitlines() if row.startswith("VmHWM"))
+            return int(line.split()[1]) / 1024
+        except (OSError, StopIteration):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,57 @@
+"""Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+
+def write_video(path: Path, video: Tensor, fps: int) -> None:
+    """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; odd sides are not possible."""
+    frames = (video.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    iio.imwrite(
+        path,
+        frames,
+        plugin="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        pixelformat="yuv420p",
+        macro_block_size=1,
+        ffmpeg_log_level="error",
+        output_params=["-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4"],
+    )
+
+
+def read_video(path: Path) -> Tensor:
+    """Read a video file as (T, H, W, 3), float32 in [0, 1]."""
+    return torch.from_numpy(np.asarray(iio.imread(path, plugin="FFMPEG"))).float() / 255
+
+
+def contact_sheet(
+    path: Path, rows: list[tuple[str, Tensor]], title: str, columns: int = 4, height: int = 128
+) -> None:
+    """Rows of frames under one another, each enlarged to the same height without smoothing.
+
+    rows: (label, video (T, H, W, 3) in [0, 1]); columns frames of each are shown.
+    """
+    gap, text = 4, 14
+    strips = []
+    for label, video in rows:
+        pick = torch.linspace(0, len(video) - 1, min(columns, len(video))).round().long()
+        images = [Image.fromarray(f) for f in (video[pick].clamp(0, 1) * 255).byte().cpu().numpy()]
+        scale = height / images[0].height
+        size = (round(images[0].width * scale), height)
+        strips.append((label, [im.resize(size, Image.Resampling.NEAREST) for im in images]))
+    width = max(sum(im.width + gap for im in images) for _, images in strips) + gap
+    sheet = Image.new("RGB", (width, text + len(strips) * (height + text + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 1), title.encode("latin-1", "replace").decode("latin-1"), fill="black")
+    for i, (label, images) in enumerate(strips):
+        top = text + i * (height + text + gap)
+        draw.text((gap, top + 1), label, fill=(90, 90, 90))
+        for j, image in enumerate(images):
+            sheet.paste(image, (gap + j * (image.width + gap), top + text))
+    sheet.save(path, format="PNG")

@@ -1,0 +1,337 @@
+"""LRG-WinAttn: which 3-D window is enough for each head, as LR attention tells it (Eqs. 7-9).
+
+Tokens live on a grid (T, H, W), grouped in *bricks* (b_t, b_h, b_w); windows are boxes of whole bricks.
+Each query brick i attends the box centred on it, shifted inward at the borders, per axis of g bricks
+
+    start = clamp(i - floor(w/2), 0, g - w),        keys = bricks start ... start + w - 1,
+
+so that every query sees the same number of keys on grids that the brick divides. Brick (1,1,1) is the
+exact per-token definition and the reference for everything else.
+
+    candidates   boxes of equal volume f: sides g f^a, g f^b, g f^c with a + b + c = 1
+    coverage     r(w) = sum A M(w) / sum A per step, layer, head, from R sampled rows     (Eq. 8)
+    choice       argmax over candidates                                                    (Eq. 9)
+    plan         the chosen boxes of all steps, layers and heads: a small integer table
+
+Coverage is recorded once for *every* box size of the brick grid (three small contractions give them
+all), so that no sparsity, density, hand-off or candidate set ever needs the LR run again.
+
+Deviation: "a fixed proportion s of the latent volume" (density="volume", f = s) contradicts the paper's
+clock, which only f = s^3 (density="per_axis") explains. Both are first-class; f is always recorded.
+Deviation: Eq. 7 multiplies logits by a 0/1 mask, which leaves masked keys the weight e^0. Here masked
+means -inf, and every window holds the query's own brick, so that no row is empty.
+"""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2flow.errors import UserError
+
+Box = tuple[int, int, int]
+
+DEFAULT_EXPONENTS = (
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (1 / 2, 1 / 2, 0),
+    (1 / 2, 0, 1 / 2),
+    (0, 1 / 2, 1 / 2),
+    (1 / 3, 1 / 3, 1 / 3),
+)
+TOLERANCE = 0.05  # relative deviation of a candidate's volume from f
+
+
+def fraction_of_volume(sparsity: float, density: str) -> float:
+    """Requested f: the share of query-key pairs that a sparsity s keeps, under each reading."""
+    return sparsity if density == "volume" else sparsity**3
+
+
+def brick_grid(tokens: Box, brick: Box) -> Box:
+    """Number of bricks per axis, the last ones partly empty on ragged grids."""
+    return tuple(math.ceil(n / b) for n, b in zip(tokens, brick, strict=True))
+
+
+def window_starts(g: int, w: int) -> list[int]:
+    """First brick of the window of each query brick along one axis, shifted inward."""
+    return [min(max(i - w // 2, 0), g - w) for i in range(g)]
+
+
+def realised_density(tokens: Box, brick: Box, box: Box) -> float:
+    """Exact share of valid query-key pairs inside the window, in (0, 1]."""
+    f = 1.0
+    for n, b, w in zip(tokens, brick, box, strict=True):
+        starts = window_starts(math.ceil(n / b), w)
+        pairs = sum(
+            (min((i + 1) * b, n) - i * b) * (min((s + w) * b, n) - s * b)
+            for i, s in enumerate(starts)
+        )
+        f *= pairs / n**2
+    return f
+
+
+def computed_density(tokens: Box, brick: Box, box: Box) -> float:
+    """Share of pairs a brick kernel computes, padding of ragged grids included, over valid pairs."""
+    g = brick_grid(tokens, brick)
+    return math.prod(
+        gi * wi * b * b / n**2 for gi, wi, b, n in zip(g, box, brick, tokens, strict=True)
+    )
+
+
+# -- candidates -------------------------------------------------------------------------------
+
+
+def ideal_sides(f: float, exponents: tuple[float, float, float], g: Box) -> list[float]:
+    """Sides g f^a in bricks; a side under one brick is clamped and its excess handed on."""
+    logs = [a * math.log(f) for a in exponents]  # log of the fraction of each axis
+    free = [0, 1, 2]
+    while free:
+        short = [i for i in free if logs[i] + math.log(g[i]) < -1e-9]
+        if not short:
+            break
+        for i in short:
+            excess = logs[i] + math.log(g[i])
+            logs[i] = -math.log(g[i])
+            free.remove(i)
+            takers = [j for j in free if exponents[j] > 0] or free
+            for j in takers:
+                logs[j] += excess / len(takers)
+    return [gi * math.exp(x) for gi, x in zip(g, logs, strict=True)]
+
+
+def nearest_box(sides: list[float], f: float, g: Box) -> Box | None:
+    """The integer box within +-5 % of volume f that is nearest to `sides` in log lengths."""
+    volume = f * math.prod(g)
+    best, found = math.inf, None
+    for box in itertools.product(*(range(1, n + 1) for n in g)):
+        if abs(math.prod(box) - volume) > TOLERANCE * volume + 1e-9:
+            continue
+        distance = sum(math.log(w / s) ** 2 for w, s in zip(box, sides, strict=True))
+        if distance < best - 1e-12:
+            best, found = distance, box
+    return found
+
+
+def candidates(f: float, exponents: list, g: Box) -> list[Box]:
+    """Equal-volume boxes of a brick grid, in the order of their exponents, without duplicates.
+
+    Raises UserError if no box of the grid has a volume within 5 % of f.
+    """
+    found = []
+    for e in exponents:
+        box = nearest_box(ideal_sides(f, tuple(e), g), f, g)
+        if box is not None and box not in found:
+            found.append(box)
+    if not found:
+        volumes = {math.prod(b) for b in itertools.product(*(range(1, n + 1) for n in g))}
+        nearest = min((v / math.prod(g) for v in volumes), key=lambda x: abs(math.log(x / f)))
+        raise UserError(
+            f"no window of the {g[0]}x{g[1]}x{g[2]} brick grid keeps f = {f:.4g} of the volume; "
+            f"the nearest reachable f is {nearest:.4g} (sparsity={nearest:.4g} with "
+            f"density=volume, sparsity={nearest ** (1 / 3):.4g} with density=per_axis)"
+        )
+    return found
+
+
+# -- coverage (Eq. 8) -------------------------------------------------------------------------
+
+
+def sample_rows(length: int, rows: int, seed: int) -> Tensor:
+    """Stratified query rows: one at a random place in each of `rows` equal stretches, sorted."""
+    if rows >= length:
+        return torch.arange(length)
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(rows, generator=generator)
+    return ((torch.arange(rows) + u) * length / rows).long().clamp(max=length - 1)
+
+
+def brick_of_token(tokens: Box, brick: Box) -> Tensor:
+    """(L, 3) brick coordinates of every token, row-major in (t, h, w)."""
+    axes = [torch.arange(n) // b for n, b in zip(tokens, brick, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+
+
+def axis_windows(g: int) -> Tensor:
+    """(g, g, g) 0/1: entry [i, w-1, j] says whether the window of width w around brick i holds j."""
+    out = torch.zeros(g, g, g)
+    for w in range(1, g + 1):
+        for i, start in enumerate(window_starts(g, w)):
+            out[i, w - 1, start : start + w] = 1
+    return out
+
+
+def attention_rows(q: Tensor, k: Tensor, rows: Tensor, n_video: int) -> Tensor:
+    """Softmax weights of some query rows over all keys, video keys only.
+
+    q, k: (B, heads, L, d); returns (B, heads, R, n_video) float32. Text keys take part in the
+    softmax and are then left out.
+    """
+    scale = q.shape[-1] ** -0.5
+    logits = (q[:, :, rows].float() * scale) @ k.float().transpose(-1, -2)
+    return logits.softmax(-1)[..., :n_video]
+
+
+def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """Eq. 8 for every box size at once: (B, heads, g_t, g_h, g_w), entry [w_t-1, w_h-1, w_w-1].
+
+    A: (B, heads, R, L) attention of the sampled rows. Pools keys to bricks, then sums each row over
+    its own clamped window along one axis after another; never forms more than R rows of A.
+    """
+    g = brick_grid(tokens, brick)
+    where = brick_of_token(tokens, brick).to(A.device)
+    flat = (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
+    pooled = A.new_zeros(*A.shape[:-1], math.prod(g)).index_add_(-1, flat, A)
+    mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
+    mine = where[rows.to(A.device)]
+    I_t, I_h, I_w = (axis_windows(n).to(A.device)[mine[:, i]] for i, n in enumerate(g))
+    inside = torch.einsum("bmrthw,rzw->bmrthz", mass, I_w)
+    inside = torch.einsum("bmrthz,ryh->bmrtyz", inside, I_h)
+    inside = torch.einsum("bmrtyz,rxt->bmxyz", inside, I_t)
+    return inside / pooled.sum((-1, -2))[..., None, None, None]
+
+
+def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
+    """Eq. 8 to the letter for one box, from the whole attention map: the oracle of the tests.
+
+    A: (B, heads, L, L), rows summing to 1 or less; returns (B, heads).
+    """
+    M = window_mask(tokens, brick, box).to(A)
+    return (A * M).sum((-1, -2)) / A.sum((-1, -2))
+
+
+def window_mask(tokens: Box, brick: Box, box: Box) -> Tensor:
+    """M of Eq. 7: (L, L) bool, entry [i, j] says whether query i may see key j."""
+    where = brick_of_token(tokens, brick)
+    mask = torch.ones(len(where), len(where), dtype=torch.bool)
+    for axis, (g, w) in enumerate(zip(brick_grid(tokens, brick), box, strict=True)):
+        start = torch.tensor(window_starts(g, w))[where[:, axis]][:, None]
+        key = where[:, axis][None, :]
+        mask &= (key >= start) & (key < start + w)
+    return mask
+
+
+# -- choice and plan (Eq. 9) ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows of every HR step: `boxes` (N+1, layers, B, heads, 3) int16, in bricks.
+
+    Indexed by steps remaining; rows of steps that the HR flow never takes are the whole grid.
+    """
+
+    boxes: Tensor
+    tokens: Box
+    brick: Box
+
+    @property
+    def grid(self) -> Box:
+        """Bricks per axis."""
+        return brick_grid(self.tokens, self.brick)
+
+    def density(self, n: int) -> float:
+        """Realised f of step n: mean over layers, clips and heads of the valid pairs' share."""
+        counts = Counter(map(tuple, self.boxes[n].flatten(0, -2).tolist()))
+        total = sum(counts.values())
+        return (
+            sum(c * realised_density(self.tokens, self.brick, b) for b, c in counts.items())
+            / total
+        )
+
+    def histogram(self, t_i: int) -> dict[str, int]:
+        """How many (step, layer, head) of the HR flow use each box, as {"8x2x6": 31, ...}."""
+        rows = self.boxes[1 : t_i + 1].flatten(0, -2).tolist()
+        return dict(Counter("x".join(map(str, b)) for b in rows).most_common())
+
+
+def choose(coverage: Tensor, boxes: list[Box]) -> Tensor:
+    """Eq. 9: per head the candidate with the highest coverage; the first one among equals.
+
+    coverage (..., g_t, g_h, g_w) of all box sizes; returns (..., 3) int16.
+    """
+    r = torch.stack([coverage[..., a - 1, b - 1, c - 1] for a, b, c in boxes], -1)
+    return torch.tensor(boxes, dtype=torch.int16)[r.argmax(-1)]
+
+
+def choose_by_target(coverage: Tensor, target: float) -> Tensor:
+    """Beyond the paper: per head the smallest box that covers `target`; ties by coverage."""
+    g = coverage.shape[-3:]
+    sizes = list(itertools.product(*(range(1, n + 1) for n in g)))
+    volume = torch.tensor([math.prod(b) for b in sizes], dtype=torch.float32)
+    cost = volume - coverage.flatten(-3)  # coverage <= 1 only breaks ties
+    cost = cost.masked_fill(coverage.flatten(-3) < target - 1e-6, math.inf)
+    cost[..., -1] = cost[..., -1].clamp(max=volume[-1].item())  # the whole grid always qualifies
+    return torch.tensor(sizes, dtype=torch.int16)[cost.argmin(-1)]
+
+
+def to_grid(boxes: Tensor, g_from: Box, g_to: Box, f: float | None) -> Tensor:
+    """Boxes of one brick grid carried to another; the identity when the grids are equal."""
+    if g_from == g_to:
+        return boxes
+    out = boxes.clone()
+    for box in {tuple(b) for b in boxes.flatten(0, -2).tolist()}:
+        sides = [w * t / s for w, t, s in zip(box, g_to, g_from, strict=True)]
+        volume = f or math.prod(box) / math.prod(g_from)
+        rounded = tuple(min(max(round(s), 1), t) for s, t in zip(sides, g_to, strict=True))
+        new = nearest_box(sides, volume, g_to) or rounded
+        out[(boxes == torch.tensor(box, dtype=boxes.dtype)).all(-1)] = torch.tensor(
+            new, dtype=boxes.dtype
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How windows are chosen; the `windows` group of the config.
+
+    name: "adaptive" (Eq. 9 over `exponents`), "fixed" (one candidate for all heads, layers and
+    steps: the 50 %* row), "coverage" (smallest box reaching `target`) or "full".
+    dense_steps: so many first HR steps, dense_layers: these layers, attend everything.
+    """
+
+    name: str
+    exponents: tuple[tuple[float, float, float], ...] = DEFAULT_EXPONENTS
+    target: float = 0.95
+    dense_steps: int = 0
+    dense_layers: tuple[int, ...] = ()
+
+
+def make_plan(
+    policy: Policy,
+    f: float,
+    coverage: Tensor,
+    low_bricks: Box,
+    tokens: Box,
+    brick: Box,
+    t_i: int,
+) -> Plan:
+    """Plan of the HR flow from the LR flow's recorded coverage.
+
+    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) over the LR brick grid `low_bricks`. `tokens`
+    and `brick` describe the HR grid.
+    """
+    g = brick_grid(tokens, brick)
+    shape = coverage.shape[:-3]
+    whole = torch.tensor(g, dtype=torch.int16).expand(*shape, 3).clone()
+    if policy.name == "full" or (f >= 1 and policy.name != "coverage"):
+        return Plan(whole, tokens, brick)
+    if policy.name == "coverage":
+        boxes = to_grid(choose_by_target(coverage.float(), policy.target), low_bricks, g, None)
+    else:
+        found = candidates(f, policy.exponents, low_bricks)
+        if policy.name == "fixed":
+            boxes = torch.tensor(found[0], dtype=torch.int16).expand(*shape, 3)
+        else:
+            boxes = choose(coverage.float(), found)  # (Eq. 9)
+        boxes = to_grid(boxes, low_bricks, g, f)
+    plan = whole
+    plan[1 : t_i + 1] = boxes[1 : t_i + 1]
+    if policy.dense_steps:
+        plan[max(t_i - policy.dense_steps, 0) + 1 : t_i + 1] = torch.tensor(g, dtype=torch.int16)
+    for layer in policy.dense_layers:
+        plan[:, layer] = torch.tensor(g, dtype=torch.int16)
+    return Plan(plan, tokens, brick)

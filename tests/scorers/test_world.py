@@ -1,0 +1,153 @@
+"""The oracle reads unseen captions at both sizes, and the scorer never guesses."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2flow.backbones.tiny import world as toy
+from s2flow.scorers import Clip
+from s2flow.scorers.oracle import (
+    ATTRIBUTES,
+    COUNTS,
+    SIZES,
+    accuracy,
+    answers,
+    classes,
+    damage,
+    draw_scene,
+    load,
+)
+from s2flow.scorers.world import NAMES, WorldAgreement, detail
+
+
+@pytest.fixture(scope="module")
+def scorer() -> WorldAgreement:
+    return WorldAgreement("micro")
+
+
+def shown(text: str, count: int = 1, scale: int = 1, seed: int = 0) -> torch.Tensor:
+    """One clip of a micro caption with `count` objects."""
+    scene = toy.all_captions_cached(toy.MICRO)[text]
+    placed = draw_scene(scene, count, random.Random(seed))
+    return toy.render([placed], 32 * scale, 48 * scale, 8)[0]
+
+
+def score(scorer: WorldAgreement, video: torch.Tensor, prompt: str) -> dict[str, float | None]:
+    return scorer(Clip(video, prompt, 0, Path("runs")))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_oracle_reads_held_out_captions(scorer, scale):
+    found = accuracy(scorer.oracle, scale, clips=96, seed=123)
+    assert set(found) == {*ATTRIBUTES, "count"}
+    assert min(found.values()) >= 0.95, found
+
+
+def test_oracle_reads_damaged_clips(scorer):
+    found = accuracy(scorer.oracle, 1, clips=96, damaged=True, seed=124)
+    assert min(found.values()) >= 0.92, found
+
+
+def test_right_caption_agrees_and_wrong_captions_agree_less(scorer):
+    texts = toy.held_out_captions(toy.MICRO, 12, seed=5)
+    videos = [shown(text, scale=2) for text in texts]
+    right = [score(scorer, v, t)["world_agreement"] for v, t in zip(videos, texts, strict=True)]
+    turned = texts[1:] + texts[:1]
+    wrong = [score(scorer, v, t)["world_agreement"] for v, t in zip(videos, turned, strict=True)]
+    assert sum(right) / 12 >= 0.95
+    assert sum(wrong) / 12 <= 0.5
+
+
+def test_one_wrong_word_costs_its_own_attribute(scorer):
+    video = shown("a large red ball moves right on sand")
+    scores = score(scorer, video, "a large blue ball moves right on sand")
+    assert scores["world_colour"] == 0.0
+    assert scores["world_agreement"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_objects_are_counted(scorer, count):
+    texts = toy.held_out_captions(toy.MICRO, 16, seed=6)
+    counted = [
+        score(scorer, shown(t, count, seed=k), t)["object_count"] for k, t in enumerate(texts)
+    ]
+    assert sum(c == count for c in counted) >= 14, counted
+
+
+def test_no_object_means_no_agreement_on_the_object(scorer):
+    text = "a large red ball moves right on sand"
+    scores = score(scorer, shown(text, count=0), text)
+    assert scores["world_agreement"] == pytest.approx(0.2)
+    assert scores["world_background"] == 1.0
+
+
+def test_prompt_outside_of_the_world_is_not_scored(scorer):
+    video = shown("a large red ball moves right on sand")
+    for prompt in ("a panda drinks coffee", "a small red ball moves right on sand", ""):
+        scores = score(scorer, video, prompt)
+        assert [scores[name] for name in NAMES] == [None] * len(NAMES)
+        assert scores["object_count"] == 1.0
+
+
+def test_detail_is_near_one_for_renders_and_falls_with_blur():
+    texts = toy.held_out_captions(toy.MICRO, 8, seed=7)
+    sharp, soft = [], []
+    for k, text in enumerate(texts):
+        video = shown(text, scale=2, seed=50 + k)
+        blurred = torch.nn.functional.avg_pool2d(video.movedim(-1, 1), 5, 1, 2).movedim(1, -1)
+        sharp.append(detail(video, text, toy.MICRO))
+        soft.append(detail(blurred, text, toy.MICRO))
+    assert sum(sharp) / 8 == pytest.approx(1.0, abs=0.2)
+    assert all(b < 0.7 * a for a, b in zip(sharp, soft, strict=True))
+
+
+def test_any_resolution_and_length_is_read(scorer):
+    text = "a large yellow star moves down before a brick wall"
+    scene = draw_scene(toy.all_captions_cached(toy.MICRO)[text], 1, random.Random(0))
+    for height, width, frames in ((32, 48, 8), (64, 96, 13), (96, 144, 5)):
+        video = toy.render([scene], height, width, frames)[0]
+        assert score(scorer, video, text)["world_agreement"] == 1.0
+
+
+def test_clips_of_a_batch_do_not_influence_each_other(scorer):
+    texts = toy.held_out_captions(toy.MICRO, 4, seed=8)
+    videos = torch.stack([shown(text) for text in texts])
+    alone = [answers(scorer.oracle, video[None])[0] for video in videos]
+    assert answers(scorer.oracle, videos) == alone
+
+
+def test_damage_keeps_the_picture_recognisable_and_is_repeatable():
+    video = shown("a large red ball stays still on grass").movedim(-1, 1)[None]
+    first, again = (damage(video, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert 0.005 < (first - video).abs().mean() < 0.15
+
+
+def test_render_of_no_object_is_the_background():
+    scene = replace(
+        toy.all_captions_cached(toy.MICRO)["a large red ball grows on sand"], objects=()
+    )
+    video = toy.render([scene, scene], 32, 48, 8)
+    assert torch.equal(video[0, 0], video[1, 7])
+
+
+def test_missing_or_unknown_oracle_says_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2flow.scorers.oracle.WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="python -m s2flow.scorers.oracle tiny"):
+        load("tiny")
+    with pytest.raises(ValueError, match="micro, tiny"):
+        load("huge")
+
+
+def test_the_larger_world_fits_the_same_network():
+    from s2flow.scorers.oracle import Oracle, read
+
+    size = SIZES["tiny"]
+    scenes = toy.sample_scenes(toy.TINY, 2, seed=0)
+    logits = Oracle(size).eval()(read(toy.render(scenes, 128, 192, 8), size))
+    assert {k: v.shape[1] for k, v in logits.items()} == {
+        k: len(v) for k, v in classes(toy.TINY).items()
+    }
