@@ -1,4 +1,4 @@
-"""The edge between the shell and Hydra: prompts to the letter in, one clear line out when it fails."""
+"""The edge between shell and Hydra: prompts to the letter in, one clear line out when it fails."""
 
 import contextlib
 import difflib
@@ -10,7 +10,12 @@ from dataclasses import fields
 
 from s2flow.errors import UserError
 
-PLAIN = re.compile(r"[^\\'\"$\x00-\x1f]*")
+WANTED = {  # what OmegaConf says of a value -> what to type
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "not a ListConfig": "a list such as [64,96]",
+    "not Optional": "a value other than null",
+}
 
 
 def literal_prompt(argument: str) -> str:
@@ -100,6 +105,20 @@ def one_line(error: BaseException) -> str:
     )
     if key and "not in" in text + str(error.__cause__ or ""):
         return f"{key[1]}: no such key{_nearest(key[1])}; python run.py --help lists them"
+    refused = re.match(r"Error merging override (.*)", text)
+    wanted = next((w for said, w in WANTED.items() if said in text + str(error.__cause__)), None)
+    if refused and wanted:
+        place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
+        place = place[1] if place else refused[1].partition("=")[0]
+        return f"{refused[1]} is refused: type {wanted} for {place} (python run.py --help)"
+    if hasattr(error, "override"):  # Hydra's OverrideParseException
+        return (
+            f"{error.override} cannot be read; type key=value, and quote the value twice if it "
+            f"holds brackets or quotes: \"key='...'\""
+        )
+    absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
+    if absent:
+        return f"{absent[1]}={absent[2]} is unknown; python run.py --help lists the choices"
     missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
     if missing:
         options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)

@@ -1,16 +1,18 @@
 """Typed configuration: what may be typed, what it resolves to, and which run it names.
 
-The only module that knows OmegaConf. `Config` is the schema behind `conf/`; `resolve` checks every knob,
-fills what was left open (`null`) from the backbone, and returns the frozen `Recipe` whose hash is the run
-id. Every error is one line: what was typed, why not, what to type instead.
+The only module that knows OmegaConf. `Config` is the schema behind `conf/`; `resolve` checks every
+knob, fills what was left open (`null`) from the backbone, and returns the frozen `Recipe` whose
+hash is the run id. Every error is one line: what was typed, why not, what to type instead.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.recipe import Recipe
 from s2flow.windows import Policy, brick_grid, candidates, fraction_of_volume
@@ -128,6 +130,7 @@ CHOICES = {
     "stencil": ("grid", "central"),
     "lr_time": ("sigma", "snr"),
     "upsample": ("bilinear", "nearest", "bicubic"),
+    "attention": ("auto", *BACKENDS),
 }
 
 
@@ -147,9 +150,17 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         for n in ("low", "high", "brick_low", "brick_high")
     )
     _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
+    _check(
+        0 < given["shift"] < math.inf,
+        f"shift={given['shift']} is not positive and finite; type shift={backbone.shift}",
+    )
+    _check(
+        math.isfinite(given["guidance"]),
+        f"guidance={given['guidance']} is not finite; type guidance={backbone.guidance}",
+    )
     t_i = max(round(0.6 * given["steps"]), 1) if cfg.t_i is None else cfg.t_i
-    _check_sizes(backbone, low, high, given["frames"])
-    _check_knobs(cfg, given["steps"], t_i)
+    _check_sizes(backbone, low if "low" in knobs else None, high, given["frames"])
+    _check_knobs(cfg, given["steps"], t_i, knobs)
     for name, brick in (("brick_low", brick_low), ("brick_high", brick_high)):
         _check(
             len(brick) == 3 and min(brick) >= 1,
@@ -187,9 +198,13 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     )
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
-    """A config node as plain dicts and lists, interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True)
+def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """A group as plain dicts and lists, interpolations resolved. Raises UserError for a `???`."""
+    for key in sorted(OmegaConf.missing_keys(cfg[group])):
+        raise UserError(
+            f"{group}.{key} is not set; type {group}.{key}=..., conf/{group}/ says what it is"
+        )
+    return OmegaConf.to_container(cfg[group], resolve=True)
 
 
 def _check(good: bool, otherwise: str) -> None:
@@ -205,7 +220,7 @@ def _check_choices(cfg: DictConfig) -> None:
         )
 
 
-def _check_knobs(cfg: DictConfig, steps: int, t_i: int) -> None:
+def _check_knobs(cfg: DictConfig, steps: int, t_i: int, knobs: tuple[str, ...]) -> None:
     s = cfg.sparsity
     hint = f"sparsity={s / 100:g}" if 1 < s <= 100 else "sparsity=0.5"
     _check(
@@ -216,17 +231,26 @@ def _check_knobs(cfg: DictConfig, steps: int, t_i: int) -> None:
         f"t_i={t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "
         f"type t_i={max(round(0.6 * steps), 1)}",
     )
-    _check(1 <= cfg.order <= steps, f"order={cfg.order} is not in 1..{steps}; type order=2")
+    most = steps if "order" in knobs and cfg.solver == "lri" else math.inf
+    _check(
+        1 <= cfg.order <= most,
+        f"order={cfg.order} is not in 1..{steps} (steps); type order={min(2, steps)}",
+    )
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
+    _check(
+        cfg.threads is None or cfg.threads >= 1,
+        f"threads={cfg.threads} is not positive; type threads=1, or null for all",
+    )
     _check(
         cfg.coverage_rows >= 1,
         f"coverage_rows={cfg.coverage_rows} is too few; type coverage_rows=128",
     )
 
 
-def _check_sizes(backbone: Any, low: tuple, high: tuple, frames: int) -> None:
+def _check_sizes(backbone: Any, low: tuple | None, high: tuple, frames: int) -> None:
     m = backbone.multiple
-    for name, size in (("low", low), ("high", high)):
+    sizes = {"high": high} if low is None else {"low": low, "high": high}  # native has no LR flow
+    for name, size in sizes.items():
         _check(
             len(size) == 2,
             f"{name}={list(size)} is no size; type {name}=[height,width], both multiples of {m}",
@@ -242,11 +266,12 @@ def _check_sizes(backbone: Any, low: tuple, high: tuple, frames: int) -> None:
             f"{name}=[{size[0]},{size[1]}] is larger than {backbone.name} can address; "
             f"keep both sides at most {backbone.max_side}",
         )
-    _check(
-        high[0] > low[0] and high[1] > low[1],
-        f"high=[{high[0]},{high[1]}] is not larger than low=[{low[0]},{low[1]}]; "
-        f"type high=[{2 * low[0]},{2 * low[1]}]",
-    )
+    if low is not None:
+        _check(
+            high[0] > low[0] and high[1] > low[1],
+            f"high=[{high[0]},{high[1]}] is not larger than low=[{low[0]},{low[1]}]; "
+            f"type high=[{2 * low[0]},{2 * low[1]}]",
+        )
     step = backbone.frame_step
     _check(frames >= 1, f"frames={frames} is not positive; type frames={backbone.frames}")
     near_t = (frames - 1) // step * step + 1
@@ -261,17 +286,28 @@ def _policy(w: Any) -> Policy:
     _check(
         w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
     )
-    exponents = [tuple(float(a) for a in e) for e in w.exponents]
-    for e in exponents:
+    for e in w.exponents:
         _check(
-            len(e) == 3 and min(e) >= 0 and abs(sum(e) - 1) < 1e-3,
-            f"windows.exponents holds {list(e)}; each entry is three shares that add up to 1, "
-            "such as [0.5,0.5,0]",
+            _is_split(e),
+            f"windows.exponents holds {e}; each entry is three shares that add up to 1: "
+            "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
         )
+    exponents = [tuple(float(a) for a in e) for e in w.exponents]
     if w.policy in ("adaptive", "fixed"):
         _check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
         exponents = [tuple(a / sum(e) for a in e) for e in exponents]
-    _check(0 < w.target <= 1, f"windows.target={w.target} is not in (0, 1]; type 0.95")
+    if w.policy == "fixed":
+        exponents = exponents[:1]  # the only one that it reads
+    _check(
+        0 < w.target <= 1,
+        f"windows.target={w.target} is not in (0, 1]; type windows.target=0.95",
+    )
+    for name, values in (("steps", [w.dense_steps]), ("layers", w.dense_layers)):
+        _check(
+            all(x >= 0 for x in values),
+            f"windows.dense_{name} holds the negative number {min(values, default=0)}; "
+            "type 0 or more",
+        )
     return Policy(
         w.policy,
         tuple(exponents) if w.policy in ("adaptive", "fixed") else (),
@@ -279,3 +315,11 @@ def _policy(w: Any) -> Policy:
         w.dense_steps,
         tuple(w.dense_layers),
     )
+
+
+def _is_split(e: Any) -> bool:
+    try:
+        shares = [float(a) for a in e]
+    except (TypeError, ValueError):
+        return False
+    return len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-3

@@ -1,8 +1,9 @@
 """The recipe: everything that decides the pixels of a clip besides its prompt and seed.
 
-`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one run, and a
-sweep re-issued computes only what is missing. Placement (device, shard, launcher, tracker, prompt subset,
-scorers) is not in it; neither are knobs that the method ignores (each method names its own in KNOBS).
+`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one run,
+and a sweep re-issued computes only what is missing. Placement (device, shard, launcher, tracker,
+prompt subset, scorers) is not in it; neither are knobs that the method ignores (each method names
+its own in KNOBS).
 """
 
 import hashlib
@@ -53,7 +54,7 @@ class Recipe:
         kept = set(always) | set(self.knobs)
         if "sparsity" in kept and self.windows.name in ("full", "coverage"):
             kept -= {"sparsity", "density"}
-        if "sparsity" in kept and self.windows.name == "adaptive" and self.sparsity == 1:
+        if "sparsity" in kept and self.sparsity == 1:
             kept -= {"density"}
         if "solver" in kept and self.solver != "lri":
             kept -= {"order", "stencil", "lr_time"}

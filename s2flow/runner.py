@@ -1,15 +1,18 @@
 """One job: for each clip not yet in the store, generate, write, score, record.
 
-A clip is a prompt text and a seed; list entries with the same text share one. Whatever is already recorded
-is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback, the others go on,
-and the job ends non-zero with counts and the command to type. Within one process a backbone is loaded
-once, and an LR flow is computed once for all HR variants of a sweep that share it.
+A clip is a prompt text and a seed; list entries with the same text share one. Whatever is already
+recorded is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback,
+the others go on, and the job ends non-zero with counts and the command to type. Within one process
+a backbone is loaded once, and an LR flow is computed once for all HR variants of a sweep that
+share it.
 """
 
 import errno
 import functools
 import gc
 import platform
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,12 +64,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for values that cannot work and, at the end, if any clip failed.
     """
     start = time.time()
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
-    scorers = {name: instantiate(conf) for name, conf in plain(cfg.scorer).items()}
+    scorers = {name: instantiate(conf) for name, conf in plain(cfg, "scorer").items()}
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
     todo = [t for t in tasks if store.record(t.key) is None]
     failed = 0
@@ -89,10 +92,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }
     print_run(summary)
     if failed:
-        raise UserError(
-            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; tracebacks "
-            f"are in {store.folder / 'failures'}; the same command tries the failed ones again"
+        error = UserError(
+            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; tracebacks"
+            f" are in {store.folder / 'failures'}; the same command tries the failed ones again"
         )
+        error.summary = summary  # for the sweep's table
+        raise error
     return summary
 
 
@@ -101,6 +106,8 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
     if cfg.prompt is not None:
         if not cfg.prompt.strip():
             raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
+        if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
+            raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
         entries = [(0, cfg.prompt)]
     else:
         p = cfg.prompts
@@ -167,18 +174,28 @@ def _make(group, cfg, recipe, backbone, scorers, store, progress, track) -> int:
             track(record, store.folder)
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _disk_is_full(error, store.folder):
             raise UserError(
-                f"the disk of runs_dir={cfg.runs_dir} is full; nothing recorded is lost: free some "
-                "space and type the same command again"
+                f"the disk of runs_dir={cfg.runs_dir} is full; nothing recorded is lost: free "
+                "some space and type the same command again"
             ) from None
-        for task in group:
-            if store.record(task.key) is None:
-                failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
-                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
-                store.fail(task.key, failure | provenance())
+        left = [t for t in group if store.record(t.key) is None]
+        if len(group) > 1:  # one by one, so that only the culprit fails
+            again = (cfg, recipe, backbone, scorers, store, progress, track)
+            return sum(_make([task], *again) for task in left)
         progress.failed(group[0].prompt, error)
-        return sum(store.record(t.key) is None for t in group)
+        for task in left:
+            failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
+            failure |= {"error": repr(error), "traceback": traceback.format_exc()}
+            store.fail(task.key, failure | provenance(backbone.device))
+        return len(left)
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or shutil.disk_usage(folder).free < 2**20  # ffmpeg does not pass its errno on
 
 
 def _write(
@@ -197,7 +214,8 @@ def _write(
     video = made.video[i]
     low = None if made.low_video is None else made.low_video[i]
     path = store.path("clips", f"{task.key}.mp4")
-    with clock("write"):
+    own = Clock(backbone.device)
+    with own("write"):
         with written_whole(path) as temporary:
             write_video(temporary, video, cfg.backbone.fps)
         rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
@@ -207,7 +225,7 @@ def _write(
             rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
         with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
             contact_sheet(temporary, rows, task.prompt)
-    with clock("score"):
+    with own("score"):
         clip = Clip(read_video(path), task.prompt, task.seed, store.runs_dir, low)
         scores = {k: v for scorer in scorers.values() for k, v in scorer(clip).items()}
     sigma = [round(s, 8) for s in reversed(made_sigmas(recipe))]
@@ -229,12 +247,13 @@ def _write(
         "sigmas": sigma,
         "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
         **made.report,
-        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()},
-        "peak_mib": {k: round(v, 1) for k, v in clock.peak_mib.items()},
+        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
+        | {k: round(v, 4) for k, v in own.seconds.items()},
+        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
         "batch": batch,
         "scores": scores,
         "oov_rate": round(backbone.oov_rate(task.prompt), 4),
-        **provenance(),
+        **provenance(backbone.device),
     }
 
 
@@ -262,6 +281,8 @@ def label(cfg: DictConfig, recipe: Recipe) -> str:
 
 
 def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"device={name} is unknown; type one of device=auto|cpu|cuda|cuda:1")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -270,16 +291,16 @@ def _device(name: str) -> str:
 
 
 @functools.lru_cache
-def provenance() -> dict[str, Any]:
+def provenance(device: str) -> dict[str, Any]:
     """Where and with what this process runs: versions, device, host, commit."""
     names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
-    cuda = torch.cuda.is_available()
+    cuda = device.startswith("cuda")
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
     return {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
-        "device": torch.cuda.get_device_name() if cuda else f"cpu, {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {platform.machine()}",
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "commit": commit,

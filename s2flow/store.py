@@ -6,8 +6,9 @@
                   records/<key>.json       written last: a clip is done when its record exists
                   failures/<key>.json      traceback of a clip that failed; tried again next time
 
-The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed, so a
-kill at any moment costs at most the clip in flight, and any number of workers may share a folder.
+The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed,
+so a kill at any moment costs at most the clip in flight, and any number of workers may share a
+folder.
 """
 
 import contextlib
@@ -139,7 +140,10 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     )
     row: dict[str, Any] = {name: record.get(name) for name in simple}
     names = ("backbone", "method", "sparsity", "density", "order", "solver", "t_i", "steps")
+    names += ("handoff", "noise", "guidance", "shift", "weights", "stencil", "lr_time")
+    names += ("upsample", "negative_prompt")
     row |= {name: recipe.get(name) for name in names}
+    row["low"] = "x".join(map(str, recipe["low"])) if "low" in recipe else None
     row["windows"] = record.get("windows")
     row["realised_density"] = sum(density.values()) / len(density) if density else None
     row["seconds_total"] = sum(record["seconds"].values())

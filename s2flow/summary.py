@@ -1,5 +1,6 @@
 """What a person sees in the terminal: live progress, the table of a run, the table of a sweep."""
 
+import atexit
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from s2flow.recipe import Recipe
@@ -30,9 +33,8 @@ class Progress:
     def __init__(self, recipe: Recipe, clips: int, todo: int) -> None:
         self.console = Console(stderr=True, highlight=False)
         have = f", {clips - todo} already recorded" if clips > todo else ""
-        self.console.print(
-            f"[bold]{recipe.run_id}[/] {recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
-        )
+        what = f"{recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
+        self.console.print(f"[bold]{recipe.run_id}[/] {what}", soft_wrap=True)
         self.done, self.todo = 0, todo
         self.bars = Bars(
             TextColumn("{task.description:>8}"),
@@ -65,40 +67,52 @@ class Progress:
         self.bars.update(self.rows["clips"], completed=self.done)
         stages = "  ".join(f"{k} {v:.1f}s" for k, v in record["seconds"].items() if v >= 0.05)
         text = json.dumps(record["prompt"], ensure_ascii=False)
-        self.console.print(f"  {self.done}/{self.todo} {text}  [dim]{stages}[/]", markup=True)
+        line = f"  {self.done}/{self.todo} {escape(text)}  [dim]{stages}[/]"
+        self.console.print(line, soft_wrap=True)
 
     def failed(self, prompt: str, error: Exception) -> None:
         """A clip failed; its traceback is in the store."""
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        self.console.print(
-            "  FAILED", json.dumps(prompt, ensure_ascii=False), reason, markup=False
-        )
+        text = json.dumps(prompt, ensure_ascii=False)
+        self.console.print(f"  FAILED {text} {reason}", markup=False, soft_wrap=True)
 
 
 def print_run(summary: dict[str, Any]) -> None:
     """Table of one run, and where its files are."""
     console = _console()
     console.print(_table([summary]))
-    console.print(f"videos {summary['folder']}/clips   contact sheets {summary['folder']}/sheets")
+    folder = summary["folder"]
+    line = f"videos {folder}/clips   contact sheets {folder}/sheets"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 class SweepTable(Callback):
     """Hydra callback: every job leaves its summary in its diary; a sweep ends with all of them."""
 
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """If jobs fail, Hydra ends a sweep without on_multirun_end: print the table even so."""
+        atexit.register(print_sweep, Path(config.hydra.sweep.dir))
+
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Write the job's summary beside its log."""
         value = getattr(job_return, "_return_value", None)
+        value = getattr(value, "summary", value)  # of an error that says how many clips failed
         if isinstance(value, dict):
             folder = Path(config.hydra.runtime.output_dir)
             (folder / "summary.json").write_text(json.dumps(value))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table of the sweep."""
-        paths = Path(config.hydra.sweep.dir).glob("*/summary.json")
-        found = sorted(paths, key=lambda p: (len(p.parent.name), p.parent.name))
-        if found:
-            console = _console()
-            console.print(_table([json.loads(p.read_text()) for p in found], title="sweep"))
+        atexit.unregister(print_sweep)
+        print_sweep(Path(config.hydra.sweep.dir))
+
+
+def print_sweep(folder: Path) -> None:
+    """Table of the jobs that left their summaries below a sweep's folder."""
+    found = sorted(folder.glob("*/summary.json"), key=lambda p: (len(p.parent.name), p))
+    if found:
+        table = _table([json.loads(p.read_text()) for p in found], title="sweep")
+        _console().print(table)
 
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:

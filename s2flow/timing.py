@@ -1,12 +1,13 @@
 """Stage clocks: wall seconds and peak memory of text, lr, plan, handoff, hr, decode and score.
 
-Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU it
-is the process's peak resident set during the stage where the kernel lets it be reset, else so far.
+Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU
+it is the process's peak resident set during the stage where the kernel lets it be reset, else so
+far.
 """
 
 import resource
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,10 +40,8 @@ class Clock:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             return
-        try:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        except OSError:
-            pass
 
     def _peak(self) -> float:
         if self.device.startswith("cuda"):

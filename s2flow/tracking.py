@@ -1,4 +1,4 @@
-"""wandb as a view of the store: one wandb run per s2flow run, one row per clip, nothing else kept there.
+"""wandb as a view of the store: one wandb run per s2flow run, one row per clip, nothing more.
 
 Offline by default, which needs no login. Clips that were already recorded log nothing.
 """
@@ -22,6 +22,12 @@ def tracked(cfg: DictConfig, recipe: Recipe) -> Iterator[Track]:
     if cfg.tracker.name == "none":
         yield lambda record, folder: None
         return
+    modes = ("offline", "online", "disabled")
+    if cfg.tracker.mode not in modes:
+        raise UserError(
+            f"tracker.mode={cfg.tracker.mode} is unknown; "
+            f"type one of tracker.mode={'|'.join(modes)}"
+        )
     import wandb
 
     try:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def write_video(path: Path, video: Tensor, fps: int) -> None:
-    """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; odd sides are not possible."""
+    """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; sides must be even.
+
+    Raises ValueError for odd sides and OSError if ffmpeg could not finish the file.
+    """
+    if video.shape[1] % 2 or video.shape[2] % 2:
+        raise ValueError(f"yuv420p needs even sides, not {video.shape[1]}x{video.shape[2]}")
     frames = (video.clamp(0, 1) * 255).round().byte().cpu().numpy()
     iio.imwrite(
         path,
@@ -23,6 +28,8 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
         ffmpeg_log_level="error",
         output_params=["-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4"],
     )
+    if b"moov" not in path.read_bytes():  # the index, written last; ffmpeg's errors are silent
+        raise OSError(f"ffmpeg could not finish {path.name}")
 
 
 def read_video(path: Path) -> Tensor:
@@ -48,7 +55,8 @@ def contact_sheet(
     width = max(sum(im.width + gap for im in images) for _, images in strips) + gap
     sheet = Image.new("RGB", (width, text + len(strips) * (height + text + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, 1), title.encode("latin-1", "replace").decode("latin-1"), fill="black")
+    title = " ".join(title.split()).encode("latin-1", "replace").decode("latin-1")
+    draw.text((gap, 1), title, fill="black")
     for i, (label, images) in enumerate(strips):
         top = text + i * (height + text + gap)
         draw.text((gap, top + 1), label, fill=(90, 90, 90))

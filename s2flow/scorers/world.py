@@ -11,16 +11,16 @@ The oracle (oracle.py) reads the clip, and each attribute is compared with the c
 where render_k are a few scenes of the same caption, drawn by the world's renderer at the clip's
 own resolution and length with fixed seeds. A caption asks for one object, so a count above 1 is
 the repetition that a model shows beyond its training resolution; detail is near 1 for a sharp clip
-and falls with blur. If the oracle sees no object at all, shape, colour, texture and motion count as
-wrong, whatever it would have named.
+and falls with blur. If the oracle sees no object at all, shape, colour, texture and motion count
+as wrong, whatever it would have named.
 
 Where it fails. Agreement: the oracle must name something, so a blob agrees by chance, once in six
 for shape and once in two for texture of the micro world; its own errors (weights/<size>.json) are
 a ceiling; only what the caption states is asked, not whether the object looks good. Count: taught
 on copies of one object, so debris may or may not count. Detail: noise, ringing and flicker are
 gradients as well and can lift it to 1 and beyond; objects differ in size from render to render,
-so even a perfect clip scatters around 1 (deviation 0.09, up to 1.4, in the micro world); read it as
-a mean over clips.
+so even a perfect clip scatters around 1 (deviation 0.09, up to 1.4, in the micro world); read it
+as a mean over clips.
 """
 
 import random

@@ -1,0 +1,114 @@
+"""Held-out prompts by every method, as one picture and the numbers beside it.
+
+    python experiments/gallery.py [--prompts 16] [--backbone micro] [--methods native cascade ...]
+
+Makes whatever clips are missing under runs/ (the same clips that `run.py` makes), then writes
+experiments/results/<backbone>_gallery.png and .json. Rows are prompts; per method the first,
+middle and last frame. The numbers are means over the prompts: agreement with the caption (by the
+attribute oracle), the share of clips in which the oracle does not count exactly one object
+(repetition or loss), and detail (gradient energy relative to the true render's).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image, ImageDraw
+
+import s2flow.config  # noqa: F401
+from s2flow.runner import provenance, run
+from s2flow.scorers import Clip
+from s2flow.scorers.world import WorldAgreement
+from s2flow.video import read_video
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Make, measure, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--backbone", default="micro")
+    parser.add_argument("--methods", nargs="+", default=["native", "cascade", "s2flow"])
+    parser.add_argument("--runs", default="runs")
+    args = parser.parse_args()
+    records = {m: _records(args, m) for m in args.methods}
+    clips = {m: [_video(args, r) for r in found] for m, found in records.items()}
+    guided = next((m for m in args.methods if m != "native"), None)
+    scores = {m: [r["scores"] for r in found] for m, found in records.items()}
+    if guided:
+        low = [_video(args, r, low=True) for r in records[guided]]
+        oracle = WorldAgreement(args.backbone)
+        scores = {
+            "LR": [_score(oracle, v, r) for v, r in zip(low, records[guided], strict=True)]
+        } | scores
+        clips = {"LR": low} | clips
+    prompts = [r["prompt"] for r in records[args.methods[0]]]
+    RESULTS.mkdir(exist_ok=True)
+    _draw(prompts, clips, RESULTS / f"{args.backbone}_gallery.png")
+    result = {
+        "command": f"python experiments/gallery.py --prompts {args.prompts}",
+        "backbone": args.backbone,
+        **{k: v for k, v in provenance().items() if k != "command"},
+        "prompts": len(prompts),
+        "methods": {m: _means(s) for m, s in scores.items()},
+        "runs": {m: found[0]["run_id"] for m, found in records.items()},
+    }
+    path = RESULTS / f"{args.backbone}_gallery.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["methods"]))
+
+
+def _records(args: argparse.Namespace, method: str) -> list[dict]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        words = [f"method={method}", f"backbone={args.backbone}", "prompts=world"]
+        words += [f"prompts.count={args.prompts}", f"runs_dir={args.runs}"]
+        return run(compose("config", overrides=words))["records"]
+
+
+def _video(args: argparse.Namespace, record: dict, low: bool = False) -> torch.Tensor:
+    name = record["video"].replace(".mp4", ".low.mp4") if low else record["video"]
+    return read_video(Path(args.runs) / record["run_id"] / name)
+
+
+def _score(oracle: WorldAgreement, video: torch.Tensor, record: dict) -> dict:
+    return oracle(Clip(video, record["prompt"], record["seed"], Path(".")))
+
+
+def _means(rows: list[dict]) -> dict:
+    names = [k for k in rows[0] if k.startswith("world_") or k == "detail"]
+    means = {k: round(fmean(r[k] for r in rows), 4) for k in names}
+    wrong = fmean(r["object_count"] != 1 for r in rows)
+    repeated = fmean(r["object_count"] > 1 for r in rows)
+    return means | {"not_one_object": round(wrong, 4), "repeated": round(repeated, 4)}
+
+
+def _draw(prompts: list[str], clips: dict[str, list[torch.Tensor]], path: Path) -> None:
+    height, gap, head = 64, 3, 12
+    width = round(
+        height * clips[next(iter(clips))][0].shape[2] / clips[next(iter(clips))][0].shape[1]
+    )
+    block = 3 * (width + gap) + 10
+    sheet = Image.new("RGB", (block * len(clips), head + len(prompts) * (height + head)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for j, (name, videos) in enumerate(clips.items()):
+        draw.text(
+            (j * block, 0), f"{name} {videos[0].shape[1]}x{videos[0].shape[2]}", fill="black"
+        )
+        for i, video in enumerate(videos):
+            top = head + i * (height + head)
+            if j == 0:
+                draw.text((0, top), prompts[i], fill=(90, 90, 90))
+            for k, t in enumerate((0, len(video) // 2, len(video) - 1)):
+                frame = Image.fromarray((video[t] * 255).byte().numpy())
+                frame = frame.resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(frame, (j * block + k * (width + gap), top + head))
+    sheet.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

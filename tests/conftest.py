@@ -1,0 +1,38 @@
+"""Shared by all tests: thread settings, the shipped `micro` backbone, recipes from the real conf/."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import s2flow.config as config
+from s2flow.backbones import tiny
+from s2flow.methods import method
+from s2flow.recipe import Recipe
+
+torch.set_num_threads(2)
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """The embedded backbone with the weights that ship; shared, so leave it as you found it."""
+    return tiny.load("micro", "cpu")
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """recipe("method=cascade", "steps=4", ...): what these overrides resolve to."""
+
+    def resolved(*overrides: str) -> Recipe:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", list(overrides))
+        return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
+
+    return resolved

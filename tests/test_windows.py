@@ -1,0 +1,440 @@
+"""Windows: equal volumes, equal key counts, coverage that is exact, choices that are best."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+
+from s2flow import windows
+from s2flow.errors import UserError
+from s2flow.windows import Plan, Policy
+
+BRICK_GRIDS = [(8, 4, 6), (8, 8, 12), (15, 12, 20)]
+GRIDS = [  # tokens, brick
+    ((4, 4, 6), (1, 1, 1)),
+    ((4, 4, 6), (1, 2, 2)),
+    ((5, 7, 6), (2, 4, 4)),  # ragged on every axis
+    ((3, 5, 4), (1, 2, 3)),  # ragged on two
+]
+
+
+def all_boxes(g):
+    return list(itertools.product(*(range(1, n + 1) for n in g)))
+
+
+def explicit_mask(tokens, brick, box):
+    """M from the sentence alone, one query at a time, as an oracle."""
+    g = [math.ceil(n / b) for n, b in zip(tokens, brick, strict=True)]
+    M = torch.zeros(*tokens, *tokens, dtype=torch.bool)
+    for query in itertools.product(*map(range, tokens)):
+        keys = []
+        for x, b, w, n in zip(query, brick, box, g, strict=True):
+            first = max(0, min(x // b - w // 2, n - w))
+            keys.append(slice(first * b, (first + w) * b))
+        M[query][tuple(keys)] = True
+    L = math.prod(tokens)
+    return M.view(L, L)
+
+
+# -- candidates -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("f", [0.9, 0.75, 0.5, 0.42, 0.25, 0.125, 1 / 64])
+@pytest.mark.parametrize("g", BRICK_GRIDS)
+def test_candidates_have_equal_volume_and_are_distinct(g, f):
+    found = windows.candidates(f, windows.DEFAULT_EXPONENTS, g)
+    for box in found:
+        assert all(1 <= w <= n for w, n in zip(box, g, strict=True))
+        assert abs(math.prod(box) / math.prod(g) / f - 1) <= 0.05 + 1e-9
+    assert len(set(found)) == len(found) >= 1
+    if 0.1 < f < 0.8:  # naive rounding leaves few or unequal ones; here there is a choice
+        assert len(found) >= 3
+
+
+def test_candidates_point_where_their_exponents_say():
+    g = (16, 16, 16)
+    for axis in range(3):
+        only = [0, 0, 0]
+        only[axis] = 1
+        (box,) = windows.candidates(0.25, [only], g)
+        assert box == tuple(4 if i == axis else 16 for i in range(3))
+    assert windows.candidates(0.25, [(0, 0.5, 0.5)], g) == [(16, 8, 8)]
+    assert windows.candidates(0.125, [(1 / 3, 1 / 3, 1 / 3)], g) == [(8, 8, 8)]
+
+
+def test_a_side_below_one_brick_is_clamped_and_its_excess_handed_on():
+    (box,) = windows.candidates(1 / 32, [(1, 0, 0)], (4, 16, 16))
+    assert box[0] == 1 and math.prod(box) == 32  # four bricks of time cannot shrink 32-fold
+
+
+def test_nearest_box_is_the_nearest_of_all_within_tolerance():
+    g, f, sides = (8, 8, 12), 0.3, (5.0, 6.0, 8.0)
+    box = windows.nearest_box(sides, f, g)
+
+    def distance(b):
+        return sum(math.log(w / s) ** 2 for w, s in zip(b, sides, strict=True))
+
+    volume = f * math.prod(g)
+    allowed = [b for b in all_boxes(g) if abs(math.prod(b) / volume - 1) <= 0.05]
+    assert distance(box) == min(map(distance, allowed))
+
+
+@pytest.mark.parametrize(
+    ("f", "g"), [(0.001, (2, 2, 2)), (0.9, (1, 2, 2)), (0.3, (1, 2, 3)), (0.45, (1, 1, 5))]
+)
+def test_an_unreachable_density_is_refused_with_the_nearest_reachable(f, g):
+    with pytest.raises(UserError) as error:
+        windows.candidates(f, windows.DEFAULT_EXPONENTS, g)
+    text = str(error.value)
+    assert "\n" not in text
+    named = float(re.search(r"nearest reachable f is (\S+)", text)[1])
+    volumes = {math.prod(b) / math.prod(g) for b in all_boxes(g)}
+    assert min(abs(math.log(v / f)) for v in volumes) == pytest.approx(
+        abs(math.log(named / f)), abs=1e-3
+    )
+    # what it says to type works, under either reading of s
+    for density in ("volume", "per_axis"):
+        s = float(re.search(rf"sparsity=(\S+) with density={density}", text)[1])
+        reachable = windows.fraction_of_volume(s, density)
+        if reachable < 1:
+            assert windows.candidates(reachable, windows.DEFAULT_EXPONENTS, g)
+
+
+def test_density_has_two_readings():
+    assert windows.fraction_of_volume(0.5, "volume") == 0.5
+    assert windows.fraction_of_volume(0.5, "per_axis") == 0.125
+
+
+# -- masks and densities ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_mask_is_a_centred_box_shifted_inward(tokens, brick):
+    g = windows.brick_grid(tokens, brick)
+    for box in all_boxes(g)[:: 5 if math.prod(g) > 50 else 1]:
+        expected = explicit_mask(tokens, brick, box)
+        assert torch.equal(windows.window_mask(tokens, brick, box), expected)
+
+
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_every_query_sees_its_own_brick_and_equally_many_keys(tokens, brick):
+    g = windows.brick_grid(tokens, brick)
+    where = windows.brick_of_token(tokens, brick)
+    own = (where[:, None] == where[None]).all(-1)
+    ragged = any(n % b for n, b in zip(tokens, brick, strict=True))
+    for box in all_boxes(g):
+        M = windows.window_mask(tokens, brick, box)
+        assert (M | ~own).all()  # so that no row is empty, ragged grids included
+        keys = M.sum(-1)
+        if not ragged:
+            assert (keys == math.prod(box) * math.prod(brick)).all()
+    assert windows.window_mask(tokens, brick, g).all()
+
+
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_realised_density_is_the_mean_of_the_mask(tokens, brick):
+    for box in all_boxes(windows.brick_grid(tokens, brick)):
+        mean = float(windows.window_mask(tokens, brick, box).double().mean())
+        assert windows.realised_density(tokens, brick, box) == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_computed_density_counts_whole_bricks(tokens, brick):
+    g = windows.brick_grid(tokens, brick)
+    padded = tuple(n * b for n, b in zip(g, brick, strict=True))
+    for box in all_boxes(g)[::3]:
+        pairs = int(windows.window_mask(padded, brick, box).sum())
+        computed = windows.computed_density(tokens, brick, box)
+        assert computed == pytest.approx(pairs / math.prod(tokens) ** 2, rel=1e-12)
+        assert computed >= windows.realised_density(tokens, brick, box) - 1e-12
+
+
+# -- coverage (Eq. 8) -------------------------------------------------------------------------
+
+
+def random_attention(tokens, heads=3, batch=2, n_text=0, seed=0):
+    """Peaked random maps: every head and clip prefers other keys."""
+    generator = torch.Generator().manual_seed(seed)
+    L = math.prod(tokens)
+    logits = 3 * torch.randn(batch, heads, L, L + n_text, generator=generator)
+    return logits.softmax(-1)[..., :L]
+
+
+@pytest.mark.parametrize("n_text", [0, 7])
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_coverage_of_all_boxes_is_equation_8_for_each(tokens, brick, n_text):
+    A = random_attention(tokens, n_text=n_text)
+    rows = torch.arange(math.prod(tokens))
+    g = windows.brick_grid(tokens, brick)
+    every = windows.coverage_of_all_boxes(A, rows, tokens, brick)
+    assert every.shape == (2, 3, *g)
+    boxes = all_boxes(g)
+    for box in boxes[:: max(len(boxes) // 12, 1)]:
+        M = explicit_mask(tokens, brick, box)
+        truth = (A.double() * M).sum((-1, -2)) / A.double().sum((-1, -2))
+        t, h, w = box
+        assert torch.allclose(every[..., t - 1, h - 1, w - 1].double(), truth, atol=1e-6)
+        exact = windows.coverage_exact(A.double(), tokens, brick, box)
+        assert torch.allclose(exact, truth, atol=1e-12)
+    assert torch.allclose(every[..., -1, -1, -1], torch.tensor(1.0), atol=1e-6)
+
+
+def test_coverage_of_sampled_rows_is_that_of_these_rows():
+    tokens, brick, box = (4, 4, 6), (1, 2, 2), (2, 1, 2)
+    A, rows = random_attention(tokens), torch.tensor([0, 17, 18, 60, 95])
+    part = windows.coverage_of_all_boxes(A[:, :, rows], rows, tokens, brick)[..., 1, 0, 1]
+    M = explicit_mask(tokens, brick, box)[rows]
+    truth = (A[:, :, rows] * M).sum((-1, -2)) / A[:, :, rows].sum((-1, -2))
+    assert torch.allclose(part, truth, atol=1e-6)
+
+
+def test_attention_rows_are_the_rows_of_softmax_attention():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 3, 40, 16, generator=generator)
+    A = (q @ k.transpose(-1, -2) / 4).softmax(-1)
+    rows = torch.tensor([0, 3, 30])
+    found = windows.attention_rows(q, k, rows, n_video=36)
+    assert torch.allclose(found, A[:, :, rows, :36], atol=1e-6)  # text is in the softmax only
+    half = windows.attention_rows(q.bfloat16(), k.bfloat16(), rows, n_video=36)
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1536, 128), (1000, 128), (192, 128), (130, 128)])
+def test_sampled_rows_are_stratified_and_reproducible(length, rows):
+    found = windows.sample_rows(length, rows, seed=3)
+    assert torch.equal(found, windows.sample_rows(length, rows, seed=3))
+    assert not torch.equal(found, windows.sample_rows(length, rows, seed=4))
+    assert len(found) == rows and (found.diff() >= 0).all()
+    for i, row in enumerate(found.tolist()):
+        assert i * length / rows - 1 < row < (i + 1) * length / rows
+    assert windows.sample_rows(50, 128, seed=0).tolist() == list(range(50))
+
+
+# -- choice (Eq. 9) ---------------------------------------------------------------------------
+
+
+def local_heads(tokens, heads, seed):
+    """q, k (1, heads, L, d) whose attention is Gaussian in each head's own extents, plus content.
+
+    q . k / sqrt(d) = x.y / l^2 - |y|^2 / 2 l^2 + content: up to a constant per row this is
+    -|x - y|^2 / 2 l^2, exactly.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    axes = [torch.arange(n) - (n - 1) / 2 for n in tokens]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+    span = torch.tensor(tokens, dtype=torch.float32)
+    extent = span * (0.04 + 0.5 * torch.rand(heads, 1, 3, generator=generator) ** 2)
+    y = x / extent
+    content = 0.35 * torch.randn(2, heads, len(x), 4, generator=generator)
+    q = torch.cat([y, torch.ones(heads, len(x), 1), content[0]], -1)
+    k = torch.cat([y, -0.5 * (y * y).sum(-1, keepdim=True), content[1]], -1)
+    return q[None] * math.sqrt(8), k[None]
+
+
+def test_chosen_window_has_maximal_coverage():
+    """Brute force: every candidate's coverage from the full map and an explicit mask."""
+    tokens, brick = (4, 4, 6), (1, 1, 1)
+    q, k = local_heads(tokens, 16, seed=0)
+    A = torch.cat(
+        [windows.attention_rows(q, k, torch.arange(96), 96), random_attention(tokens, 16)]
+    )
+    every = windows.coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
+    winners = set()
+    for f in (0.5, 0.25, 0.125):
+        boxes = windows.candidates(f, windows.DEFAULT_EXPONENTS, tokens)
+        brute = torch.stack(
+            [(A * explicit_mask(tokens, brick, b)).sum((-1, -2)) for b in boxes], -1
+        )
+        best = brute.amax(-1)
+        chosen = windows.choose(every, boxes)
+        for clip, head in itertools.product(range(len(A)), range(16)):
+            box = tuple(chosen[clip, head].tolist())
+            got = float(brute[clip, head, boxes.index(box)])
+            assert got == pytest.approx(float(best[clip, head]), rel=1e-6)
+            winners.add(box)
+    assert len(winners) > 6  # the heads do differ, or the test would say nothing
+
+
+def test_first_candidate_wins_among_equals():
+    coverage = torch.ones(1, 2, 4, 4, 4)
+    assert windows.choose(coverage, [(2, 4, 4), (4, 2, 4)]).tolist() == [[[2, 4, 4]] * 2]
+
+
+def test_sampled_choice_agrees_with_the_exact_one():
+    """R = 128 of 1536 rows: the same winner in >= 95 % of heads, or almost the same coverage."""
+    tokens, brick, heads, rounds = (8, 12, 16), (1, 2, 2), 8, 5
+    g, L = windows.brick_grid(tokens, brick), math.prod(tokens)
+    agree, losses, gains = [], [], []
+    for seed in range(rounds):
+        q, k = local_heads(tokens, heads, seed)
+        A = windows.attention_rows(q, k, torch.arange(L), L)
+        exact = windows.coverage_of_all_boxes(A, torch.arange(L), tokens, brick)
+        rows = windows.sample_rows(L, 128, seed)
+        sampled = windows.coverage_of_all_boxes(
+            windows.attention_rows(q, k, rows, L), rows, tokens, brick
+        )
+        for f in (0.5, 0.25, 0.125):
+            boxes = windows.candidates(f, windows.DEFAULT_EXPONENTS, g)
+            r = torch.stack([exact[0, :, a - 1, b - 1, c - 1] for a, b, c in boxes], -1)
+            picked = [boxes.index(tuple(b)) for b in windows.choose(sampled, boxes)[0].tolist()]
+            got = r[range(heads), picked]
+            agree += (got == r.amax(-1)).tolist()
+            losses += (r.amax(-1) - got).tolist()
+            gains += (r.amax(-1) - r.mean(-1)).tolist()
+    share, worst, mean = sum(agree) / len(agree), max(losses), sum(losses) / len(losses)
+    print(f"agreement {share:.3f}, loss worst {worst:.2e}, mean {mean:.2e}")
+    assert sum(gains) / len(gains) > 0.03  # choosing matters here: chance would lose this much
+    assert share >= 0.95
+    assert mean <= 1e-3
+
+
+# -- coverage target --------------------------------------------------------------------------
+
+
+def test_target_takes_the_smallest_window_that_reaches_it():
+    tokens, brick = (4, 4, 6), (1, 2, 2)
+    g = windows.brick_grid(tokens, brick)
+    q, k = local_heads(tokens, 12, seed=1)
+    A = windows.attention_rows(q, k, torch.arange(96), 96)
+    every = windows.coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
+    for target in (0.5, 0.8, 0.95, 1.0):
+        chosen = windows.choose_by_target(every, target)
+        for head in range(12):
+            reach = {
+                b: float(every[0, head, b[0] - 1, b[1] - 1, b[2] - 1])
+                for b in all_boxes(g)
+                if float(every[0, head, b[0] - 1, b[1] - 1, b[2] - 1]) >= target - 1e-6
+            }
+            smallest = min((math.prod(b) for b in reach), default=math.prod(g))
+            box = tuple(chosen[0, head].tolist())
+            assert math.prod(box) == smallest
+            equals = [r for b, r in reach.items() if math.prod(b) == smallest]
+            assert not equals or reach[box] == pytest.approx(max(equals))
+
+
+def test_an_unreachable_target_takes_the_whole_grid():
+    assert windows.choose_by_target(torch.full((1, 1, 2, 3, 4), 0.9), 0.95).tolist() == [
+        [[2, 3, 4]]
+    ]
+
+
+# -- carrying a plan to another grid ----------------------------------------------------------
+
+
+def test_equal_brick_grids_map_one_to_one():
+    boxes = torch.tensor([[[2, 3, 4], [8, 4, 6]]], dtype=torch.int16)
+    assert windows.to_grid(boxes, (8, 4, 6), (8, 4, 6), 0.5) is boxes
+
+
+def test_another_grid_keeps_the_volume_and_the_shape():
+    g_from, g_to, f = (8, 4, 6), (8, 8, 12), 0.25
+    found = windows.candidates(f, windows.DEFAULT_EXPONENTS, g_from)
+    boxes = torch.tensor(found, dtype=torch.int16)
+    moved = windows.to_grid(boxes, g_from, g_to, f)
+    for before, after in zip(found, moved.tolist(), strict=True):
+        assert math.prod(after) / math.prod(g_to) == pytest.approx(f, rel=0.05)
+        ideal = [w * t / s for w, t, s in zip(before, g_to, g_from, strict=True)]
+        assert all(abs(math.log(w / x)) < 0.3 for w, x in zip(after, ideal, strict=True))
+    assert torch.equal(boxes, torch.tensor(found, dtype=torch.int16))  # the input is untouched
+    back = windows.to_grid(torch.tensor([[8, 4, 6]], dtype=torch.int16), g_from, (4, 4, 6), None)
+    assert back.tolist() == [[4, 4, 6]]  # the whole stays the whole
+
+
+# -- the plan ---------------------------------------------------------------------------------
+
+LOW, TOKENS, BRICK = (8, 4, 6), (8, 8, 12), (1, 2, 2)
+STEPS, LAYERS, T_I = 6, 3, 4
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    """(N+1, layers, B, heads, *LOW) of structured heads, different in every step and layer."""
+    table = []
+    for seed in range((STEPS + 1) * LAYERS):
+        q, k = local_heads(LOW, 4, seed)
+        A = windows.attention_rows(q, k, torch.arange(192), 192)
+        table.append(windows.coverage_of_all_boxes(A, torch.arange(192), LOW, (1, 1, 1)))
+    return torch.stack(table).unflatten(0, (STEPS + 1, LAYERS))
+
+
+def plan_of(coverage, f=0.25, **policy):
+    policy = Policy(**{"name": "adaptive", **policy})
+    return windows.make_plan(policy, f, coverage, LOW, TOKENS, BRICK, T_I)
+
+
+def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
+    plan = plan_of(coverage)
+    found = windows.candidates(0.25, windows.DEFAULT_EXPONENTS, LOW)
+    for n, layer, head in itertools.product(range(1, T_I + 1), range(LAYERS), range(4)):
+        r = coverage[n, layer, 0, head]
+        best = max(found, key=lambda b: float(r[b[0] - 1, b[1] - 1, b[2] - 1]))
+        assert tuple(plan.boxes[n, layer, 0, head].tolist()) == best
+    assert (plan.boxes[T_I + 1 :] == torch.tensor(LOW)).all()
+    assert len({tuple(b) for b in plan.boxes[1 : T_I + 1].flatten(0, -2).tolist()}) > 2
+
+
+def test_plan_density_is_the_mean_over_heads_of_the_realised_one(coverage):
+    ragged = windows.make_plan(
+        Policy("adaptive"), 0.25, coverage, LOW, (8, 7, 11), BRICK, T_I
+    )  # the same bricks, some of them partly empty
+    for plan, tokens in ((plan_of(coverage), TOKENS), (ragged, (8, 7, 11))):
+        assert plan.grid == LOW
+        for n in range(1, T_I + 1):
+            boxes = [tuple(b) for b in plan.boxes[n].flatten(0, -2).tolist()]
+            mean = sum(windows.realised_density(tokens, BRICK, b) for b in boxes) / len(boxes)
+            assert plan.density(n) == pytest.approx(mean)
+            assert plan.density(n) == pytest.approx(0.25, rel=0.15)
+        assert plan.density(T_I + 1) == 1
+
+
+def test_histogram_counts_every_head_of_the_hr_steps_once(coverage):
+    plan = plan_of(coverage)
+    counts = plan.histogram(T_I)
+    assert sum(counts.values()) == T_I * LAYERS * 4
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    assert "8x4x6" not in counts
+    name, count = next(iter(counts.items()))
+    box = torch.tensor([int(w) for w in name.split("x")])
+    assert count == int((plan.boxes[1 : T_I + 1] == box).all(-1).sum())
+
+
+def test_fixed_policy_uses_one_window_everywhere(coverage):
+    plan = plan_of(coverage, name="fixed", exponents=((1 / 3, 1 / 3, 1 / 3),))
+    assert len(plan.histogram(T_I)) == 1
+    assert plan.density(1) == pytest.approx(0.25, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "f"), [("full", 0.25), ("adaptive", 1.0), ("fixed", 1.0)])
+def test_full_policy_and_f_of_one_keep_the_whole_grid(coverage, name, f):
+    plan = plan_of(coverage, f=f, name=name)
+    assert (plan.boxes == torch.tensor(LOW)).all() and plan.density(1) == 1
+
+
+def test_coverage_policy_reaches_its_target_everywhere(coverage):
+    plan = plan_of(coverage, name="coverage", target=0.9)
+    for n, layer, head in itertools.product(range(1, T_I + 1), range(LAYERS), range(4)):
+        a, b, c = plan.boxes[n, layer, 0, head].tolist()
+        assert float(coverage[n, layer, 0, head, a - 1, b - 1, c - 1]) >= 0.9 - 1e-5
+    assert plan.density(1) < 1
+
+
+def test_dense_steps_are_the_first_of_the_hr_flow(coverage):
+    plan, usual = plan_of(coverage, dense_steps=2), plan_of(coverage)
+    assert [plan.density(n) == 1 for n in range(T_I, 0, -1)] == [True, True, False, False]
+    assert torch.equal(plan.boxes[1 : T_I - 1], usual.boxes[1 : T_I - 1])
+    everything = plan_of(coverage, dense_steps=T_I + 3)
+    assert all(everything.density(n) == 1 for n in range(1, T_I + 1))
+
+
+def test_dense_layers_attend_everything(coverage):
+    plan, usual = plan_of(coverage, dense_layers=(0, 2)), plan_of(coverage)
+    assert (plan.boxes[:, [0, 2]] == torch.tensor(LOW)).all()
+    assert torch.equal(plan.boxes[:, 1], usual.boxes[:, 1])
+
+
+def test_a_plan_is_a_small_integer_table(coverage):
+    plan = plan_of(coverage)
+    assert isinstance(plan, Plan) and plan.boxes.dtype == torch.int16
+    assert plan.boxes.shape == (STEPS + 1, LAYERS, 1, 4, 3)
