@@ -1,4 +1,4 @@
-"""Figure 2 as code: an LR flow to the end, a hand-off, and an HR flow that the LR one guides (Eqs. 4-6).
+"""Figure 2 as code: an LR flow, a hand-off, and an HR flow that the LR one guides (Eqs. 4-6).
 
     LR   z_N ~ N(0, I), N Euler steps with full attention to z_0; every z_n, v_n and the coverage of
          every window are kept                                                              (Eq. 4)
@@ -8,8 +8,8 @@
 The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR step. It does not depend
 on sparsity, windows, order, t_i or HR method, and is computed once for all clips that share it.
 
-`Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step, the
-HR flow calls ordered *correctors* on the velocity, then asks its solver for higher derivatives:
+`Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step,
+the HR flow calls ordered *correctors* on the velocity, then asks its solver for higher derivatives:
 
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
 """

@@ -6,14 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from s2flow.errors import UserError
 
 WANTED = {  # what OmegaConf says of a value -> what to type
     "to Integer": "a whole number",
     "to Float": "a number",
-    "not a ListConfig": "a list such as [64,96]",
+    "not a ListConfig": "a list in brackets",
     "not Optional": "a value other than null",
 }
 
@@ -139,6 +139,8 @@ def one_line(error: BaseException) -> str:
 def _nearest(key: str) -> str:
     from s2flow.config import Config
 
+    groups = [(f.name, f.type) for f in fields(Config) if is_dataclass(f.type)]
     known = [f.name for f in fields(Config)] + ["experiment"]
-    close = difflib.get_close_matches(key.split(".")[0], known, 1)
+    known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
+    close = difflib.get_close_matches(key, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""

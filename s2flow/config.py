@@ -200,10 +200,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
     """A group as plain dicts and lists, interpolations resolved. Raises UserError for a `???`."""
-    for key in sorted(OmegaConf.missing_keys(cfg[group])):
-        raise UserError(
-            f"{group}.{key} is not set; type {group}.{key}=..., conf/{group}/ says what it is"
-        )
+    missing = OmegaConf.missing_keys(OmegaConf.masked_copy(cfg, group))
+    for key in sorted(missing):
+        raise UserError(f"{key} is not set; type {key}=..., conf/{group}/ explains it")
     return OmegaConf.to_container(cfg[group], resolve=True)
 
 

@@ -1,9 +1,9 @@
 """The recipe: everything that decides the pixels of a clip besides its prompt and seed.
 
-`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one run,
-and a sweep re-issued computes only what is missing. Placement (device, shard, launcher, tracker,
-prompt subset, scorers) is not in it; neither are knobs that the method ignores (each method names
-its own in KNOBS).
+`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one
+run, and a sweep re-issued computes only what is missing. Placement (device, shard, launcher,
+tracker, prompt subset, scorers) is not in it; neither are knobs that the method ignores (each
+method names its own in KNOBS).
 """
 
 import hashlib

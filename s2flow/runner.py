@@ -93,8 +93,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     print_run(summary)
     if failed:
         error = UserError(
-            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; tracebacks"
-            f" are in {store.folder / 'failures'}; the same command tries the failed ones again"
+            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; "
+            f"tracebacks are in {store.folder}/failures; "
+            "the same command tries the failed ones again"
         )
         error.summary = summary  # for the sweep's table
         raise error

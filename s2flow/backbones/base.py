@@ -1,8 +1,8 @@
 """What a backbone must offer; `wan.py` is the worked example of about a hundred lines.
 
 A backbone hides one video model behind latents (B, C, T, H, W) in float32 and video (B, T, H, W, 3)
-in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k, and
-lets the computation be replaced, through the model's own call (`routing.py`).
+in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k,
+and lets the computation be replaced, through the model's own call (`routing.py`).
 """
 
 from typing import Any, Protocol

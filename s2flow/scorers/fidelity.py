@@ -33,7 +33,7 @@ PSNR_OF_IDENTICAL = 100.0
 class Fidelity:
     """{"psnr", "ssim", "relative_error"} against run `reference`, an id in the same runs folder.
 
-    Raises FileNotFoundError if that run has no such clip and UserError if its size differs.
+    Raises UserError if that run has no such clip, or one of another size.
     """
 
     def __init__(self, reference: str):
@@ -58,7 +58,7 @@ class Fidelity:
 
 
 def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
-    """The mp4 of a prompt and seed in a run; FileNotFoundError says what to type."""
+    """The mp4 of a prompt and seed in a run; the UserError says what to type."""
     from s2flow.store import clip_key
 
     run = Path(runs_dir) / run_id
@@ -66,7 +66,7 @@ def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
     # The record of a failed clip names no video.
     video = json.loads(record.read_text()).get("video") if record.exists() else None
     if not video or not (run / video).exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"reference run {run_id} has no clip of prompt {prompt!r}, seed {seed}: generate it "
             "with `python run.py ...` first, its run id stands in the end-of-run table"
         )

@@ -128,12 +128,12 @@ def read(videos: Tensor, size: Size) -> Tensor:
 
 
 def load(name: str = "micro") -> Oracle:
-    """The shipped oracle of a world, ready to read; FileNotFoundError if it was never trained."""
+    """The shipped oracle of a world, ready to read; UserError if it was never trained."""
     if name not in SIZES:
         raise UserError(f"no world of size {name!r}: choose one of {', '.join(SIZES)}")
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"no oracle was trained for size {name!r}: "
             f"type `python -m s2flow.scorers.oracle {name}`"
         )

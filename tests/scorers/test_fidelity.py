@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.fidelity import Fidelity, psnr, relative_error, ssim
 
@@ -88,7 +89,7 @@ def test_finds_the_same_prompt_and_seed_in_the_reference(runs):
 
 @pytest.mark.parametrize(("prompt", "seed"), [("a car", 0), ("a ball", 1), ("a ball", 2)])
 def test_missing_reference_says_what_to_type(runs, prompt, seed):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         Fidelity("ref")(Clip(clip(), prompt, seed, runs))
     message = str(error.value)
     assert "\n" not in message

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from s2flow.backbones.tiny import world as toy
+from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.oracle import (
     ATTRIBUTES,
@@ -136,7 +137,7 @@ def test_render_of_no_object_is_the_background():
 
 def test_missing_or_unknown_oracle_says_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setattr("s2flow.scorers.oracle.WEIGHTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="python -m s2flow.scorers.oracle tiny"):
+    with pytest.raises(UserError, match="python -m s2flow.scorers.oracle tiny"):
         load("tiny")
     with pytest.raises(ValueError, match="micro, tiny"):
         load("huge")

@@ -286,7 +286,6 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
     pool = Pool(size, vae, folder, device)
     rng = random.Random(step)
     torch.manual_seed(step)
-    log = open(folder / "log.jsonl", "a")
     budget, losses, saved, since_renewal = args.minutes * 60, [], time.time(), 0
     clock = time.time()
     while spent < budget:
@@ -311,10 +310,10 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
                 average[k].lerp_(v, 1 - keep) if v.is_floating_point() else average[k].copy_(v)
         seen, step, since_renewal = seen + batch, step + 1, since_renewal + batch * frames
         losses.append(loss.detach())
-        if since_renewal > args.renew_every * size.pool * size.frames or len(pool.shards) < 6:
-            if step % 25 == 0:
-                pool.renew()
-                since_renewal = 0
+        due = since_renewal > args.renew_every * size.pool * size.frames or len(pool.shards) < 6
+        if due and step % 25 == 0:
+            pool.renew()
+            since_renewal = 0
         now = time.time()
         spent, clock = spent + now - clock, now
         if step % 50 == 0:
@@ -327,8 +326,8 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
             }
             losses = []
             print(row, flush=True)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
         if now - saved > args.save_seconds or spent >= budget:
             state = {"flow": flow.state_dict(), "average": average, "seen": seen, "step": step}
             save({**state, "spent": spent, "optimisers": [o.state_dict() for o in opts]}, path)
