@@ -142,5 +142,6 @@ def _nearest(key: str) -> str:
     groups = [(f.name, f.type) for f in fields(Config) if is_dataclass(f.type)]
     known = [f.name for f in fields(Config)] + ["experiment"]
     known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
-    close = difflib.get_close_matches(key, known, 1)
+    beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    close = difflib.get_close_matches(key, beside or known, 1)
     return f" (did you mean {close[0]}?)" if close else ""

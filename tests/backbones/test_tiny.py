@@ -1,0 +1,113 @@
+"""The toy world is one world at every resolution, its splits are disjoint, its trainer resumes."""
+
+import argparse
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from s2flow.backbones.tiny import train, world
+from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
+from s2flow.backbones.tiny.vae import PatchVAE
+from s2flow.backbones.tiny.world import MICRO, TINY
+
+
+def test_a_scene_is_the_same_at_every_resolution():
+    scenes = world.sample_scenes(TINY, 12, seed=3)
+    low, high = (world.render(scenes, 32 * r, 48 * r, 4) for r in (1, 4))
+    pooled = F.avg_pool3d(high.movedim(-1, 1), (1, 4, 4)).movedim(1, -1)
+    assert (pooled - low).abs().mean() < 0.02
+    other = world.render(world.sample_scenes(TINY, 12, seed=4), 32, 48, 4)
+    assert (other - low).abs().mean() > 0.1
+
+
+def test_the_object_moves_as_the_caption_says():
+    scene = world.all_captions(MICRO)["a large red ball moves right on grass"]
+    (video,) = world.render([scene], 32, 48, 8)
+    red = (video[..., 0] > 0.7) & (video[..., 1] < 0.3)
+    columns = torch.arange(48.0)
+    centre = [(columns * frame.any(0)).sum() / frame.any(0).sum() for frame in red]
+    assert centre[-1] - centre[0] > 10
+
+
+def test_splits_are_disjoint_and_decided_by_the_text_alone():
+    training = {world.caption(s) for s in world.sample_scenes(MICRO, 400, seed=0)}
+    assert not any(world.held_out(text) for text in training)
+    evaluation = world.held_out_captions(MICRO, 200)
+    assert len(set(evaluation)) == 200 and all(world.held_out(text) for text in evaluation)
+    assert evaluation[:50] == world.held_out_captions(MICRO, 50)
+
+
+def test_every_caption_is_known_to_the_tokenizer_and_fits():
+    tokenizer = build_tokenizer()
+    texts = list(world.all_captions(TINY))[::97]
+    for ids in tokenizer(texts).input_ids:
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) <= TEXT_LENGTH
+    assert all(world.normalise(t)[1] == 0 for t in texts)
+    # nothing that the caption says is lost on the way through the synonyms
+    assert all(world.normalise(t)[0].split() == t.replace(",", "").split() for t in texts)
+
+
+def test_other_text_is_accepted_and_its_unknown_words_counted():
+    words, unknown = world.normalise("A huge crimson CAR, in the night!")
+    assert words == "a large red square in the night sky"
+    assert unknown == 0
+    words, unknown = world.normalise("a philosophical walrus")
+    assert unknown == 2 / 3
+    assert world.normalise("") == ("", 0.0)
+
+
+def test_attributes_are_read_from_captions_only():
+    asked = world.attributes("a large blue striped star spins on sand", MICRO)
+    assert asked["shape"] == "star" and asked["texture"] == "striped"
+    assert world.attributes("a large blue dotted star spins on sand", MICRO) is None
+
+
+def test_the_shipped_autoencoder_keeps_the_picture(micro):
+    for seed, (h, w) in enumerate([(32, 48), (64, 96)]):
+        video = world.render(world.sample_scenes(MICRO, 16, seed, "held_out"), h, w, 2)
+        error = (micro.decode(micro.encode(video)) - video).square().mean()
+        assert -10 * error.log10() > 28  # dB
+
+
+def test_latents_are_scaled_by_the_square_root_of_their_deviation(micro):
+    video = world.render(world.sample_scenes(MICRO, 64, 0), 32, 48, 4)
+    latent = micro.encode(video)
+    raw = micro.vae.encode(video.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+    ratio = latent.std((0, 2, 3, 4)) / raw.std((0, 2, 3, 4)).sqrt()
+    assert ratio.std() / ratio.mean() < 0.1
+    assert 0.7 < latent.square().mean().sqrt() < 1.3
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path, capsys):
+    size = replace(train.SIZES["micro"], layers=1, pool=128, stages=((1.0, 2, 8),))
+    args = argparse.Namespace(
+        device="cpu", minutes=0.01, bf16=False, renew_every=1e9, save_seconds=1e9
+    )
+    vae = PatchVAE().requires_grad_(False)
+    vae.fit_pca(train.clips(size, 0, 8)[0])
+    train.train_flow(args, size, vae, tmp_path)
+    first = torch.load(tmp_path / "flow.pt", weights_only=True)
+    args.minutes = 0.02
+    train.train_flow(args, size, vae, tmp_path)
+    second = torch.load(tmp_path / "flow.pt", weights_only=True)
+    assert f"resumed at step {first['step']}" in capsys.readouterr().out
+    assert second["step"] > first["step"] and second["spent"] > first["spent"]
+    assert second["seen"] == 8 * second["step"]
+
+
+def test_flow_loss_is_the_velocity_error(micro):
+    """A model that answers eps - x0 exactly would have loss 0: check the target's definition."""
+    x0 = torch.randn(4, 16, 2, 8, 12)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict):
+            s = (timestep / 1000).view(-1, 1, 1, 1, 1)
+            return ((hidden_states - x0) / s,)  # v = (z - x0) / sigma
+
+    text = train.build_flow(train.SIZES["micro"])["text_encoder"]
+    flow = torch.nn.ModuleDict({"transformer": Perfect(), "text_encoder": text})
+    size = train.SIZES["micro"]
+    loss = train.flow_loss(flow, build_tokenizer(), x0, ["a"] * 4, size, half=False)
+    assert loss < 1e-6

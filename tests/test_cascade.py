@@ -1,0 +1,438 @@
+"""The engine on the real embedded backbone: identities between methods, one sigma, one LR flow."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s2flow import cascade, handoff
+from s2flow.cascade import Cascade, LowFlowCache
+from s2flow.flow import noise
+from s2flow.methods import method
+from s2flow.solver import Heun
+
+PROMPTS = [
+    "a red circle moves right on a blue background",
+    "a green square moves up on a black background",
+    "a white triangle on a yellow background",
+]
+QUICK = ("steps=5", "t_i=3")
+
+
+@pytest.fixture
+def run(micro, recipe):
+    """run("method=cascade", ...): the engine of one clip, or of several."""
+
+    def make(*overrides, prompts=PROMPTS[:1], seeds=None, cache=None):
+        r = recipe(*QUICK, *overrides)
+        return Cascade(micro, r, prompts, seeds or [7] * len(prompts), cache=cache)
+
+    return make
+
+
+def generate(engine):
+    return method(engine.recipe.method).generate(engine)
+
+
+def relative(a, b):
+    """Largest difference over the largest value of the reference b."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+# -- identities -------------------------------------------------------------------------------
+
+
+def test_everything_kept_at_order_one_is_the_plain_cascade_bitwise(run):
+    plain = generate(run("method=cascade"))
+    ours = generate(run("sparsity=1", "order=1"))
+    assert torch.equal(ours.latent, plain.latent)
+    assert torch.equal(ours.video, plain.video)
+    assert set(ours.report["density"].values()) == {1}
+    # ... and both knobs do matter
+    for changed in (("sparsity=0.5", "order=1"), ("sparsity=1", "order=2")):
+        assert relative(generate(run(*changed)).latent, plain.latent) > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_full_windows_forced_through_bricks_are_the_plain_cascade(run, backend):
+    """Another order of summation, so not bitwise; float32 keeps three steps within 1e-5."""
+    plain = generate(run("method=cascade"))
+    forced = generate(run("windows=full", "order=1", f"attention={backend}"))
+    error = relative(forced.latent, plain.latent)
+    print(f"{backend}: {error:.1e}")
+    assert error < 1e-5
+    assert not torch.equal(forced.latent, plain.latent) or backend == "tiled"
+
+
+def test_forced_bricks_do_replace_the_models_own_attention(run, monkeypatch):
+    calls = []
+
+    def spy(*args):
+        calls.append(args[3:])
+        return torch.zeros_like(args[0])
+
+    monkeypatch.setattr(cascade, "window_attention", spy)
+    engine = run("windows=full", "order=1", "attention=tiled")
+    generate(engine)
+    passes = 2  # of guidance: one plan for both
+    assert len(calls) == engine.recipe.t_i * engine.backbone.router.layers * passes
+    assert all(set(c[0]) == {(8, 4, 6)} and c[1:4] == ((8, 8, 12), (1, 2, 2), "tiled") for c in calls)
+
+
+def test_windows_are_those_of_the_plan_step_by_step_and_clip_by_clip(run, monkeypatch):
+    """Every head of every layer and step computes inside its own box: seen from the call itself."""
+    engine = run("sparsity=0.25", prompts=PROMPTS[:2])
+    low = engine.low_flow()
+    plan = engine.plan(low)
+    assert not torch.equal(plan.boxes[:, :, 0], plan.boxes[:, :, 1])  # clips differ
+    seen, real = [], cascade.window_attention
+
+    def spy(q, k, v, boxes, *rest):
+        seen.append(boxes)
+        return real(q, k, v, boxes, *rest)
+
+    monkeypatch.setattr(cascade, "window_attention", spy)
+    engine.high_flow(engine.hand_off(low), 3, plan=plan)
+    expected = []
+    for n in (3, 2, 1):
+        for _ in range(2):  # conditional and unconditional pass
+            for layer in range(engine.backbone.router.layers):
+                clips = [[tuple(b) for b in c] for c in plan.boxes[n, layer].tolist()]
+                expected += clips[:1] if clips[0] == clips[1] else clips
+    assert seen == expected
+
+
+# -- one sigma --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["s2flow", "cascade"])
+def test_sigma_told_is_sigma_added_is_sigma_stepped(run, micro, monkeypatch, name):
+    told, model_time, added, stepped = [], [], [], []
+    velocity, add_noise, step = micro.velocity, handoff.add_noise, cascade.taylor_step
+
+    def spy_velocity(z, sigma, condition):
+        told.append(sigma)
+        return velocity(z, sigma, condition)
+
+    def spy_add(x0, eps, sigma):
+        added.append(sigma)
+        return add_noise(x0, eps, sigma)
+
+    def spy_step(z, dsigma, derivatives):
+        stepped.append(dsigma)
+        return step(z, dsigma, derivatives)
+
+    monkeypatch.setattr(micro, "velocity", spy_velocity)
+    monkeypatch.setattr(handoff, "add_noise", spy_add)
+    monkeypatch.setattr(cascade, "taylor_step", spy_step)
+    hook = micro.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: model_time.append(kwargs["timestep"]), with_kwargs=True
+    )
+    engine = run(f"method={name}")
+    try:
+        generate(engine)
+    finally:
+        hook.remove()
+    grid, t_i = engine.sigma.tolist(), 3
+    low, high = grid[5:0:-1], grid[t_i:0:-1]
+    assert told == low + high
+    assert added == [grid[t_i]] == [told[5]]
+    assert stepped == [b - a for a, b in zip(grid[5:0:-1], grid[4::-1], strict=True)] + [
+        b - a for a, b in zip(grid[t_i:0:-1], grid[t_i - 1 :: -1], strict=True)
+    ]
+    # the number that reaches the transformer, both passes of guidance
+    assert [float(t) for t in torch.stack(model_time)[::2].flatten()] == pytest.approx(
+        [1000 * s for s in told], rel=1e-7
+    )
+    assert torch.equal(torch.stack(model_time)[::2], torch.stack(model_time)[1::2])
+
+
+def test_hand_off_state_is_at_the_level_the_hr_flow_starts_from(run):
+    """From the latent itself: remove the known noise, and the LR flow's x0 remains."""
+    engine = run("method=cascade", "handoff=latent")
+    low = engine.low_flow()
+    z = engine.hand_off(low)
+    sigma = float(engine.sigma[3])
+    eps = noise(engine.high_shape, PROMPTS[0], 7, "high")[None]
+    x0 = handoff.resize_latent(low.flow.x0(3), *engine.high_shape[-2:], mode="bicubic")
+    assert torch.allclose((z - sigma * eps) / (1 - sigma), x0, atol=1e-5)
+
+
+def test_aligned_noise_agrees_with_the_noise_of_the_lr_flow(run):
+    engine = run("method=cascade", "noise=aligned", "handoff=latent")
+    low = engine.low_flow()
+    sigma = float(engine.sigma[3])
+    x0 = handoff.resize_latent(low.flow.x0(3), *engine.high_shape[-2:], mode="bicubic")
+    eps = (engine.hand_off(low) - (1 - sigma) * x0) / sigma
+    start = noise(engine.low_shape, PROMPTS[0], 7, "low")[None]
+    assert torch.allclose(F.avg_pool3d(eps, (1, 2, 2)), start / 2, atol=1e-4)
+
+
+# -- reproducibility --------------------------------------------------------------------------
+
+
+def test_same_recipe_twice_is_bitwise_equal(run):
+    first, second = (generate(run("sparsity=0.25")) for _ in range(2))
+    assert torch.equal(first.latent, second.latent) and torch.equal(first.video, second.video)
+    assert first.report == second.report
+    other = generate(run("sparsity=0.25", seeds=[8]))
+    assert relative(other.latent, first.latent) > 0.1
+
+
+@pytest.mark.parametrize("setting", [(), ("solver=lri_cv",), ("windows=coverage",)])
+def test_a_clip_is_the_same_in_any_batch(run, setting):
+    seeds = [3, 4, 5]
+    batch = generate(run("sparsity=0.5", *setting, prompts=PROMPTS, seeds=seeds))
+    for i, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
+        alone = generate(run("sparsity=0.5", *setting, prompts=[prompt], seeds=[seed]))
+        error = relative(batch.latent[i : i + 1], alone.latent)
+        print(f"clip {i}: {error:.1e}")
+        assert error < 1e-5
+        assert relative(batch.low_video[i : i + 1], alone.low_video) < 1e-5
+
+
+# -- one LR flow for many variants ------------------------------------------------------------
+
+
+def test_lr_flow_is_computed_once_for_all_hr_variants(run, monkeypatch):
+    made, make = [], Cascade._make_low_flow
+    monkeypatch.setattr(Cascade, "_make_low_flow", lambda self: made.append(1) or make(self))
+    cache = LowFlowCache()
+    first = generate(run("sparsity=0.5", cache=cache))
+    assert first.report["low_flow_reused"] is False
+    variants = [
+        ("sparsity=0.25",),
+        ("density=per_axis", "sparsity=0.75"),
+        ("order=3",),
+        ("solver=ab2",),
+        ("t_i=2",),
+        ("windows=coverage",),
+        ("windows=cubes",),
+        ("noise=aligned", "handoff=latent"),
+        ("attention=reference",),
+        ("method=cascade",),
+        ("method=bicubic",),
+    ]
+    for overrides in variants:
+        again = generate(run(*overrides, cache=cache))
+        assert again.report["low_flow_reused"] is True, overrides
+        assert torch.equal(again.low_video, first.low_video)
+    assert len(made) == 1 and len(cache) == 1
+
+
+def test_key_of_the_lr_flow_changes_with_all_it_depends_on(run):
+    cache = LowFlowCache()
+    run("method=cascade", cache=cache).low_flow()
+    changes = [
+        {"overrides": ("low=[32,32]",)},
+        {"overrides": ("steps=6",)},
+        {"overrides": ("shift=3",)},
+        {"overrides": ("frames=4",)},
+        {"overrides": ("guidance=1",)},
+        {"overrides": ("negative_prompt=blue",)},
+        {"seeds": [8]},
+        {"prompts": PROMPTS[1:2]},
+        {"prompts": PROMPTS[:2]},
+    ]
+    for i, change in enumerate(changes, start=2):
+        overrides = change.pop("overrides", ())
+        engine = run("method=cascade", *overrides, cache=cache, **change)
+        engine.low_flow()
+        assert engine.report["low_flow_reused"] is False, (overrides, change)
+        assert len(cache) == i
+    base = run("method=cascade").recipe
+    other = dataclasses.replace(base, weights="retrained")
+    assert other.low_identity() != base.low_identity()
+
+
+def test_cached_flow_equals_a_fresh_one(run):
+    cache = LowFlowCache()
+    generate(run("sparsity=0.25", "order=3", cache=cache))  # nothing in it may be written to
+    again = generate(run("sparsity=0.5", cache=cache))
+    assert torch.equal(again.latent, generate(run("sparsity=0.5")).latent)
+
+
+def test_cache_forgets_the_least_recently_used():
+    cache = LowFlowCache()
+    cache.limit = 250
+
+    class Flow:
+        def nbytes(self):
+            return 100
+
+    for key in ("a", "b", "a", "c"):
+        cache.get_or_make(key, Flow)
+    assert list(cache) == ["a", "c"]
+    cache.limit = 10
+    cache.get_or_make("d", Flow)
+    assert list(cache) == ["d"]  # the one in use is always kept
+
+
+# -- stages -----------------------------------------------------------------------------------
+
+
+def spy_on_calls(micro, monkeypatch):
+    calls, velocity = [], micro.velocity
+
+    def spy(z, sigma, condition):
+        calls.append((tuple(z.shape[-2:]), sigma))
+        return velocity(z, sigma, condition)
+
+    monkeypatch.setattr(micro, "velocity", spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("overrides", "low", "high"),
+    [
+        (("method=s2flow",), 5, 3),
+        (("method=s2flow", "order=3"), 5, 3),  # higher orders are free
+        (("method=s2flow", "solver=lri_cv"), 5, 3),
+        (("method=s2flow", "solver=heun"), 5, 2 * 3 - 1),  # twice a step, never at sigma = 0
+        (("method=cascade",), 5, 3),
+        (("method=bicubic",), 5, 0),
+        (("method=native",), 0, 5),
+    ],
+)
+def test_how_often_each_method_calls_the_model(run, micro, monkeypatch, overrides, low, high):
+    calls = spy_on_calls(micro, monkeypatch)
+    result = generate(run(*overrides))
+    sizes = [size for size, _ in calls]
+    assert sizes == [(8, 12)] * low + [(16, 24)] * high
+    assert all(sigma > 0 for _, sigma in calls)
+    assert torch.isfinite(result.latent).all() and torch.isfinite(result.video).all()
+    assert result.video.shape == (1, 8, 64, 96, 3)
+    assert (result.low_video is None) == (low == 0)
+
+
+def test_lr_flow_runs_to_its_end_with_velocities_and_coverage_at_every_step(run):
+    low = run().low_flow()
+    assert all(z is not None and z.dtype == torch.float32 for z in low.flow.z)
+    assert low.flow.v[0] is None and all(v is not None for v in low.flow.v[1:])
+    assert low.coverage.shape == (6, 6, 1, 4, 8, 4, 6) and low.bricks == (8, 4, 6)
+    assert torch.allclose(low.coverage[..., -1, -1, -1], torch.tensor(1.0), atol=1e-5)
+    assert (low.coverage[1:] > 0).all() and (low.coverage <= 1 + 1e-5).all()
+
+
+def test_coverage_is_filed_under_the_step_and_layer_it_was_seen_at(run, micro):
+    """Row n, layer l of the table against that layer's own q and k with n steps remaining."""
+    engine = run("coverage_rows=192")  # every row, so that nothing depends on sampling
+    low = engine.low_flow()
+    for n in (5, 2):
+        seen = {}
+        with micro.router.observing(lambda layer, q, k, seen=seen: seen.update({layer: (q, k)})):
+            v = micro.velocity(low.flow.z[n], float(engine.sigma[n]), engine.condition)
+        assert torch.equal(v, low.flow.v[n])
+        assert sorted(seen) == list(range(6))
+        for layer, (q, k) in seen.items():
+            A = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+            M = cascade_mask((8, 4, 6), (3, 2, 4))
+            exact = (A * M).sum((-1, -2)) / 192
+            assert torch.allclose(low.coverage[n, layer, :, :, 2, 1, 3], exact, atol=1e-5)
+
+
+def cascade_mask(tokens, box):
+    from s2flow.windows import window_mask
+
+    return window_mask(tokens, (1, 1, 1), box)
+
+
+def test_coverage_comes_from_the_conditional_pass(run, micro):
+    calls = []
+    engine = run()
+    with micro.router.observing(lambda layer, q, k: calls.append(layer)):
+        micro.velocity(engine.noise(engine.low_shape, "low"), 1.0, engine.condition)
+    assert engine.condition.negative is not None and calls == list(range(6))
+
+
+def test_watching_leaves_velocities_bitwise_unchanged(run, micro):
+    engine = run()
+    low = engine.low_flow()  # watched
+    for n in (5, 3, 1):
+        unwatched = micro.velocity(low.flow.z[n], float(engine.sigma[n]), engine.condition)
+        assert torch.equal(unwatched, low.flow.v[n])
+
+
+def test_correctors_are_applied_in_order_and_seen_by_the_solver(run, micro):
+    engine = run("method=cascade")
+    z, log = engine.noise(engine.high_shape, "high"), []
+
+    def shifted(n, sigma, z, v):
+        log.append(("shift", n, sigma))
+        return v + 1
+
+    def doubled(n, sigma, z, v):
+        log.append(("double", n, sigma))
+        return 2 * v
+
+    path = engine.high_flow(z, 2, correctors=[shifted, doubled])
+    sigma = engine.sigma.tolist()
+    assert log == [(name, n, sigma[n]) for n in (2, 1) for name in ("shift", "double")]
+    raw = micro.velocity(z, sigma[2], engine.condition)
+    assert torch.equal(path.v[2], 2 * (raw + 1))  # recorded as corrected
+    assert torch.equal(path.z[1], z + (sigma[1] - sigma[2]) * path.v[2])
+    # no corrector, or one that does nothing: the same flow bitwise
+    idle = engine.high_flow(z, 2, correctors=[lambda n, sigma, z, v: v])
+    assert torch.equal(idle.z[0], engine.high_flow(z, 2).z[0])
+
+
+def test_windows_hold_in_the_second_evaluation_of_heun_too(run, monkeypatch):
+    engine = run("sparsity=0.25", "solver=heun")
+    low = engine.low_flow()
+    plan, z = engine.plan(low), engine.hand_off(low)
+    calls = []
+    real = cascade.window_attention
+    monkeypatch.setattr(cascade, "window_attention", lambda *a: calls.append(1) or real(*a))
+    engine.high_flow(z, 3, Heun(), plan)
+    assert len(calls) == (2 * 3 - 1) * 6 * 2
+
+
+def test_nothing_outlives_the_flow_in_the_model(run, micro):
+    """After a windowed flow the model is the plain one again."""
+    engine = run("method=cascade")
+    z = engine.noise(engine.high_shape, "high")
+    before = micro.velocity(z, 0.5, engine.condition)
+    generate(run("sparsity=0.25"))
+    assert torch.equal(micro.velocity(z, 0.5, engine.condition), before)
+
+
+# -- no NaN, and what is recorded -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("sparsity=0.0625",),
+        ("windows=fixed", "sparsity=0.25"),
+        ("windows=temporal",),
+        ("windows.dense_steps=1", "windows.dense_layers=[0,5]"),
+        ("density=per_axis",),
+        ("handoff=noisy", "order=3"),
+        ("handoff=latent", "upsample=bicubic"),
+        ("lr_time=snr", "noise=aligned"),
+        ("stencil=central", "upsample=nearest"),
+        ("low=[24,40]", "high=[56,88]", "frames=5"),  # other brick grids, no integer scale
+        ("steps=1", "t_i=1", "order=1"),
+        ("steps=2", "t_i=2", "lr_time=snr"),
+    ],
+)
+def test_no_setting_gives_nan(run, overrides):
+    result = generate(run(*overrides))
+    assert torch.isfinite(result.latent).all()
+    assert float(result.video.min()) >= 0 and float(result.video.max()) <= 1
+    t_i = run(*overrides).recipe.t_i
+    assert list(result.report["density"]) == [str(n) for n in range(t_i, 0, -1)]
+    assert all(0 < f <= 1 for f in result.report["density"].values())
+    cosines = result.report["derivative_cosine"]["lri"]
+    assert list(cosines) == [str(n) for n in range(t_i - 1, 1, -1)]
+    assert all(-1.001 <= c <= 1.001 for c in cosines.values())
+
+
+def test_recorded_density_is_that_of_the_windows_that_ran(run):
+    report = generate(run("sparsity=0.25")).report
+    assert report["density_requested"] == 0.25
+    assert all(f == pytest.approx(0.25, rel=0.05) for f in report["density"].values())
+    assert sum(report["window_histogram"].values()) == 3 * 6 * 4
+    cube = generate(run("density=per_axis", "sparsity=0.5")).report
+    assert cube["density_requested"] == 0.125
