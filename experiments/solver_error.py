@@ -87,7 +87,7 @@ def measure(
         flow = one.high_flow(z, t_i, solver)
         row["error"][name] = _relative(flow.z[0], reference)
         if name == "euler":
-            cosines = derivative_cosines(flow, low.flow, one.upsample, t_i)
+            cosines = derivative_cosines(flow, one.lri(low, 2), t_i)
             row |= {f"cosine_{k}": fmean(v.values()) for k, v in cosines.items()}
         if name == "lri_cv":
             row["lambda"] = fmean(solver.report["lambda"].values())

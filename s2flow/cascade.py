@@ -168,12 +168,17 @@ class Cascade:
     def solver(self, low: LowFlow) -> Euler:
         """The recipe's source of higher derivatives (Eqs. 10-12)."""
         r = self.recipe
-        scale = self.high_shape[-1] / self.low_shape[-1]
         if r.solver == "lri":
-            return LRI(low.flow, self.upsample, r.order, r.stencil, r.lr_time, scale)
+            return self.lri(low, r.order)
         if r.solver == "lri_cv":
             return LRICv(low.flow, self.upsample)
         return {"euler": Euler, "ab2": AB2, "heun": Heun}[r.solver]()
+
+    def lri(self, low: LowFlow, order: int) -> LRI:
+        """The paper's solver at some order, with the recipe's stencil, LR time and U."""
+        r = self.recipe
+        scale = self.high_shape[-1] / self.low_shape[-1]
+        return LRI(low.flow, self.upsample, order, r.stencil, r.lr_time, scale)
 
     def upsample(self, v: Tensor) -> Tensor:
         """U of Eq. 12: an LR latent field at HR."""
@@ -193,7 +198,7 @@ class Cascade:
             video = self.backbone.decode(high.z[0])
             low_video = None if low is None else self.backbone.decode(low.flow.z[0])
         if low is not None:
-            cosines = derivative_cosines(high, low.flow, self.upsample, self.recipe.t_i)
+            cosines = derivative_cosines(high, self.lri(low, 2), self.recipe.t_i)
             self.report["derivative_cosine"] = _steps_as_text(cosines)
         if solver is not None and solver.report:
             self.report["solver"] = _steps_as_text(solver.report)

@@ -23,7 +23,7 @@ def literal_prompt(argument: str) -> str:
 
     Anything after `prompt=` is text: commas, quotes, `=`, `${`, newlines, emoji; nothing is
     interpolated or split into a sweep. `prompt=null` clears a prompt. Other arguments are returned
-    as they are.
+    as they are. (`prompt=???` is OmegaConf's mark of a missing value, and refused as one.)
     """
     key, equals, text = argument.partition("=")
     if key != "prompt" or not equals or text == "null":
@@ -32,7 +32,7 @@ def literal_prompt(argument: str) -> str:
     # OmegaConf resolves ${ unless a backslash stands before it.
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
     text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
-    text = re.sub(r"(\\+)$", lambda m: m[1] * 2, text)
+    text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
     return f"prompt='{text}'"
 
 
@@ -105,6 +105,9 @@ def one_line(error: BaseException) -> str:
     )
     if key and "not in" in text + str(error.__cause__ or ""):
         return f"{key[1]}: no such key{_nearest(key[1])}; python run.py --help lists them"
+    absent = re.match(r"Missing mandatory value: (\S+)", text)
+    if absent:
+        return f"{absent[1]} is not set; type {absent[1]}=..."
     refused = re.match(r"Error merging override (.*)", text)
     wanted = next((w for said, w in WANTED.items() if said in text + str(error.__cause__)), None)
     if refused and wanted:

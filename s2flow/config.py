@@ -47,6 +47,7 @@ class WindowsConf:
     policy: str = MISSING  # adaptive | fixed | coverage | full
     exponents: list[Any] = field(default_factory=list)  # sides f^a, f^b, f^c; a+b+c = 1
     target: float = 0.95  # of policy coverage
+    cap: float = 1.0  # of policy coverage: no window larger than this share of the volume
     dense_steps: int = 0  # so many first HR steps attend everything
     dense_layers: list[int] = field(default_factory=list)  # these layers attend everything
 
@@ -200,8 +201,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
     """A group as plain dicts and lists, interpolations resolved. Raises UserError for a `???`."""
-    missing = OmegaConf.missing_keys(OmegaConf.masked_copy(cfg, group))
-    for key in sorted(missing):
+    missing = OmegaConf.missing_keys(cfg)
+    for key in sorted(k for k in missing if k.startswith(f"{group}.")):
         raise UserError(f"{key} is not set; type {key}=..., conf/{group}/ explains it")
     return OmegaConf.to_container(cfg[group], resolve=True)
 
@@ -307,10 +308,12 @@ def _policy(w: Any) -> Policy:
             f"windows.dense_{name} holds the negative number {min(values, default=0)}; "
             "type 0 or more",
         )
+    _check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
     return Policy(
         w.policy,
         tuple(exponents) if w.policy in ("adaptive", "fixed") else (),
         float(w.target) if w.policy == "coverage" else 0.0,
+        float(w.cap) if w.policy == "coverage" else 1.0,
         w.dense_steps,
         tuple(w.dense_layers),
     )

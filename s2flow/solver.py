@@ -142,10 +142,8 @@ class LRI(Euler):
 
     def derivatives(self, n, sigma, z, v, velocity):
         """See the class."""
-        if self.order < 2:
-            return []
         found = lr_derivatives(self.low, n, self.order, self.stencil)
-        if self.lr_time == "snr":
+        if self.lr_time == "snr" and found:
             found[0] = lr_derivative_at_equal_snr(self.low, sigma[n], self.scale)
         return [self.upsample(d) for d in found]  # (Eq. 12)
 
@@ -199,9 +197,8 @@ class LRICv(AB2):
             # central difference at m = n+1 from its two one-sided differences, for uneven steps
             h_past, h_next = self.h_before, sig[m] - sig[n]
             central = (h_next * old_minus + h_past * d_minus) / (h_past + h_next)
-            lam = (_dot(central - old_minus, old_novelty) / _dot(old_novelty, old_novelty)).clamp(
-                0, 1
-            )
+            length = _dot(old_novelty, old_novelty).clamp_min(1e-30)
+            lam = (_dot(central - old_minus, old_novelty) / length).clamp(0, 1).to(z.dtype)
         self.before, self.h_before = (d_minus, novelty), sig[m] - sig[n]
         self.report.setdefault("lambda", {})[n] = float(lam.mean())
         return [d_minus + lam * novelty]
@@ -219,18 +216,16 @@ class Heun(Euler):
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product per clip, (B, 1, 1, 1, 1), bounded away from 0 for use as a denominator."""
-    s = (a.double() * b.double()).sum((1, 2, 3, 4), keepdim=True)
-    return torch.where(s == 0, torch.finfo(torch.float32).tiny, s).float()
+    """Inner product per clip, (B, 1, 1, 1, 1) in float64."""
+    return (a.double() * b.double()).sum((1, 2, 3, 4), keepdim=True)
 
 
-def derivative_cosines(
-    high: Trajectory, low: Trajectory, upsample: Upsample, t_i: int
-) -> dict[str, dict[int, float]]:
+def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[int, float]]:
     """How well each source of v' points along the HR flow's own central difference, step by step.
 
-    `lri`: U(dv_lr/dsigma); `history`: the HR backward difference (AB2). Steps t_i-1 ... 2, where the
-    HR central difference exists. The honest check on Eq. 12: 1 is a perfect direction, 0 none.
+    `lri`: U(dv_lr/dsigma) as this solver borrows it; `history`: the HR backward difference (AB2).
+    Steps t_i-1 ... 2, where the HR central difference exists. The honest check on Eq. 12: 1 is a
+    perfect direction, 0 none.
     """
     out: dict[str, dict[int, float]] = {"lri": {}, "history": {}}
     sigma = high.sigma.tolist()
@@ -238,8 +233,8 @@ def derivative_cosines(
         weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
         truth = sum(w * high.v[m] for w, m in zip(weights, (n + 1, n, n - 1), strict=True))
         past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
-        guess = upsample(lr_derivatives(low, n, 2)[0])
-        for name, d in (("lri", guess), ("history", past)):
-            cosine = _dot(d, truth) / (_dot(d, d) * _dot(truth, truth)).sqrt()
-            out[name][n] = float(cosine.mean())
+        borrowed = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
+        for name, d in (("lri", borrowed), ("history", past)):
+            length = (_dot(d, d) * _dot(truth, truth)).sqrt().clamp_min(1e-30)
+            out[name][n] = float((_dot(d, truth) / length).mean())
     return out

@@ -118,7 +118,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def load_records(runs_dir: str | Path) -> pd.DataFrame:
     """One row per finished clip of every run below `runs_dir`; empty if there is none."""
     rows = []
-    for path in sorted(Path(runs_dir).glob("*/records/*.json")):
+    for path in sorted(Path(runs_dir).glob("*/records/[!.]*.json")):  # no temporaries
         record = read_record(path)
         if record is not None:
             rows.append(_row(record))

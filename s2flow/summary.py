@@ -132,7 +132,7 @@ def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
             x["run_id"],
             x["label"],
             f"{len(records)}/{x['clips']}",
-            f"{fmean(density):.3f}" if density else "1",
+            f"{fmean(density):.3f}" if density else "1" if records else "—",
             *(_mean(s.get(k) for s in seconds) for k in ("lr", "hr")),
             _mean(sum(s.values()) for s in seconds),
             *(_mean((r["scores"].get(s) for r in records), 4) for s in scores),

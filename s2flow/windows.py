@@ -74,14 +74,6 @@ def realised_density(tokens: Box, brick: Box, box: Box) -> float:
     return f
 
 
-def computed_density(tokens: Box, brick: Box, box: Box) -> float:
-    """Share of pairs a brick kernel computes, padding of ragged grids included, over valid pairs."""
-    g = brick_grid(tokens, brick)
-    return math.prod(
-        gi * wi * b * b / n**2 for gi, wi, b, n in zip(g, box, brick, tokens, strict=True)
-    )
-
-
 # -- candidates -------------------------------------------------------------------------------
 
 
@@ -257,14 +249,21 @@ def choose(coverage: Tensor, boxes: list[Box]) -> Tensor:
     return torch.tensor(boxes, dtype=torch.int16)[r.argmax(-1)]
 
 
-def choose_by_target(coverage: Tensor, target: float) -> Tensor:
-    """Beyond the paper: per head the smallest box that covers `target`; ties by coverage."""
+def choose_by_target(coverage: Tensor, target: float, cap: float = 1.0) -> Tensor:
+    """Beyond the paper: per head the smallest box that covers `target`; ties by coverage.
+
+    Boxes larger than `cap` of the volume are never taken; a head that none of the others satisfies
+    gets the one that covers most.
+    """
     g = coverage.shape[-3:]
     sizes = list(itertools.product(*(range(1, n + 1) for n in g)))
     volume = torch.tensor([math.prod(b) for b in sizes], dtype=torch.float32)
-    cost = volume - coverage.flatten(-3)  # coverage <= 1 only breaks ties
-    cost = cost.masked_fill(coverage.flatten(-3) < target - 1e-6, math.inf)
-    cost[..., -1] = cost[..., -1].clamp(max=volume[-1].item())  # the whole grid always qualifies
+    whole = math.prod(g)
+    r = coverage.flatten(-3)
+    enough = volume - r  # coverage <= 1 only breaks ties
+    lacking = whole * (3 - r) - 1e-3 * volume  # behind all that reach the target, best first
+    cost = torch.where(r >= target - 1e-6, enough, lacking)
+    cost = cost.masked_fill(volume > cap * whole + 1e-6, math.inf)
     return torch.tensor(sizes, dtype=torch.int16)[cost.argmin(-1)]
 
 
@@ -289,13 +288,14 @@ class Policy:
     """How windows are chosen; the `windows` group of the config.
 
     name: "adaptive" (Eq. 9 over `exponents`), "fixed" (one candidate for all heads, layers and
-    steps: the 50 %* row), "coverage" (smallest box reaching `target`) or "full".
+    steps: the 50 %* row), "coverage" (smallest box up to `cap` reaching `target`) or "full".
     dense_steps: so many first HR steps, dense_layers: these layers, attend everything.
     """
 
     name: str
     exponents: tuple[tuple[float, float, float], ...] = DEFAULT_EXPONENTS
     target: float = 0.95
+    cap: float = 1.0
     dense_steps: int = 0
     dense_layers: tuple[int, ...] = ()
 
@@ -320,7 +320,9 @@ def make_plan(
     if policy.name == "full" or (f >= 1 and policy.name != "coverage"):
         return Plan(whole, tokens, brick)
     if policy.name == "coverage":
-        boxes = to_grid(choose_by_target(coverage.float(), policy.target), low_bricks, g, None)
+        boxes = to_grid(
+            choose_by_target(coverage.float(), policy.target, policy.cap), low_bricks, g, None
+        )
     else:
         found = candidates(f, policy.exponents, low_bricks)
         if policy.name == "fixed":

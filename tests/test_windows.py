@@ -140,17 +140,6 @@ def test_realised_density_is_the_mean_of_the_mask(tokens, brick):
         assert windows.realised_density(tokens, brick, box) == pytest.approx(mean, rel=1e-12)
 
 
-@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
-def test_computed_density_counts_whole_bricks(tokens, brick):
-    g = windows.brick_grid(tokens, brick)
-    padded = tuple(n * b for n, b in zip(g, brick, strict=True))
-    for box in all_boxes(g)[::3]:
-        pairs = int(windows.window_mask(padded, brick, box).sum())
-        computed = windows.computed_density(tokens, brick, box)
-        assert computed == pytest.approx(pairs / math.prod(tokens) ** 2, rel=1e-12)
-        assert computed >= windows.realised_density(tokens, brick, box) - 1e-12
-
-
 # -- coverage (Eq. 8) -------------------------------------------------------------------------
 
 
@@ -318,6 +307,20 @@ def test_an_unreachable_target_takes_the_whole_grid():
     assert windows.choose_by_target(torch.full((1, 1, 2, 3, 4), 0.9), 0.95).tolist() == [
         [[2, 3, 4]]
     ]
+
+
+def test_a_cap_bounds_the_windows_and_takes_the_best_below_it():
+    coverage = torch.rand(2, 3, 2, 3, 4).cumsum(-1).cumsum(-2).cumsum(-3)
+    coverage /= coverage[..., -1:, -1:, -1:]
+    chosen = windows.choose_by_target(coverage, 0.99, cap=0.5)
+    for i, j in [(0, 0), (1, 2)]:
+        box = tuple(chosen[i, j].tolist())
+        assert math.prod(box) <= 12
+        r = coverage[i, j]
+        best = max(
+            float(r[a - 1, b - 1, c - 1]) for a, b, c in all_boxes((2, 3, 4)) if a * b * c <= 12
+        )
+        assert float(r[box[0] - 1, box[1] - 1, box[2] - 1]) == pytest.approx(best, abs=1e-3)
 
 
 # -- carrying a plan to another grid ----------------------------------------------------------

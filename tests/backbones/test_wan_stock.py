@@ -16,7 +16,7 @@ from s2flow.flow import sigma_grid
 from s2flow.methods import method
 
 PROMPTS = ["a red circle moves right on a blue background", "a green square on white"]
-STEPS = 4
+STEPS = 3
 
 
 class OurGrid(FlowMatchEulerDiscreteScheduler):
@@ -38,22 +38,21 @@ def stock():
     return pipeline
 
 
-def stock_latents(stock, prompts, z, size, guidance, steps, shift):
+def stock_latents(stock, z, steps, shift, **options):
     scheduler = OurGrid.from_config(stock.scheduler.config)
     scheduler.ours = sigma_grid(steps, shift)
     stock.scheduler = scheduler
     # Frames: the pipeline wants 4k+1 of a VAE of temporal stride 4. Ours has stride 1, for which its
     # rule (n % 1 != 1, always true) rounds n to n + 1; given latents, it follows their shape.
     return stock(
-        prompts,
-        height=size[0],
-        width=size[1],
+        height=z.shape[-2] * 4,
+        width=z.shape[-1] * 4,
         num_frames=z.shape[2] - 1,
         num_inference_steps=steps,
-        guidance_scale=guidance,
         latents=z,
         output_type="latent",
         max_sequence_length=TEXT_LENGTH,
+        **options,
     ).frames
 
 
@@ -65,42 +64,34 @@ def relative(a, b):
 def test_native_equals_the_stock_pipeline(stock, micro, recipe, guidance):
     """Order 1, full attention, no hand-off: the same clip as diffusers makes."""
     r = recipe("method=native", f"steps={STEPS}", f"guidance={guidance}")
-    engine = Cascade(micro, r, PROMPTS, [0, 1])
+    engine = Cascade(micro, r, PROMPTS[:1], [0])
     z = engine.noise(engine.high_shape, "high")
     ours = method("native").generate(engine).latent
-    prompts = [normalise(p)[0] for p in PROMPTS]
-    theirs = stock_latents(stock, prompts, z, r.high, guidance, STEPS, r.shift)
+    prompt = normalise(PROMPTS[0])[0]
+    theirs = stock_latents(stock, z, STEPS, r.shift, prompt=prompt, guidance_scale=guidance)
     print(f"{relative(ours, theirs):.1e}")
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     assert relative(ours, theirs) < 1e-5
-    other = stock_latents(stock, prompts, z, r.high, guidance, STEPS, 2 * r.shift)
-    assert relative(ours, other) > 1e-3  # the comparison does see the noise levels
 
 
 def test_low_flow_equals_the_stock_pipeline(stock, micro, recipe):
+    """A batch, a negative prompt, another shift; and the comparison sees each of them."""
     r = recipe("method=cascade", f"steps={STEPS}", "negative_prompt=blue", "shift=5")
-    engine = Cascade(micro, r, PROMPTS[:1], [3])
+    engine = Cascade(micro, r, PROMPTS, [3, 4])
     ours = engine.low_flow().flow
-    embeds, negative = stock.encode_prompt(
-        [normalise(PROMPTS[0])[0]], ["blue"], max_sequence_length=TEXT_LENGTH
-    )
-    assert relative(engine.condition.positive, embeds) < 1e-6
-    assert relative(engine.condition.negative, negative) < 1e-6
-    stock.scheduler = OurGrid.from_config(stock.scheduler.config)
-    stock.scheduler.ours = sigma_grid(STEPS, 5.0)
-    theirs = stock(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        height=32,
-        width=48,
-        num_frames=7,
-        num_inference_steps=STEPS,
-        guidance_scale=r.guidance,
-        latents=ours.z[STEPS],
-        output_type="latent",
-        max_sequence_length=TEXT_LENGTH,
-    ).frames
-    assert relative(ours.z[0], theirs) < 1e-5
+    options = {
+        "prompt": [normalise(p)[0] for p in PROMPTS],
+        "negative_prompt": ["blue"] * 2,
+        "guidance_scale": r.guidance,
+    }
+    z = ours.z[STEPS]
+    error = relative(ours.z[0], stock_latents(stock, z, STEPS, 5.0, **options))
+    print(f"{error:.1e}")
+    assert error < 1e-5
+    assert relative(ours.z[0], stock_latents(stock, z, STEPS, 4.0, **options)) > 1e-3
+    for changed in ({"negative_prompt": ["red"] * 2}, {"guidance_scale": r.guidance + 0.1}):
+        other = stock_latents(stock, z, STEPS, 5.0, **{**options, **changed})
+        assert relative(ours.z[0], other) > 1e-4
 
 
 def test_decoding_equals_the_stock_pipeline(stock, micro, recipe):
@@ -170,7 +161,9 @@ def test_router_is_bitwise_transparent(untouched):
     router = AttentionRouter(transformer_wan, [b.attn1 for b in untouched.blocks])
     assert torch.equal(forward(), before)
     seen = []
-    with router.observing(lambda layer, q, k: seen.append((layer, tuple(q.shape), tuple(k.shape)))):
+    with router.observing(
+        lambda layer, q, k: seen.append((layer, tuple(q.shape), tuple(k.shape)))
+    ):
         assert torch.equal(forward(), before)
     shape = (2, 4, 8 * 4 * 6, 32)  # self-attention only, of the video tokens only
     assert seen == [(layer, shape, shape) for layer in range(6)]
@@ -211,15 +204,19 @@ def test_saved_folder_loads_again_with_equal_outputs(micro, tmp_path, monkeypatc
     folder = tmp_path / "micro"
     micro.pipeline.save_pretrained(folder)
     shutil.copy(tiny.weights_folder("micro") / "card.json", folder)
-    digest = tiny.weights_hash("micro")
     monkeypatch.setattr(tiny, "WEIGHTS", tmp_path)
     again = tiny.load("micro", "cpu")
-    assert tiny.weights_hash("micro") == digest
     z = torch.randn(1, *micro.latent_shape(32, 48, 8), generator=torch.Generator().manual_seed(0))
     video = torch.rand(1, 8, 32, 48, 3, generator=torch.Generator().manual_seed(1))
-    for backbone_a, backbone_b in ((micro, again),):
-        a, b = (m.encode_prompt(PROMPTS[:1], "", 4.0) for m in (backbone_a, backbone_b))
-        assert torch.equal(a.positive, b.positive) and torch.equal(a.negative, b.negative)
-        assert torch.equal(backbone_a.velocity(z, 0.7, a), backbone_b.velocity(z, 0.7, b))
-        assert torch.equal(backbone_a.decode(z), backbone_b.decode(z))
-        assert torch.equal(backbone_a.encode(video), backbone_b.encode(video))
+    a, b = (m.encode_prompt(PROMPTS[:1], "", 4.0) for m in (micro, again))
+    assert relative(a.positive, b.positive) < 1e-5
+    assert relative(a.negative, b.negative) < 1e-5
+    for part in ("transformer", "vae"):
+        theirs = getattr(again, part).state_dict()
+        assert theirs and all(
+            torch.equal(w, theirs[name]) for name, w in getattr(micro, part).state_dict().items()
+        )
+    # equal weights, but perhaps mapped at another alignment: the last bit may differ
+    assert relative(micro.velocity(z, 0.7, a), again.velocity(z, 0.7, b)) < 1e-5
+    assert relative(micro.decode(z), again.decode(z)) < 1e-5
+    assert relative(micro.encode(video), again.encode(video)) < 1e-5

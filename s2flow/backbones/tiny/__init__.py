@@ -40,8 +40,9 @@ def weights_hash(name: str) -> str:
     """Short hash of all weights and configs of a size: part of every recipe."""
     digest = hashlib.sha256()
     folder = weights_folder(name)
-    for path in sorted(folder.rglob("*.safetensors")) + [folder / "vae" / "config.json"]:
-        digest.update(path.read_bytes())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".json") and path.name != "card.json":
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -60,6 +61,11 @@ def load(name: str, device: str) -> "TinyBackbone":
             f"the weights of backbone={name} cannot be read ({reason}); reinstall s2flow"
         ) from error
     pipeline.to(device)
+    for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        for (
+            p
+        ) in module.parameters():  # memory-mapped: a file's alignment would decide the last bit
+            p.data = p.data.clone()
     return TinyBackbone(name, pipeline, card["shift"], TEXT_LENGTH)
 
 

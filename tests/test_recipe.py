@@ -1,0 +1,162 @@
+"""The run id: the same pixels have one id, other pixels another, and it never changes by itself."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from s2flow.recipe import Recipe
+from s2flow.windows import Policy
+
+FIXED = Recipe(
+    backbone="micro",
+    weights="0123456789ab",
+    method="s2flow",
+    steps=20,
+    shift=1.5,
+    frames=8,
+    low=(32, 48),
+    high=(64, 96),
+    guidance=4.0,
+    negative_prompt="",
+    t_i=12,
+    handoff="x0",
+    noise="fresh",
+    sparsity=0.5,
+    density="volume",
+    windows=Policy("adaptive", ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5)), 0.0),
+    brick_low=(1, 1, 1),
+    brick_high=(1, 2, 2),
+    coverage_rows=128,
+    attention="auto",
+    solver="lri",
+    order=2,
+    stencil="grid",
+    lr_time="sigma",
+    upsample="bilinear",
+    knobs=("low", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_low")
+    + ("brick_high", "coverage_rows", "attention", "solver", "order", "stencil", "lr_time")
+    + ("upsample",),
+)
+
+OTHER = {  # one other value for every field
+    "backbone": "tiny",
+    "weights": "ba9876543210",
+    "method": "other",
+    "steps": 21,
+    "shift": 1.6,
+    "frames": 9,
+    "low": (32, 32),
+    "high": (96, 144),
+    "guidance": 5.0,
+    "negative_prompt": "blur",
+    "t_i": 11,
+    "handoff": "latent",
+    "noise": "aligned",
+    "sparsity": 0.25,
+    "density": "per_axis",
+    "windows": Policy("adaptive", ((1.0, 0.0, 0.0),), 0.0),
+    "brick_low": (1, 2, 2),
+    "brick_high": (2, 2, 2),
+    "coverage_rows": 64,
+    "attention": "reference",
+    "solver": "ab2",
+    "order": 3,
+    "stencil": "central",
+    "lr_time": "snr",
+    "upsample": "nearest",
+}
+
+
+def test_golden_id():
+    """If this fails, every run on every disk is orphaned: raise VERSION only on purpose."""
+    assert FIXED.run_id == "aa223fc12a"
+
+
+def test_everything_that_changes_pixels_changes_the_id():
+    assert set(OTHER) | {"knobs"} == {f.name for f in fields(Recipe)}
+    ids = {replace(FIXED, **{name: value}).run_id for name, value in OTHER.items()}
+    assert len(ids | {FIXED.run_id}) == len(OTHER) + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": 0.5},
+        {"dense_steps": 1},
+        {"dense_layers": (0,)},
+        {"exponents": ((0.0, 0.5, 0.5), (1.0, 0.0, 0.0))},  # the first one wins ties
+    ],
+)
+def test_every_part_of_the_window_policy_counts(change):
+    assert replace(FIXED, windows=replace(FIXED.windows, **change)).run_id != FIXED.run_id
+
+
+def test_identity_survives_json():
+    identity = FIXED.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity["low"] == [32, 48] and "knobs" not in identity
+
+
+SAME = [  # (one command, another that makes the same pixels)
+    ("sparsity=1", "sparsity=1.0"),
+    ("sparsity=0.5", "sparsity=.50"),
+    ("t_i=12", "t_i=null"),
+    ("steps=10 t_i=6", "steps=10"),
+    ("steps=20 shift=1.5 guidance=4 frames=8", ""),
+    ("high=[64,96] low=[32,48] brick_high=[1,2,2]", ""),
+    ("windows=cubes", f"windows=adaptive windows.exponents=[[{','.join(3 * [str(1 / 3)])}]]"),
+    ("windows=cubes", "windows=cubes windows.exponents=[[0.3333,0.3333,0.3333]]"),
+    ("windows=fixed", f"windows=fixed windows.exponents=[[{','.join(3 * [str(1 / 3)])}],[1,0,0]]"),
+    ("windows=adaptive", "windows.target=0.5"),
+    ("windows=adaptive", "windows.label=mine"),
+    ("windows=full sparsity=0.25", "windows=full density=per_axis"),
+    ("windows=coverage sparsity=0.25", "windows=coverage density=per_axis"),
+    ("sparsity=1", "sparsity=1 density=per_axis"),
+    ("windows=fixed sparsity=1", "windows=fixed sparsity=1 density=per_axis"),
+    ("solver=ab2", "solver=ab2 order=3 stencil=central lr_time=snr upsample=nearest"),
+    ("solver=heun", "solver=heun order=1 upsample=bicubic"),
+    ("solver=lri_cv", "solver=lri_cv order=3 stencil=central"),
+    ("order=1", "order=1 stencil=central lr_time=snr upsample=nearest"),
+    ("handoff=noisy", "handoff=noisy noise=aligned"),
+    ("method=cascade", "method=cascade sparsity=0.25 density=per_axis order=3 solver=ab2"),
+    ("method=cascade", "method=cascade windows=cubes brick_high=[2,2,2] coverage_rows=8"),
+    ("method=cascade", "method=cascade attention=reference upsample=nearest"),
+    ("method=native", "method=native t_i=3 handoff=latent noise=aligned low=[16,16]"),
+    ("method=bicubic", "method=bicubic t_i=3 handoff=latent noise=aligned"),
+    ("", "seed=3 prompt=cat prompts=world prompts.count=3 prompts.subset_seed=1"),
+    ("", "device=cpu batch=4 shard=2/3 runs_dir=elsewhere threads=1"),
+    ("", "scorer=[none] tracker=wandb tracker.project=mine"),
+]
+
+DIFFERENT = [
+    ("method=cascade", "method=cascade t_i=4"),
+    ("method=cascade", "method=cascade noise=aligned"),
+    ("method=bicubic", "method=bicubic low=[32,32]"),
+    ("method=native", "method=native shift=3"),
+    ("method=cascade", "method=native"),
+    ("solver=lri_cv", "solver=lri_cv upsample=nearest"),
+    ("windows=coverage", "windows=coverage windows.target=0.5"),
+    ("windows=adaptive", "windows=cubes"),
+    ("windows=fixed", "windows=cubes"),
+    ("sparsity=0.5", "sparsity=0.5 density=per_axis"),
+    ("", "negative_prompt=blur"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_equal_pixels_are_one_run(one, other, recipe):
+    assert recipe(*one.split()).run_id == recipe(*other.split()).run_id
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_other_pixels_are_another_run(one, other, recipe):
+    assert recipe(*one.split()).run_id != recipe(*other.split()).run_id
+
+
+def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
+    shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
+    shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
+    for name, value in OTHER.items():
+        same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
+        assert same == (name in shared), name

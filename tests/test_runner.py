@@ -1,0 +1,311 @@
+"""The runner: complete records, one clip per text, failures that cost only themselves."""
+
+import errno
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from s2flow import methods, runner
+from s2flow.cascade import LowFlowCache
+from s2flow.errors import UserError
+from s2flow.flow import sigma_grid
+from s2flow.prompts import DEMO
+from s2flow.store import clip_key, load_records, sha256_of
+from s2flow.video import read_video
+
+CONF = Path(__file__).parents[1] / "conf"
+SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu")
+
+
+def config(runs_dir, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*SMALL, f"runs_dir={runs_dir}", *overrides])
+
+
+def state(folder):
+    """Content and time of every file, but for recipe.json, which every job writes anew."""
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.name != "recipe.json")
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, sha256_of(p)) for p in kept}
+
+
+def names(folder, kind):
+    return {p.name for p in folder.glob(f"*/{kind}/*")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two clips of the default method: (summary, its runs folder)."""
+    runs_dir = tmp_path_factory.mktemp("made") / "runs"
+    before, runner._low_flows = runner._low_flows, LowFlowCache()
+    yield runner.run(config(runs_dir, "prompts.count=2", "seed=5")), runs_dir
+    runner._low_flows = before
+
+
+# -- what a record holds ------------------------------------------------------------------------
+
+
+def test_a_record_holds_everything(made):
+    summary, runs_dir = made
+    folder = runs_dir / summary["run_id"]
+    assert summary["clips"] == summary["made"] == len(summary["records"]) == 2
+    for place, record in enumerate(summary["records"]):
+        assert record["status"] == "ok" and record["run_id"] == summary["run_id"]
+        assert record["prompt"] == DEMO[place] and record["prompt_index"] == [place]
+        assert record["seed"] == 5
+        assert (record["frames"], record["height"], record["width"]) == (2, 64, 96)
+        assert record["fps"] == 8
+        path = folder / record["video"]
+        assert path.name == clip_key(record["prompt"], 5) + ".mp4"
+        assert record["sha256"] == sha256_of(path) and record["bytes"] == path.stat().st_size
+        stored = folder / "records" / f"{path.stem}.json"
+        assert json.loads(stored.read_text(encoding="utf-8")) == record
+        assert record["scores"]["temporal_flickering"] > 0
+        assert set(record["scores"]) >= {"world_agreement", "object_count", "detail"}
+        assert record["oov_rate"] == 0
+        stages = {"text", "lr", "plan", "handoff", "hr", "decode", "score"}
+        assert stages <= set(record["seconds"]) and stages <= set(record["peak_mib"])
+        assert all(v >= 0 for v in record["seconds"].values())
+        assert all(v > 1 for v in record["peak_mib"].values())
+        assert record["versions"]["torch"] == torch.__version__
+        assert {"python", "s2flow", "diffusers", "numpy"} <= set(record["versions"])
+        assert record["device"].startswith("cpu")
+        for name in ("commit", "dirty", "host", "command", "threads", "batch"):
+            assert name in record
+
+
+def test_a_record_tells_the_noise_levels_and_the_windows(made):
+    for record in made[0]["records"]:
+        sigmas = [round(s, 8) for s in sigma_grid(3, record["recipe"]["shift"]).tolist()]
+        assert record["sigmas"] == sigmas[::-1] and record["sigmas"][0] == 1
+        assert record["sigma_handoff"] == sigmas[2]  # t_i=2 steps remain
+        assert set(record["density"]) == {"2", "1"}
+        assert record["windows"] == "adaptive" and record["density_requested"] == 0.5
+        assert all(abs(f - 0.5) < 0.1 for f in record["density"].values())
+        layers_and_heads = sum(record["window_histogram"].values())
+        assert layers_and_heads % 2 == 0  # over both HR steps
+        assert record["low_flow_reused"] is False
+
+
+def test_the_recipe_file_and_the_record_tell_the_same(made):
+    summary, runs_dir = made
+    recipe = json.loads((runs_dir / summary["run_id"] / "recipe.json").read_text())
+    version = recipe.pop("version")
+    assert isinstance(version, int)
+    assert all(record["recipe"] == recipe for record in summary["records"])
+
+
+def test_videos_and_sheets_open(made):
+    summary, runs_dir = made
+    folder = runs_dir / summary["run_id"]
+    for record in summary["records"]:
+        path = folder / record["video"]
+        assert read_video(path).shape == (2, 64, 96, 3)
+        assert read_video(path.with_suffix(".low.mp4")).shape == (2, 32, 48, 3)
+        with Image.open(folder / "sheets" / f"{path.stem}.png") as sheet:
+            assert sheet.width > 2 * 192 and sheet.height > 2 * 128
+
+
+def test_rows_for_the_tables(made):
+    rows = load_records(made[1])
+    assert (
+        len(rows) == 2 and set(rows["low"]) == {"32x48"} and set(rows["upsample"]) == {"bilinear"}
+    )
+    assert (rows["seconds_total"] > rows["seconds_hr"]).all()
+    assert rows["score_temporal_flickering"].notna().all()
+
+
+# -- what is recorded is never made again -------------------------------------------------------
+
+
+def test_the_second_runner_makes_nothing(made, monkeypatch):
+    summary, runs_dir = made
+    before = state(runs_dir)
+    monkeypatch.setattr(runner, "load_backbone", None)  # not even loaded
+    again = runner.run(config(runs_dir, "prompts.count=2", "seed=5", "batch=2"))
+    assert again["made"] == 0 and again["records"] == summary["records"]
+    assert state(runs_dir) == before
+
+
+def test_what_is_lost_is_made_again_to_the_same_pixels(made, monkeypatch):
+    summary, runs_dir = made
+    record = summary["records"][1]
+    video = runs_dir / summary["run_id"] / record["video"]
+    video.write_bytes(video.read_bytes()[:-100])
+    before = {k: v for k, v in state(runs_dir).items() if video.stem not in k}
+    again = runner.run(config(runs_dir, "prompts.count=2", "seed=5"))
+    assert again["made"] == 1 and again["records"][1]["sha256"] == record["sha256"]
+    assert {k: v for k, v in state(runs_dir).items() if video.stem not in k} == before
+
+
+def test_equal_texts_share_a_clip(tmp_path):
+    (tmp_path / "list.txt").write_text("a red ball\na blue star\na red ball\n")
+    source = ("prompts=file", f"prompts.file={tmp_path}/list.txt", "scorer=[none]")
+    summary = runner.run(config(tmp_path / "runs", *source, "method=bicubic"))
+    assert summary["clips"] == summary["made"] == 2
+    assert [r["prompt_index"] for r in summary["records"]] == [[0, 2], [1]]
+    assert len(names(tmp_path / "runs", "records")) == 2
+
+
+def test_a_prompt_and_the_same_list_entry_are_one_clip(tmp_path):
+    cfg = config(tmp_path, "method=bicubic", "scorer=[none]")
+    assert runner.run(cfg)["made"] == 1
+    cfg.prompt = DEMO[0]
+    assert runner.run(cfg)["made"] == 0
+
+
+def test_shards_are_disjoint_and_complete(tmp_path):
+    shards = [
+        runner.clip_tasks(config(tmp_path, "prompts.count=6", f"shard={k}/4"))
+        for k in (1, 2, 3, 4)
+    ]
+    assert sorted(t.prompt for tasks in shards for t in tasks) == sorted(DEMO)
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the method fail for every batch that holds one prompt; call it to heal."""
+    method = methods.method("bicubic")
+    generate = method.generate
+
+    def broken(cascade):
+        if DEMO[1] in cascade.prompts:
+            raise RuntimeError("deliberate [/x] failure\nwith a second line")
+        return generate(cascade)
+
+    monkeypatch.setattr(method, "generate", broken)
+    return lambda: monkeypatch.setattr(method, "generate", generate)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
+    cfg = config(tmp_path, "method=bicubic", "prompts.count=3", "scorer=[none]", f"batch={batch}")
+    with pytest.raises(UserError, match="1 of 3 clips failed, 2 are recorded.*the same command"):
+        runner.run(cfg)
+    shown = capsys.readouterr().err
+    assert shown.count("FAILED") == 1 and "deliberate [/x] failure" in shown
+    bad = clip_key(DEMO[1], 0)
+    assert names(tmp_path, "failures") == {f"{bad}.json"}
+    failure = json.loads(next(tmp_path.glob(f"*/failures/{bad}.json")).read_text())
+    assert failure["status"] == "failed" and failure["prompt"] == DEMO[1]
+    assert "deliberate" in failure["error"] and "Traceback" in failure["traceback"]
+    assert names(tmp_path, "records") == {f"{clip_key(DEMO[i], 0)}.json" for i in (0, 2)}
+
+    failing()  # healed: the same command makes only the failed one
+    before = state(tmp_path)
+    summary = runner.run(cfg)
+    assert summary["made"] == 1 and summary["failed"] == 0 and len(summary["records"]) == 3
+    assert names(tmp_path, "failures") == set()
+    after = state(tmp_path)
+    assert all(after[k] == v for k, v in before.items() if "failures" not in k)
+
+
+def test_a_latent_that_is_no_number_fails(monkeypatch, tmp_path):
+    method = methods.method("bicubic")
+    generate = method.generate
+
+    def spoiled(cascade):
+        made = generate(cascade)
+        made.latent[0, 0, 0, 0, 0] = torch.nan
+        return made
+
+    monkeypatch.setattr(method, "generate", spoiled)
+    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())  # the spoiled one is not shared
+    with pytest.raises(UserError, match="1 of 1 clips failed"):
+        runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))
+    assert names(tmp_path, "records") == set()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_gives_one_line_and_loses_nothing(code, monkeypatch, tmp_path, capsys):
+    write, calls = runner.write_video, []
+
+    def full(path, video, fps):
+        calls.append(path)
+        if len(calls) > 2:  # the second clip
+            path.write_bytes(b"half")
+            raise OSError(code, "No space left on device")
+        write(path, video, fps)
+
+    monkeypatch.setattr(runner, "write_video", full)
+    cfg = config(tmp_path, "method=bicubic", "prompts.count=3", "scorer=[none]")
+    with pytest.raises(UserError, match=r"disk of runs_dir=.* is full; .* same command again"):
+        runner.run(cfg)
+    assert "FAILED" not in capsys.readouterr().err
+    assert names(tmp_path, "records") == {f"{clip_key(DEMO[0], 0)}.json"}
+    assert not list(tmp_path.rglob(".tmp-*"))
+    before = state(tmp_path)
+    monkeypatch.setattr(runner, "write_video", write)
+    assert runner.run(cfg)["made"] == 2
+    assert before.items() <= state(tmp_path).items()
+
+
+def test_a_reference_without_the_clip_says_what_to_do(tmp_path, capsys):
+    cfg = config(tmp_path, "method=bicubic", "scorer=[fidelity]", "scorer.fidelity.reference=abc")
+    with pytest.raises(UserError, match="1 of 1 clips failed"):
+        runner.run(cfg)
+    assert "reference run abc has no clip" in capsys.readouterr().err
+
+
+# -- what is shared and what is shown -----------------------------------------------------------
+
+
+def test_methods_share_the_lr_flow_and_its_noise(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    reused = []
+    for method in ("bicubic", "cascade", "s2flow"):
+        (record,) = runner.run(config(tmp_path, f"method={method}", "scorer=[none]"))["records"]
+        reused.append(record["low_flow_reused"])
+        assert ("lr" in record["seconds"]) == (not reused[-1])
+    assert reused == [False, True, True]
+    low = {sha256_of(path) for path in tmp_path.glob("*/clips/*.low.mp4")}
+    assert len(low) == 1
+
+
+def test_a_batch_is_timed_by_the_clip(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    monkeypatch.setattr(runner, "contact_sheet", lambda path, *_: time.sleep(0.2) or path.touch())
+    cfg = config(tmp_path, "method=bicubic", "prompts.count=2", "batch=2", "scorer=[none]")
+    one, two = runner.run(cfg)["records"]
+    for stage in ("text", "lr", "decode"):
+        assert one["seconds"][stage] == two["seconds"][stage]
+    assert min(one["seconds"]["write"], two["seconds"]["write"]) > 0.2  # each its own
+    assert one["batch"] == two["batch"] == 2
+
+
+def test_the_table_of_a_run(made, capsys):
+    _, runs_dir = made
+    summary = runner.run(config(runs_dir, "prompts.count=2", "seed=5"))
+    out = capsys.readouterr().out
+    for said in (summary["run_id"], "adaptive s=0.5", "K=2", "t_i=2/3", "2/2", "agree", "flicker"):
+        assert said in out
+    assert f"{summary['folder']}/clips" in out  # on one line, however long
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((), "s2flow, adaptive s=0.5, lri K=2, t_i=2/3"),
+        (("density=per_axis", "order=3"), "s2flow, adaptive s=0.5³, lri K=3, t_i=2/3"),
+        (("windows=full", "solver=ab2"), "s2flow, full, ab2, t_i=2/3"),
+        (("method=cascade",), "cascade, t_i=2/3"),
+        (("method=native",), "native"),
+    ],
+)
+def test_labels(overrides, words, recipe, tmp_path):
+    cfg = config(tmp_path, *overrides)
+    assert runner.label(cfg, recipe(*SMALL, *overrides)) == words
+
+
+def test_a_device_that_torch_does_not_know():
+    assert runner._device("cpu") == "cpu"
+    assert runner._device("auto") in ("cpu", "cuda")
+    with pytest.raises(UserError, match="device=gpu is unknown; type one of device=auto"):
+        runner._device("gpu")

@@ -1,0 +1,236 @@
+"""The store: whole files or none, a clip is done when its record is, and rows for the tables."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from s2flow.errors import UserError
+from s2flow.store import (
+    Store,
+    clip_key,
+    load_records,
+    sha256_of,
+    write_json,
+    written_whole,
+)
+
+PROMPT, SEED = "a cat", 3
+KEY = clip_key(PROMPT, SEED)
+RECIPE = {
+    "backbone": "micro",
+    "method": "s2flow",
+    "sparsity": 0.5,
+    "density": "volume",
+    "order": 2,
+    "solver": "lri",
+    "t_i": 2,
+    "steps": 3,
+    "handoff": "x0",
+    "noise": "fresh",
+    "guidance": 4.0,
+    "shift": 1.5,
+    "weights": "abc",
+    "low": [32, 48],
+    "stencil": "grid",
+    "lr_time": "sigma",
+    "upsample": "bilinear",
+    "negative_prompt": "",
+}
+
+
+def record_of(store, key=KEY, **other):
+    """Write a clip and its record, as the runner does."""
+    with written_whole(store.path("clips", f"{key}.mp4")) as temporary:
+        temporary.write_bytes(b"video " * 100)
+    record = {
+        "status": "ok",
+        "run_id": store.run_id,
+        "recipe": RECIPE,
+        "prompt": PROMPT,
+        "seed": SEED,
+        "video": f"clips/{key}.mp4",
+        "bytes": 600,
+        "height": 64,
+        "width": 96,
+        "frames": 2,
+        "windows": "adaptive",
+        "density": {"2": 0.5, "1": 0.25},
+        "seconds": {"lr": 1.0, "hr": 2.0, "decode": 0.5},
+        "scores": {"detail": 0.7, "world_agreement": None},
+        "device": "cpu",
+        "commit": "abc",
+        **other,
+    }
+    store.commit(key, record)
+    return record
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs", "0123456789", RECIPE)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+# -- whole files or none ------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with written_whole(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "first" and files(tmp_path) == {"deep/file"}
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), written_whole(path) as temporary:
+            temporary.write_text("second, half")
+            raise error
+    assert path.read_text() == "first" and files(tmp_path) == {"deep/file"}
+
+
+def test_a_block_that_writes_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "file"):
+        pass
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"scores": {"psnr": -math.inf}}])
+def test_json_refuses_what_is_no_number(value, tmp_path):
+    write_json(tmp_path / "file.json", {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file.json", value)
+    assert json.loads((tmp_path / "file.json").read_text()) == {"old": 1}
+    assert files(tmp_path) == {"file.json"}
+
+
+def test_json_keeps_text_to_the_letter(tmp_path):
+    text = "🦊 \u2028 \\ \" ' ${x}\n\t"
+    write_json(tmp_path / "file.json", {"prompt": text})
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))["prompt"] == text
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """Twenty threads write the same record at once: one of them wins, whole."""
+    values = [{"writer": i, "text": str(i) * 10_000} for i in range(20)]
+    path = tmp_path / "file.json"
+    threads = [threading.Thread(target=write_json, args=(path, v)) for v in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert json.loads(path.read_text()) in values and files(tmp_path) == {"file.json"}
+
+
+# -- what counts as done ------------------------------------------------------------------------
+
+
+def test_keys_depend_on_prompt_and_seed_and_stay_as_they_are():
+    assert KEY == "9a98f8333c6492b1"
+    texts = ["a cat", "a cat ", "A cat", "", "1\0a cat", "🦊"]
+    assert len({clip_key(t, s) for t in texts for s in (0, 1, -1, 11)}) == 4 * len(texts)
+
+
+def test_a_clip_is_done_when_its_record_is(store):
+    assert store.record(KEY) is None
+    store.path("clips", f"{KEY}.mp4").write_bytes(b"video without a record")
+    assert store.record(KEY) is None
+    record = record_of(store)
+    assert store.record(KEY) == record
+
+
+def test_a_truncated_record_is_none(store):
+    record_of(store)
+    path = store.path("records", f"{KEY}.json")
+    text = path.read_text()
+    for cut in (0, 1, len(text) // 2, len(text) - 3):
+        path.write_text(text[:cut])
+        assert store.record(KEY) is None
+    for other in ("[]", "null", "{}", '{"status": "failed", "bytes": 3}'):
+        path.write_text(other)
+        assert store.record(KEY) is None
+
+
+def test_a_missing_or_truncated_video_is_none(store):
+    record_of(store)
+    video = store.path("clips", f"{KEY}.mp4")
+    video.write_bytes(video.read_bytes()[:-1])
+    assert store.record(KEY) is None
+    video.unlink()
+    assert store.record(KEY) is None
+
+
+def test_success_removes_the_failure(store):
+    store.fail(KEY, {"status": "failed"})
+    assert store.record(KEY) is None and store.path("failures", f"{KEY}.json").exists()
+    record_of(store)
+    assert not store.path("failures", f"{KEY}.json").exists()
+
+
+def test_only_the_temporaries_of_the_dead_are_swept_up(store):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    clips, host = store.folder / "clips", socket.gethostname()
+    gone = clips / f".tmp-{host}-{dead.pid}-12345678-a.mp4"
+    kept = [
+        clips / f".tmp-{host}-{os.getppid()}-12345678-a.mp4",  # a worker that lives
+        clips / f".tmp-elsewhere-{dead.pid}-12345678-a.mp4",  # another machine's
+    ]
+    for path in (gone, *kept):
+        path.touch()
+    Store(store.runs_dir, store.run_id, RECIPE)
+    assert not gone.exists() and all(path.exists() for path in kept)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"runs_dir=.*file/runs cannot be written .*type runs_dir="
+    ):
+        Store(tmp_path / "file" / "runs", "0123456789", RECIPE)
+
+
+# -- rows for the tables ------------------------------------------------------------------------
+
+
+def test_rows_of_the_tables(store):
+    record_of(store)
+    (row,) = load_records(store.runs_dir).to_dict("records")
+    plain = {k: v for k, v in RECIPE.items() if k != "low"}
+    assert {k: row[k] for k in plain} == plain
+    assert row["low"] == "32x48"
+    wanted = {"run_id": "0123456789", "prompt": PROMPT, "seed": SEED, "status": "ok"}
+    wanted |= {"height": 64, "width": 96, "frames": 2, "device": "cpu", "commit": "abc"}
+    wanted |= {"windows": "adaptive", "realised_density": 0.375, "seconds_total": 3.5}
+    wanted |= {"seconds_lr": 1.0, "seconds_hr": 2.0, "score_detail": 0.7}
+    assert {k: row[k] for k in wanted} == wanted
+    assert row["score_world_agreement"] is None
+
+
+def test_knobs_that_a_method_ignores_are_empty(store):
+    recipe = {k: RECIPE[k] for k in ("backbone", "weights", "method", "steps", "shift")}
+    record_of(store, recipe=recipe, density=None, windows=None)
+    (row,) = load_records(store.runs_dir).to_dict("records")
+    for name in ("sparsity", "low", "t_i", "order", "windows", "realised_density"):
+        assert row[name] is None
+
+
+def test_rows_skip_what_is_not_whole(store, tmp_path):
+    assert load_records(tmp_path / "nowhere").empty
+    record_of(store)
+    store.path("records", "half.json").write_text('{"status": "o')
+    store.path("records", ".tmp-host-1-2-x.json").write_text('{"status": "ok", "bytes": 1}')
+    store.fail("other", {"status": "failed"})
+    assert len(load_records(store.runs_dir)) == 1
+
+
+def test_hash_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")

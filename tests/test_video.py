@@ -1,0 +1,91 @@
+"""Videos that play anywhere and come back as they were; contact sheets of the right size."""
+
+import imageio.v3 as iio
+import pytest
+import torch
+from PIL import Image
+
+from s2flow.scorers.fidelity import psnr
+from s2flow.video import contact_sheet, read_video, write_video
+
+
+def smooth(frames=6, height=64, width=96):
+    """Colours that change slowly over time and space."""
+    t, y, x = torch.meshgrid(
+        *(torch.linspace(0, 1, n) for n in (frames, height, width)), indexing="ij"
+    )
+    return torch.stack([x * 0.8 + 0.1, y * 0.6 + 0.2 * t, 0.5 + 0.4 * (x - y)], -1)
+
+
+def test_a_video_comes_back_as_it_was(tmp_path):
+    video = smooth()
+    write_video(tmp_path / "a.mp4", video, fps=8)
+    back = read_video(tmp_path / "a.mp4")
+    assert back.shape == video.shape and back.dtype == torch.float32
+    assert psnr(back, video) > 35
+    errors = [(back - video.roll(k, 0)).square().mean() for k in range(3)]
+    assert errors[0] == min(errors)  # frames stay in order
+
+
+def test_colours_keep_their_order_and_range(tmp_path):
+    video = torch.zeros(2, 32, 48, 3)
+    video[:, :, :24, 0] = 1.7  # out of range is clamped
+    video[:, :, 24:, 2] = 1
+    write_video(tmp_path / "a.mp4", video, fps=8)
+    back = read_video(tmp_path / "a.mp4")
+    assert torch.allclose(back[0, 16, 8], torch.tensor([1.0, 0, 0]), atol=0.06)
+    assert torch.allclose(back[0, 16, 40], torch.tensor([0, 0, 1.0]), atol=0.06)
+
+
+@pytest.mark.parametrize("size", [(1, 32, 48), (2, 32, 48), (5, 66, 34), (8, 128, 192)])
+def test_any_even_size_keeps_its_frames(size, tmp_path):
+    write_video(tmp_path / "a.mp4", smooth(*size), fps=8)
+    assert read_video(tmp_path / "a.mp4").shape == (*size, 3)
+
+
+def test_it_is_h264_yuv420p_at_its_frame_rate_with_the_index_in_front(tmp_path):
+    write_video(tmp_path / "a.mp4", smooth(), fps=8)
+    meta = iio.immeta(tmp_path / "a.mp4", plugin="FFMPEG")
+    assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p")
+    assert meta["fps"] == 8 and meta["size"] == (96, 64)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_the_same_video_is_the_same_file(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, smooth(), fps=8)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("size", [(2, 33, 48), (2, 32, 49)])
+def test_odd_sides_are_refused(size, tmp_path):
+    with pytest.raises(ValueError, match=f"even sides, not {size[1]}x{size[2]}"):
+        write_video(tmp_path / "a.mp4", smooth(*size), fps=8)
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_file_that_ffmpeg_left_unfinished_is_an_error(tmp_path, monkeypatch):
+    """A full disk kills ffmpeg in the middle, and imageio does not say so."""
+    monkeypatch.setattr(iio, "imwrite", lambda path, *_, **__: path.write_bytes(b"ftypmdat"))
+    with pytest.raises(OSError, match=r"ffmpeg could not finish a\.mp4"):
+        write_video(tmp_path / "a.mp4", smooth(), fps=8)
+
+
+def test_a_contact_sheet_opens_and_has_the_right_size(tmp_path):
+    rows = [("LR 32x48", smooth(8, 32, 48)), ("HR 64x96", smooth(8))]
+    contact_sheet(tmp_path / "a.png", rows, "a cat\nwith 🦊 and a " + "long " * 99)
+    with Image.open(tmp_path / "a.png") as sheet:
+        sheet.load()
+        assert sheet.format == "PNG" and sheet.mode == "RGB"
+        assert sheet.size == (4 * (192 + 4) + 4, 14 + 2 * (128 + 14 + 4))
+        first, last = (sheet.getpixel((8 + 196 * i, 14 + 14 + 146 + 100)) for i in (0, 3))
+    video = smooth(8)
+    for pixel, frame in ((first, 0), (last, 7)):  # the first and the last frame are shown
+        assert abs(pixel[1] / 255 - video[frame, 50, 2, 1]) < 0.05
+
+
+def test_a_contact_sheet_of_one_frame(tmp_path):
+    contact_sheet(tmp_path / "a.png", [("", smooth(1))], "")
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (192 + 8, 14 + 146)
