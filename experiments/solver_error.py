@@ -88,9 +88,9 @@ def measure(
         row["error"][name] = _relative(flow.z[0], reference)
         if name == "euler":
             cosines = derivative_cosines(flow, one.lri(low, 2), t_i)
-            row |= {f"cosine_{k}": fmean(v.values()) for k, v in cosines.items()}
+            row |= {f"cosine_{k}": _mean(v) for k, v in cosines.items()}
         if name == "lri_cv":
-            row["lambda"] = fmean(solver.report["lambda"].values())
+            row["lambda"] = _mean(solver.report["lambda"])
     return row
 
 
@@ -101,6 +101,10 @@ def cascade(backbone: tiny.TinyBackbone, words: list[str]) -> Cascade:
     recipe = s2flow.config.resolve(cfg, "", methods.method("s2flow").KNOBS)
     tasks = clip_tasks(cfg)
     return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
+
+
+def _mean(by_step: dict[int, list[float]]) -> float:
+    return fmean(x for clips in by_step.values() for x in clips)
 
 
 def _pairs(sigma: torch.Tensor, t_i: int) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ the HR flow calls ordered *correctors* on the velocity, then asks its solver for
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,14 +65,14 @@ class LowFlow:
 class Generated:
     """What a method returns: the HR video, the LR one if there was any, and what to record.
 
-    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; `report` holds
-    densities, histograms, cosines and the like, ready for JSON.
+    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; `reports` holds
+    each clip's densities, histogram, cosines and the like, ready for JSON.
     """
 
     video: Tensor
     low_video: Tensor | None
     latent: Tensor
-    report: dict[str, Any] = field(default_factory=dict)
+    reports: list[dict[str, Any]]
 
 
 class LowFlowCache(OrderedDict):
@@ -112,7 +112,7 @@ class Cascade:
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.high_shape = backbone.latent_shape(*recipe.high, recipe.frames)
-        self.report: dict[str, Any] = {}
+        self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
         with self.clock("text"):
             self.condition = backbone.encode_prompt(
                 self.prompts, recipe.negative_prompt, recipe.guidance
@@ -125,7 +125,8 @@ class Cascade:
         r = self.recipe
         key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
         low, reused = self.cache.get_or_make(key, self._make_low_flow)
-        self.report["low_flow_reused"] = reused
+        for report in self.reports:
+            report["low_flow_reused"] = reused
         return low
 
     def hand_off(self, low: LowFlow) -> Tensor:
@@ -160,9 +161,10 @@ class Cascade:
         with self.clock("plan"):
             f = fraction_of_volume(r.sparsity, r.density)
             plan = make_plan(r.windows, f, low.coverage, low.bricks, tokens, r.brick_high, r.t_i)
-        self.report["density_requested"] = f
-        self.report["density"] = {str(n): plan.density(n) for n in range(r.t_i, 0, -1)}
-        self.report["window_histogram"] = plan.histogram(r.t_i)
+        for clip, report in enumerate(self.reports):
+            report["density_requested"] = f
+            report["density"] = {str(n): plan.density(n, clip) for n in range(r.t_i, 0, -1)}
+            report["window_histogram"] = plan.histogram(r.t_i, clip)
         return plan
 
     def solver(self, low: LowFlow) -> Euler:
@@ -199,10 +201,12 @@ class Cascade:
             low_video = None if low is None else self.backbone.decode(low.flow.z[0])
         if low is not None:
             cosines = derivative_cosines(high, self.lri(low, 2), self.recipe.t_i)
-            self.report["derivative_cosine"] = _steps_as_text(cosines)
-        if solver is not None and solver.report:
-            self.report["solver"] = _steps_as_text(solver.report)
-        return Generated(video, low_video, high.z[0], self.report)
+        for clip, report in enumerate(self.reports):
+            if low is not None:
+                report["derivative_cosine"] = _of_clip(cosines, clip)
+            if solver is not None and solver.report:
+                report["solver"] = _of_clip(solver.report, clip)
+        return Generated(video, low_video, high.z[0], self.reports)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -281,6 +285,6 @@ def _windowed(plan: Plan, n: int, attention: str):
     return replace
 
 
-def _steps_as_text(table: dict[str, dict[int, float]]) -> dict[str, dict[str, float]]:
-    """JSON keys are strings; steps are kept in the order they were taken."""
-    return {k: {str(n): round(x, 6) for n, x in v.items()} for k, v in table.items()}
+def _of_clip(table: dict[str, dict[int, list[float]]], clip: int) -> dict[str, dict[str, float]]:
+    """One clip's numbers by step; JSON keys are strings."""
+    return {k: {str(n): round(x[clip], 6) for n, x in v.items()} for k, v in table.items()}

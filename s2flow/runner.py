@@ -247,7 +247,7 @@ def _write(
         "windows": cfg.windows.label if "windows" in recipe.knobs else None,
         "sigmas": sigma,
         "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
-        **made.report,
+        **made.reports[i],
         "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
         | {k: round(v, 4) for k, v in own.seconds.items()},
         "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},

@@ -111,11 +111,11 @@ def lr_derivative_at_equal_snr(low: Trajectory, sigma: float, scale: float) -> T
 class Euler:
     """First order: no derivatives (Eq. 2). The base of the other solvers.
 
-    A solver overrides `derivatives`; `report` collects per-step numbers for the record.
+    A solver overrides `derivatives`; `report` collects numbers per step and clip for the record.
     """
 
     def __init__(self) -> None:
-        self.report: dict[str, dict[int, float]] = {}
+        self.report: dict[str, dict[int, list[float]]] = {}
 
     def derivatives(
         self, n: int, sigma: list[float], z: Tensor, v: Tensor, velocity: Velocity
@@ -200,7 +200,7 @@ class LRICv(AB2):
             length = _dot(old_novelty, old_novelty).clamp_min(1e-30)
             lam = (_dot(central - old_minus, old_novelty) / length).clamp(0, 1).to(z.dtype)
         self.before, self.h_before = (d_minus, novelty), sig[m] - sig[n]
-        self.report.setdefault("lambda", {})[n] = float(lam.mean())
+        self.report.setdefault("lambda", {})[n] = lam.flatten().tolist()
         return [d_minus + lam * novelty]
 
 
@@ -220,14 +220,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).sum((1, 2, 3, 4), keepdim=True)
 
 
-def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[int, float]]:
-    """How well each source of v' points along the HR flow's own central difference, step by step.
+def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[int, list[float]]]:
+    """How well each source of v' points along the HR flow's own central difference, per step, clip.
 
     `lri`: U(dv_lr/dsigma) as this solver borrows it; `history`: the HR backward difference (AB2).
     Steps t_i-1 ... 2, where the HR central difference exists. The honest check on Eq. 12: 1 is a
     perfect direction, 0 none.
     """
-    out: dict[str, dict[int, float]] = {"lri": {}, "history": {}}
+    out: dict[str, dict[int, list[float]]] = {"lri": {}, "history": {}}
     sigma = high.sigma.tolist()
     for n in range(t_i - 1, 1, -1):
         weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
@@ -236,5 +236,5 @@ def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[i
         borrowed = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
         for name, d in (("lri", borrowed), ("history", past)):
             length = (_dot(d, d) * _dot(truth, truth)).sqrt().clamp_min(1e-30)
-            out[name][n] = float((_dot(d, truth) / length).mean())
+            out[name][n] = (_dot(d, truth) / length).flatten().tolist()
     return out

@@ -225,18 +225,18 @@ class Plan:
         """Bricks per axis."""
         return brick_grid(self.tokens, self.brick)
 
-    def density(self, n: int) -> float:
-        """Realised f of step n: mean over layers, clips and heads of the valid pairs' share."""
-        counts = Counter(map(tuple, self.boxes[n].flatten(0, -2).tolist()))
+    def density(self, n: int, clip: int = 0) -> float:
+        """Realised f of step n: mean over layers and heads of the valid pairs' share."""
+        counts = Counter(map(tuple, self.boxes[n][:, clip].flatten(0, -2).tolist()))
         total = sum(counts.values())
         return (
             sum(c * realised_density(self.tokens, self.brick, b) for b, c in counts.items())
             / total
         )
 
-    def histogram(self, t_i: int) -> dict[str, int]:
+    def histogram(self, t_i: int, clip: int = 0) -> dict[str, int]:
         """How many (step, layer, head) of the HR flow use each box, as {"8x2x6": 31, ...}."""
-        rows = self.boxes[1 : t_i + 1].flatten(0, -2).tolist()
+        rows = self.boxes[1 : t_i + 1, :, clip].flatten(0, -2).tolist()
         return dict(Counter("x".join(map(str, b)) for b in rows).most_common())
 
 

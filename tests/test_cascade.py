@@ -56,7 +56,7 @@ def test_everything_kept_at_order_one_is_the_plain_cascade_bitwise(run):
     ours = generate(run("sparsity=1", "order=1", cache=LowFlowCache()))
     assert torch.equal(ours.latent, plain.latent)
     assert torch.equal(ours.video, plain.video)
-    assert set(ours.report["density"].values()) == {1}
+    assert set(ours.reports[0]["density"].values()) == {1}
     # ... and both knobs do matter
     for changed in (("sparsity=0.5", "order=1"), ("sparsity=1", "order=2")):
         assert relative(generate(run(*changed)).latent, plain.latent) > 1e-3
@@ -184,7 +184,7 @@ def test_aligned_noise_agrees_with_the_noise_of_the_lr_flow(run):
 def test_same_recipe_twice_is_bitwise_equal(run):
     first, second = (generate(run("sparsity=0.25", cache=LowFlowCache())) for _ in range(2))
     assert torch.equal(first.latent, second.latent) and torch.equal(first.video, second.video)
-    assert first.report == second.report
+    assert first.reports == second.reports
     other = generate(run("sparsity=0.25", seeds=[8]))
     assert relative(other.latent, first.latent) > 0.1
 
@@ -214,7 +214,7 @@ def test_lr_flow_is_computed_once_for_all_hr_variants(run, monkeypatch):
     cache = LowFlowCache()
     engine = run("sparsity=0.5", cache=cache)
     first = engine.low_flow()
-    assert engine.report["low_flow_reused"] is False
+    assert engine.reports[0]["low_flow_reused"] is False
     variants = [
         ("sparsity=0.25",),
         ("density=per_axis", "sparsity=0.75"),
@@ -231,9 +231,9 @@ def test_lr_flow_is_computed_once_for_all_hr_variants(run, monkeypatch):
     for overrides in variants:
         engine = run(*overrides, cache=cache)
         assert engine.low_flow() is first, overrides
-        assert engine.report["low_flow_reused"] is True
+        assert engine.reports[0]["low_flow_reused"] is True
     again = generate(run("order=3", cache=cache))
-    assert again.report["low_flow_reused"] is True
+    assert again.reports[0]["low_flow_reused"] is True
     assert len(made) == 1 and len(cache) == 1
 
 
@@ -255,7 +255,7 @@ def test_key_of_the_lr_flow_changes_with_all_it_depends_on(run):
         overrides = change.pop("overrides", ())
         engine = run("method=cascade", *overrides, cache=cache, **change)
         engine.low_flow()
-        assert engine.report["low_flow_reused"] is False, (overrides, change)
+        assert engine.reports[0]["low_flow_reused"] is False, (overrides, change)
         assert len(cache) == i
     base = run("method=cascade").recipe
     other = dataclasses.replace(base, weights="retrained")
@@ -432,17 +432,17 @@ def test_no_setting_gives_nan(run, overrides):
     assert torch.isfinite(result.latent).all()
     assert float(result.video.min()) >= 0 and float(result.video.max()) <= 1
     t_i = run(*overrides).recipe.t_i
-    assert list(result.report["density"]) == [str(n) for n in range(t_i, 0, -1)]
-    assert all(0 < f <= 1 for f in result.report["density"].values())
-    cosines = result.report["derivative_cosine"]["lri"]
+    assert list(result.reports[0]["density"]) == [str(n) for n in range(t_i, 0, -1)]
+    assert all(0 < f <= 1 for f in result.reports[0]["density"].values())
+    cosines = result.reports[0]["derivative_cosine"]["lri"]
     assert list(cosines) == [str(n) for n in range(t_i - 1, 1, -1)]
     assert all(-1.001 <= c <= 1.001 for c in cosines.values())
 
 
 def test_recorded_density_is_that_of_the_windows_that_ran(run):
-    report = generate(run("sparsity=0.25")).report
+    report = generate(run("sparsity=0.25")).reports[0]
     assert report["density_requested"] == 0.25
     assert all(f == pytest.approx(0.25, rel=0.05) for f in report["density"].values())
     assert sum(report["window_histogram"].values()) == 3 * 6 * 4
-    cube = generate(run("density=per_axis", "sparsity=0.5")).report
+    cube = generate(run("density=per_axis", "sparsity=0.5")).reports[0]
     assert cube["density_requested"] == 0.125

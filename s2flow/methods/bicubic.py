@@ -12,4 +12,4 @@ def generate(run: Cascade) -> Generated:
     with run.clock("decode"):
         low_video = run.backbone.decode(low.flow.z[0])
         video = resize_video(low_video, *run.recipe.high)
-    return Generated(video, low_video, low.flow.z[0], run.report)
+    return Generated(video, low_video, low.flow.z[0], run.reports)
