@@ -99,7 +99,7 @@ def test_sigkill_costs_at_most_the_clip_in_flight(start, tmp_path):
         while len(list(runs.glob("*/records/[!.]*.json"))) < target:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.4))
+        time.sleep(rng.uniform(0, 0.25))
         assert process.poll() is None, "the sweep was over before the kill"
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
