@@ -10,7 +10,7 @@ from s2flow.cli import reported, terminal
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
     """One job of a run or sweep."""
-    from s2flow.runner import run  # heavy imports stay out of --help and of refusals
+    from s2flow.runner import run  # diffusers and transformers stay out of --help
 
     with reported():
         return run(cfg)

@@ -9,14 +9,14 @@ median.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+from s2flow.runner import provenance
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"run": [], "sweep of 3": ["-m", "sparsity=0.25,0.5,0.75"]}
@@ -29,8 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     result = {
         "command": f"python experiments/bench_run.py --repeats {args.repeats}",
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
+        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "seconds": {
             name: [seconds(words) for _ in range(args.repeats)] for name, words in COMMANDS.items()
         },
@@ -52,13 +51,6 @@ def seconds(words: list[str]) -> float:
             [sys.executable, "run.py", *words], cwd=ROOT, check=True, capture_output=True
         )
         return round(time.perf_counter() - start, 1)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

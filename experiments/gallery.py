@@ -53,7 +53,7 @@ def main() -> None:
     result = {
         "command": f"python experiments/gallery.py --prompts {args.prompts}",
         "backbone": args.backbone,
-        **{k: v for k, v in provenance().items() if k != "command"},
+        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "prompts": len(prompts),
         "methods": {m: _means(s) for m, s in scores.items()},
         "runs": {m: found[0]["run_id"] for m, found in records.items()},

@@ -48,7 +48,7 @@ def main() -> None:
     rows = [measure(args, backbone, g, noise) for g, noise in SETTINGS]
     result = {
         "command": f"python experiments/solver_error.py --prompts {args.prompts}",
-        **{k: v for k, v in provenance().items() if k != "command"},
+        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "rows": rows,
     }
     path = Path(__file__).parent / "results" / f"{args.backbone}_solver_error.json"

@@ -58,7 +58,7 @@ def main() -> None:
         "weights": tiny.weights_hash(args.backbone),
         "guidance": recipe.guidance,
         "prompts": len(rows),
-        **{k: v for k, v in provenance().items() if k != "command"},
+        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "agreement": agreement,
     }
     path = ROOT / "experiments" / "results" / f"{args.backbone}_agreement.json"

@@ -48,23 +48,37 @@ class Recipe:
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed and stored: plain types, without what this method ignores."""
+        """What is hashed and stored: plain types, without what this method ignores.
+
+        Different words for the same pixels become one: a window that is the whole grid is "full",
+        order 1 is "euler".
+        """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt")
-        kept = set(always) | set(self.knobs)
-        if "sparsity" in kept and self.windows.name in ("full", "coverage"):
-            kept -= {"sparsity", "density"}
-        if "sparsity" in kept and self.sparsity == 1:
-            kept -= {"density"}
-        if "solver" in kept and self.solver != "lri":
-            kept -= {"order", "stencil", "lr_time"}
-            kept -= {"upsample"} if self.solver != "lri_cv" else set()
-        if "order" in kept and self.order == 1:
-            kept -= {"stencil", "lr_time", "upsample"}
-        if self.handoff == "noisy":
-            kept -= {"noise"}
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
-        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k in kept}))
+        own = json.loads(json.dumps(asdict(self)))
+        own = {k: own[k] for k in (*always, *self.knobs)}
+        ignored: set[str] = set()
+        if "windows" in own and self.whole_grid:
+            own["windows"] = {"name": "full"}
+            ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}
+        elif "windows" in own and self.windows.name == "coverage":
+            ignored |= {"sparsity", "density"}
+        if own.get("solver") == "lri" and self.order == 1:
+            own["solver"] = "euler"
+        if own.get("solver") != "lri":
+            ignored |= {"order", "stencil", "lr_time"}
+        if own.get("solver") not in ("lri", "lri_cv"):
+            ignored |= {"upsample"}
+        if self.handoff == "noisy":
+            ignored |= {"noise"}
+        return {k: v for k, v in own.items() if k not in ignored}
+
+    @property
+    def whole_grid(self) -> bool:
+        """Whether every window is the whole grid, whatever it is called."""
+        shrinks = self.windows.name in ("adaptive", "fixed") and self.sparsity < 1
+        return not shrinks and self.windows.name != "coverage"
 
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""

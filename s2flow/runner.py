@@ -10,13 +10,13 @@ share it.
 import errno
 import functools
 import gc
+import os
 import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,13 +32,14 @@ from s2flow.backbones.base import Backbone
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
+from s2flow.flow import sigma_grid
 from s2flow.prompts import load_prompts
 from s2flow.recipe import VERSION, Recipe
 from s2flow.scorers import Clip
 from s2flow.store import Store, clip_key, sha256_of, written_whole
 from s2flow.summary import Progress, print_run
 from s2flow.timing import Clock
-from s2flow.tracking import tracked
+from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
@@ -63,7 +64,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for values that cannot work and, at the end, if any clip failed.
     """
-    start = time.time()
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
@@ -71,24 +71,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
+    job = Job(cfg, recipe, store, scorers)
     todo = [t for t in tasks if store.record(t.key) is None]
-    failed = 0
-    if todo:
-        backbone = load_backbone(cfg.backbone.family, cfg.backbone.name, _device(cfg.device))
-        with Progress(recipe, len(tasks), len(todo)) as progress, tracked(cfg, recipe) as track:
-            for i in range(0, len(todo), cfg.batch):
-                group = [t for t in todo[i : i + cfg.batch] if store.record(t.key) is None]
-                failed += _make(group, cfg, recipe, backbone, scorers, store, progress, track)
-    records = {t: store.record(t.key) for t in tasks}
+    failed = job.make_all(todo, len(tasks)) if todo else 0
+    job.score_again([t for t in tasks if t not in todo])
+    records = [store.record(t.key) for t in tasks]
     summary = {
         "run_id": recipe.run_id,
         "label": label(cfg, recipe),
         "clips": len(tasks),
         "made": len(todo) - failed,
         "failed": failed,
-        "seconds": time.time() - start,
         "folder": str(store.folder),
-        "records": [r for r in records.values() if r is not None],
+        "records": [r for r in records if r is not None],
     }
     print_run(summary)
     if failed:
@@ -148,48 +143,142 @@ def _weights_hash(family: str, name: str) -> str:
     raise UserError(f"backbone={name}: no adapter for family {family}; type backbone=micro")
 
 
-def _make(group, cfg, recipe, backbone, scorers, store, progress, track) -> int:
-    """Generate and record one batch; returns how many clips failed."""
-    if not group:
-        return 0
-    clock = Clock(backbone.device)
-    try:
-        cascade = Cascade(
-            backbone,
-            recipe,
-            [t.prompt for t in group],
-            [t.seed for t in group],
-            clock,
-            _low_flows,
-            progress.step,
-        )
-        made = methods.method(recipe.method).generate(cascade)
-        if not torch.isfinite(made.latent).all():
-            raise FloatingPointError("the latent holds NaN or infinity")
-        for i, task in enumerate(group):
-            record = _write(
-                task, i, made, len(group), cfg, recipe, backbone, scorers, store, clock
+@dataclass(frozen=True)
+class Job:
+    """One recipe at work on one store."""
+
+    cfg: DictConfig
+    recipe: Recipe
+    store: Store
+    scorers: dict[str, Any]
+
+    def make_all(self, todo: list[Task], clips: int) -> int:
+        """Make the missing ones of so many clips, batch by batch; returns how many failed."""
+        cfg, failed = self.cfg, 0
+        backbone = load_backbone(cfg.backbone.family, cfg.backbone.name, _device(cfg.device))
+        layers = backbone.router.layers
+        for layer in self.recipe.windows.dense_layers:
+            if not 0 <= layer < layers:
+                raise UserError(
+                    f"windows.dense_layers holds {layer}; {backbone.name} has layers 0..{layers - 1}"
+                )
+        with (
+            Progress(self.recipe, clips, len(todo)) as progress,
+            tracked(cfg, self.recipe) as track,
+        ):
+            for i in range(0, len(todo), cfg.batch):
+                group = [t for t in todo[i : i + cfg.batch] if self.store.record(t.key) is None]
+                failed += self.make(group, backbone, progress, track) if group else 0
+        return failed
+
+    def make(self, group: list[Task], backbone: Backbone, progress: Progress, track: Track) -> int:
+        """Generate and record one batch; returns how many clips failed."""
+        clock, store = Clock(backbone.device), self.store
+        prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
+        try:
+            cascade = Cascade(
+                backbone, self.recipe, prompts, seeds, clock, _low_flows, progress.step
             )
-            store.commit(task.key, record)
-            progress.clip_done(record)
-            track(record, store.folder)
-        return 0
-    except Exception as error:
-        if _disk_is_full(error, store.folder):
-            raise UserError(
-                f"the disk of runs_dir={cfg.runs_dir} is full; nothing recorded is lost: free "
-                "some space and type the same command again"
-            ) from None
-        left = [t for t in group if store.record(t.key) is None]
-        if len(group) > 1:  # one by one, so that only the culprit fails
-            again = (cfg, recipe, backbone, scorers, store, progress, track)
-            return sum(_make([task], *again) for task in left)
-        progress.failed(group[0].prompt, error)
-        for task in left:
-            failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
-            failure |= {"error": repr(error), "traceback": traceback.format_exc()}
-            store.fail(task.key, failure | provenance(backbone.device))
-        return len(left)
+            made = methods.method(self.recipe.method).generate(cascade)
+            if not torch.isfinite(made.latent).all():
+                raise FloatingPointError("the latent holds NaN or infinity")
+            for i, task in enumerate(group):
+                record = self.write(task, i, made, clock, backbone)
+                store.commit(task.key, record)
+                progress.clip_done(record)
+                track(record, store.folder)
+            return 0
+        except Exception as error:
+            if _disk_is_full(error, store.folder):
+                raise UserError(
+                    f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
+                    "free some space and type the same command again"
+                ) from None
+            left = [t for t in group if store.record(t.key) is None]
+            if len(group) > 1:  # one by one, so that only the culprit fails
+                return sum(self.make([task], backbone, progress, track) for task in left)
+            progress.failed(group[0].prompt, error)
+            for task in left:
+                failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
+                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
+                store.fail(task.key, failure | provenance(backbone.device))
+            return len(left)
+
+    def write(
+        self, task: Task, i: int, made: Generated, clock: Clock, backbone: Backbone
+    ) -> dict[str, Any]:
+        """Write clip i of a batch to the store and score it; returns its record."""
+        recipe, store, fps = self.recipe, self.store, self.cfg.backbone.fps
+        video = made.video[i]
+        low = None if made.low_video is None else made.low_video[i]
+        path = store.path("clips", f"{task.key}.mp4")
+        own, batch = Clock(backbone.device), len(made.video)
+        with own("write"):
+            with written_whole(path) as temporary:
+                write_video(temporary, video, fps)
+            rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
+            if low is not None:
+                with written_whole(store.path("clips", f"{task.key}.low.mp4")) as temporary:
+                    write_video(temporary, low, fps)
+                rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
+            with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
+                contact_sheet(temporary, rows, task.prompt)
+        with own("score"):
+            scores = self.score(task, self.scorers)
+        sigma = [round(s, 8) for s in reversed(sigma_grid(recipe.steps, recipe.shift).tolist())]
+        return {
+            "status": "ok",
+            "run_id": recipe.run_id,
+            "recipe": recipe.identity(),
+            "prompt": task.prompt,
+            "prompt_index": list(task.indices),
+            "seed": task.seed,
+            "video": f"clips/{task.key}.mp4",
+            "sha256": sha256_of(path),
+            "bytes": path.stat().st_size,
+            "frames": len(video),
+            "height": video.shape[1],
+            "width": video.shape[2],
+            "fps": fps,
+            "windows": _window_label(self.cfg, recipe),
+            "sigmas": sigma,
+            "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
+            **made.reports[i],
+            "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
+            | {k: round(v, 4) for k, v in own.seconds.items()},
+            "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
+            "batch": batch,
+            "scorers": sorted(self.scorers),
+            "scores": scores,
+            "oov_rate": round(backbone.oov_rate(task.prompt), 4),
+            **provenance(backbone.device),
+        }
+
+    def score(self, task: Task, scorers: dict[str, Any]) -> dict[str, float | None]:
+        """Scores of a clip in the store, from its files alone."""
+        low = self.store.path("clips", f"{task.key}.low.mp4")
+        clip = Clip(
+            read_video(self.store.path("clips", f"{task.key}.mp4")),
+            task.prompt,
+            task.seed,
+            self.store.runs_dir,
+            read_video(low) if low.exists() else None,
+        )
+        return {k: v for scorer in scorers.values() for k, v in scorer(clip).items()}
+
+    def score_again(self, tasks: list[Task]) -> None:
+        """Give clips that were recorded before the scores they lack; nothing is generated."""
+        for task in tasks:
+            record = self.store.record(task.key)
+            if record is None:
+                continue
+            new = {k: s for k, s in self.scorers.items() if k not in record["scorers"]}
+            # a fidelity score belongs to its reference, so it is taken anew each time
+            new |= {k: s for k, s in self.scorers.items() if k == "fidelity"}
+            if new:
+                record["scores"] |= self.score(task, new)
+                record["scorers"] = sorted({*record["scorers"], *new})
+                self.store.commit(task.key, record)
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
@@ -199,83 +288,20 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
     return full or shutil.disk_usage(folder).free < 2**20  # ffmpeg does not pass its errno on
 
 
-def _write(
-    task: Task,
-    i: int,
-    made: Generated,
-    batch: int,
-    cfg: DictConfig,
-    recipe: Recipe,
-    backbone: Backbone,
-    scorers: dict[str, Any],
-    store: Store,
-    clock: Clock,
-) -> dict[str, Any]:
-    """Write clip i of a batch to the store and score it; returns its record."""
-    video = made.video[i]
-    low = None if made.low_video is None else made.low_video[i]
-    path = store.path("clips", f"{task.key}.mp4")
-    own = Clock(backbone.device)
-    with own("write"):
-        with written_whole(path) as temporary:
-            write_video(temporary, video, cfg.backbone.fps)
-        rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
-        if low is not None:
-            with written_whole(store.path("clips", f"{task.key}.low.mp4")) as temporary:
-                write_video(temporary, low, cfg.backbone.fps)
-            rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
-        with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
-            contact_sheet(temporary, rows, task.prompt)
-    with own("score"):
-        clip = Clip(read_video(path), task.prompt, task.seed, store.runs_dir, low)
-        scores = {k: v for scorer in scorers.values() for k, v in scorer(clip).items()}
-    sigma = [round(s, 8) for s in reversed(made_sigmas(recipe))]
-    return {
-        "status": "ok",
-        "run_id": recipe.run_id,
-        "recipe": recipe.identity(),
-        "prompt": task.prompt,
-        "prompt_index": list(task.indices),
-        "seed": task.seed,
-        "video": f"clips/{task.key}.mp4",
-        "sha256": sha256_of(path),
-        "bytes": path.stat().st_size,
-        "frames": len(video),
-        "height": video.shape[1],
-        "width": video.shape[2],
-        "fps": cfg.backbone.fps,
-        "windows": cfg.windows.label if "windows" in recipe.knobs else None,
-        "sigmas": sigma,
-        "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
-        **made.reports[i],
-        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
-        | {k: round(v, 4) for k, v in own.seconds.items()},
-        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
-        "batch": batch,
-        "scores": scores,
-        "oov_rate": round(backbone.oov_rate(task.prompt), 4),
-        **provenance(backbone.device),
-    }
-
-
-def made_sigmas(recipe: Recipe) -> list[float]:
-    """The noise levels of a recipe by steps remaining."""
-    from s2flow.flow import sigma_grid
-
-    return sigma_grid(recipe.steps, recipe.shift).tolist()
+def _window_label(cfg: DictConfig, recipe: Recipe) -> str | None:
+    if "windows" not in recipe.knobs:
+        return None
+    return "full" if recipe.whole_grid else cfg.windows.label
 
 
 def label(cfg: DictConfig, recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
     words = [recipe.method]
     if "windows" in recipe.knobs:
-        s = f"s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
-        words.append(
-            cfg.windows.label if cfg.windows.policy == "full" else f"{cfg.windows.label} {s}"
-        )
-        words.append(
-            f"{recipe.solver} K={recipe.order}" if recipe.solver == "lri" else recipe.solver
-        )
+        s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
+        unused = recipe.whole_grid or recipe.windows.name == "coverage"
+        words.append(f"{_window_label(cfg, recipe)}{'' if unused else s}")
+        words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
     if "t_i" in recipe.knobs:
         words.append(f"t_i={recipe.t_i}/{recipe.steps}")
     return ", ".join(words)
@@ -301,13 +327,24 @@ def provenance(device: str) -> dict[str, Any]:
     dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
     return {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "commit": commit,
         "dirty": None if dirty is None else bool(dirty),
         "command": " ".join(sys.argv),
     }
+
+
+def _processor() -> str:
+    """The CPU's model name and the cores this process may use."""
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(r.split(":")[1].strip() for r in rows if r.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu, {name}, {cores} cores"
 
 
 def _version(package: str) -> str | None:

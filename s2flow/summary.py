@@ -7,7 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -80,10 +82,19 @@ class Progress:
 def print_run(summary: dict[str, Any]) -> None:
     """Table of one run, and where its files are."""
     console = _console()
-    console.print(_table([summary]))
-    folder = summary["folder"]
+    folder, records = summary["folder"], summary["records"]
+    if not _in_sweep():  # its table comes at the end
+        console.print(_table([summary]))
     line = f"videos {folder}/clips   contact sheets {folder}/sheets"
+    if len(records) == 1:
+        video = f"{folder}/{records[0]['video']}"
+        line = f"video {video}   contact sheet {video.replace('clips', 'sheets')[:-3]}png"
     console.print(line, markup=False, soft_wrap=True)
+
+
+def _in_sweep() -> bool:
+    hydra = HydraConfig.instance().cfg
+    return hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN
 
 
 class SweepTable(Callback):

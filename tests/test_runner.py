@@ -309,3 +309,20 @@ def test_a_device_that_torch_does_not_know():
     assert runner._device("auto") in ("cpu", "cuda")
     with pytest.raises(UserError, match="device=gpu is unknown; type one of device=auto"):
         runner._device("gpu")
+
+
+def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_path):
+    def job(*words):
+        return runner.run(config(tmp_path, "prompts.count=1", *words))
+
+    first = job("scorer=[none]")
+    (record,) = first["records"]
+    assert record["scores"] == {}
+    path = Path(first["folder"]) / record["video"]
+    before = path.stat().st_mtime_ns
+    (again,) = job("scorer=[builtin]")["records"]
+    assert again["scores"]["temporal_flickering"] > 0
+    assert again["scorers"] == ["builtin"]
+    assert path.stat().st_mtime_ns == before
+    (both,) = job("scorer=[world]")["records"]
+    assert set(both["scores"]) > {"temporal_flickering", "world_agreement"}
