@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image, ImageDraw
 
 import s2flow.config  # noqa: F401
+from s2flow.backbones import tiny
 from s2flow.runner import provenance, run
 from s2flow.scorers import Clip
 from s2flow.scorers.world import WorldAgreement
@@ -53,6 +54,7 @@ def main() -> None:
     result = {
         "command": f"python experiments/gallery.py --prompts {args.prompts}",
         "backbone": args.backbone,
+        "weights": tiny.weights_hash(args.backbone),
         **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "prompts": len(prompts),
         "methods": {m: _means(s) for m, s in scores.items()},

@@ -48,6 +48,7 @@ def main() -> None:
     rows = [measure(args, backbone, g, noise) for g, noise in SETTINGS]
     result = {
         "command": f"python experiments/solver_error.py --prompts {args.prompts}",
+        "weights": tiny.weights_hash(args.backbone),
         **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "rows": rows,
     }

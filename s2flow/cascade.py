@@ -48,12 +48,14 @@ Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
 class LowFlow:
     """The LR flow: its trajectory and the coverage of every box size.
 
-    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w).
+    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w);
+    seconds: what it took to make, which every variant that reuses it reports as its own.
     """
 
     flow: Trajectory
     coverage: Tensor
     bricks: Box
+    seconds: float = 0.0
 
     def nbytes(self) -> int:
         """Memory held, for the cache's limit."""
@@ -125,6 +127,7 @@ class Cascade:
         r = self.recipe
         key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
         low, reused = self.cache.get_or_make(key, self._make_low_flow)
+        self.clock.seconds["lr"] = low.seconds
         for report in self.reports:
             report["low_flow_reused"] = reused
         return low
@@ -149,6 +152,9 @@ class Cascade:
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
         """HR flow from n_from steps remaining to z_0 (Eq. 6), inside the plan's windows."""
+        if plan is None:
+            for report in self.reports:
+                report["density"] = {str(n): 1.0 for n in range(n_from, 0, -1)}
         with self.clock("hr"):
             return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
 
@@ -159,10 +165,10 @@ class Cascade:
         r = self.recipe
         tokens = self.backbone.token_grid(self.high_shape)
         with self.clock("plan"):
-            f = fraction_of_volume(r.sparsity, r.density)
+            f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
             plan = make_plan(r.windows, f, low.coverage, low.bricks, tokens, r.brick_high, r.t_i)
         for clip, report in enumerate(self.reports):
-            report["density_requested"] = f
+            report["density_requested"] = None if r.windows.name == "coverage" else f
             report["density"] = {str(n): plan.density(n, clip) for n in range(r.t_i, 0, -1)}
             report["window_histogram"] = plan.histogram(r.t_i, clip)
         return plan
@@ -179,7 +185,8 @@ class Cascade:
     def lri(self, low: LowFlow, order: int) -> LRI:
         """The paper's solver at some order, with the recipe's stencil, LR time and U."""
         r = self.recipe
-        scale = self.high_shape[-1] / self.low_shape[-1]
+        (h, w), (H, W) = self.low_shape[-2:], self.high_shape[-2:]
+        scale = (H * W / (h * w)) ** 0.5
         return LRI(low.flow, self.upsample, order, r.stencil, r.lr_time, scale)
 
     def upsample(self, v: Tensor) -> Tensor:
@@ -195,14 +202,16 @@ class Cascade:
     def finish(
         self, high: Trajectory, low: LowFlow | None = None, solver: Euler | None = None
     ) -> Generated:
-        """Decode, and gather what the record keeps."""
+        """Decode (Eq. 13), and gather what the record keeps."""
         with self.clock("decode"):
             video = self.backbone.decode(high.z[0])
+        with self.clock("preview"):
             low_video = None if low is None else self.backbone.decode(low.flow.z[0])
-        if low is not None:
-            cosines = derivative_cosines(high, self.lri(low, 2), self.recipe.t_i)
+        if solver is not None:
+            with self.clock("diagnostics"):
+                cosines = derivative_cosines(high, self.lri(low, 2), self.recipe.t_i)
         for clip, report in enumerate(self.reports):
-            if low is not None:
+            if solver is not None:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
             if solver is not None and solver.report:
                 report["solver"] = _of_clip(solver.report, clip)
@@ -227,7 +236,8 @@ class Cascade:
             flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe)
         layers = backbone.router.layers
         by_step = torch.stack(table).unflatten(0, (r.steps, layers)).flip(0)
-        return LowFlow(flow, torch.cat([by_step[:1], by_step]), bricks)  # row 0 is never used
+        coverage = torch.cat([by_step[:1], by_step])  # row 0 is never used
+        return LowFlow(flow, coverage, bricks, self.clock.seconds["lr"])
 
     def _integrate(
         self,
@@ -239,29 +249,30 @@ class Cascade:
         stage: str,
         observe: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Trajectory:
-        """Taylor steps n = n_from ... 1 (Eq. 10); the state stays in float32."""
+        """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
         sigma = self.sigma.tolist()
         zs: list[Tensor | None] = [None] * len(sigma)
         vs: list[Tensor | None] = [None] * len(sigma)
         router, attention = self.backbone.router, self.recipe.attention
+
+        def field(z: Tensor, n: int) -> Tensor:
+            v = self.backbone.velocity(z, sigma[n], self.condition)
+            for corrector in correctors:
+                v = corrector(n, sigma[n], z, v)
+            return v
+
         for n in range(n_from, 0, -1):
             zs[n] = z
             windows = (
                 nullcontext() if plan is None else router.replacing(_windowed(plan, n, attention))
             )
             with windows, router.observing(observe):
-                v = self._velocity(z, sigma[n])
-                for corrector in correctors:
-                    v = corrector(n, sigma[n], z, v)
-                vs[n] = v
-                higher = solver.derivatives(n, sigma, z, v, self._velocity)
+                v = vs[n] = field(z, n)
+                higher = solver.derivatives(n, sigma, z, v, field)
             z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
             self.progress(stage, n_from - n + 1, n_from)
         zs[0] = z
         return Trajectory(self.sigma, zs, vs)
-
-    def _velocity(self, z: Tensor, sigma: float) -> Tensor:
-        return self.backbone.velocity(z, sigma, self.condition)
 
 
 def _windowed(plan: Plan, n: int, attention: str):

@@ -34,6 +34,7 @@ class BackboneConf:
     fps: int = MISSING
     multiple: int = MISSING  # sides must be multiples of this (VAE stride x patch)
     frame_step: int = MISSING  # frames must be a multiple of this, plus 1
+    max_frames: int = MISSING  # longest clip its positions can address
     max_side: int = MISSING  # longest side its positions can address
     brick_low: list[int] = MISSING  # tokens per brick (t, h, w)
     brick_high: list[int] = MISSING
@@ -43,7 +44,6 @@ class BackboneConf:
 class WindowsConf:
     """One file of conf/windows: how each head's window is chosen."""
 
-    label: str = MISSING  # the name in tables
     policy: str = MISSING  # adaptive | fixed | coverage | full
     exponents: list[Any] = field(default_factory=list)  # sides f^a, f^b, f^c; a+b+c = 1
     target: float = 0.95  # of policy coverage
@@ -150,23 +150,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         tuple(backbone[n] if cfg[n] is None else cfg[n])
         for n in ("low", "high", "brick_low", "brick_high")
     )
-    _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
-    _check(
-        0 < given["shift"] < math.inf,
-        f"shift={given['shift']} is not positive and finite; type shift={backbone.shift}",
-    )
-    _check(
-        math.isfinite(given["guidance"]),
-        f"guidance={given['guidance']} is not finite; type guidance={backbone.guidance}",
-    )
     t_i = max(round(0.6 * given["steps"]), 1) if cfg.t_i is None else cfg.t_i
-    _check_sizes(backbone, low if "low" in knobs else None, high, given["frames"])
-    _check_knobs(cfg, given["steps"], t_i, knobs)
-    for name, brick in (("brick_low", brick_low), ("brick_high", brick_high)):
-        _check(
-            len(brick) == 3 and min(brick) >= 1,
-            f"{name}={list(brick)} is not a brick; type three positive numbers, {name}=[1,2,2]",
-        )
+    sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
+    _check_all(cfg, given, t_i, sizes, knobs)
     policy = _policy(cfg.windows)
     if "windows" in knobs and policy.name in ("adaptive", "fixed"):
         tokens = (
@@ -210,6 +196,41 @@ def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
 def _check(good: bool, otherwise: str) -> None:
     if not good:
         raise UserError(otherwise)
+
+
+def _check_all(
+    cfg: DictConfig, given: dict[str, Any], t_i: int, sizes: dict[str, tuple], knobs: tuple
+) -> None:
+    _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
+    _check(
+        0 < given["shift"] < math.inf,
+        f"shift={given['shift']} is not positive and finite; type shift={cfg.backbone.shift}",
+    )
+    _check(
+        math.isfinite(given["guidance"]),
+        f"guidance={given['guidance']} is not finite; type guidance={cfg.backbone.guidance}",
+    )
+    low, high = sizes["low"], sizes["high"]
+    _check_sizes(cfg.backbone, low if "low" in knobs else None, high, given["frames"])
+    _check_knobs(cfg, given["steps"], t_i, knobs)
+    if cfg.noise == "aligned" and "noise" in knobs and cfg.handoff != "noisy":
+        r = high[0] / low[0]
+        _check(
+            r == high[1] / low[1] and r == int(r),
+            f"noise=aligned needs one integer scale, got {r:g} x {high[1] / low[1]:g}; "
+            "type noise=fresh or make high an integer multiple of low",
+        )
+    _check(
+        cfg.lr_time == "sigma" or cfg.order <= 2 or cfg.solver != "lri",
+        f"order={cfg.order} cannot be taken at equal SNR, which is known for v' only; "
+        "type order=2 or lr_time=sigma",
+    )
+    for name in ("brick_low", "brick_high"):
+        brick = sizes[name]
+        _check(
+            len(brick) == 3 and min(brick) >= 1,
+            f"{name}={list(brick)} is not a brick; type three positive numbers, {name}=[1,2,2]",
+        )
 
 
 def _check_choices(cfg: DictConfig) -> None:
@@ -278,6 +299,11 @@ def _check_sizes(backbone: Any, low: tuple | None, high: tuple, frames: int) -> 
     _check(
         (frames - 1) % step == 0,
         f"frames={frames} is not a multiple of {step} plus 1; type frames={near_t}",
+    )
+    _check(
+        frames <= backbone.max_frames,
+        f"frames={frames} is more than {backbone.name} can address; "
+        f"type frames={backbone.max_frames} or fewer",
     )
 
 

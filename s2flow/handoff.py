@@ -2,7 +2,7 @@
 
     x0       x0 = z - sigma v -> decode -> bicubic (antialiased) -> encode -> (1-sigma) x0 + sigma eps
     latent   the same, but x0 is resized in latent space (no VAE round trip)
-    noisy    z itself is decoded, resized and encoded: Eq. 5 to the letter, for the ablation
+    noisy    z itself is decoded (to [0, 1]), resized and encoded: Eq. 5 literally, for the ablation
 
 Deviation: decoding the noisy z_{t_i} (Eq. 5) is off-distribution for any VAE, and interpolated noise
 loses variance (bilinear x2 of unit noise has deviation 0.63). The default takes x0 and adds new noise.

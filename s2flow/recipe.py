@@ -70,6 +70,8 @@ class Recipe:
             ignored |= {"order", "stencil", "lr_time"}
         if own.get("solver") not in ("lri", "lri_cv"):
             ignored |= {"upsample"}
+        if self.lr_time == "snr":
+            ignored |= {"stencil"}
         if self.handoff == "noisy":
             ignored |= {"noise"}
         return {k: v for k, v in own.items() if k not in ignored}
@@ -79,6 +81,13 @@ class Recipe:
         """Whether every window is the whole grid, whatever it is called."""
         shrinks = self.windows.name in ("adaptive", "fixed") and self.sparsity < 1
         return not shrinks and self.windows.name != "coverage"
+
+    @property
+    def windows_label(self) -> str | None:
+        """The windows in a word; None for methods without."""
+        if "windows" not in self.knobs:
+            return None
+        return "full" if self.whole_grid else self.windows.label
 
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""

@@ -10,6 +10,7 @@ share it.
 import errno
 import functools
 import gc
+import importlib
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ import traceback
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,12 +39,13 @@ from s2flow.prompts import load_prompts
 from s2flow.recipe import VERSION, Recipe
 from s2flow.scorers import Clip
 from s2flow.store import Store, clip_key, sha256_of, written_whole
-from s2flow.summary import Progress, print_run
+from s2flow.summary import Progress, print_failure, print_run
 from s2flow.timing import Clock
 from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
+_loaded: dict[tuple[str, str, str], Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
-    scorers = {name: instantiate(conf) for name, conf in plain(cfg, "scorer").items()}
+    arguments = plain(cfg, "scorer")
+    scorers = {name: instantiate(conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
-    job = Job(cfg, recipe, store, scorers)
+    job = Job(cfg, recipe, store, scorers, arguments)
     todo = [t for t in tasks if store.record(t.key) is None]
     failed = job.make_all(todo, len(tasks)) if todo else 0
-    job.score_again([t for t in tasks if t not in todo])
+    failed += sum(not job.score(t) for t in tasks if t not in todo)
     records = [store.record(t.key) for t in tasks]
     summary = {
         "run_id": recipe.run_id,
-        "label": label(cfg, recipe),
+        "label": label(recipe),
         "clips": len(tasks),
         "made": len(todo) - failed,
         "failed": failed,
@@ -88,7 +92,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     print_run(summary)
     if failed:
         error = UserError(
-            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are recorded; "
+            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are complete; "
             f"tracebacks are in {store.folder}/failures; "
             "the same command tries the failed ones again"
         )
@@ -100,6 +104,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def clip_tasks(cfg: DictConfig) -> list[Task]:
     """The clips of a config: one `prompt`, or the prompts group; equal texts merged."""
     if cfg.prompt is not None:
+        if cfg.shard != "1/1":
+            raise UserError(
+                f"shard={cfg.shard} splits a list, prompt= is one clip; drop one of them"
+            )
         if not cfg.prompt.strip():
             raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
         if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
@@ -123,24 +131,24 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
     return [Task(text, cfg.seed, tuple(where)) for text, where in places.items()]
 
 
-@functools.lru_cache(maxsize=1)
-def load_backbone(family: str, name: str, device: str) -> Backbone:
-    """The backbone, loaded once per process; another one takes its place in memory."""
-    gc.collect()
-    if family == "tiny":
-        from s2flow.backbones import tiny
+def family(name: str) -> ModuleType:
+    """The module of a backbone family: `load(name, device)` and `weights_hash(name)`."""
+    return importlib.import_module(f"s2flow.backbones.{name}")
 
-        return tiny.load(name, device)
-    raise UserError(f"backbone={name}: no adapter for family {family}; type backbone=micro")
+
+def load_backbone(conf: DictConfig, device: str) -> Backbone:
+    """The backbone, loaded once per process; another one takes its place in memory."""
+    key = (conf.family, conf.name, device)
+    if key not in _loaded:
+        _loaded.clear()
+        gc.collect()
+        _loaded[key] = family(conf.family).load(conf.name, device)
+    return _loaded[key]
 
 
 @functools.lru_cache
-def _weights_hash(family: str, name: str) -> str:
-    if family == "tiny":
-        from s2flow.backbones import tiny
-
-        return tiny.weights_hash(name)
-    raise UserError(f"backbone={name}: no adapter for family {family}; type backbone=micro")
+def _weights_hash(family_name: str, name: str) -> str:
+    return family(family_name).weights_hash(name)
 
 
 @dataclass(frozen=True)
@@ -151,11 +159,12 @@ class Job:
     recipe: Recipe
     store: Store
     scorers: dict[str, Any]
+    arguments: dict[str, Any]
 
     def make_all(self, todo: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, failed = self.cfg, 0
-        backbone = load_backbone(cfg.backbone.family, cfg.backbone.name, _device(cfg.device))
+        backbone = load_backbone(cfg.backbone, _device(cfg.device))
         layers = backbone.router.layers
         for layer in self.recipe.windows.dense_layers:
             if not 0 <= layer < layers:
@@ -183,11 +192,7 @@ class Job:
             if not torch.isfinite(made.latent).all():
                 raise FloatingPointError("the latent holds NaN or infinity")
             for i, task in enumerate(group):
-                record = self.write(task, i, made, clock, backbone)
-                store.commit(task.key, record)
-                progress.clip_done(record)
-                track(record, store.folder)
-            return 0
+                store.commit(task.key, self.write(task, i, made, clock, backbone))
         except Exception as error:
             if _disk_is_full(error, store.folder):
                 raise UserError(
@@ -197,12 +202,24 @@ class Job:
             left = [t for t in group if store.record(t.key) is None]
             if len(group) > 1:  # one by one, so that only the culprit fails
                 return sum(self.make([task], backbone, progress, track) for task in left)
-            progress.failed(group[0].prompt, error)
+            print_failure(group[0].prompt, error)
             for task in left:
                 failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
                 failure |= {"error": repr(error), "traceback": traceback.format_exc()}
                 store.fail(task.key, failure | provenance(backbone.device))
             return len(left)
+        return sum(not self.finish(task, progress, track) for task in group)
+
+    def finish(self, task: Task, progress: Progress, track: Track) -> bool:
+        """Score a clip that was just recorded, and show it; whether all its scores are there."""
+        scored = self.score(task)
+        record = self.store.record(task.key)
+        progress.clip_done(record)
+        try:
+            track(record, self.store.folder)
+        except Exception as error:  # a dashboard that is down must not cost a clip
+            print_failure(f"tracking {task.prompt}", error)
+        return scored
 
     def write(
         self, task: Task, i: int, made: Generated, clock: Clock, backbone: Backbone
@@ -223,8 +240,6 @@ class Job:
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
             with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
                 contact_sheet(temporary, rows, task.prompt)
-        with own("score"):
-            scores = self.score(task, self.scorers)
         sigma = [round(s, 8) for s in reversed(sigma_grid(recipe.steps, recipe.shift).tolist())]
         return {
             "status": "ok",
@@ -240,7 +255,7 @@ class Job:
             "height": video.shape[1],
             "width": video.shape[2],
             "fps": fps,
-            "windows": _window_label(self.cfg, recipe),
+            "windows": recipe.windows_label,
             "sigmas": sigma,
             "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
             **made.reports[i],
@@ -248,37 +263,53 @@ class Job:
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
             "batch": batch,
-            "scorers": sorted(self.scorers),
-            "scores": scores,
+            "scorers": {},
+            "scores": {},
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
         }
 
-    def score(self, task: Task, scorers: dict[str, Any]) -> dict[str, float | None]:
-        """Scores of a clip in the store, from its files alone."""
-        low = self.store.path("clips", f"{task.key}.low.mp4")
-        clip = Clip(
-            read_video(self.store.path("clips", f"{task.key}.mp4")),
-            task.prompt,
-            task.seed,
-            self.store.runs_dir,
-            read_video(low) if low.exists() else None,
-        )
-        return {k: v for scorer in scorers.values() for k, v in scorer(clip).items()}
+    def score(self, task: Task) -> bool:
+        """Add the scores that a recorded clip lacks, from its files alone; False if one failed.
 
-    def score_again(self, tasks: list[Task]) -> None:
-        """Give clips that were recorded before the scores they lack; nothing is generated."""
-        for task in tasks:
-            record = self.store.record(task.key)
-            if record is None:
-                continue
-            new = {k: s for k, s in self.scorers.items() if k not in record["scorers"]}
-            # a fidelity score belongs to its reference, so it is taken anew each time
-            new |= {k: s for k, s in self.scorers.items() if k == "fidelity"}
-            if new:
-                record["scores"] |= self.score(task, new)
-                record["scorers"] = sorted({*record["scorers"], *new})
-                self.store.commit(task.key, record)
+        A score is taken anew if its scorer's arguments or weights changed since.
+        """
+        record = self.store.record(task.key)
+        known = {
+            k: {"arguments": self.arguments[k], **_version_of(s)} for k, s in self.scorers.items()
+        }
+        missing = [k for k in self.scorers if record["scorers"].get(k) != known[k]]
+        if not missing:
+            return True
+        low = self.store.path("clips", f"{task.key}.low.mp4")
+        clock, failure = Clock(), None
+        with clock("score"):
+            try:
+                clip = Clip(
+                    read_video(self.store.path("clips", f"{task.key}.mp4")),
+                    task.prompt,
+                    task.seed,
+                    self.store.runs_dir,
+                    read_video(low) if low.exists() else None,
+                )
+                for name in missing:
+                    record["scores"] |= self.scorers[name](clip)
+                    record["scorers"][name] = known[name]
+            except Exception as error:
+                print_failure(task.prompt, error)
+                failure = {"status": "unscored", "prompt": task.prompt, "seed": task.seed}
+                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
+        record["seconds"]["score"] = round(clock.seconds["score"], 4)
+        record["peak_mib"]["score"] = round(clock.peak_mib["score"], 1)
+        self.store.commit(task.key, record)
+        if failure:
+            self.store.fail(task.key, failure)
+        return failure is None
+
+
+def _version_of(scorer: Any) -> dict[str, str]:
+    """What a scorer says of its weights, if it has any."""
+    return {"weights": scorer.weights} if hasattr(scorer, "weights") else {}
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
@@ -288,19 +319,13 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
     return full or shutil.disk_usage(folder).free < 2**20  # ffmpeg does not pass its errno on
 
 
-def _window_label(cfg: DictConfig, recipe: Recipe) -> str | None:
-    if "windows" not in recipe.knobs:
-        return None
-    return "full" if recipe.whole_grid else cfg.windows.label
-
-
-def label(cfg: DictConfig, recipe: Recipe) -> str:
+def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
     words = [recipe.method]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
         unused = recipe.whole_grid or recipe.windows.name == "coverage"
-        words.append(f"{_window_label(cfg, recipe)}{'' if unused else s}")
+        words.append(f"{recipe.windows_label}{'' if unused else s}")
         words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
     if "t_i" in recipe.knobs:
         words.append(f"t_i={recipe.t_i}/{recipe.steps}")
@@ -314,24 +339,32 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name}: torch finds no CUDA device here; type device=cpu")
+    if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name}: there are {torch.cuda.device_count()}; type device=cuda:0"
+        )
     return name
 
 
-@functools.lru_cache
 def provenance(device: str) -> dict[str, Any]:
-    """Where and with what this process runs: versions, device, host, commit."""
+    """Where and with what this process runs: versions, device, threads, host, commit."""
+    return {**_provenance(device), "threads": torch.get_num_threads()}
+
+
+@functools.lru_cache
+def _provenance(device: str) -> dict[str, Any]:
     names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
     cuda = device.startswith("cuda")
     here = Path(__file__).parent
-    commit = _git(here, "rev-parse", "HEAD")
+    ours = _git(here, "ls-files", "--error-unmatch", "runner.py") is not None
+    commit = _git(here, "rev-parse", "HEAD") if ours else None
     dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
     return {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "commit": commit,
-        "dirty": None if dirty is None else bool(dirty),
+        "dirty": bool(dirty) if ours else None,
         "command": " ".join(sys.argv),
     }
 

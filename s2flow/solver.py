@@ -28,7 +28,7 @@ from torch import Tensor
 from s2flow.flow import Trajectory, equal_snr_sigma
 
 Upsample = Callable[[Tensor], Tensor]
-Velocity = Callable[[Tensor, float], Tensor]
+Field = Callable[[Tensor, int], Tensor]  # (z, n) -> corrected velocity at sigma[n]
 
 
 def taylor_step(z: Tensor, dsigma: float, derivatives: list[Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ class Euler:
         self.report: dict[str, dict[int, list[float]]] = {}
 
     def derivatives(
-        self, n: int, sigma: list[float], z: Tensor, v: Tensor, velocity: Velocity
+        self, n: int, sigma: list[float], z: Tensor, v: Tensor, field: Field
     ) -> list[Tensor]:
         """[v', v'', ...] at node n, given the state and velocity there."""
         return []
@@ -140,7 +140,7 @@ class LRI(Euler):
         self.low, self.upsample, self.order = low, upsample, order
         self.stencil, self.lr_time, self.scale = stencil, lr_time, scale
 
-    def derivatives(self, n, sigma, z, v, velocity):
+    def derivatives(self, n, sigma, z, v, field):
         """See the class."""
         found = lr_derivatives(self.low, n, self.order, self.stencil)
         if self.lr_time == "snr" and found:
@@ -158,7 +158,7 @@ class AB2(Euler):
         super().__init__()
         self.past: tuple[int, Tensor] | None = None
 
-    def derivatives(self, n, sigma, z, v, velocity):
+    def derivatives(self, n, sigma, z, v, field):
         """See the class."""
         past, self.past = self.past, (n, v)
         if past is None:
@@ -179,11 +179,12 @@ class LRICv(AB2):
         super().__init__()
         self.low, self.upsample = low, upsample
         self.before: tuple[Tensor, Tensor] | None = None  # D_hr^- and U(D_lr - D_lr^-) at n+1
+        self.h_before = 0.0
 
-    def derivatives(self, n, sigma, z, v, velocity):
+    def derivatives(self, n, sigma, z, v, field):
         """See the class."""
         past = self.past
-        backward = super().derivatives(n, sigma, z, v, velocity)
+        backward = super().derivatives(n, sigma, z, v, field)
         if not backward:
             return []
         (d_minus,) = backward
@@ -207,12 +208,12 @@ class LRICv(AB2):
 class Heun(Euler):
     """v' from a second model evaluation at the end of the step; two forwards a step."""
 
-    def derivatives(self, n, sigma, z, v, velocity):
+    def derivatives(self, n, sigma, z, v, field):
         """See the class. The last step is Euler: the model is never asked at sigma = 0."""
         if n == 1:
             return []
         dsigma = sigma[n - 1] - sigma[n]
-        return [(velocity(z + dsigma * v, sigma[n - 1]) - v) / dsigma]
+        return [(field(z + dsigma * v, n - 1) - v) / dsigma]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

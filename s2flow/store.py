@@ -18,12 +18,14 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from s2flow.errors import UserError
+from s2flow.recipe import Recipe
 
 
 def clip_key(prompt: str, seed: int) -> str:
@@ -125,6 +127,15 @@ def load_records(runs_dir: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def generation_seconds(record: dict[str, Any]) -> float:
+    """Seconds from prompt to decoded video; writing, scoring and diagnostics are not in it.
+
+    The LR flow counts in full, also where a sweep reused it: it is part of what a clip costs.
+    """
+    stages = ("text", "lr", "plan", "handoff", "hr", "decode")
+    return sum(record["seconds"].get(stage, 0.0) for stage in stages)
+
+
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     recipe, density = record["recipe"], record.get("density") or {}
     simple = (
@@ -139,13 +150,18 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "commit",
     )
     row: dict[str, Any] = {name: record.get(name) for name in simple}
-    names = ("backbone", "method", "sparsity", "density", "order", "solver", "t_i", "steps")
-    names += ("handoff", "noise", "guidance", "shift", "weights", "stencil", "lr_time")
-    names += ("upsample", "negative_prompt")
-    row |= {name: recipe.get(name) for name in names}
-    row["low"] = "x".join(map(str, recipe["low"])) if "low" in recipe else None
+    elsewhere = {"windows", "high", "knobs", *row}
+    knobs = [f.name for f in fields(Recipe) if f.name not in elsewhere]
+    row |= {name: _cell(recipe.get(name)) for name in knobs}
+    fidelity = (record.get("scorers") or {}).get("fidelity", {})
+    row["fidelity_reference"] = fidelity.get("arguments", {}).get("reference")
     row["windows"] = record.get("windows")
     row["realised_density"] = sum(density.values()) / len(density) if density else None
-    row["seconds_total"] = sum(record["seconds"].values())
+    row["seconds_total"] = generation_seconds(record)
     row |= {f"seconds_{k}": v for k, v in record["seconds"].items()}
     return row | {f"score_{k}": v for k, v in record["scores"].items()}
+
+
+def _cell(value: Any) -> Any:
+    """A knob as one cell: sizes and bricks as "32x48"."""
+    return "x".join(map(str, value)) if isinstance(value, list) else value

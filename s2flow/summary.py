@@ -18,6 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from s2flow.recipe import Recipe
+from s2flow.store import generation_seconds
 
 STAGES = {"lr": "LR flow", "hr": "HR flow"}
 SHOWN = {
@@ -72,11 +73,11 @@ class Progress:
         line = f"  {self.done}/{self.todo} {escape(text)}  [dim]{stages}[/]"
         self.console.print(line, soft_wrap=True)
 
-    def failed(self, prompt: str, error: Exception) -> None:
-        """A clip failed; its traceback is in the store."""
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        text = json.dumps(prompt, ensure_ascii=False)
-        self.console.print(f"  FAILED {text} {reason}", markup=False, soft_wrap=True)
+
+def print_failure(prompt: str, error: Exception) -> None:
+    """One line for a clip that failed; its traceback is in the store."""
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    print(f"  FAILED {json.dumps(prompt, ensure_ascii=False)} {reason}", file=sys.stderr)
 
 
 def print_run(summary: dict[str, Any]) -> None:
@@ -88,7 +89,7 @@ def print_run(summary: dict[str, Any]) -> None:
     line = f"videos {folder}/clips   contact sheets {folder}/sheets"
     if len(records) == 1:
         video = f"{folder}/{records[0]['video']}"
-        line = f"video {video}   contact sheet {video.replace('clips', 'sheets')[:-3]}png"
+        line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -143,9 +144,9 @@ def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
             x["run_id"],
             x["label"],
             f"{len(records)}/{x['clips']}",
-            f"{fmean(density):.3f}" if density else "1" if records else "—",
+            f"{fmean(density):.3f}" if density else "—",
             *(_mean(s.get(k) for s in seconds) for k in ("lr", "hr")),
-            _mean(sum(s.values()) for s in seconds),
+            _mean(generation_seconds(r) for r in records),
             *(_mean((r["scores"].get(s) for r in records), 4) for s in scores),
         ]
         table.add_row(*cells)

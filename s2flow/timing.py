@@ -31,21 +31,21 @@ class Clock:
             yield
         finally:
             if self.device.startswith("cuda"):
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self.device)
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
             self.peak_mib[stage] = max(self.peak_mib.get(stage, 0.0), self._peak())
 
     def _begin(self) -> None:
         if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
             return
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     def _peak(self) -> float:
         if self.device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated() / 2**20
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
         try:
             status = Path("/proc/self/status").read_text()
             line = next(row for row in status.splitlines() if row.startswith("VmHWM"))

@@ -34,6 +34,7 @@ from s2flow.errors import UserError
 
 Box = tuple[int, int, int]
 
+CUBE = (1 / 3, 1 / 3, 1 / 3)
 DEFAULT_EXPONENTS = (
     (1, 0, 0),
     (0, 1, 0),
@@ -41,7 +42,7 @@ DEFAULT_EXPONENTS = (
     (1 / 2, 1 / 2, 0),
     (1 / 2, 0, 1 / 2),
     (0, 1 / 2, 1 / 2),
-    (1 / 3, 1 / 3, 1 / 3),
+    CUBE,
 )
 TOLERANCE = 0.05  # relative deviation of a candidate's volume from f
 
@@ -267,19 +268,30 @@ def choose_by_target(coverage: Tensor, target: float, cap: float = 1.0) -> Tenso
     return torch.tensor(sizes, dtype=torch.int16)[cost.argmin(-1)]
 
 
-def to_grid(boxes: Tensor, g_from: Box, g_to: Box, f: float | None) -> Tensor:
-    """Boxes of one brick grid carried to another; the identity when the grids are equal."""
+def to_grid(boxes: Tensor, g_from: Box, tokens: Box, brick: Box, f: float | None) -> Tensor:
+    """Boxes of one brick grid carried to the grid of `tokens` and `brick`; often the identity.
+
+    On another grid each box becomes the one whose realised density is within 5 % of f (of its own
+    volume where f is None) and whose sides are nearest in fractions; where no box is that close,
+    the one of the closest density.
+    """
+    g_to = brick_grid(tokens, brick)
     if g_from == g_to:
         return boxes
+    every = list(itertools.product(*(range(1, n + 1) for n in g_to)))
+    realised = {box: realised_density(tokens, brick, box) for box in every}
     out = boxes.clone()
     for box in {tuple(b) for b in boxes.flatten(0, -2).tolist()}:
+        wanted = f or math.prod(box) / math.prod(g_from)
         sides = [w * t / s for w, t, s in zip(box, g_to, g_from, strict=True)]
-        volume = f or math.prod(box) / math.prod(g_from)
-        rounded = tuple(min(max(round(s), 1), t) for s, t in zip(sides, g_to, strict=True))
-        new = nearest_box(sides, volume, g_to) or rounded
-        out[(boxes == torch.tensor(box, dtype=boxes.dtype)).all(-1)] = torch.tensor(
-            new, dtype=boxes.dtype
-        )
+
+        def cost(new: Box, wanted: float = wanted, sides: list[float] = sides) -> tuple:
+            off = abs(math.log(realised[new] / wanted))
+            shape = sum(math.log(w / s) ** 2 for w, s in zip(new, sides, strict=True))
+            return (0.0 if off <= TOLERANCE else off, shape)
+
+        new = torch.tensor(min(every, key=cost), dtype=boxes.dtype)
+        out[(boxes == torch.tensor(box, dtype=boxes.dtype)).all(-1)] = new
     return out
 
 
@@ -298,6 +310,24 @@ class Policy:
     cap: float = 1.0
     dense_steps: int = 0
     dense_layers: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The policy in a word for tables; anything but the usual settings is spelt out."""
+        shapes = {
+            DEFAULT_EXPONENTS: "adaptive",
+            (CUBE,): "cubes",
+            ((0, 1 / 2, 1 / 2),): "temporal",
+        }
+        spelt = " ".join("[" + ",".join(f"{a:.3g}" for a in e) + "]" for e in self.exponents)
+        words = {
+            "adaptive": shapes.get(self.exponents, f"adaptive {spelt}"),
+            "fixed": "fixed" if self.exponents == (CUBE,) else f"fixed {spelt}",
+            "coverage": f"coverage {self.target:g}" + (f"<={self.cap:g}" if self.cap < 1 else ""),
+            "full": "full",
+        }[self.name]
+        words += f" dense_steps={self.dense_steps}" if self.dense_steps else ""
+        return words + (f" dense_layers={list(self.dense_layers)}" if self.dense_layers else "")
 
 
 def make_plan(
@@ -320,16 +350,15 @@ def make_plan(
     if policy.name == "full" or (f >= 1 and policy.name != "coverage"):
         return Plan(whole, tokens, brick)
     if policy.name == "coverage":
-        boxes = to_grid(
-            choose_by_target(coverage.float(), policy.target, policy.cap), low_bricks, g, None
-        )
+        boxes = choose_by_target(coverage.float(), policy.target, policy.cap)
+        boxes = to_grid(boxes, low_bricks, tokens, brick, None)
     else:
         found = candidates(f, policy.exponents, low_bricks)
         if policy.name == "fixed":
             boxes = torch.tensor(found[0], dtype=torch.int16).expand(*shape, 3)
         else:
             boxes = choose(coverage.float(), found)  # (Eq. 9)
-        boxes = to_grid(boxes, low_bricks, g, f)
+        boxes = to_grid(boxes, low_bricks, tokens, brick, f)
     plan = whole
     plan[1 : t_i + 1] = boxes[1 : t_i + 1]
     if policy.dense_steps:

@@ -166,11 +166,11 @@ def altered(monkeypatch, tmp_path):
     """A private copy of the weights, seen instead of those that ship."""
     shutil.copytree(tiny.WEIGHTS / "micro", tmp_path / "weights" / "micro")
     monkeypatch.setattr(tiny, "WEIGHTS", tmp_path / "weights")
-    for cached in (runner.load_backbone, runner._weights_hash):
-        cached.cache_clear()
+    for forget in (runner._loaded.clear, runner._weights_hash.cache_clear):
+        forget()
     yield tmp_path / "weights" / "micro"
-    for cached in (runner.load_backbone, runner._weights_hash):
-        cached.cache_clear()
+    for forget in (runner._loaded.clear, runner._weights_hash.cache_clear):
+        forget()
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])

@@ -110,7 +110,6 @@ SAME = [  # (one command, another that makes the same pixels)
     ("windows=cubes", "windows=cubes windows.exponents=[[0.3333,0.3333,0.3333]]"),
     ("windows=fixed", f"windows=fixed windows.exponents=[[{','.join(3 * [str(1 / 3)])}],[1,0,0]]"),
     ("windows=adaptive", "windows.target=0.5"),
-    ("windows=adaptive", "windows.label=mine"),
     ("windows=full sparsity=0.25", "windows=full density=per_axis"),
     ("windows=coverage sparsity=0.25", "windows=coverage density=per_axis"),
     ("sparsity=1", "sparsity=1 density=per_axis"),

@@ -328,20 +328,33 @@ def test_a_cap_bounds_the_windows_and_takes_the_best_below_it():
 
 def test_equal_brick_grids_map_one_to_one():
     boxes = torch.tensor([[[2, 3, 4], [8, 4, 6]]], dtype=torch.int16)
-    assert windows.to_grid(boxes, (8, 4, 6), (8, 4, 6), 0.5) is boxes
+    assert windows.to_grid(boxes, (8, 4, 6), (8, 8, 12), (1, 2, 2), 0.5) is boxes
+
+
+def test_a_ragged_grid_keeps_the_density_that_was_asked_for():
+    """8 x 4 x 6 bricks at LR, 8 x 5 x 7 tokens in bricks of (1, 2, 2) at HR: 8 x 3 x 4, ragged."""
+    tokens, brick = (8, 5, 7), (1, 2, 2)
+    for f in (0.25, 0.5):
+        found = windows.candidates(f, windows.DEFAULT_EXPONENTS, LOW)
+        moved = windows.to_grid(torch.tensor(found, dtype=torch.int16), LOW, tokens, brick, f)
+        for box in moved.tolist():
+            realised = windows.realised_density(tokens, brick, tuple(box))
+            assert realised == pytest.approx(f, rel=0.06)
 
 
 def test_another_grid_keeps_the_volume_and_the_shape():
     g_from, g_to, f = (8, 4, 6), (8, 8, 12), 0.25
     found = windows.candidates(f, windows.DEFAULT_EXPONENTS, g_from)
     boxes = torch.tensor(found, dtype=torch.int16)
-    moved = windows.to_grid(boxes, g_from, g_to, f)
+    moved = windows.to_grid(boxes, g_from, g_to, (1, 1, 1), f)
     for before, after in zip(found, moved.tolist(), strict=True):
         assert math.prod(after) / math.prod(g_to) == pytest.approx(f, rel=0.05)
         ideal = [w * t / s for w, t, s in zip(before, g_to, g_from, strict=True)]
         assert all(abs(math.log(w / x)) < 0.3 for w, x in zip(after, ideal, strict=True))
     assert torch.equal(boxes, torch.tensor(found, dtype=torch.int16))  # the input is untouched
-    back = windows.to_grid(torch.tensor([[8, 4, 6]], dtype=torch.int16), g_from, (4, 4, 6), None)
+    back = windows.to_grid(
+        torch.tensor([[8, 4, 6]], dtype=torch.int16), g_from, (4, 4, 6), (1, 1, 1), None
+    )
     assert back.tolist() == [[4, 4, 6]]  # the whole stays the whole
 
 

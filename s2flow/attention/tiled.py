@@ -3,7 +3,8 @@
 Because windows are shifted inward, queries near a border share their keys, and along one axis of g
 bricks a window of width w takes only g - w + 1 positions. All queries with the same position along all
 three axes see exactly the same box, so the whole map is prod(g - w + 1) small *dense* attentions: no
-padding, no mask, nothing computed twice, ragged grids included. Heads of equal windows go together.
+padding, no mask, nothing computed twice, ragged grids included: the pairs computed are the valid pairs
+that the realised density counts. Heads of equal windows go together.
 """
 
 import itertools

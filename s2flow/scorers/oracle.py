@@ -28,6 +28,7 @@ describe any; frames are stretched to 3:2, so other aspect ratios distort shapes
 """
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -125,6 +126,11 @@ def read(videos: Tensor, size: Size) -> Tensor:
         frames.flatten(0, 1), (size.height, size.width), mode="bilinear", antialias=True
     )
     return flat.unflatten(0, frames.shape[:2]).clamp(0, 1)
+
+
+def weights_hash(name: str) -> str:
+    """Short hash of a world's shipped weights: scores by other weights are other scores."""
+    return hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def load(name: str = "micro") -> Oracle:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from s2flow.backbones.tiny import world as toy
 from s2flow.scorers import Clip
-from s2flow.scorers.oracle import ATTRIBUTES, SIZES, answers, load
+from s2flow.scorers.oracle import ATTRIBUTES, SIZES, answers, load, weights_hash
 
 RENDERS = 4
 NAMES = (*(f"world_{name}" for name in ATTRIBUTES), "world_agreement", "detail")
@@ -45,6 +45,7 @@ class WorldAgreement:
 
     def __init__(self, size: str = "micro"):
         self.oracle = load(size)
+        self.weights = weights_hash(size)
         self.world = SIZES[size].world
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:

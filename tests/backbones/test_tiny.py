@@ -44,18 +44,23 @@ def test_every_caption_is_known_to_the_tokenizer_and_fits():
     for ids in tokenizer(texts).input_ids:
         assert tokenizer.unk_token_id not in ids
         assert len(ids) <= TEXT_LENGTH
-    assert all(world.normalise(t)[1] == 0 for t in texts)
+    assert all(world.normalise(t, TINY)[1] == 0 for t in texts)
     # nothing that the caption says is lost on the way through the synonyms
-    assert all(world.normalise(t)[0].split() == t.replace(",", "").split() for t in texts)
+    assert all(world.normalise(t, TINY)[0].split() == t.replace(",", "").split() for t in texts)
 
 
 def test_other_text_is_accepted_and_its_unknown_words_counted():
-    words, unknown = world.normalise("A huge crimson CAR, in the night!")
+    words, unknown = world.normalise("A huge crimson CAR, in the night!", MICRO)
     assert words == "a large red square in the night sky"
     assert unknown == 0
-    words, unknown = world.normalise("a philosophical walrus")
-    assert unknown == 2 / 3
-    assert world.normalise("") == ("", 0.0)
+    words, unknown = world.normalise("a philosophical walrus", MICRO)
+    assert words == "a unknown unknown" and unknown == 2 / 3
+    assert build_tokenizer().unk_token_id in build_tokenizer()(words).input_ids
+    assert world.normalise("", MICRO) == ("", 0.0)
+    # words of the grammar that this world's captions never hold are unknown to its model
+    assert world.normalise("a small dotted ball", MICRO)[1] == 0.5
+    assert world.normalise("a small dotted ball", TINY)[1] == 0
+    assert world.normalise("red " * 40, MICRO)[1] == (40 - world.LONGEST) / 40
 
 
 def test_attributes_are_read_from_captions_only():

@@ -10,7 +10,7 @@ from diffusers.models.transformers import transformer_wan
 from s2flow.backbones import tiny
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.backbones.tiny.text import TEXT_LENGTH
-from s2flow.backbones.tiny.world import normalise
+from s2flow.backbones.tiny.world import MICRO, normalise
 from s2flow.cascade import Cascade
 from s2flow.flow import sigma_grid
 from s2flow.methods import method
@@ -67,7 +67,7 @@ def test_native_equals_the_stock_pipeline(stock, micro, recipe, guidance):
     engine = Cascade(micro, r, PROMPTS[:1], [0])
     z = engine.noise(engine.high_shape, "high")
     ours = method("native").generate(engine).latent
-    prompt = normalise(PROMPTS[0])[0]
+    prompt = normalise(PROMPTS[0], MICRO)[0]
     theirs = stock_latents(stock, z, STEPS, r.shift, prompt=prompt, guidance_scale=guidance)
     print(f"{relative(ours, theirs):.1e}")
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
@@ -80,7 +80,7 @@ def test_low_flow_equals_the_stock_pipeline(stock, micro, recipe):
     engine = Cascade(micro, r, PROMPTS, [3, 4])
     ours = engine.low_flow().flow
     options = {
-        "prompt": [normalise(p)[0] for p in PROMPTS],
+        "prompt": [normalise(p, MICRO)[0] for p in PROMPTS],
         "negative_prompt": ["blue"] * 2,
         "guidance_scale": r.guidance,
     }

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 
 from s2flow.backbones.tiny.text import TEXT_LENGTH
 from s2flow.backbones.tiny.vae import PatchVAE  # noqa: F401  (named in model_index.json)
-from s2flow.backbones.tiny.world import normalise
+from s2flow.backbones.tiny.world import WORLDS, World, normalise
 from s2flow.backbones.wan import WanBackbone, WanCondition
 from s2flow.errors import UserError
 
@@ -72,10 +72,16 @@ def load(name: str, device: str) -> "TinyBackbone":
 class TinyBackbone(WanBackbone):
     """Wan's adapter with the world's words in front of the tokenizer."""
 
+    @property
+    def world(self) -> World:
+        """What this size was trained on."""
+        return WORLDS[self.name]
+
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> WanCondition:
         """See `base.Backbone`; synonyms are mapped into the world's vocabulary first."""
-        return super().encode_prompt([normalise(p)[0] for p in prompts], negative, guidance)
+        known = [normalise(p, self.world)[0] for p in prompts]
+        return super().encode_prompt(known, normalise(negative, self.world)[0], guidance)
 
     def oov_rate(self, prompt: str) -> float:
-        """Share of the prompt's words that the world does not know."""
-        return normalise(prompt)[1]
+        """Share of the prompt's words that the model never saw, or that stand beyond its length."""
+        return normalise(prompt, self.world)[1]

@@ -3,9 +3,11 @@
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from s2flow.backbones.tiny.world import vocabulary
+from s2flow.backbones.tiny.world import LONGEST, vocabulary
 
-TEXT_LENGTH = 24  # every prompt is zero-padded to this; the padding length is part of the model
+TEXT_LENGTH = (
+    LONGEST + 1
+)  # every prompt is zero-padded to this; the padding length is part of the model
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -30,7 +30,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
-from s2flow.backbones.tiny.world import MICRO, TINY, World, caption, render, sample_scenes
+from s2flow.backbones.tiny.world import WORLDS, caption, render, sample_scenes
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -64,7 +64,6 @@ SIZES = {
         64, 96, "tiny", 6, 8, 768, 96, 1e-3, 8192, ((0.2, 1, 1024), (0.35, 4, 256), (1.0, 8, 256))
     ),
 }
-WORLDS: dict[str, World] = {"micro": MICRO, "tiny": TINY}
 
 
 def clips(size: Size, seed: int, count: int, scale: int = 1, device="cpu") -> tuple[Tensor, list]:

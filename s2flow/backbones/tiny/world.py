@@ -13,6 +13,7 @@ one grammar: "a large red striped ball moves right over a cloudy sky, the camera
 are split into training and held-out ones by hash (`held_out`), so evaluation prompts were never seen.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -78,6 +79,7 @@ SYNONYMS = {
     "bricks": "brick wall", "street": "tiled floor", "room": "tiled floor", "kitchen": "tiled floor",
     "an": "a", "the": "the", "zoom": "zooms", "pan": "pans",
 }  # fmt: skip
+LONGEST = 23  # words that a prompt may have; the end mark makes TEXT_LENGTH of text.py
 HELD_OUT_IN = 8  # one caption in eight is never trained on
 
 
@@ -125,6 +127,8 @@ class World:
 MICRO = World(textures=("plain", "striped"), cameras=("still",), sizes=("large",))
 TINY = World(textures=TEXTURES, cameras=tuple(CAMERAS), sizes=tuple(SIZES))
 
+WORLDS = {"micro": MICRO, "tiny": TINY}
+
 
 # -- captions ---------------------------------------------------------------------------------
 
@@ -169,23 +173,30 @@ def held_out_captions(world: World, count: int, seed: int = 0) -> list[str]:
     return captions[:count]
 
 
-def normalise(text: str, known: set[str] | None = None) -> tuple[str, float]:
-    """Text in the world's words, and the share of its words that the world does not know.
+def normalise(text: str, world: World) -> tuple[str, float]:
+    """Text in the world's words, and the share of its words that the model cannot use.
 
-    Lower-cases, drops punctuation, maps synonyms ("car" -> "square"). Unknown words are kept: the
-    tokenizer turns them into <unk>, which training has seen through word dropout.
+    Lower-cases, drops punctuation, maps synonyms ("car" -> "square"). A word that no caption of the
+    world holds becomes "unknown", which the tokenizer turns into <unk>; training has seen that through
+    word dropout. Words beyond LONGEST are lost, and counted as well.
     """
-    known = known or vocabulary()
     letters = "".join(c if c.isalnum() else " " for c in text.lower())
-    words, unknown, given = [], 0, letters.split()
+    words, lost, given = [], 0, letters.split()
     pairs = {"night sky", "cloudy sky", "stays still", "brick wall", "tiled floor"}
     for i, word in enumerate(given):
         follows = given[i + 1] if i + 1 < len(given) else ""
         if f"{word} {follows}" not in pairs and word not in vocabulary_of_objects():
             word = SYNONYMS.get(word, word)
-        words += word.split()
-        unknown += sum(w not in known for w in word.split())
-    return " ".join(words), unknown / max(len(given), 1)
+        known = [w if w in words_of(world) else "unknown" for w in word.split()]
+        lost += "unknown" in known or len(words) + len(known) > LONGEST
+        words += known
+    return " ".join(words), lost / max(len(given), 1)
+
+
+@functools.cache
+def words_of(world: World) -> set[str]:
+    """Every word of the world's captions."""
+    return {w.strip(",") for text in all_captions_cached(world) for w in text.split()}
 
 
 def vocabulary_of_objects() -> set[str]:
