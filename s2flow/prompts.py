@@ -5,9 +5,9 @@
     file    your own: .txt (one prompt a line), .csv (column `prompt`), .json, .jsonl
     vbench  the 946 entries of `VBench_full_info.json`; the paper scores a random half, 473
 
-The list is cut in this order: `subset`, then `count` (the first n), then `shard` (every n-th of
-what is left, so that shards are disjoint and together complete). An entry keeps the index it has
-in its uncut source: 944 of VBench's 946 texts are distinct, so entries are told apart by index,
+The list is cut in this order: `subset`, then `count` (the first n; of `world`, how many are drawn
+at all), then `shard` (every n-th of what is left, so that shards are disjoint and together
+complete). An entry keeps the index it has in its uncut source: 944 of VBench's 946 texts are distinct, so entries are told apart by index,
 and the runner merges clips by text. Text is taken literally: nothing in it is interpolated, and
 only the line end is stripped.
 
@@ -89,6 +89,7 @@ def load_prompts(
     elif source == "vbench":
         prompts = _read_vbench(file)
     elif source == "world":
+        # here `count` says how many captions are drawn, before any subset
         prompts = _numbered(_world_captions(world, WORLD_COUNT if count is None else count, seed))
     else:
         prompts = _numbered(DEMO)

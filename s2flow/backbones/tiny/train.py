@@ -285,6 +285,8 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
     pool = Pool(size, vae, folder, device)
     rng = random.Random(step)
     torch.manual_seed(step)
+    words = f"{args.size} --minutes {args.minutes:g}" if hasattr(args, "size") else ""
+    command = f"python -m s2flow.backbones.tiny.train {words}" + (" --bf16" if args.bf16 else "")
     budget, losses, saved, since_renewal = args.minutes * 60, [], time.time(), 0
     clock = time.time()
     while spent < budget:
@@ -329,6 +331,7 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
                 log.write(json.dumps(row) + "\n")
         if now - saved > args.save_seconds or spent >= budget:
             state = {"flow": flow.state_dict(), "average": average, "seen": seen, "step": step}
+            state["command"] = command
             save({**state, "spent": spent, "optimisers": [o.state_dict() for o in opts]}, path)
             saved = time.time()
 
@@ -357,7 +360,7 @@ def export(name: str, folder: Path, target: Path) -> None:
         "samples_seen": state["seen"],
         "steps": state["step"],
         "training_minutes": round(state["spent"] / 60, 1),
-        "command": f"python -m s2flow.backbones.tiny.train {name}",
+        "command": state.get("command"),
     }
     (target / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     print(f"wrote {target}")
