@@ -7,9 +7,9 @@
 
 The list is cut in this order: `subset`, then `count` (the first n; of `world`, how many are drawn
 at all), then `shard` (every n-th of what is left, so that shards are disjoint and together
-complete). An entry keeps the index it has in its uncut source: 944 of VBench's 946 texts are distinct, so entries are told apart by index,
-and the runner merges clips by text. Text is taken literally: nothing in it is interpolated, and
-only the line end is stripped.
+complete). An entry keeps the index it has in its uncut source: 944 of VBench's 946 texts are
+distinct, so entries are told apart by index, and the runner merges clips by text. Text is taken
+literally: nothing in it is interpolated, and only the line end is stripped.
 
 Deviation: the paper does not say which 473 prompts it drew; ours follow `prompts.subset_seed`.
 """
