@@ -68,7 +68,6 @@ def terminal() -> Iterator[None]:
 
     Set HYDRA_FULL_ERROR=1 to see tracebacks instead.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads crawl on shared cores
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
     sys.argv[1:] = [literal_prompt(a) for a in sys.argv[1:]]
