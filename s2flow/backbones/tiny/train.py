@@ -354,6 +354,9 @@ def export(name: str, folder: Path, target: Path) -> None:
     index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     index["vae"] = ["s2flow.backbones.tiny.vae", "PatchVAE"]
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config = json.loads((target / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # names a folder of this machine
+    (target / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     card = {
         "size": name,
         **asdict(size),
