@@ -209,13 +209,23 @@ class Cascade:
             low_video = None if low is None else self.backbone.decode(low.flow.z[0])
         if solver is not None:
             with self.clock("diagnostics"):
-                cosines = derivative_cosines(high, self.lri(low, 2), self.recipe.t_i)
+                cosines = derivative_cosines(high, self._yardstick(low), self.recipe.t_i)
         for clip, report in enumerate(self.reports):
             if solver is not None:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
             if solver is not None and solver.report:
                 report["solver"] = _of_clip(solver.report, clip)
         return Generated(video, low_video, high.z[0], self.reports)
+
+    def _yardstick(self, low: LowFlow) -> LRI:
+        """The LR derivative whose cosine is recorded: the recipe's, or the usual one.
+
+        Under other solvers stencil, LR time and U are not part of the recipe, so they must not
+        change what its record says.
+        """
+        if self.recipe.identity().get("solver") == "lri":
+            return self.lri(low, 2)
+        return LRI(low.flow, lambda v: resize_latent(v, *self.high_shape[-2:]))
 
     # -- inside -------------------------------------------------------------------------------
 

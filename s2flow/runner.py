@@ -84,7 +84,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "run_id": recipe.run_id,
         "label": label(recipe),
         "clips": len(tasks),
-        "made": len(todo) - failed,
+        "made": sum(store.record(t.key) is not None for t in todo),
         "failed": failed,
         "folder": str(store.folder),
         "records": [r for r in records if r is not None],

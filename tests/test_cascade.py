@@ -206,6 +206,11 @@ def test_a_clip_is_the_same_in_any_batch(run, clips, overrides):
         assert batch.reports[i] == approx_report(alone.reports[0])
 
 
+def test_knobs_outside_the_recipe_do_not_change_the_report(run):
+    one, other = (generate(run("solver=ab2", f"upsample={u}")) for u in ("bilinear", "nearest"))
+    assert torch.equal(one.latent, other.latent) and one.reports == other.reports
+
+
 def approx_report(report):
     """Equal apart from the last digits of cosines."""
     out = dict(report)
