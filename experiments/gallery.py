@@ -1,12 +1,14 @@
-"""Held-out prompts by every method, as one picture and the numbers beside it.
+"""Held-out prompts by every method: pictures, and the numbers beside them.
 
-    python experiments/gallery.py [--prompts 16] [--backbone micro] [--methods native cascade ...]
+    python experiments/gallery.py [--prompts 64] [--backbone micro] [--methods native cascade ...]
 
-Makes whatever clips are missing under runs/ (the same clips that `run.py` makes), then writes
-experiments/results/<backbone>_gallery.png and .json. Rows are prompts; per method the first,
-middle and last frame. The numbers are means over the prompts: agreement with the caption (by the
-attribute oracle), the share of clips in which the oracle does not count exactly one object
-(repetition or loss), and detail (gradient energy relative to the true render's).
+Makes whatever clips are missing under runs/ (the same clips that `run.py` makes), then writes to
+experiments/results/ `<backbone>_gallery.png` (8 prompts, the README's picture),
+`<backbone>_sheet.png` (32 prompts) and `<backbone>_gallery.json`. Rows of the pictures are prompts;
+per method the first, middle and last frame. The numbers, read from the mp4 by the attribute oracle
+(s2flow/scorers/world.py): means over the prompts; the Frechet distance to true renders of the same
+captions at the same size; and of native minus each other method, prompt by prompt, the mean with
+its 95 % bootstrap interval.
 """
 
 import argparse
@@ -20,49 +22,61 @@ from PIL import Image, ImageDraw
 
 import s2flow.config  # noqa: F401
 from s2flow.backbones import tiny
+from s2flow.metrics import paired_difference
 from s2flow.runner import provenance, run
 from s2flow.scorers import Clip
-from s2flow.scorers.world import WorldAgreement
+from s2flow.scorers.world import WorldAgreement, features, frechet_distance, renders
 from s2flow.video import read_video
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+PICTURES = {"gallery": 8, "sheet": 32}  # rows of each
 
 
 def main() -> None:
     """Make, measure, draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--backbone", default="micro")
     parser.add_argument("--methods", nargs="+", default=["native", "cascade", "s2flow"])
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()
     records = {m: _records(args, m) for m in args.methods}
     clips = {m: [_video(args, r) for r in found] for m, found in records.items()}
+    oracle = WorldAgreement(args.backbone)
     guided = next((m for m in args.methods if m != "native"), None)
     scores = {m: [r["scores"] for r in found] for m, found in records.items()}
     if guided:
         low = [_video(args, r, low=True) for r in records[guided]]
-        oracle = WorldAgreement(args.backbone)
         scores = {
             "LR": [_score(oracle, v, r) for v, r in zip(low, records[guided], strict=True)]
         } | scores
         clips = {"LR": low} | clips
     prompts = [r["prompt"] for r in records[args.methods[0]]]
     RESULTS.mkdir(exist_ok=True)
-    _draw(prompts, clips, RESULTS / f"{args.backbone}_gallery.png")
+    for name, rows in PICTURES.items():
+        shown = {m: videos[:rows] for m, videos in clips.items()}
+        _draw(prompts[:rows], shown, RESULTS / f"{args.backbone}_{name}.png")
     result = {
         "command": f"python experiments/gallery.py --prompts {args.prompts}",
         "backbone": args.backbone,
         "weights": tiny.weights_hash(args.backbone),
         **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "prompts": len(prompts),
-        "methods": {m: _means(s) for m, s in scores.items()},
+        "methods": {
+            m: _means(scores[m]) | {"frechet_distance": _frechet(oracle, clips[m], prompts)}
+            for m in clips
+        },
+        "native_minus": {
+            m: _differences(scores["native"], scores[m])
+            for m in args.methods
+            if m != "native" and "native" in scores
+        },
         "runs": {m: found[0]["run_id"] for m, found in records.items()},
     }
     path = RESULTS / f"{args.backbone}_gallery.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["methods"]))
+    print(json.dumps({k: result[k] for k in ("methods", "native_minus")}, indent=1))
 
 
 def _records(args: argparse.Namespace, method: str) -> list[dict]:
@@ -82,11 +96,24 @@ def _score(oracle: WorldAgreement, video: torch.Tensor, record: dict) -> dict:
 
 
 def _means(rows: list[dict]) -> dict:
-    names = [k for k in rows[0] if k.startswith("world_") or k == "detail"]
+    names = [k for k in rows[0] if k.startswith("world_") or k in ("repetition", "detail")]
     means = {k: round(fmean(r[k] for r in rows), 4) for k in names}
-    wrong = fmean(r["object_count"] != 1 for r in rows)
-    repeated = fmean(r["object_count"] > 1 for r in rows)
-    return means | {"not_one_object": round(wrong, 4), "repeated": round(repeated, 4)}
+    return means | {"one_object": round(fmean(r["object_count"] == 1 for r in rows), 4)}
+
+
+def _frechet(oracle: WorldAgreement, clips: list[torch.Tensor], prompts: list[str]) -> float:
+    true = renders(prompts, oracle.world, tuple(clips[0].shape[:3]))
+    return round(
+        frechet_distance(features(oracle.oracle, clips), features(oracle.oracle, true)), 2
+    )
+
+
+def _differences(a: list[dict], b: list[dict]) -> dict:
+    found = {}
+    for name in ("repetition", "world_shape", "world_agreement"):
+        d = paired_difference([r[name] for r in a], [r[name] for r in b])
+        found[name] = [round(x, 4) for x in (d.mean, d.low, d.high)]
+    return found
 
 
 def _draw(prompts: list[str], clips: dict[str, list[torch.Tensor]], path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
+from s2flow.flow import sigma_grid
 from s2flow.recipe import Recipe
 from s2flow.windows import Policy, brick_grid, candidates, fraction_of_volume
 
@@ -27,6 +28,7 @@ class BackboneConf:
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
+    handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
     negative_prompt: str = ""
     low: list[int] = MISSING  # (height, width) it was trained at
     high: list[int] = MISSING
@@ -150,9 +152,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         tuple(backbone[n] if cfg[n] is None else cfg[n])
         for n in ("low", "high", "brick_low", "brick_high")
     )
-    t_i = max(round(0.6 * given["steps"]), 1) if cfg.t_i is None else cfg.t_i
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
-    _check_all(cfg, given, t_i, sizes, knobs)
+    _check_all(cfg, given, sizes, knobs)
+    t_i = _usual_t_i(cfg.backbone, given) if cfg.t_i is None else cfg.t_i
     policy = _policy(cfg.windows)
     if "windows" in knobs and policy.name in ("adaptive", "fixed"):
         tokens = (
@@ -198,8 +200,14 @@ def _check(good: bool, otherwise: str) -> None:
         raise UserError(otherwise)
 
 
+def _usual_t_i(backbone: Any, given: dict[str, Any]) -> int:
+    """HR steps from the grid's level that is nearest to the backbone's hand-off."""
+    sigma = sigma_grid(given["steps"], given["shift"])
+    return max(int((sigma - backbone.handoff_sigma).abs().argmin()), 1)
+
+
 def _check_all(
-    cfg: DictConfig, given: dict[str, Any], t_i: int, sizes: dict[str, tuple], knobs: tuple
+    cfg: DictConfig, given: dict[str, Any], sizes: dict[str, tuple], knobs: tuple
 ) -> None:
     _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
     _check(
@@ -212,7 +220,7 @@ def _check_all(
     )
     low, high = sizes["low"], sizes["high"]
     _check_sizes(cfg.backbone, low if "low" in knobs else None, high, given["frames"])
-    _check_knobs(cfg, given["steps"], t_i, knobs)
+    _check_knobs(cfg, given, knobs)
     if cfg.noise == "aligned" and "noise" in knobs and cfg.handoff != "noisy":
         r = high[0] / low[0]
         _check(
@@ -241,16 +249,16 @@ def _check_choices(cfg: DictConfig) -> None:
         )
 
 
-def _check_knobs(cfg: DictConfig, steps: int, t_i: int, knobs: tuple[str, ...]) -> None:
-    s = cfg.sparsity
+def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> None:
+    s, steps = cfg.sparsity, given["steps"]
     hint = f"sparsity={s / 100:g}" if 1 < s <= 100 else "sparsity=0.5"
     _check(
         0 < s <= 1, f"sparsity={s:g} is not in (0, 1]: it is the share that is kept; type {hint}"
     )
     _check(
-        1 <= t_i <= steps,
-        f"t_i={t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "
-        f"type t_i={max(round(0.6 * steps), 1)}",
+        cfg.t_i is None or 1 <= cfg.t_i <= steps,
+        f"t_i={cfg.t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "
+        f"type t_i={_usual_t_i(cfg.backbone, given)}",
     )
     most = steps if "order" in knobs and cfg.solver == "lri" else math.inf
     _check(

@@ -124,8 +124,18 @@ def test_open_knobs_come_from_the_backbone():
         assert getattr(recipe, knob) == backbone[knob]
     for knob in ("low", "high", "brick_low", "brick_high"):
         assert list(getattr(recipe, knob)) == backbone[knob]
-    assert recipe.t_i == 0.6 * recipe.steps  # 30 of 50, as in the paper
     assert recipe.sparsity == 0.5 and recipe.order == 2 and recipe.density == "volume"
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(7, {40: 0.966, 30: 0.913, 20: 0.824, 10: 0.636})]
+)
+def test_open_t_i_follows_the_noise_level_not_the_count(shift, expected):
+    for t_i, sigma in expected.items():  # Table 4 of the paper
+        (recipe,) = recipes(f"steps=50 shift={shift} backbone.handoff_sigma={sigma}")
+        assert recipe.t_i == t_i
+    assert [r.t_i for r in recipes("-m steps=5,20,40")] == [2, 8, 16]
+    assert [r.t_i for r in recipes("backbone.handoff_sigma=0.001")] == [1]
 
 
 def test_the_default_candidates_are_those_of_the_paper():

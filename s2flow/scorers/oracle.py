@@ -2,19 +2,19 @@
 
 Rendered clips come with their attributes for free, so a network can be taught to read them back:
 
-    p(shape), p(colour), p(texture), p(motion), p(background), p(count)  =  oracle(clip)
+    p(shape), p(colour), p(texture), p(motion), p(background), p(camera), p(count)  =  oracle(clip)
 
 A clip of any resolution and length is brought to the reading size of its world (area-like resize,
 evenly spaced frames); three 2-D convolutions see each frame, one 3-D convolution and one temporal
 convolution see movement, and one linear head per attribute answers. Positions are kept up to the
 heads, because motion is a change of position and count is a number of places. `count` is 0, 1, 2
-or "3 and more".
+or "3 and more"; a world whose camera never moves (micro) has no camera head.
 
 Training draws fresh scenes of the training captions at LR and HR, 38 % of them with no object or
 with several, and damages them the way generated clips are damaged: wobbly outlines, softness,
 faded or shifted colour, quantised 8 x 8 DCT blocks, white and blotchy noise. The loss is the sum
-of the heads' cross-entropies, label smoothing 0.02; a scene with no object teaches only background
-and count. Accuracy is measured on captions that training never saw, clean and damaged, at LR and
+of the heads' cross-entropies, label smoothing 0.02; a scene with no object teaches only background,
+camera and count. Accuracy is measured on captions that training never saw, clean and damaged, at LR and
 HR, and stands in `weights/<size>.json`.
 
 Commands (9 and 5 minutes of an idle CPU core; the card lists every call that made the weights):
@@ -23,7 +23,7 @@ Commands (9 and 5 minutes of an idle CPU core; the card lists every call that ma
     python -m s2flow.scorers.oracle micro --resume --clips 30000 --rate 0.002 --seed 1
 
 Where it fails: it must name one answer per attribute, so a shapeless blob still gets a shape; it
-knows nothing outside of its world; camera moves are not read; of several different objects it may
+knows nothing outside of its world; of several different objects it may
 describe any; frames are stretched to 3:2, so other aspect ratios distort shapes.
 """
 
@@ -47,7 +47,7 @@ from s2flow.errors import UserError
 WEIGHTS = Path(__file__).parent / "weights"
 MEASURED = 1024  # clips per figure of the card
 COUNTS = (0, 1, 2, 3)  # the last one stands for "3 and more"
-ATTRIBUTES = ("shape", "colour", "texture", "motion", "background")
+OF_OBJECT = ("shape", "colour", "texture", "motion")
 SHARE_OF_COUNTS = (0.08, 0.62, 0.15, 0.15)
 
 
@@ -65,15 +65,22 @@ SIZES = {"micro": Size(toy.MICRO, 32, 48, 8), "tiny": Size(toy.TINY, 64, 96, 8)}
 
 
 def classes(world: toy.World) -> dict[str, tuple]:
-    """The answers that each head chooses from."""
-    return {
+    """The answers that each head chooses from; nobody is asked what has one answer only."""
+    every = {
         "shape": world.shapes,
         "colour": world.colours,
         "texture": world.textures,
         "motion": world.motions,
         "background": world.backgrounds,
+        "camera": world.cameras,
         "count": COUNTS,
     }
+    return {name: answers for name, answers in every.items() if len(answers) > 1}
+
+
+def attributes(world: toy.World) -> tuple[str, ...]:
+    """The heads that a caption answers: all but count."""
+    return tuple(name for name in classes(world) if name != "count")
 
 
 # -- the network ------------------------------------------------------------------------------
@@ -99,7 +106,7 @@ class Oracle(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def features(self, frames: Tensor) -> Tensor:
-        """(B, 128): what the heads see; also meant for Frechet distances between sets of clips."""
+        """(B, 128): what the heads see, and what `world.frechet_distance` compares."""
         b, t = frames.shape[:2]
         x = self.frame((4 * frames.flatten(0, 1) - 2).contiguous())
         x = self.join(x.unflatten(0, (b, t)).transpose(1, 2))
@@ -175,11 +182,12 @@ def targets(scenes: list[toy.Scene], world: toy.World) -> dict[str, Tensor]:
     out = {name: [] for name in classes(world)}
     index = {name: {c: i for i, c in enumerate(of)} for name, of in classes(world).items()}
     for scene in scenes:
-        for name in ("shape", "colour", "texture", "motion"):
-            shown = getattr(scene.objects[0], name) if scene.objects else None
+        for name in out:
+            if name in OF_OBJECT:
+                shown = getattr(scene.objects[0], name) if scene.objects else None
+            else:
+                shown = min(len(scene.objects), 3) if name == "count" else getattr(scene, name)
             out[name].append(index[name].get(shown, -100))
-        out["background"].append(index["background"][scene.background])
-        out["count"].append(min(len(scene.objects), 3))
     return {name: torch.tensor(values) for name, values in out.items()}
 
 
@@ -308,7 +316,7 @@ def accuracy(
             frames = read(toy.render(scenes, *shape, device), size)
             logits = oracle(damage(frames, draw) if damaged else frames)
             wanted = targets(scenes, size.world)
-            for name in ATTRIBUTES if kind == "attributes" else ("count",):
+            for name in attributes(size.world) if kind == "attributes" else ("count",):
                 hits = logits[name].argmax(-1).cpu() == wanted[name]
                 right[name] += hits.float().tolist()
     return {name: sum(hits) / len(hits) for name, hits in right.items()}

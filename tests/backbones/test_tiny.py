@@ -1,12 +1,15 @@
 """The toy world is one world at every resolution, its splits are disjoint, its trainer resumes."""
 
 import argparse
+import json
+import random
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from s2flow.backbones.tiny import train, world
+from s2flow.backbones.tiny.model import build_flow
 from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
 from s2flow.backbones.tiny.world import MICRO, TINY
@@ -88,8 +91,9 @@ def test_latents_are_scaled_by_the_square_root_of_their_deviation(micro):
 def test_training_goes_on_where_it_was_stopped(tmp_path, capsys):
     size = replace(train.SIZES["micro"], layers=1, pool=128, stages=((1.0, 2, 8),))
     args = argparse.Namespace(
-        device="cpu", minutes=0.01, bf16=False, renew_every=1e9, save_seconds=1e9
+        device="cpu", minutes=0.01, renew_every=1e9, save_seconds=1e9, bf16=False, compile=False
     )
+    args.init = None
     vae = PatchVAE().requires_grad_(False)
     vae.fit_pca(train.clips(size, 0, 8)[0])
     train.train_flow(args, size, vae, tmp_path)
@@ -100,6 +104,53 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert f"resumed at step {first['step']}" in capsys.readouterr().out
     assert second["step"] > first["step"] and second["spent"] > first["spent"]
     assert second["seen"] == 8 * second["step"]
+
+
+def test_training_starts_from_exported_weights(tmp_path):
+    flow = train.build_flow(train.SIZES["micro"])
+    seen = train.start_from(train.WEIGHTS / "micro", flow)
+    assert seen == json.loads((train.WEIGHTS / "micro" / "card.json").read_text())["samples_seen"]
+    x0, texts = train.clips(train.SIZES["micro"], 5, 24)
+    vae = PatchVAE.from_pretrained(train.WEIGHTS / "micro" / "vae")
+    with torch.no_grad():
+        z = train.normalised_latent(vae, x0)
+        good, fresh = (
+            train.flow_loss(f, build_tokenizer(), z, texts, train.SIZES["micro"], False)
+            for f in (flow, train.build_flow(train.SIZES["micro"]))
+        )
+    assert good < 0.4 < 1 < fresh
+
+
+def test_a_single_frame_is_not_told_what_moves():
+    text = "a large red ball moves right on grass"
+    words = {train.corrupt(text, random.Random(k), frames=1) for k in range(60)}
+    assert not any("moves" in w or "right" in w for w in words)
+    assert "a large red ball on grass" in words
+    words = {train.corrupt(text, random.Random(k), frames=8) for k in range(60)}
+    assert text in words and "" in words
+
+
+def test_heads_start_by_looking_along_the_diagonals_of_space_and_time():
+    """Head 0 of layer 0 scores one frame and one column ahead highest; head 1, behind."""
+    size = train.SIZES["micro"]
+    transformer = build_flow(size)["transformer"]
+    attention = transformer.blocks[0].attn1
+    grid = torch.zeros(1, 16, 3, 6, 6)  # 3 frames of 3 x 3 tokens
+    cos, sin = (f.double() for f in transformer.rope(grid))
+    for head, (dt, dx) in enumerate(((1, 1), (-1, -1), (1, -1), (-1, 1))):
+        own = slice(head * size.head_dim, (head + 1) * size.head_dim)
+        q, k = (p.bias.detach()[own].double() for p in (attention.to_q, attention.to_k))
+        scores = (
+            turned(q, cos[0, 13, 0], sin[0, 13, 0]) * turned(k, cos[0, :, 0], sin[0, :, 0])
+        ).sum(-1)
+        best = scores.view(3, 3, 3).mean(1).argmax().item()  # (t, y, x) from the middle token
+        assert (best // 3 - 1, best % 3 - 1) == (dt, dx)
+
+
+def turned(vector: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = vector[0::2], vector[1::2]
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 def test_flow_loss_is_the_velocity_error(micro):

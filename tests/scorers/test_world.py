@@ -11,17 +11,17 @@ from s2flow.backbones.tiny import world as toy
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.oracle import (
-    ATTRIBUTES,
     COUNTS,
     SIZES,
     accuracy,
     answers,
+    attributes,
     classes,
     damage,
     draw_scene,
     load,
 )
-from s2flow.scorers.world import NAMES, WorldAgreement, detail
+from s2flow.scorers.world import WorldAgreement, detail, features, frechet_distance, renders
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def score(scorer: WorldAgreement, video: torch.Tensor, prompt: str) -> dict[str,
 @pytest.mark.parametrize("scale", [1, 2])
 def test_oracle_reads_held_out_captions(scorer, scale):
     found = accuracy(scorer.oracle, scale, clips=96, seed=123)
-    assert set(found) == {*ATTRIBUTES, "count"}
+    assert set(found) == {*attributes(toy.MICRO), "count"}
     assert min(found.values()) >= 0.95, found
 
 
@@ -78,6 +78,29 @@ def test_objects_are_counted(scorer, count):
     assert sum(c == count for c in counted) >= 14, counted
 
 
+@pytest.mark.parametrize(("count", "repeats"), [(0, 0.0), (1, 0.0), (2, 1.0), (3, 1.0)])
+def test_repetition_is_more_than_one_object(scorer, count, repeats):
+    text = "a large blue square stays still on grass"
+    assert score(scorer, shown(text, count), text)["repetition"] == repeats
+
+
+def test_frechet_distance_of_gaussians_and_of_clips(scorer):
+    a = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)).double()
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + 2) == pytest.approx(4 * 5, rel=1e-6)
+    assert frechet_distance(a, 3 * a - 2 * a.mean(0)) == pytest.approx(
+        4 * torch.cov(a.T).trace().item(), rel=1e-6
+    )
+    texts = toy.held_out_captions(toy.MICRO, 24, seed=9)
+    true = features(scorer.oracle, renders(texts, toy.MICRO, (8, 64, 96), each=2))
+    again = features(scorer.oracle, (shown(t, scale=2, seed=70) for t in texts))
+    several = features(scorer.oracle, (shown(t, 3, scale=2, seed=70) for t in texts))
+    assert true.shape == (48, 128)
+    assert frechet_distance(again, true) < 0.4 * frechet_distance(several, true)
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet_distance(true[:1], true)
+
+
 def test_no_object_means_no_agreement_on_the_object(scorer):
     text = "a large red ball moves right on sand"
     scores = score(scorer, shown(text, count=0), text)
@@ -89,8 +112,9 @@ def test_prompt_outside_of_the_world_is_not_scored(scorer):
     video = shown("a large red ball moves right on sand")
     for prompt in ("a panda drinks coffee", "a small red ball moves right on sand", ""):
         scores = score(scorer, video, prompt)
-        assert [scores[name] for name in NAMES] == [None] * len(NAMES)
-        assert scores["object_count"] == 1.0
+        assert scores.pop("object_count") == 1.0
+        assert set(scores.values()) == {None}
+        assert len(scores) == len(attributes(toy.MICRO)) + 3
 
 
 def test_detail_is_near_one_for_renders_and_falls_with_blur():

@@ -4,13 +4,14 @@
 
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2, sigma
 logit-normal. One resolution only: multi-scale training would hide the very failure that the method
-repairs. Time is spent in stages of growing clip length (single frames teach shape, colour and
-background some six times faster than whole clips; whole clips then teach motion). Matrices inside
-the transformer are trained by Muon, everything else by AdamW; weights are averaged (EMA).
+repairs. Single frames come first: they teach shape, colour and background some five times faster
+than whole clips, which then teach motion. Matrices inside the transformer are trained by Muon,
+everything else by AdamW; weights are averaged (EMA).
 
 Everything lives in DIR (outside Git): `vae/`, `pool-*.pt` (rendered and encoded clips, renewed while
 training) and `flow.pt`, written to a temporary name and renamed, so a killed run goes on where it
-last saved, with the same command. `--export` writes the averaged weights as a `WanPipeline` folder.
+last saved, with the same command. `--export` writes the averaged weights as a `WanPipeline` folder;
+`--init` starts from such a folder (without a name: the one in the package) instead of from nothing.
 """
 
 import argparse
@@ -19,49 +20,29 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
+from s2flow.backbones.tiny.model import Size, build_flow, embed
+from s2flow.backbones.tiny.text import build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
-from s2flow.backbones.tiny.world import WORLDS, caption, render, sample_scenes
+from s2flow.backbones.tiny.world import MOTIONS, WORLDS, caption, render, sample_scenes
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-@dataclass(frozen=True)
-class Size:
-    """Everything that differs between `micro` and `tiny`."""
-
-    height: int
-    width: int
-    world: str
-    heads: int
-    layers: int
-    ffn: int
-    text_dim: int
-    lr: float
-    pool: int  # clips per shard; six shards are in memory
-    stages: tuple[tuple[float, int, int], ...]  # (until this share of the time, frames, batch)
-    frames: int = 8
-    head_dim: int = 32
-    shift: float = 1.5
-    # logit-normal mean: which noise levels are practised most
-    logit_mean: float = 0.0
-
-
 SIZES = {
     "micro": Size(
-        32, 48, "micro", 4, 6, 384, 96, 2e-3, 3072, ((0.25, 1, 128), (0.4, 4, 48), (1.0, 8, 32))
+        32, 48, "micro", 4, 6, 384, 96, 2e-3, 3072, ((0.2, 1, 128), (1.0, 8, 64)), logit_mean=0.3
     ),
     "tiny": Size(
-        64, 96, "tiny", 6, 8, 768, 96, 1e-3, 8192, ((0.2, 1, 1024), (0.35, 4, 256), (1.0, 8, 256))
+        64, 96, "tiny", 6, 8, 768, 96, 1e-3, 8192, ((0.2, 1, 1024), (1.0, 8, 256)), logit_mean=0.3
     ),
 }
 
@@ -146,9 +127,10 @@ class Pool:
             latents.append(normalised_latent(self.vae, x).half())
             texts += text
         shard = {"z": torch.cat(latents), "text": texts}
-        save(shard, self.folder / f"pool-{self.born:05d}.pt")
-        for old in sorted(self.folder.glob("pool-*.pt"))[:-6]:
-            old.unlink()
+        if self.device == "cpu":  # a GPU renders faster than it writes
+            save(shard, self.folder / f"pool-{self.born:05d}.pt")
+            for old in sorted(self.folder.glob("pool-*.pt"))[:-6]:
+                old.unlink()
         self.shards = [*self.shards[-5:], shard]
         self.born += 1
 
@@ -171,56 +153,17 @@ def save(state: dict, path: Path) -> None:
 # -- flow -------------------------------------------------------------------------------------
 
 
-def build_flow(size: Size) -> nn.ModuleDict:
-    """Transformer and text encoder, randomly initialised."""
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=size.heads,
-        attention_head_dim=size.head_dim,
-        in_channels=16,
-        out_channels=16,
-        text_dim=size.text_dim,
-        freq_dim=64,
-        ffn_dim=size.ffn,
-        num_layers=size.layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=64,
-    )
-    text = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(build_tokenizer()),
-            d_model=size.text_dim,
-            d_kv=24,
-            d_ff=2 * size.text_dim,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        )
-    )
-    return nn.ModuleDict({"transformer": transformer, "text_encoder": text})
+def corrupt(text: str, rng: random.Random, frames: int) -> str:
+    """Training captions lose words now and then, so that any text is a legal prompt.
 
-
-def embed(text_encoder: nn.Module, tokenizer, texts: list[str], device) -> Tensor:
-    """Text states (B, TEXT_LENGTH, D), zero beyond each prompt's end, as Wan's pipeline pads them."""
-    tokens = tokenizer(
-        texts,
-        padding="max_length",
-        max_length=TEXT_LENGTH,
-        truncation=True,
-        return_tensors="pt",
-    ).to(device)
-    states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-    return states * tokens.attention_mask[..., None]
-
-
-def corrupt(text: str, rng: random.Random) -> str:
-    """Training captions lose words now and then, so that any text is a legal prompt."""
+    A single frame shows no motion, so its caption names none: to be trained on motion words that
+    change nothing makes them all alike in the text encoder, and whole clips cannot undo that.
+    """
     if rng.random() < 0.1:
         return ""  # the unconditional branch of guidance
+    if frames == 1:
+        for phrase in MOTIONS.values():
+            text = text.replace(f" {phrase}", "")
     words = [w for w in text.split() if rng.random() > 0.02]
     words = ["qqq" if rng.random() < 0.02 else w for w in words]  # <unk>
     if rng.random() < 0.3:
@@ -264,6 +207,14 @@ def optimisers(flow: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
+def start_from(folder: Path, flow: nn.ModuleDict) -> int:
+    """Load exported weights into the networks; returns the samples that they have seen."""
+    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    for name, network in flow.items():
+        network.load_state_dict(getattr(pipeline, name).state_dict())
+    return json.loads((folder / "card.json").read_text())["samples_seen"]
+
+
 def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
     """Train until `--minutes` of training time (summed over restarts) are spent."""
     device = args.device
@@ -273,6 +224,9 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
     average = {k: v.clone() for k, v in flow.state_dict().items()}
     seen = step = 0
     spent = 0.0
+    if args.init:
+        seen = start_from(args.init, flow)
+        average = {k: v.clone() for k, v in flow.state_dict().items()}
     path = folder / "flow.pt"
     if path.exists():
         old = torch.load(path, weights_only=True, map_location=device)
@@ -282,11 +236,14 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
             opt.load_state_dict(state)
         seen, step, spent = old["seen"], old["step"], old["spent"]
         print(f"resumed at step {step}, {seen} samples, {spent / 60:.1f} min")
+    kernel = SDPBackend.MATH if device == "cpu" else SDPBackend.FLASH_ATTENTION
+    if args.compile:
+        flow["transformer"].compile(dynamic=False)
     pool = Pool(size, vae, folder, device)
     rng = random.Random(step)
     torch.manual_seed(step)
-    words = f"{args.size} --minutes {args.minutes:g}" if hasattr(args, "size") else ""
-    command = f"python -m s2flow.backbones.tiny.train {words}" + (" --bf16" if args.bf16 else "")
+    command = f"python -m s2flow.backbones.tiny.train {size.world} --minutes {args.minutes:g}"
+    command += "".join(f" --{o}" for o in ("bf16", "compile", "init") if getattr(args, o))
     budget, losses, saved, since_renewal = args.minutes * 60, [], time.time(), 0
     clock = time.time()
     while spent < budget:
@@ -298,10 +255,12 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
             for group in opt.param_groups:
                 group["lr"] = size.lr * warm * max(decay, 0.01)
         x0, texts = pool.batch(batch, frames, rng)
-        loss = flow_loss(flow, tokenizer, x0, [corrupt(t, rng) for t in texts], size, args.bf16)
+        texts = [corrupt(t, rng, frames) for t in texts]
         for opt in opts:
             opt.zero_grad()
-        loss.backward()
+        with sdpa_kernel([kernel, SDPBackend.MATH]):  # a CPU's fused kernel is slow backwards
+            loss = flow_loss(flow, tokenizer, x0, texts, size, args.bf16)
+            loss.backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         for opt in opts:
             opt.step()
@@ -381,6 +340,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument(
+        "--compile", action="store_true", help="twice as fast; needs a C++ compiler"
+    )
+    parser.add_argument("--init", type=Path, nargs="?", const=WEIGHTS, help="start from weights")
     parser.add_argument("--export", type=Path, nargs="?", const=WEIGHTS, help="write the weights")
     args = parser.parse_args()
     size, folder = SIZES[args.size], args.state
@@ -388,9 +351,17 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    args.export, args.init = (
+        f / args.size if f == WEIGHTS else f for f in (args.export, args.init)
+    )
     if args.export:
-        target = args.export / args.size if args.export == WEIGHTS else args.export
-        return export(args.size, folder, target)
+        return export(args.size, folder, args.export)
+    if args.init and not (args.init / "card.json").exists():
+        parser.error(
+            f"--init {args.init} holds no exported weights (card.json, transformer/, vae/)"
+        )
+    if args.init and not (folder / "vae").exists():
+        PatchVAE.from_pretrained(args.init / "vae").save_pretrained(folder / "vae")
     if (folder / "vae" / "config.json").exists():
         vae = PatchVAE.from_pretrained(folder / "vae").to(args.device)
     else:

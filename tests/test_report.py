@@ -1,0 +1,309 @@
+"""The report: every clip with its scores, texts as texts, no request, and notes for broken files."""
+
+import base64
+import fnmatch
+import json
+import re
+import sys
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from s2flow import report
+from s2flow.store import Store, clip_key
+
+ROOT = Path(__file__).parents[1]
+EVIL = "<script>alert(1)</script> \"q\" 's' & {{ 7 * 7 }} $x"
+RECIPE = {"backbone": "micro", "weights": "abc", "method": "s2flow", "steps": 20, "shift": 1.5}
+RECIPE |= {"frames": 2, "high": [64, 96], "low": [32, 48], "guidance": 4.0, "negative_prompt": ""}
+RECIPE |= {"t_i": 12, "sparsity": 0.5, "density": "volume", "solver": "lri", "order": 2}
+RECIPE |= {"windows": {"name": "adaptive", "exponents": [[1.0, 0.0, 0.0]]}}
+ALWAYS = ("backbone", "weights", "method", "steps", "high", "guidance")
+
+
+class Page(HTMLParser):
+    """A page as a browser sees it: tags with attributes, and the text of each figure and row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.source, self.tags, self.figures, self.text = text, [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figure":
+            self.figures.append("")
+
+    def handle_data(self, data):
+        self.text += data + " "
+        if self.figures:
+            self.figures[-1] += data + " "
+
+    @property
+    def addresses(self):
+        """Whatever the page could fetch."""
+        return [a[k] for _, a in self.tags for k in ("src", "href") if k in a]
+
+    @property
+    def videos(self):
+        return [attrs["src"] for tag, attrs in self.tags if tag == "video"]
+
+    def figure(self, words):
+        """The one figure whose text holds these words."""
+        (found,) = [f for f in self.figures if words in f]
+        return " ".join(found.split())
+
+
+def clip(runs, run_id, prompt, seed=0, low=b"low", scores=None, recipe=None, **other):
+    """Write a clip and its record, as the runner does; the video's bytes name run and prompt."""
+    recipe, key = RECIPE | (recipe or {}), clip_key(prompt, seed)
+    store = Store(runs, run_id, {"version": 1, **recipe})
+    video = f"{run_id} {prompt} {seed}".encode()
+    store.path("clips", f"{key}.mp4").write_bytes(video)
+    if low:
+        store.path("clips", f"{key}.low.mp4").write_bytes(low)
+    else:  # a method without LR flow
+        recipe = {k: v for k, v in recipe.items() if k in ALWAYS}
+        other |= {"windows": None, "density": {}}
+    record = {
+        **{"status": "ok", "run_id": run_id, "recipe": recipe, "prompt": prompt, "seed": seed},
+        **{"prompt_index": [0], "video": f"clips/{key}.mp4", "bytes": len(video)},
+        **{"height": 64, "width": 96, "windows": "adaptive", "density": {"2": 0.5, "1": 0.25}},
+        **{"seconds": {"lr": 1.0, "hr": 2.0, "decode": 0.5, "write": 9.0}, "device": "cpu"},
+        **{"scores": {"detail": 0.7} if scores is None else scores, "commit": "abc", **other},
+    }
+    store.commit(key, record)
+    return store, key, record
+
+
+def make(runs, **options):
+    report.write_report(runs, **options)
+    return Page((options.get("output") or runs / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of two prompts, and one without an LR flow."""
+    folder = tmp_path / "runs"
+    for i, prompt in enumerate(("a cat", "a dog")):
+        for j, s in enumerate((0.5, 0.25)):
+            scores = {"detail": 0.111 * (1 + i + 2 * j), "world_agreement": None}
+            clip(folder, f"run{j}", prompt, scores=scores, recipe={"sparsity": s})
+        scores = {"detail": 0.9, "only_native": 0.123}
+        clip(folder, "run2", prompt, low=None, scores=scores, recipe={"method": "native"})
+    return folder
+
+
+# -- what it shows ----------------------------------------------------------------------------
+
+
+def test_every_clip_is_shown_with_its_scores_and_seconds_and_the_lr_clip_once_a_row(runs):
+    page = make(runs)
+    ours = {str(p.relative_to(runs)) for p in runs.glob("run*/clips/*.mp4") if "low" not in p.name}
+    shown = [v for v in page.videos if "low" not in v]
+    assert set(shown) == ours and len(shown) == 6
+    assert sum("low" in v for v in page.videos) == 2
+    assert [f.split()[0] for f in page.figures] == ["LR", "native", "s2flow,", "s2flow,"] * 2
+    assert re.search(r"detail 0\.111 .* seconds 3\.5", " ".join(page.figures[3].split()))
+    assert re.search(r"detail 0\.444 .* seconds 3\.5", " ".join(page.figures[6].split()))
+    assert "world_agreement —" in " ".join(page.figures[3].split())  # not measured, so no zero
+
+
+def test_the_table_holds_means_over_the_clips_that_have_a_value(runs):
+    clip(runs, "run2", "a cow", low=None, scores={}, recipe={"method": "native"})
+    text = " ".join(make(runs).text.split())
+    assert "s2flow, adaptive s=0.5 run0 2 0.375 0.167" in text  # f, then the mean detail
+    assert "native run2 3 — 0.900 of 2" in text
+    assert "do not hold the same clips (2 are in all of them)" in text
+
+
+def test_labels_hold_only_what_differs(tmp_path):
+    for run_id, changed in {"a": {}, "b": {"sparsity": 0.25}, "c": {"order": 3}}.items():
+        clip(tmp_path, run_id, "a cat", recipe=changed)
+    assert report.labels(report.read_runs(tmp_path)) == {
+        "a": "adaptive s=0.5, lri K=2",
+        "b": "adaptive s=0.25, lri K=2",
+        "c": "adaptive s=0.5, lri K=3",
+    }
+    only = tmp_path / "only"
+    clip(only, "a", "a cat")
+    assert report.labels(report.read_runs(only)) == {"a": "s2flow"}
+
+
+def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path):
+    clip(tmp_path, "a", "a cat")
+    clip(tmp_path, "b", "a cat", recipe={"sparsity": 0.25})
+    clip(tmp_path, "c", "a cat", low=b"other", recipe={"steps": 8})
+    page = make(tmp_path)
+    low = [v for v in page.videos if "low" in v]
+    assert [(tmp_path / v).read_bytes() for v in low] == [b"low", b"other"]
+    assert "LR 32×48, steps=8" in page.figures[1]
+
+
+def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):
+    clips = [("x", "b", 12, 0), ("y", "b", 8, 0), ("y", "a", 8, 1), ("x", "a", 12, 1)]
+    for name, order in (("one/runs", clips), ("two/runs", clips[::-1])):
+        for run_id, prompt, t_i, index in order:
+            clip(tmp_path / name, run_id, prompt, recipe={"t_i": t_i}, prompt_index=[index])
+    first, second = make(tmp_path / "one/runs"), make(tmp_path / "two/runs")
+    assert first.source == second.source
+    assert [f.split()[0] for f in first.figures][:3] == ["LR", "t_i=8", "t_i=12"]
+    assert unquote(first.videos[1]).endswith(f"{clip_key('b', 0)}.mp4")  # its list puts b first
+
+
+# -- texts, paths, requests -------------------------------------------------------------------
+
+
+def test_a_prompt_is_text_whatever_it_holds(tmp_path):
+    clip(tmp_path, "run", EVIL, scores={EVIL: 0.5}, recipe={"negative_prompt": EVIL}, device=EVIL)
+    clip(tmp_path, "other", EVIL, recipe={"negative_prompt": "x"})
+    page = make(tmp_path)
+    assert EVIL in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert all(len(v) < 200 and "alert" not in v for v in page.videos)
+
+
+def test_paths_with_any_character_lead_to_the_clips(tmp_path):
+    runs = tmp_path / 'my "runs" #1 50% <b>&\'é'
+    name = "x'\"#?% <i>&:é"
+    clip(runs, name, "a cat")
+    for output in (None, tmp_path / "other place" / "page.html"):
+        page = make(runs, output=output)
+        base = output.parent if output else runs
+        found = [(base / unquote(v)).resolve() for v in page.videos]
+        assert found and all(p.parent == runs / name / "clips" and p.exists() for p in found)
+        assert not any(set(v) & set("\"'<>#?: ") for v in page.videos)
+        assert name in page.text
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_nothing_is_asked_of_a_network(runs, embed):
+    page = make(runs, embed=embed)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|WebSocket", page.source)
+    assert all(a.startswith("data:") or ":" not in a for a in page.addresses)
+    assert not any(a.startswith("/") for a in page.addresses)
+
+
+def test_embed_puts_the_videos_into_the_page(runs, tmp_path):
+    page = make(runs, output=tmp_path / "mail" / "page.html", embed=True)
+    start = "data:video/mp4;base64,"
+    assert len(page.videos) == 8 and all(v.startswith(start) for v in page.videos)
+    content = {base64.b64decode(v.removeprefix(start)) for v in page.videos}
+    assert content == {p.read_bytes() for p in runs.glob("*/clips/*.mp4")}
+    assert not any(".mp4" in a for a in page.addresses)
+
+
+def test_only_the_template_s_own_script_may_run(runs):
+    page = make(runs)
+    (policy,) = [a["content"] for _, a in page.tags if "http-equiv" in a]
+    script = re.search("<script>(.*?)</script>", page.source, re.DOTALL)[1]
+    digest = report.hashlib.sha256(script.encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+
+
+# -- what is broken ---------------------------------------------------------------------------
+
+
+def test_what_is_wrong_stands_in_the_place_of_the_clip_and_the_rest_survives(runs):
+    key = clip_key("a cat", 0)
+    (runs / f"run0/records/{key}.json").write_text('{"status": "ok", "pro')
+    (runs / f"run1/clips/{key}.mp4").unlink()
+    (runs / f"run1/clips/{key}.low.mp4").write_bytes(b"")
+    (runs / f"run2/clips/{key}.mp4").write_bytes(b"half")
+    (runs / "run2/records/0123456789abcdef.json").write_text("[]")
+    (runs / "run2/recipe.json").unlink()
+    failure = {"prompt": "a cow", "seed": 0, "error": "Oops('<b>')"}
+    Store(runs, "run0", {}).fail(clip_key("a cow", 0), failure)
+    (runs / "run0/failures/other.json").write_text("{}")
+    (runs / "run0/failures/surrogate.json").write_text(r'{"prompt": "\ud800", "seed": 0}')
+    (runs / "begun/records").mkdir(parents=True)
+    page = make(runs)
+    assert f"records/{key}.json cannot be read" in page.figure("cannot be read")
+    assert f"clips/{key}.mp4: No such file or directory" in page.text
+    assert f"clips/{key}.low.mp4 is half-written (0 bytes)" in page.text
+    assert f"clips/{key}.mp4 is half-written (4 bytes)" in page.text
+    assert "failed: Oops('<b>')" in page.text
+    assert "run0/failures/other.json cannot be read" in page.text
+    assert "begun has no finished clip" in page.text
+    assert "run2/records/0123456789abcdef.json cannot be read" in page.text
+    assert "run2/recipe.json cannot be read" in page.text
+    other = clip_key("a dog", 0)
+    assert {v for v in page.videos if other in v} == set(page.videos)
+    assert len(page.videos) == 4
+
+
+WRONG = [
+    *({k: None} for k in ("prompt", "seed", "video", "recipe", "scores", "seconds", "height")),
+    *({"seconds": {"lr": v}} for v in ("x", None, float("nan"))),
+    *({"scores": {"detail": v}} for v in ("x", [], float("inf"), 10**400)),
+    *({"recipe": RECIPE | {"low": v}} for v in (None, 5, [1], ["a", "b"], [1, 2, 3])),
+    *({"density": [1]}, {"density": {"1": "x"}}, {"prompt_index": []}, {"prompt": "\ud800"}),
+]
+
+
+def test_a_record_of_other_shape_is_noted_and_never_fatal(tmp_path):
+    clip(tmp_path, "whole", "a cat")
+    store, key, record = clip(tmp_path, "wrong", "a cat", recipe={"sparsity": 0.25})
+    path = store.path("records", f"{key}.json")
+    for wrong in WRONG:
+        path.write_text(json.dumps(record | wrong))
+        _, run = sorted(report.read_runs(tmp_path), key=lambda run: run.id == "wrong")
+        assert run.broken == {key: f"records/{key}.json"} and not run.records, wrong
+    page = make(tmp_path)
+    assert f"wrong/records/{key}.json cannot be read" in page.text and len(page.videos) == 2
+
+
+def exits(capsys, *words):
+    """Run the command line, which must fail; its one line."""
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_folders_with_nothing_to_show_get_one_line_and_leave_no_page(tmp_path, runs, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "broken/run/records").mkdir(parents=True)
+    (tmp_path / "broken/run/records/x.json").write_text("{")
+    assert "No such file" in exits(capsys, tmp_path / "absent")
+    assert "Not a directory" in exits(capsys, tmp_path / "file")
+    assert "no run and no finished clip" in exits(capsys, tmp_path / "empty")
+    assert "1 run(s) but no finished clip" in exits(capsys, tmp_path / "broken")
+    assert f"holds it: {runs}" in exits(capsys, runs / "run0")
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_page_that_cannot_be_written_costs_one_line_and_the_old_one_stays(
+    runs, tmp_path, capsys, monkeypatch
+):
+    assert "cannot be written" in exits(capsys, runs, "--output", tmp_path)
+    assert "cannot be written" in exits(capsys, runs, "--output", "/")
+    make(runs)
+    before = (runs / "report.html").read_bytes()
+    clip(runs, "run3", "a cat")
+
+    def full(*words):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert "No space left" in exits(capsys, runs)
+    assert (runs / "report.html").read_bytes() == before
+    assert not list(runs.rglob(".tmp-*"))
+
+
+def test_the_command_says_where_the_page_is(runs, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", str(runs)])
+    report.main()
+    assert capsys.readouterr().out == f"{runs / 'report.html'}: 3 run(s), 2 row(s)\n"
+
+
+def test_the_template_is_shipped_with_the_package():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
+    assert any(fnmatch.fnmatch("report.html", p) for p in patterns)
