@@ -118,7 +118,7 @@ def test_training_starts_from_exported_weights(tmp_path):
             train.flow_loss(f, build_tokenizer(), z, texts, train.SIZES["micro"], False)
             for f in (flow, train.build_flow(train.SIZES["micro"]))
         )
-    assert good < 0.4 < 1 < fresh
+    assert good < 0.8 < 1.2 < fresh
 
 
 def test_a_single_frame_is_not_told_what_moves():
@@ -151,6 +151,17 @@ def turned(vector: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     a, b = vector[0::2], vector[1::2]
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+def test_coarse_reversal_counts_only_what_turns_round_with_time():
+    noise = torch.randn(64, 16, 8, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert abs(train.coarse_reversal(noise) / noise.square().mean() - 1) < 0.1
+    drift = torch.linspace(-1, 1, 8).view(1, 1, 8, 1, 1).expand(2, 16, 8, 8, 12)
+    assert train.coarse_reversal(drift) > 10 * drift.square().mean()
+    assert train.coarse_reversal(noise[:, :, :1].expand(-1, -1, 8, -1, -1)) == 0  # stands still
+    assert train.coarse_reversal(drift.square()) < 1e-10  # there and back
+    stripes = drift * torch.tensor([1.0, -1.0]).repeat(6)
+    assert train.coarse_reversal(stripes) < 1e-10  # too fine
 
 
 def test_flow_loss_is_the_velocity_error(micro):

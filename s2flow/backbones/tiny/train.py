@@ -39,7 +39,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SIZES = {
     "micro": Size(
-        32, 48, "micro", 4, 6, 384, 96, 2e-3, 3072, ((0.2, 1, 128), (1.0, 8, 64)), logit_mean=0.3
+        32, 48, "micro", 4, 6, 384, 96, 2e-3, 3072, ((0.2, 1, 128), (1.0, 8, 64)), logit_mean=0.5
     ),
     "tiny": Size(
         64, 96, "tiny", 6, 8, 768, 96, 1e-3, 8192, ((0.2, 1, 1024), (1.0, 8, 256)), logit_mean=0.3
@@ -174,7 +174,10 @@ def corrupt(text: str, rng: random.Random, frames: int) -> str:
 def flow_loss(
     flow: nn.ModuleDict, tokenizer, x0: Tensor, texts: list[str], size: Size, half: bool
 ) -> Tensor:
-    """Mean squared velocity error at random noise levels, antithetic within the batch."""
+    """Squared velocity error at random noise levels, antithetic within the batch.
+
+    Plain, plus the part that is coarse and odd in time once more: see `coarse_reversal`.
+    """
     B, device = len(x0), x0.device
     u = (torch.arange(B, device=device) + torch.rand(1, device=device)) / B
     sigma = torch.sigmoid(
@@ -191,7 +194,20 @@ def flow_loss(
             encoder_hidden_states=text,
             return_dict=False,
         )[0]
-    return F.mse_loss(v.float(), eps - x0)
+    error = v.float() - (eps - x0)
+    return error.square().mean() + coarse_reversal(error)
+
+
+def coarse_reversal(error: Tensor) -> Tensor:
+    """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
+
+    Scaled to be the plain mean square for white noise. What tells left from right, or growing from
+    shrinking, is in these few numbers only, a fortieth of the plain loss, where the model learnt
+    everything but direction. Weighting a part of a squared error more leaves its minimum in place.
+    """
+    side = error.shape[-2] // 2
+    coarse = F.avg_pool3d(error, (1, side, side))
+    return 2 * side**2 * ((coarse - coarse.flip(2)) / 2).square().mean()
 
 
 def optimisers(flow: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
