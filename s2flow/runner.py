@@ -30,7 +30,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from s2flow import methods
-from s2flow.backbones.base import Backbone
+from s2flow.backbones import checkpoint
+from s2flow.backbones.base import Backbone, Origin
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
@@ -45,7 +46,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, str, str], Backbone] = {}  # at most one
+_loaded: dict[tuple[str, Origin, str], Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
-    recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
+    weights = _weights_hash(cfg.backbone.family, origin(cfg.backbone))
+    recipe = resolve(cfg, weights, knobs)
     arguments = plain(cfg, "scorer")
     scorers = {name: instantiate(conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
@@ -132,23 +134,39 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a backbone family: `load(name, device)` and `weights_hash(name)`."""
+    """The module of a backbone family; `backbones/base.py` says what it offers."""
     return importlib.import_module(f"s2flow.backbones.{name}")
 
 
+def origin(conf: DictConfig) -> Origin:
+    """Which weights a file of conf/backbone means."""
+    return Origin(conf.name, conf.source, conf.revision, conf.dtype)
+
+
 def load_backbone(conf: DictConfig, device: str) -> Backbone:
-    """The backbone, loaded once per process; another one takes its place in memory."""
-    key = (conf.family, conf.name, device)
+    """The backbone, loaded once per process; another one takes its place in memory.
+
+    Raises UserError if its strides are not those that sizes were checked against.
+    """
+    key = (conf.family, origin(conf), device)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
-        _loaded[key] = family(conf.family).load(conf.name, device)
+        backbone = family(conf.family).from_origin(origin(conf), device)
+        for knob in ("multiple", "frame_step"):
+            stride = getattr(backbone, knob)
+            if stride != conf[knob]:
+                raise UserError(
+                    f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
+                    f"type backbone.{knob}={stride}"
+                )
+        _loaded[key] = backbone
     return _loaded[key]
 
 
 @functools.lru_cache
-def _weights_hash(family_name: str, name: str) -> str:
-    return family(family_name).weights_hash(name)
+def _weights_hash(family_name: str, weights: Origin) -> str:
+    return family(family_name).identity(weights)
 
 
 @dataclass(frozen=True)
@@ -265,6 +283,9 @@ class Job:
             "batch": batch,
             "scorers": {},
             "scores": {},
+            "source": self.cfg.backbone.source,
+            "revision": checkpoint.revision(origin(self.cfg.backbone)),
+            "dtype": recipe.dtype,
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
         }
