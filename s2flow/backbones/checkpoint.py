@@ -221,7 +221,9 @@ def hub_commit(origin: Origin) -> str:
             return model_info(origin.source, revision=wanted, timeout=10).sha
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             raise
-        except Exception:  # no answer, in the words of whichever HTTP client the hub's library uses
+        except (
+            Exception
+        ):  # no answer, in the words of whichever HTTP client the hub's library uses
             cached = try_to_load_from_cache(origin.source, "model_index.json", revision=wanted)
     if isinstance(cached, str):
         return Path(cached).parent.name

@@ -68,7 +68,10 @@ class HunyuanVideoBackbone:
         self.frame_step: int = self.vae.config.temporal_compression_ratio
         self.scale_s: int = self.vae.config.spatial_compression_ratio
         self.multiple = self.scale_s * config.patch_size
-        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        blocks = [
+            *self.transformer.transformer_blocks,
+            *self.transformer.single_transformer_blocks,
+        ]
         self.router = AttentionRouter(transformer_hunyuan_video, [block.attn for block in blocks])
 
     @torch.no_grad()
