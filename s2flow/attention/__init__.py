@@ -4,7 +4,7 @@
 
 with M the 0/1 mask of each head's window. Video tokens come first, row-major on a (T, H, W) grid; text
 tokens (if any) follow: they are always attended and always attend everything. Where a batch's prompts
-differ in length, each clip is cut to its own text instead of masked, so that no backend knows of padding.
+differ in length, each clip is cut to its own text instead of masked: no backend knows of padding.
 
 `backend="auto"` takes the fastest one usable here. `reference` builds the mask and is meant for a few
 thousand tokens; `tiled` never does, runs on any device, and is the fast path on a CPU.

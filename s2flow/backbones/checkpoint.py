@@ -4,17 +4,17 @@
     source/<part>/config.json
     source/<part>/<stem>.safetensors            or <stem>.safetensors.index.json and its shards
 
-`source` is such a folder, or a name on the hub. Only safetensors are read, and only the classes that the
-family names: neither pickles nor a repository's own code ever run. Everything that would make loading
-fail after minutes is looked for first, in the files' headers: a wrong pipeline, a missing or
-truncated shard, a part without weights.
+`source` is such a folder, or a name on the hub. Only safetensors are read, and only the classes that
+the family names: neither pickles nor a repository's own code ever run. What would make loading fail
+after minutes is looked for first, in the files' headers: a wrong pipeline, a missing or truncated
+shard, a part without weights.
 
 `identity` names the weights in every recipe. On the hub it is the commit. Of a folder it is a hash of
-the parts' configs and weights: files up to 64 MiB wholly, larger ones by their header (every tensor's name,
-type and shape) and 4 KiB from the middle of every tensor. Deviation from hashing all: 26 GB would take
-minutes for a run id. A finetune or a merged adapter changes every row of the tensors that it
-touches, and so the sample; a change of a few single weights in a large file can go unseen. Folder and hub
-give the same weights different names.
+the parts' configs and weights: files up to 64 MiB wholly, larger ones by their header (every tensor's
+name, type and shape) and 4 KiB from the middle of every tensor, because reading 26 GB for a run id
+would take minutes. A finetune or a merged adapter changes all of the tensors that it touches, and so
+the samples; a change of a few single weights in a large file can go unseen. The same weights have
+one name as a folder and another on the hub.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> st
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a file that its hash sees: all of a small one, a sample of every tensor of others."""
+    """What a hash sees of a file: all of a small one, a sample of every tensor of a large one."""
     if path.suffix != ".safetensors" or path.stat().st_size <= SMALL:
         return path.read_bytes()
     length, header = safetensors_header(path)

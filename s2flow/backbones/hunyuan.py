@@ -1,11 +1,12 @@
 """HunyuanVideo text-to-video (13B, and any pipeline with its classes) behind the backbone protocol.
 
 Tokens are joint, [video, text]: 20 dual-stream blocks, then 40 single-stream ones, all with one
-attention over both. Windows concern video keys and queries only (`s2flow.attention`). The text is the
-LLaMA's third last hidden state after the template's 95 tokens, and CLIP's pooled vector. It is cut to the
-batch's longest prompt, where the stock pipeline masks 256 tokens: equal to rounding, and with no
-padding left the mask goes too. Guidance is embedded: the model is told 1000 g beside the timestep
-1000 sigma, one pass, and there is no negative prompt. The flow lives on z times the VAE's scaling factor.
+attention over both. Windows concern video keys and queries only (`s2flow.attention`). The text is
+the LLaMA's third last hidden state after the template's 95 tokens, and CLIP's pooled vector. It is
+cut to the batch's longest prompt, where the stock pipeline masks 256 tokens: equal to rounding, and
+with no padding left the mask goes too. Guidance is embedded: the model is told 1000 g beside the
+timestep 1000 sigma, in one pass, and takes no negative prompt. The flow lives on the latent times the
+VAE's scaling factor.
 """
 
 import math
@@ -81,8 +82,8 @@ class HunyuanVideoBackbone:
         """See `base.Backbone`. Raises UserError for a negative prompt, which the model cannot take."""
         if negative:
             raise UserError(
-                f"negative_prompt={negative!r}: the guidance of {self.name} is embedded and takes none; "
-                "type negative_prompt=''"
+                f"negative_prompt={negative} cannot be used: the guidance of {self.name} is embedded "
+                "and takes none; leave negative_prompt out"
             )
         text, pooled, mask = self.pipeline.encode_prompt(prompts, device=self.transformer.device)
         lengths = mask.sum(1).tolist()

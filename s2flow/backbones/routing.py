@@ -5,10 +5,10 @@ and rotary embedding. Each self-attention layer's stock processor is wrapped so 
 layer; the call itself is routed once per module. With nothing to observe or replace, the stock function
 runs on the stock arguments: capture is bitwise equal to the untouched model.
 
-In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's shorter prompts end in padding.
-The adapter says with `text_of` how many text tokens of each clip are real, so that neither observers nor
-replacers need a mask; where nothing is padded, the model's own mask, all true, is dropped, since it would
-cost the flash kernel.
+In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's shorter prompts end in
+padding. The adapter says with `text_of` how many text tokens of each clip are real, so that neither
+observers nor replacers need a mask; where nothing is padded, the model's own mask, all true, is
+dropped, since it would cost the flash kernel.
 """
 
 import contextlib

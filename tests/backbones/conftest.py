@@ -1,4 +1,4 @@
-"""Tiny complete pipelines, saved as the real checkpoints are: same classes, same folders, no network."""
+"""Tiny complete pipelines, saved as the real checkpoints are: same classes and folders, offline."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,20 @@ from transformers import (
 from s2flow.backbones import hunyuan, wan
 from s2flow.backbones.base import Origin
 
-WORDS = "a large small red blue green star ball cat spins moves runs on sand grass slowly".split()
+WORDS = [
+    "a",
+    "large",
+    "red",
+    "blue",
+    "green",
+    "star",
+    "ball",
+    "cat",
+    "spins",
+    "on",
+    "sand",
+    "slowly",
+]
 SHIFT = {"wan": 3.0, "hunyuan": 7.0}
 PIPELINES = {"wan": WanPipeline, "hunyuan": HunyuanVideoPipeline}
 FAMILIES = {"wan": wan, "hunyuan": hunyuan}
