@@ -11,16 +11,10 @@ import errno
 import functools
 import gc
 import importlib
-import os
-import platform
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import traceback
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +31,7 @@ from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.prompts import load_prompts
+from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.scorers import Clip
 from s2flow.store import Store, clip_key, sha256_of, written_whole
@@ -365,52 +360,3 @@ def _device(name: str) -> str:
             f"device={name}: there are {torch.cuda.device_count()}; type device=cuda:0"
         )
     return name
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """Where and with what this process runs: versions, device, threads, host, commit."""
-    return {**_provenance(device), "threads": torch.get_num_threads()}
-
-
-@functools.lru_cache
-def _provenance(device: str) -> dict[str, Any]:
-    names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
-    cuda = device.startswith("cuda")
-    here = Path(__file__).parent
-    ours = _git(here, "ls-files", "--error-unmatch", "runner.py") is not None
-    commit = _git(here, "rev-parse", "HEAD") if ours else None
-    dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "host": socket.gethostname(),
-        "commit": commit,
-        "dirty": bool(dirty) if ours else None,
-        "command": " ".join(sys.argv),
-    }
-
-
-def _processor() -> str:
-    """The CPU's model name and the cores this process may use."""
-    try:
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(r.split(":")[1].strip() for r in rows if r.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu, {name}, {cores} cores"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

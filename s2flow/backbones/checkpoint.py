@@ -42,6 +42,7 @@ from s2flow.errors import UserError
 SMALL = 64 * 2**20  # files up to this size are hashed wholly
 SAMPLE = 4096  # bytes read of every tensor of a larger one
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call weights
+LIBRARIES = ("diffusers", "transformers")  # no other module is imported
 TEXTS = (".json", ".txt", ".model", ".jinja")  # configs and vocabularies
 
 
@@ -136,16 +137,17 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             f"{pipeline.__name__}; choose another backbone= or another folder"
         )
     others = [p for p, made in index.items() if isinstance(made, list) and made[0] is not None]
-    strange = sorted(set(others) - set(parts) - {"scheduler"})
+    strange = sorted(set(others) - {*parts, "scheduler"})
     if strange:
         raise UserError(
             f"{here} has the part {strange[0]}, which this backbone does not know; type the folder "
             f"of a plain {pipeline.__name__}"
         )
-    for part, wanted in parts.items():
-        found = (index.get(part) or [None, None])[1]
-        if wanted is not None and found != wanted:
-            raise UserError(f"{here}: its {part} is a {found}, and must be a {wanted}")
+    for part, wanted in {**parts, "scheduler": None}.items():
+        library, found = index.get(part) or (None, None)
+        if library not in LIBRARIES or found != (wanted or found):
+            wanted = f"{wanted or 'class'} of {' or '.join(LIBRARIES)}"
+            raise UserError(f"{here}: its {part} is {library}.{found}, and must be a {wanted}")
         if not (folder / part).is_dir():
             raise UserError(f"{here} lacks the folder {part}; fetch the checkpoint again")
         files = weight_files(folder / part)
@@ -221,9 +223,7 @@ def hub_commit(origin: Origin) -> str:
             return model_info(origin.source, revision=wanted, timeout=10).sha
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             raise
-        except (
-            Exception
-        ):  # no answer, in the words of whichever HTTP client the hub's library uses
+        except Exception:  # no answer, in the words of whatever HTTP client the library uses
             cached = try_to_load_from_cache(origin.source, "model_index.json", revision=wanted)
     if isinstance(cached, str):
         return Path(cached).parent.name

@@ -102,7 +102,10 @@ def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
 
 
 @pytest.mark.parametrize("family", ["wan"], indirect=True)
-def test_the_models_type_is_part_of_the_run(typed, tmp_path):
+def test_the_models_type_is_part_of_the_run(typed, folder, tmp_path):
+    half = wan.from_origin(Origin("x", str(folder), dtype="bfloat16"), "cpu")
+    assert half.transformer.dtype == torch.bfloat16 == half.pipeline.text_encoder.dtype
+    assert half.vae.dtype == torch.float32
     assert typed("prompts.count=1", "backbone.dtype=bfloat16") == 0
     (half,) = records(tmp_path)
     assert half["recipe"]["dtype"] == half["dtype"] == "bfloat16"
@@ -161,6 +164,10 @@ BROKEN = {  # what happened to the folder -> what the line must say
         "FluxPipeline choose another backbone=",
     ),
     "has another autoencoder": (wrong_part, "vae AutoencoderKL must be"),
+    "names code of its own": (
+        lambda f: change(f / "model_index.json", tokenizer=["my_code", "PreTrainedTokenizerFast"]),
+        "tokenizer my_code.PreTrainedTokenizerFast must be diffusers or transformers",
+    ),
     "has a second expert": (
         lambda f: change(f / "model_index.json", transformer_2=["diffusers", "X"]),
         "transformer_2 does not know",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, WanPipeline
 
 from s2flow.attention import window_attention
 from s2flow.cascade import Cascade
@@ -20,6 +20,7 @@ from s2flow.windows import (
 )
 
 PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]  # of different lengths
+PIPELINES = {"wan": WanPipeline, "hunyuan": HunyuanVideoPipeline}
 CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
 LOW, HIGH, FRAMES = (32, 48), (64, 96), 5
 STEPS = 3
@@ -161,6 +162,27 @@ def test_capture_is_bitwise_transparent(case, typed, batch):
     assert seen == [(layer, shape, shape) for layer in range(layers)]
     assert case.backbone.router.layers == layers
     assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)
+
+
+@torch.no_grad()
+def test_the_router_cannot_be_noticed_by_the_stock_model(case, typed):
+    """On what the stock pipeline feeds its model, padding and mask included: every bit is the same."""
+    r, fed = typed("method=native"), []
+    engine = Cascade(case.backbone, r, PROMPTS, [0, 1])
+    keep = case.stock.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: fed.append(kwargs), with_kwargs=True
+    )
+    run_stock(case, r, engine.noise(engine.low_shape, "low"), PROMPTS, output_type="latent")
+    keep.remove()
+    fresh = PIPELINES[case.name].from_pretrained(case.folder, dtype=torch.float32)
+    before = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+    router = type(case.backbone)(case.name, fresh).router
+    for observer in (None, lambda layer, q, k: None):
+        with router.observing(observer), router.replacing(lambda layer, q, k, v: None):
+            after = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    with router.replacing(lambda layer, q, k, v: torch.zeros_like(q)):
+        assert not torch.equal(fresh.transformer(**fed[0])[0], before[0])
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
