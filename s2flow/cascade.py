@@ -25,6 +25,7 @@ from torch import Tensor
 
 from s2flow.attention import window_attention
 from s2flow.backbones.base import Backbone
+from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.recipe import Recipe
@@ -237,7 +238,7 @@ class Cascade:
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
             rows = sample_rows(n_video, r.coverage_rows, seed=1000 * len(table) + layer)
-            A = attention_rows(q, k, rows, n_video)
+            A = attention_rows(q, k, rows, n_video, backbone.router.text)
             table.append(coverage_of_all_boxes(A, rows, tokens, r.brick_low).cpu())
 
         n_video = tokens[0] * tokens[1] * tokens[2]
@@ -274,7 +275,9 @@ class Cascade:
         for n in range(n_from, 0, -1):
             zs[n] = z
             windows = (
-                nullcontext() if plan is None else router.replacing(_windowed(plan, n, attention))
+                nullcontext()
+                if plan is None
+                else router.replacing(_windowed(plan, n, attention, router))
             )
             with windows, router.observing(observe):
                 v = vs[n] = field(z, n)
@@ -285,7 +288,7 @@ class Cascade:
         return Trajectory(self.sigma, zs, vs)
 
 
-def _windowed(plan: Plan, n: int, attention: str):
+def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):
     """Replacer for step n: every head inside its window; whole-grid layers stay with the model."""
     g = plan.grid
 
@@ -293,11 +296,12 @@ def _windowed(plan: Plan, n: int, attention: str):
         clips = [[tuple(b) for b in heads] for heads in plan.boxes[n, layer].tolist()]
         if attention == "auto" and all(b == g for heads in clips for b in heads):
             return None  # the model's own dense call, bitwise
+        grid, text = (plan.tokens, plan.brick, attention), router.text
         if all(heads == clips[0] for heads in clips):
-            return window_attention(q, k, v, clips[0], plan.tokens, plan.brick, attention)
+            return window_attention(q, k, v, clips[0], *grid, text)
         rows = [
             window_attention(
-                q[i : i + 1], k[i : i + 1], v[i : i + 1], boxes, plan.tokens, plan.brick, attention
+                *(x[i : i + 1] for x in (q, k, v)), boxes, *grid, text and text[i : i + 1]
             )
             for i, boxes in enumerate(clips)
         ]

@@ -24,12 +24,15 @@ class BackboneConf:
     """One file of conf/backbone: a model and the sizes it is meant for."""
 
     name: str = MISSING  # as typed: backbone=micro
-    family: str = MISSING  # which adapter loads it: tiny
+    family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan
+    source: str | None = None  # folder or hub name of the weights; null: they ship with s2flow
+    revision: str | None = None  # branch, tag or commit on the hub
+    dtype: str = "float32"  # of transformer and text encoders: float32 | bfloat16 | float16
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
     handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
-    negative_prompt: str = ""
+    negative_prompt: str | None = ""  # null: its guidance is embedded and takes none
     low: list[int] = MISSING  # (height, width) it was trained at
     high: list[int] = MISSING
     frames: int = MISSING
@@ -125,6 +128,7 @@ class Config:
 
 ConfigStore.instance().store(name="schema", node=Config)
 
+DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
     "density": ("volume", "per_axis"),
     "solver": ("lri", "euler", "ab2", "lri_cv", "heun"),
@@ -148,6 +152,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         name: getattr(backbone, name) if cfg[name] is None else cfg[name]
         for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
     }
+    if given["negative_prompt"] is None:
+        given["negative_prompt"] = ""
     low, high, brick_low, brick_high = (
         tuple(backbone[n] if cfg[n] is None else cfg[n])
         for n in ("low", "high", "brick_low", "brick_high")
@@ -175,6 +181,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         windows=policy,
         brick_low=brick_low,
         brick_high=brick_high,
+        dtype=backbone.dtype,
         knobs=knobs,
         **given,
         **{
@@ -218,6 +225,11 @@ def _check_all(
         math.isfinite(given["guidance"]),
         f"guidance={given['guidance']} is not finite; type guidance={cfg.backbone.guidance}",
     )
+    _check(
+        cfg.backbone.negative_prompt is not None or not cfg.negative_prompt,
+        f"negative_prompt={cfg.negative_prompt} cannot be used: the guidance of {cfg.backbone.name} "
+        "is embedded and takes none; leave negative_prompt out",
+    )
     low, high = sizes["low"], sizes["high"]
     _check_sizes(cfg.backbone, low if "low" in knobs else None, high, given["frames"])
     _check_knobs(cfg, given, knobs)
@@ -242,6 +254,10 @@ def _check_all(
 
 
 def _check_choices(cfg: DictConfig) -> None:
+    _check(
+        cfg.backbone.dtype in DTYPES,
+        f"backbone.dtype={cfg.backbone.dtype} is unknown; type backbone.dtype={'|'.join(DTYPES)}",
+    )
     for name, choices in CHOICES.items():
         _check(
             cfg[name] in choices,

@@ -45,18 +45,22 @@ class Recipe:
     stencil: str
     lr_time: str
     upsample: str
+    dtype: str = "float32"  # of the model; the flow's state is always float32
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
         """What is hashed and stored: plain types, without what this method ignores.
 
         Different words for the same pixels become one: a window that is the whole grid is "full",
-        order 1 is "euler".
+        order 1 is "euler". What came later than the first records is left out at its first value,
+        so that they keep their names.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt")
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         own = json.loads(json.dumps(asdict(self)))
+        if self.dtype != "float32":
+            always += ("dtype",)
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored: set[str] = set()
         if "windows" in own and self.whole_grid:
@@ -92,7 +96,7 @@ class Recipe:
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
         names = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-        names += ("negative_prompt", "brick_low", "coverage_rows")
+        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype")
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property

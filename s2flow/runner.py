@@ -11,16 +11,10 @@ import errno
 import functools
 import gc
 import importlib
-import os
-import platform
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import traceback
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,12 +24,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from s2flow import methods
-from s2flow.backbones.base import Backbone
+from s2flow.backbones import checkpoint
+from s2flow.backbones.base import Backbone, Origin
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.prompts import load_prompts
+from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.scorers import Clip
 from s2flow.store import Store, clip_key, sha256_of, written_whole
@@ -45,7 +41,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, str, str], Backbone] = {}  # at most one
+_loaded: dict[tuple[str, Origin, str], Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
-    recipe = resolve(cfg, _weights_hash(cfg.backbone.family, cfg.backbone.name), knobs)
+    weights = _weights_hash(cfg.backbone.family, origin(cfg.backbone))
+    recipe = resolve(cfg, weights, knobs)
     arguments = plain(cfg, "scorer")
     scorers = {name: instantiate(conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
@@ -132,23 +129,39 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a backbone family: `load(name, device)` and `weights_hash(name)`."""
+    """The module of a backbone family; `backbones/base.py` says what it offers."""
     return importlib.import_module(f"s2flow.backbones.{name}")
 
 
+def origin(conf: DictConfig) -> Origin:
+    """Which weights a file of conf/backbone means."""
+    return Origin(conf.name, conf.source, conf.revision, conf.dtype)
+
+
 def load_backbone(conf: DictConfig, device: str) -> Backbone:
-    """The backbone, loaded once per process; another one takes its place in memory."""
-    key = (conf.family, conf.name, device)
+    """The backbone, loaded once per process; another one takes its place in memory.
+
+    Raises UserError if its strides are not those that sizes were checked against.
+    """
+    key = (conf.family, origin(conf), device)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
-        _loaded[key] = family(conf.family).load(conf.name, device)
+        backbone = family(conf.family).from_origin(origin(conf), device)
+        for knob in ("multiple", "frame_step"):
+            stride = getattr(backbone, knob)
+            if stride != conf[knob]:
+                raise UserError(
+                    f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
+                    f"type backbone.{knob}={stride}"
+                )
+        _loaded[key] = backbone
     return _loaded[key]
 
 
 @functools.lru_cache
-def _weights_hash(family_name: str, name: str) -> str:
-    return family(family_name).weights_hash(name)
+def _weights_hash(family_name: str, weights: Origin) -> str:
+    return family(family_name).identity(weights)
 
 
 @dataclass(frozen=True)
@@ -265,6 +278,9 @@ class Job:
             "batch": batch,
             "scorers": {},
             "scores": {},
+            "source": self.cfg.backbone.source,
+            "revision": checkpoint.revision(origin(self.cfg.backbone)),
+            "dtype": recipe.dtype,
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
         }
@@ -344,52 +360,3 @@ def _device(name: str) -> str:
             f"device={name}: there are {torch.cuda.device_count()}; type device=cuda:0"
         )
     return name
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """Where and with what this process runs: versions, device, threads, host, commit."""
-    return {**_provenance(device), "threads": torch.get_num_threads()}
-
-
-@functools.lru_cache
-def _provenance(device: str) -> dict[str, Any]:
-    names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
-    cuda = device.startswith("cuda")
-    here = Path(__file__).parent
-    ours = _git(here, "ls-files", "--error-unmatch", "runner.py") is not None
-    commit = _git(here, "rev-parse", "HEAD") if ours else None
-    dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "host": socket.gethostname(),
-        "commit": commit,
-        "dirty": bool(dirty) if ours else None,
-        "command": " ".join(sys.argv),
-    }
-
-
-def _processor() -> str:
-    """The CPU's model name and the cores this process may use."""
-    try:
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(r.split(":")[1].strip() for r in rows if r.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu, {name}, {cores} cores"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

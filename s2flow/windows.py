@@ -25,6 +25,7 @@ means -inf, and every window holds the query's own brick, so that no row is empt
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,14 +158,18 @@ def axis_windows(g: int) -> Tensor:
     return out
 
 
-def attention_rows(q: Tensor, k: Tensor, rows: Tensor, n_video: int) -> Tensor:
+def attention_rows(
+    q: Tensor, k: Tensor, rows: Tensor, n_video: int, text: Sequence[int] | None = None
+) -> Tensor:
     """Softmax weights of some query rows over all keys, video keys only.
 
     q, k: (B, heads, L, d); returns (B, heads, R, n_video) float32. Text keys take part in the
-    softmax and are then left out.
+    softmax and are then left out; text: how many of each clip's are real, None for all.
     """
     scale = q.shape[-1] ** -0.5
     logits = (q[:, :, rows].float() * scale) @ k.float().transpose(-1, -2)
+    for i, n_text in enumerate(text or ()):
+        logits[i, ..., n_video + n_text :] = -math.inf
     return logits.softmax(-1)[..., :n_video]
 
 

@@ -97,6 +97,29 @@ def test_text_attends_everything_and_is_attended_by_everything(backend):
         assert float(moved.abs().amax(-1).min()) > 0
 
 
+@pytest.mark.parametrize("backend", ["auto", "tiled", "reference"])
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_padded_text_is_neither_seen_nor_answered(backend, tokens, brick):
+    """Against one masked dense call; whatever stands in the padding."""
+    n_video, n_text, text = math.prod(tokens), 5, (2, 5, 0)
+    q, k, v = qkv(tokens, 3, n_text, batch=3)
+    boxes = some_boxes(tokens, brick, 3)
+    M = torch.ones(3, 3, n_video + n_text, n_video + n_text, dtype=torch.bool)
+    for head, box in enumerate(boxes):
+        M[:, head, :n_video, :n_video] = window_mask(tokens, brick, box)
+    for clip, n in enumerate(text):
+        M[clip, ..., n_video + n :] = False
+    truth = F.scaled_dot_product_attention(q, k, v, M)
+    for x in (k, v):
+        for clip, n in enumerate(text):
+            x[clip, :, n_video + n :] = math.nan
+    found = window_attention(q, k, v, boxes, tokens, brick, backend, text)
+    for clip, n in enumerate(text):
+        real = slice(n_video + n)
+        assert float((found - truth)[clip, :, real].abs().max()) < 1e-5
+        assert not found[clip, :, n_video + n :].any()
+
+
 @pytest.mark.parametrize("n_text", [0, 5])
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_the_whole_grid_is_dense_attention(tokens, brick, n_text):

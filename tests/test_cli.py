@@ -96,7 +96,7 @@ REFUSED = {  # what is typed -> what the line must say: the value, and what to t
     "prompt= \n ": "prompt empty type prompt=",
     "prompt=\udcff cat": "prompt='\\udcff cat' UTF-8 type",
     "method=foo": "method=foo type method=bicubic|cascade|native|s2flow",
-    "backbone=foo": "backbone=foo type backbone=micro|",
+    "backbone=foo": "backbone=foo type backbone= micro|",
     "windows=foo": "windows=foo type windows=adaptive|",
     "prompts=foo": "prompts=foo type prompts=demo|",
     "solver=foo": "solver=foo type solver=lri|euler|ab2",

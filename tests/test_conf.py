@@ -73,6 +73,9 @@ COMMANDS = {  # what may be typed -> how many different runs it is
     "-m 'low=[32,48],[32,32]'": 2,
     "high=[96,144] steps=30 frames=4 guidance=2 shift=3": 1,
     "backbone=tiny": 1,
+    "-m backbone=wan_1_3b,wan_14b,hunyuan": 3,
+    "-m backbone=hunyuan backbone.dtype=bfloat16,float32": 2,
+    "backbone=wan_1_3b backbone.source=FOLDER backbone.revision=abc": 1,
     "prompt='a cat, ${x}' -m sparsity=0.5,1": 2,
     "prompts=file prompts.file=my.txt shard=1/4 runs_dir=elsewhere batch=2 device=cpu": 1,
     "prompts=vbench prompts.subset=half 'scorer=[none]' tracker=wandb threads=1": 1,
@@ -156,6 +159,7 @@ def test_help_explains_every_knob_and_choice():
     text = (CONF / "hydra" / "help" / "s2flow.yaml").read_text(encoding="utf-8")
     knobs = {"sparsity", "density", "t_i", "order", "steps", "seed", "prompt", "low", "high"}
     knobs |= {"frames", "guidance", "brick_low", "brick_high", "coverage_rows", "runs_dir"}
+    knobs |= {"backbone.source", "backbone.revision", "backbone.dtype"}
     knobs |= {"shard", "batch", "device", "threads", "windows.exponents"}
     for word in knobs | (set(CHOICES) - {"attention"}):
         assert word in text, f"--help does not explain {word}"

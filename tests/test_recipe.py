@@ -65,6 +65,7 @@ OTHER = {  # one other value for every field
     "stencil": "central",
     "lr_time": "snr",
     "upsample": "nearest",
+    "dtype": "bfloat16",
 }
 
 

@@ -3,14 +3,33 @@
 A backbone hides one video model behind latents (B, C, T, H, W) in float32 and video (B, T, H, W, 3)
 in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k,
 and lets the computation be replaced, through the model's own call (`routing.py`).
+
+A family is a module of this package with two functions:
+
+    identity(origin)             names the weights in every recipe, without reading gigabytes
+    from_origin(origin, device)  the backbone; raises UserError for weights that cannot be used
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.windows import Box
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which weights, and in which type: what a file of conf/backbone says of them.
+
+    source: a folder, or a name on the hub at some `revision`; None: they ship with s2flow.
+    """
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    dtype: str = "float32"
 
 
 class Backbone(Protocol):
@@ -20,8 +39,8 @@ class Backbone(Protocol):
     device: str
     router: AttentionRouter
     multiple: int  # sides in pixels must be multiples of this
-    max_side: int  # longest side, in pixels, that its positions can address
-    shift: float
+    frame_step: int  # frames must be a multiple of this, plus 1
+    max_side: float  # longest side, in pixels, that its positions can address
 
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Any:
         """Condition for a batch of prompts, passed back to `velocity` as it is."""

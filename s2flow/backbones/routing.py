@@ -4,6 +4,11 @@ Wan's and HunyuanVideo's processors call a module-level `dispatch_attention_fn(q
 and rotary embedding. Each self-attention layer's stock processor is wrapped so that this call knows its
 layer; the call itself is routed once per module. With nothing to observe or replace, the stock function
 runs on the stock arguments: capture is bitwise equal to the untouched model.
+
+In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's shorter prompts end in
+padding. The adapter says with `text_of` how many text tokens of each clip are real, so that neither
+observers nor replacers need a mask; where nothing is padded, the model's own mask, all true, is
+dropped, since it would cost the flash kernel.
 """
 
 import contextlib
@@ -37,6 +42,8 @@ class AttentionRouter:
             module._stock_dispatch = module.dispatch_attention_fn
             module.dispatch_attention_fn = _routed(module._stock_dispatch)
         self.layers = len(layers)
+        self.text: tuple[int, ...] | None = None  # real text tokens per clip; None: no padding
+        self.unmasked = False  # whether the model's mask is known to be all true
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
         for i, layer in enumerate(layers):
@@ -59,6 +66,17 @@ class AttentionRouter:
             yield
         finally:
             self._replacer = before
+
+    @contextlib.contextmanager
+    def text_of(self, lengths: list[int], padded_to: int) -> Iterator[None]:
+        """During this forward, clip i ends in lengths[i] text tokens, padded to so many."""
+        before = self.text, self.unmasked
+        whole = all(n == padded_to for n in lengths)
+        self.text, self.unmasked = None if whole else tuple(lengths), whole
+        try:
+            yield
+        finally:
+            self.text, self.unmasked = before
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[[], Any]) -> Any:
         """One self-attention in diffusers' layout (B, L, heads, d)."""
@@ -98,12 +116,13 @@ class _LayerProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: Any = None,
+        rotary_emb: Any = None,  # Wan's name
+        image_rotary_emb: Any = None,  # HunyuanVideo's
     ) -> Tensor:
+        rotary = image_rotary_emb if rotary_emb is None else rotary_emb
+        mask = None if self.router.unmasked else attention_mask
         _inside.append((self.router, self.layer))
         try:
-            return self.stock(
-                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
-            )
+            return self.stock(attn, hidden_states, encoder_hidden_states, mask, rotary)
         finally:
             _inside.pop()

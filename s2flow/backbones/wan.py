@@ -13,8 +13,28 @@ from diffusers import WanPipeline
 from diffusers.models.transformers import transformer_wan
 from torch import Tensor
 
+from s2flow.backbones import checkpoint
+from s2flow.backbones.base import Origin
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.windows import Box
+
+PARTS = {  # of the pipeline's folder, with their classes
+    "transformer": "WanTransformer3DModel",
+    "vae": "AutoencoderKLWan",
+    "text_encoder": "UMT5EncoderModel",
+    "tokenizer": None,
+}
+
+
+def identity(origin: Origin) -> str:
+    """See `base`."""
+    return checkpoint.identity(origin, PARTS, WanPipeline)
+
+
+def from_origin(origin: Origin, device: str) -> "WanBackbone":
+    """See `base`."""
+    pipeline = checkpoint.open_pipeline(origin, device, PARTS, WanPipeline)
+    return WanBackbone(origin.name, pipeline)
 
 
 @dataclass(frozen=True)
@@ -29,14 +49,12 @@ class WanCondition:
 class WanBackbone:
     """A loaded `WanPipeline`; see `base.Backbone` for the contract."""
 
-    def __init__(
-        self, name: str, pipeline: WanPipeline, shift: float, text_length: int = 512
-    ) -> None:
-        self.name, self.pipeline, self.shift, self.text_length = name, pipeline, shift, text_length
+    def __init__(self, name: str, pipeline: WanPipeline, text_length: int = 512) -> None:
+        self.name, self.pipeline, self.text_length = name, pipeline, text_length
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
         self.device = str(self.transformer.device)
         self.patch: Box = tuple(self.transformer.config.patch_size)
-        self.scale_t: int = self.vae.config.scale_factor_temporal
+        self.frame_step: int = self.vae.config.scale_factor_temporal
         self.scale_s: int = self.vae.config.scale_factor_spatial
         self.multiple = self.scale_s * self.patch[1]
         self.max_side = self.multiple * self.transformer.config.rope_max_seq_len
@@ -93,7 +111,7 @@ class WanBackbone:
 
     def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
         """See `base.Backbone`."""
-        t = (frames - 1) // self.scale_t + 1
+        t = (frames - 1) // self.frame_step + 1
         return self.vae.config.z_dim, t, height // self.scale_s, width // self.scale_s
 
     def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:

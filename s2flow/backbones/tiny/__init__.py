@@ -5,7 +5,6 @@ prompts are put into the world's words first, and that unknown words are counted
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import diffusers
@@ -13,6 +12,8 @@ import torch
 import transformers
 from diffusers import WanPipeline
 
+from s2flow.backbones.base import Origin
+from s2flow.backbones.checkpoint import own_memory
 from s2flow.backbones.tiny.text import TEXT_LENGTH
 from s2flow.backbones.tiny.vae import PatchVAE  # noqa: F401  (named in model_index.json)
 from s2flow.backbones.tiny.world import WORLDS, World, normalise
@@ -20,6 +21,21 @@ from s2flow.backbones.wan import WanBackbone, WanCondition
 from s2flow.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+def identity(origin: Origin) -> str:
+    """See `base`. Raises UserError for a source or type of the user's: the weights ship in float32."""
+    if origin != Origin(origin.name):
+        raise UserError(
+            f"backbone={origin.name} ships with its weights, in float32; for weights of your own "
+            "type backbone=wan_1_3b backbone.source=FOLDER"
+        )
+    return weights_hash(origin.name)
+
+
+def from_origin(origin: Origin, device: str) -> "TinyBackbone":
+    """See `base`."""
+    return load(origin.name, device)
 
 
 def weights_folder(name: str) -> Path:
@@ -53,7 +69,6 @@ def load(name: str, device: str) -> "TinyBackbone":
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        card = json.loads((folder / "card.json").read_text())
         pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # safetensors, json and OS errors alike mean: not loadable
         reason = str(error).strip().split("\n")[0][:200]
@@ -61,12 +76,8 @@ def load(name: str, device: str) -> "TinyBackbone":
             f"the weights of backbone={name} cannot be read ({reason}); reinstall s2flow"
         ) from error
     pipeline.to(device)
-    for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
-        for (
-            p
-        ) in module.parameters():  # memory-mapped: a file's alignment would decide the last bit
-            p.data = p.data.clone()
-    return TinyBackbone(name, pipeline, card["shift"], TEXT_LENGTH)
+    own_memory(pipeline)
+    return TinyBackbone(name, pipeline, TEXT_LENGTH)
 
 
 class TinyBackbone(WanBackbone):

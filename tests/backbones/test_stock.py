@@ -1,0 +1,306 @@
+"""Both real families against diffusers' own pipelines, on tiny complete checkpoints."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, WanPipeline
+
+from s2flow.attention import window_attention
+from s2flow.cascade import Cascade
+from s2flow.flow import sigma_grid
+from s2flow.methods import method
+from s2flow.windows import (
+    attention_rows,
+    candidates,
+    choose,
+    coverage_exact,
+    coverage_of_all_boxes,
+    sample_rows,
+    window_mask,
+)
+
+PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]  # of different lengths
+PIPELINES = {"wan": WanPipeline, "hunyuan": HunyuanVideoPipeline}
+CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
+LOW, HIGH, FRAMES = (32, 48), (64, 96), 5
+STEPS = 3
+
+
+class OurGrid(FlowMatchEulerDiscreteScheduler):
+    """The stock Euler steps on our noise levels, to the last bit.
+
+    WanPipeline shifts FlowMatchEuler's grid twice; HunyuanVideo's is ours but for one unit in the last
+    place of float32, which the sinusoids of 1000 sigma turn into 3e-5 of this network's velocity.
+    """
+
+    ours: torch.Tensor
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, **_):
+        super().set_timesteps(len(self.ours) - 1, device)
+        self.sigmas = self.ours.flip(0).float()
+        self.timesteps = (1000 * self.ours.flip(0)[:-1]).float()
+
+
+@pytest.fixture
+def typed(case, recipe):
+    """typed("order=1", ...): the recipe of a small clip of this family."""
+    size = [f"low=[{LOW[0]},{LOW[1]}]", f"high=[{HIGH[0]},{HIGH[1]}]", f"frames={FRAMES}"]
+    brick = ["brick_low=[1,1,1]", "brick_high=[1,2,2]"]
+    words = [f"backbone={CONF[case.name]}", *size, *brick, f"steps={STEPS}", "t_i=2"]
+    words += ["backbone.dtype=float32"]
+    return lambda *more: recipe(*words, *more)
+
+
+def relative(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def run_stock(case, r, z, prompts, **options):
+    """diffusers' pipeline on our noise and noise levels."""
+    own = case.stock.scheduler
+    if not options.pop("own_grid", False):
+        case.stock.scheduler = OurGrid.from_config(own.config)
+        case.stock.scheduler.ours = sigma_grid(r.steps, r.shift)
+    if case.name == "wan":
+        options["negative_prompt"] = [r.negative_prompt] * len(prompts)
+    try:
+        return stock_frames(case, r, z, prompts, options)
+    finally:
+        case.stock.scheduler = own
+
+
+def stock_frames(case, r, z, prompts, options):
+    return case.stock(
+        prompt=prompts,
+        height=z.shape[-2] * 8,
+        width=z.shape[-1] * 8,
+        num_frames=FRAMES,
+        num_inference_steps=r.steps,
+        guidance_scale=r.guidance,
+        latents=z,
+        **options,
+    ).frames
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_native_equals_the_stock_pipeline(case, typed, batch):
+    """Order 1, full attention, no hand-off: the same latent and the same video as diffusers makes."""
+    r = typed("method=native", "negative_prompt=ball" if case.name == "wan" else "seed=0")
+    prompts = PROMPTS[:batch]
+    engine = Cascade(case.backbone, r, prompts, range(batch))
+    z = engine.noise(engine.high_shape, "high")
+    ours = method("native").generate(engine)
+    latent = run_stock(case, r, z, prompts, output_type="latent")
+    assert ours.latent.shape == latent.shape and ours.latent.dtype == latent.dtype
+    assert relative(ours.latent, latent) < 1e-5
+    video = run_stock(case, r, z, prompts, output_type="pt").movedim(2, -1)
+    assert ours.video.shape == video.shape == (batch, FRAMES, *HIGH, 3)
+    assert float((ours.video - video).abs().max()) < 1e-5
+    # the comparison sees guidance and text
+    for changed in ({"guidance": r.guidance + 0.5}, {"prompts": [*prompts[1:], "a green ball"]}):
+        other = Cascade(
+            case.backbone,
+            typed("method=native", f"guidance={changed.get('guidance', r.guidance)}"),
+            changed.get("prompts", prompts),
+            range(batch),
+        )
+        moved = other.backbone.velocity(z, 1.0, other.condition)
+        assert relative(moved, case.backbone.velocity(z, 1.0, engine.condition)) > 1e-4
+
+
+@pytest.mark.parametrize("case", ["hunyuan"], indirect=True)
+def test_the_schedule_of_hunyuan_video_is_the_checkpoints_own(case, typed):
+    """Nothing of ours in the stock pipeline: its shift 7, its scheduler, its noise levels."""
+    r = typed("method=native")
+    engine = Cascade(case.backbone, r, PROMPTS[:1], [0])
+    z = engine.noise(engine.high_shape, "high")
+    latent = run_stock(case, r, z, PROMPTS[:1], output_type="latent", own_grid=True)
+    assert case.stock.scheduler.config.shift == r.shift == 7
+    assert float((case.stock.scheduler.sigmas - sigma_grid(STEPS, 7.0).flip(0)).abs().max()) < 1e-6
+    assert relative(method("native").generate(engine).latent, latent) < 1e-4
+
+
+def test_encoding_is_the_mode_in_the_scale_of_the_flow(case):
+    """What the stock decoder undoes: scale and range conventions of both directions match."""
+    backbone, config = case.backbone, case.stock.vae.config
+    video = torch.rand(1, FRAMES, *LOW, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        raw = case.stock.vae.encode(video.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+    if case.name == "wan":
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in
+                     (config.latents_mean, config.latents_std))  # fmt: skip
+    else:
+        mean, std = 0.0, 1 / config.scaling_factor
+    assert relative(backbone.encode(video), (raw - mean) / std) < 1e-5
+
+
+# -- the router -------------------------------------------------------------------------------
+
+
+def state(case, r, prompts=PROMPTS, size="low_shape"):
+    engine = Cascade(case.backbone, r, prompts, range(len(prompts)))
+    return engine, engine.noise(getattr(engine, size), "low"), engine.condition
+
+
+def text_length(case, condition):
+    return 0 if case.name == "wan" else condition.text.shape[1]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_capture_is_bitwise_transparent(case, typed, batch):
+    engine, z, condition = state(case, typed("method=cascade"), PROMPTS[:batch])
+    before = case.backbone.velocity(z, 0.7, condition)
+    seen = []
+    with case.backbone.router.observing(
+        lambda layer, q, k: seen.append((layer, q.shape, k.shape))
+    ):
+        assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)
+    tokens = 2 * 2 * 3 + text_length(case, condition)
+    layers = {"wan": 3, "hunyuan": 2 + 2}[case.name]  # both streams, and not the token refiner
+    heads, width = {"wan": (2, 12), "hunyuan": (2, 16)}[case.name]
+    shape = (batch, heads, tokens, width)
+    assert seen == [(layer, shape, shape) for layer in range(layers)]
+    assert case.backbone.router.layers == layers
+    assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)
+
+
+@torch.no_grad()
+def test_the_router_cannot_be_noticed_by_the_stock_model(case, typed):
+    """On what the stock pipeline feeds its model, padding and mask included: every bit is the same."""
+    r, fed = typed("method=native"), []
+    engine = Cascade(case.backbone, r, PROMPTS, [0, 1])
+    keep = case.stock.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: fed.append(kwargs), with_kwargs=True
+    )
+    run_stock(case, r, engine.noise(engine.low_shape, "low"), PROMPTS, output_type="latent")
+    keep.remove()
+    fresh = PIPELINES[case.name].from_pretrained(case.folder, dtype=torch.float32)
+    before = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+    router = type(case.backbone)(case.name, fresh).router
+    for observer in (None, lambda layer, q, k: None):
+        with router.observing(observer), router.replacing(lambda layer, q, k, v: None):
+            after = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    with router.replacing(lambda layer, q, k, v: torch.zeros_like(q)):
+        assert not torch.equal(fresh.transformer(**fed[0])[0], before[0])
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_a_full_window_through_the_bricks_equals_the_models_own_attention(case, typed, backend):
+    engine, z, condition = state(case, typed("method=cascade"))
+    router, tokens, brick = case.backbone.router, (2, 2, 3), (1, 2, 2)
+
+    def replace(layer, q, k, v):
+        return window_attention(q, k, v, [(2, 1, 2)] * 2, tokens, brick, backend, router.text)
+
+    before = case.backbone.velocity(z, 0.7, condition)
+    with router.replacing(replace):
+        assert relative(case.backbone.velocity(z, 0.7, condition), before) < 1e-5
+
+
+def masked_attention(router, boxes, tokens, brick):
+    """The same windows as one dense call with a mask over [video, text], padding included."""
+
+    def replace(layer, q, k, v):
+        n_video = tokens[0] * tokens[1] * tokens[2]
+        M = torch.ones(len(q), q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
+        for head, box in enumerate(boxes):
+            M[:, head, :n_video, :n_video] = window_mask(tokens, brick, box)
+        for clip, n in enumerate(router.text or ()):
+            M[clip, ..., n_video + n :] = False
+        return F.scaled_dot_product_attention(q, k, v, M)
+
+    return replace
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_partial_windows_equal_masked_attention(case, typed, backend):
+    """Bricks of one token, other windows per head, joint text, prompts of different lengths."""
+    engine, z, condition = state(case, typed("method=cascade"), size="high_shape")
+    router, tokens, brick = case.backbone.router, (2, 4, 6), (1, 1, 1)
+    boxes = [(1, 3, 2), (2, 1, 5)]
+
+    def replace(layer, q, k, v):
+        assert (router.text is not None) == (case.name == "hunyuan")
+        return window_attention(q, k, v, boxes, tokens, brick, backend, router.text)
+
+    dense = case.backbone.velocity(z, 0.7, condition)
+    with router.replacing(masked_attention(router, boxes, tokens, brick)):
+        truth = case.backbone.velocity(z, 0.7, condition)
+    with router.replacing(replace):
+        found = case.backbone.velocity(z, 0.7, condition)
+    assert relative(found, truth) < 1e-5
+    assert relative(found, dense) > 1e-3
+
+
+def test_a_batch_equals_its_clips_one_by_one(case, typed):
+    """The whole method: coverage, plan, hand-off, windows, with text of different lengths."""
+    r = typed("sparsity=0.5", "order=2")
+    both = Cascade(case.backbone, r, PROMPTS, [3, 4])
+    low, made = both.low_flow(), method("s2flow").generate(both)
+    for i in range(2):
+        one = Cascade(case.backbone, r, PROMPTS[i : i + 1], [3 + i])
+        flow = one.low_flow()
+        assert float((flow.coverage[:, :, 0] - low.coverage[:, :, i]).abs().max()) < 1e-5
+        alone = method("s2flow").generate(one)
+        assert alone.reports[0]["window_histogram"] == made.reports[i]["window_histogram"]
+        assert relative(alone.latent, made.latent[i : i + 1]) < 1e-5
+        assert float((alone.video - made.video[i : i + 1]).abs().max()) < 1e-5
+
+
+def test_windows_reach_every_layer(case, typed):
+    engine = Cascade(case.backbone, typed("sparsity=0.25", "attention=tiled"), PROMPTS[:1], [0])
+    low = engine.low_flow()
+    plan = engine.plan(low)
+    assert plan.boxes.shape[1] == case.backbone.router.layers
+    assert all(abs(f - 0.25) < 0.01 for f in engine.reports[0]["density"].values())
+    z, replaced = engine.hand_off(low), set()
+    dense = case.backbone.velocity(z, 0.5, engine.condition)
+    for layer in range(case.backbone.router.layers):
+
+        def only(at, q, k, v, layer=layer):
+            if at != layer:
+                return None
+            replaced.add(at)
+            boxes = [tuple(b) for b in plan.boxes[1, at, 0].tolist()]
+            return window_attention(q, k, v, boxes, plan.tokens, plan.brick)
+
+        with case.backbone.router.replacing(only):
+            assert relative(case.backbone.velocity(z, 0.5, engine.condition), dense) > 1e-4
+    assert replaced == set(range(case.backbone.router.layers))
+
+
+def test_coverage_is_taken_over_video_keys_of_the_whole_softmax(case, typed):
+    """Eq. 8 from the complete attention map, text in the softmax and out of the sums."""
+    engine, z, condition = state(case, typed("method=cascade"), PROMPTS[:1], "high_shape")
+    tokens, n = (2, 4, 6), 48
+    boxes = candidates(0.25, typed().windows.exponents, tokens)
+    sampled, exact = [], []
+
+    def observe(layer, q, k):
+        A = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)[..., :n, :n]
+        r = torch.zeros(*A.shape[:2], *tokens)
+        for a, b, c in boxes:
+            r[..., a - 1, b - 1, c - 1] = coverage_exact(A, tokens, (1, 1, 1), (a, b, c))
+        exact.append(r)
+        for count in (128, 36):  # 128, the default, is every row of this grid
+            rows = sample_rows(n, count, seed=layer)
+            found = coverage_of_all_boxes(attention_rows(q, k, rows, n), rows, tokens, (1, 1, 1))
+            sampled.append(found)
+
+    with case.backbone.router.observing(observe):
+        case.backbone.velocity(z, 0.7, condition)
+    for whole, some, truth in zip(sampled[::2], sampled[1::2], exact, strict=True):
+        known = truth > 0
+        assert float((whole - truth)[known].abs().max()) < 1e-5
+        best = choose(truth, boxes)
+        assert torch.equal(choose(whole, boxes), best)
+        # an untrained model's attention is nearly even: another choice may win by a hair, no more
+        lost = at(truth, best) - at(truth, choose(some, boxes))
+        assert 0 <= float(lost.max()) < 0.02
+
+
+def at(coverage, boxes):
+    """Coverage of one box per clip and head."""
+    rows = zip(coverage.flatten(0, 1), boxes.flatten(0, 1).tolist(), strict=True)
+    return torch.stack([r[a - 1, b - 1, c - 1] for r, (a, b, c) in rows])
