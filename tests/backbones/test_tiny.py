@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from s2flow.backbones.tiny import train, world
-from s2flow.backbones.tiny.model import build_flow
 from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
 from s2flow.backbones.tiny.world import MICRO, TINY
@@ -130,27 +129,24 @@ def test_a_single_frame_is_not_told_what_moves():
     assert text in words and "" in words
 
 
-def test_heads_start_by_looking_along_the_diagonals_of_space_and_time():
-    """Head 0 of layer 0 scores one frame and one column ahead highest; head 1, behind."""
-    size = train.SIZES["micro"]
-    transformer = build_flow(size)["transformer"]
-    attention = transformer.blocks[0].attn1
-    grid = torch.zeros(1, 16, 3, 6, 6)  # 3 frames of 3 x 3 tokens
-    cos, sin = (f.double() for f in transformer.rope(grid))
-    for head, (dt, dx) in enumerate(((1, 1), (-1, -1), (1, -1), (-1, 1))):
-        own = slice(head * size.head_dim, (head + 1) * size.head_dim)
-        q, k = (p.bias.detach()[own].double() for p in (attention.to_q, attention.to_k))
-        scores = (
-            turned(q, cos[0, 13, 0], sin[0, 13, 0]) * turned(k, cos[0, :, 0], sin[0, :, 0])
-        ).sum(-1)
-        best = scores.view(3, 3, 3).mean(1).argmax().item()  # (t, y, x) from the middle token
-        assert (best // 3 - 1, best % 3 - 1) == (dt, dx)
+def test_a_lopsided_batch_shows_mostly_one_direction_of_time(tmp_path):
+    size = replace(train.SIZES["micro"], pool=512)
+    pool = object.__new__(train.Pool)
+    texts = [world.caption(s) for s in world.sample_scenes(MICRO, 512, 0)]
+    pool.shards, pool.size, pool.device = (
+        [{"z": torch.zeros(512, 16, 8, 1, 1), "text": texts}],
+        size,
+        "cpu",
+    )
 
+    def share(lopsided: bool) -> float:
+        rng = random.Random(0)
+        found = [t for _ in range(40) for t in pool.batch(64, 8, rng, lopsided)[1]]
+        assert len(found) == 40 * 64
+        return sum(train.reverses(t) for t in found) / len(found)
 
-def turned(vector: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    a, b = vector[0::2], vector[1::2]
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    assert share(False) > 0.3  # three motions of eight
+    assert 0.02 < share(True) < 0.15
 
 
 def test_coarse_reversal_counts_only_what_turns_round_with_time():

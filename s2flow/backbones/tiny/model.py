@@ -1,13 +1,11 @@
 """The networks of the embedded backbone: Wan's transformer and UMT5's encoder, at toy size.
 
 Genuine classes of diffusers and transformers, so that what is trained here runs through the adapter
-of the real Wan. Only their start differs: see `look_along_paths`.
+of the real Wan.
 """
 
-import math
 from dataclasses import dataclass
 
-import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
@@ -34,6 +32,7 @@ class Size:
     shift: float = 1.5
     # logit-normal mean: which noise levels are practised most
     logit_mean: float = 0.0
+    lopsided_until: float = 0.6  # share of the time; see `Pool.batch`
 
 
 def build_flow(size: Size) -> nn.ModuleDict:
@@ -66,36 +65,7 @@ def build_flow(size: Size) -> nn.ModuleDict:
             decoder_start_token_id=0,
         )
     )
-    look_along_paths(transformer)
     return nn.ModuleDict({"transformer": transformer, "text_encoder": text})
-
-
-@torch.no_grad()
-def look_along_paths(transformer: WanTransformer3DModel, gain: float = 2.0) -> None:
-    """Start four heads of every layer looking along the diagonals of space and time.
-
-    A constant query a and a constant key a exp(-i w d) of a rotary pair of frequency w give the score
-    a^2 cos(w (r - p - d)) between places p and r: largest at r = p + d. Heads 0 to 3 get offsets of
-    one frame and one column (in odd layers: one row), in the four combinations of signs.
-
-    A randomly drawn network treats past and future alike, and stays there: knowing which way time runs
-    pays only together with knowing which words name a direction, and the gradient of either vanishes
-    without the other. Before this start, 250,000 samples did not teach `micro` left from right.
-    """
-    for layer, block in enumerate(transformer.blocks):
-        attention = block.attn1
-        width = attention.inner_dim // attention.heads
-        space = 2 * (width // 6)  # rotary dimensions of rows, and of columns; time has the rest
-        time = width - 2 * space
-        axis = time if layer % 2 else time + space
-        for head, (dt, dx) in enumerate(((1, 1), (-1, -1), (1, -1), (-1, 1))):
-            for start, size, offset in ((0, time, dt), (axis, space, dx)):
-                for pair in range(2):
-                    w = 10000 ** (-2 * pair / size)
-                    at = head * width + start + 2 * pair
-                    attention.to_q.bias[at] += gain
-                    attention.to_k.bias[at] += gain * math.cos(w * offset)
-                    attention.to_k.bias[at + 1] -= gain * math.sin(w * offset)
 
 
 def embed(text_encoder: nn.Module, tokenizer, texts: list[str], device) -> Tensor:

@@ -5,8 +5,8 @@
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2, sigma
 logit-normal. One resolution only: multi-scale training would hide the very failure that the method
 repairs. Single frames come first: they teach shape, colour and background some five times faster
-than whole clips, which then teach motion. Matrices inside the transformer are trained by Muon,
-everything else by AdamW; weights are averaged (EMA).
+than whole clips, which then teach motion, one direction of time before both (`Pool.batch`).
+Matrices inside the transformer are trained by Muon, everything else by AdamW; weights are averaged.
 
 Everything lives in DIR (outside Git): `vae/`, `pool-*.pt` (rendered and encoded clips, renewed while
 training) and `flow.pt`, written to a temporary name and renamed, so a killed run goes on where it
@@ -35,6 +35,8 @@ from s2flow.backbones.tiny.vae import PatchVAE
 from s2flow.backbones.tiny.world import MOTIONS, WORLDS, caption, render, sample_scenes
 
 WEIGHTS = Path(__file__).parent / "weights"
+REVERSED = ("left", "down", "shrinks")  # right, up, grows, run backwards
+RARE = 0.15  # share of those clips that a lopsided batch keeps
 
 
 SIZES = {
@@ -134,13 +136,29 @@ class Pool:
         self.shards = [*self.shards[-5:], shard]
         self.born += 1
 
-    def batch(self, count: int, frames: int, rng: random.Random) -> tuple[Tensor, list[str]]:
-        """Random clips of `frames` consecutive frames: (count, C, frames, h, w) and captions."""
+    def batch(
+        self, count: int, frames: int, rng: random.Random, lopsided: bool = False
+    ) -> tuple[Tensor, list[str]]:
+        """Random clips of `frames` consecutive frames: (count, C, frames, h, w) and captions.
+
+        `lopsided`: motions that are another one's reverse in time (REVERSED) are rare. While both
+        directions are as frequent, a network that is symmetric in time is a saddle it does not
+        leave: knowing which way time runs pays only together with knowing which word names which
+        direction. With one direction rare, time's arrow pays by itself, and the words follow.
+        """
         shard = rng.choice(self.shards)
-        rows = rng.sample(range(len(shard["text"])), count)
+        rows = rng.sample(range(len(shard["text"])), min(2 * count, len(shard["text"])))
+        if lopsided:
+            rows = [i for i in rows if not reverses(shard["text"][i]) or rng.random() < RARE]
+        rows = rows[:count]
         start = rng.randint(0, self.size.frames - frames)
         z = shard["z"][rows][:, :, start : start + frames].float()
         return z.to(self.device), [shard["text"][i] for i in rows]
+
+
+def reverses(text: str) -> bool:
+    """Whether the caption names a motion of REVERSED."""
+    return any(f" {MOTIONS[name]} " in text for name in REVERSED)
 
 
 def save(state: dict, path: Path) -> None:
@@ -202,8 +220,8 @@ def coarse_reversal(error: Tensor) -> Tensor:
     """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
 
     Scaled to be the plain mean square for white noise. What tells left from right, or growing from
-    shrinking, is in these few numbers only, a fortieth of the plain loss, where the model learnt
-    everything but direction. Weighting a part of a squared error more leaves its minimum in place.
+    shrinking, is in these few numbers only, a fortieth of the plain loss at sigma 0.9. Weighting a
+    part of a squared error more leaves its minimum in place.
     """
     side = error.shape[-2] // 2
     coarse = F.avg_pool3d(error, (1, side, side))
@@ -270,7 +288,7 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = size.lr * warm * max(decay, 0.01)
-        x0, texts = pool.batch(batch, frames, rng)
+        x0, texts = pool.batch(batch, frames, rng, progress < size.lopsided_until)
         texts = [corrupt(t, rng, frames) for t in texts]
         for opt in opts:
             opt.zero_grad()
