@@ -9,26 +9,26 @@
 # and holds the weights (float16, a WanPipeline folder), the oracle, and the log.
 # Python packages missing on that machine travel as wheels in .whl/ (at least diffusers):
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl diffusers==0.42.1
-# DEVICE=cpu MINUTES=0.05 CLIPS=128 is a rehearsal.
+# Rehearsal on a CPU: SIZE=micro DEVICE=cpu COMPILE= bash experiments/train_on_gpu.sh OUT 0.1
 set -euo pipefail
-out=$1 minutes=$2 device=${DEVICE:-cuda} state=${STATE:-/tmp/s2flow-tiny}
+out=$1 minutes=$2 size=${SIZE:-tiny} device=${DEVICE:-cuda} state=${STATE:-/tmp/s2flow-tiny}
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
 if compgen -G ".whl/*.whl" >/dev/null; then
   python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site .whl/*.whl
   PYTHONPATH=/tmp/site:$PYTHONPATH
 fi
 mkdir -p "$state" "$out"
-train="python3 -m s2flow.backbones.tiny.train tiny --state $state --device $device --bf16"
-if [ -e s2flow/backbones/tiny/weights/tiny/card.json ] && [ ! -e "$state/flow.pt" ]; then
+train="python3 -m s2flow.backbones.tiny.train $size --state $state --device $device --bf16"
+if [ -e s2flow/backbones/tiny/weights/$size/card.json ] && [ ! -e "$state/flow.pt" ]; then
   train="$train --init"
 fi
 $train --minutes "$minutes" --vae-steps "${VAE_STEPS:-3000}" --save-seconds 60 ${COMPILE---compile} ||
   $train --minutes "$minutes" --vae-steps "${VAE_STEPS:-3000}" --save-seconds 60
-$train --export "$state/tree/backbones/tiny/weights/tiny"
-cp "$state/log.jsonl" "$out/tiny_training.jsonl"
-if [ ! -e s2flow/scorers/weights/tiny.safetensors ]; then
-  python3 -m s2flow.scorers.oracle tiny --device "$device" --clips "${CLIPS:-200000}"
+$train --export "$state/tree/backbones/tiny/weights/$size"
+cp "$state/log.jsonl" "$out/${size}_training.jsonl" || echo "no training log yet: fewer than 50 steps"
+if [ ! -e s2flow/scorers/weights/$size.safetensors ]; then
+  python3 -m s2flow.scorers.oracle "$size" --device "$device" --clips "${CLIPS:-200000}"
 fi
 mkdir -p "$state/tree/scorers/weights"
-cp s2flow/scorers/weights/tiny.* "$state/tree/scorers/weights/"
-tar -C "$state/tree" -czf "$out/tiny.tar.gz" .
+cp s2flow/scorers/weights/$size.* "$state/tree/scorers/weights/"
+tar -C "$state/tree" -czf "$out/$size.tar.gz" .
