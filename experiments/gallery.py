@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 import s2flow.config  # noqa: F401
 from s2flow.backbones import tiny
 from s2flow.metrics import paired_difference
-from s2flow.runner import provenance, run
+from s2flow.provenance import provenance
+from s2flow.runner import run
 from s2flow.scorers import Clip
 from s2flow.scorers.world import WorldAgreement, features, frechet_distance, renders
 from s2flow.video import read_video

@@ -22,7 +22,8 @@ import s2flow.config
 from s2flow import methods
 from s2flow.backbones import tiny
 from s2flow.cascade import Cascade
-from s2flow.runner import clip_tasks, provenance
+from s2flow.provenance import provenance
+from s2flow.runner import clip_tasks
 from s2flow.solver import derivative_cosines
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,8 @@ import s2flow.config
 from s2flow import methods
 from s2flow.backbones import tiny
 from s2flow.cascade import Cascade
-from s2flow.runner import clip_tasks, provenance
+from s2flow.provenance import provenance
+from s2flow.runner import clip_tasks
 from s2flow.scorers import Clip
 from s2flow.scorers.world import WorldAgreement
 

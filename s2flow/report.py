@@ -29,13 +29,12 @@ from jinja2 import Environment, StrictUndefined
 from s2flow.cli import one_line
 from s2flow.errors import UserError
 from s2flow.recipe import VERSION
-from s2flow.store import clip_key, generation_seconds, read_record, written_whole
+from s2flow.store import STAGES, clip_key, generation_seconds, read_record, written_whole
 
 Row = tuple[str, int]  # prompt, seed
 Address = Callable[[Path], str]  # of a video, as the page names it
-STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # as in generation_seconds
 LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
-LOW += ("version",)  # what decides the pixels of an LR clip
+LOW += ("dtype", "version")  # what decides the pixels of an LR clip
 
 
 @dataclass(frozen=True)

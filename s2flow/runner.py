@@ -288,7 +288,7 @@ class Job:
     def score(self, task: Task) -> bool:
         """Add the scores that a recorded clip lacks, from its files alone; False if one failed.
 
-        A score is taken anew if its scorer's arguments or weights changed since.
+        A score is taken anew if its scorer's arguments, weights or version changed since.
         """
         record = self.store.record(task.key)
         known = {
@@ -324,8 +324,8 @@ class Job:
 
 
 def _version_of(scorer: Any) -> dict[str, str]:
-    """What a scorer says of its weights, if it has any."""
-    return {"weights": scorer.weights} if hasattr(scorer, "weights") else {}
+    """What a scorer says of its weights and of its own definition, if it says anything."""
+    return {k: getattr(scorer, k) for k in ("weights", "version") if hasattr(scorer, k)}
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:

@@ -27,6 +27,8 @@ import pandas as pd
 from s2flow.errors import UserError
 from s2flow.recipe import Recipe
 
+STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
+
 
 def clip_key(prompt: str, seed: int) -> str:
     """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run."""
@@ -132,8 +134,7 @@ def generation_seconds(record: dict[str, Any]) -> float:
 
     The LR flow counts in full, also where a sweep reused it: it is part of what a clip costs.
     """
-    stages = ("text", "lr", "plan", "handoff", "hr", "decode")
-    return sum(record["seconds"].get(stage, 0.0) for stage in stages)
+    return sum(record["seconds"].get(stage, 0.0) for stage in STAGES)
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

@@ -326,3 +326,17 @@ def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_pa
     assert path.stat().st_mtime_ns == before
     (both,) = job("scorer=[world]")["records"]
     assert set(both["scores"]) > {"temporal_flickering", "world_agreement"}
+
+
+def test_a_scorer_whose_definition_changed_scores_recorded_clips_again(tmp_path, monkeypatch):
+    from s2flow.scorers.world import WorldAgreement
+
+    def job():
+        (record,) = runner.run(config(tmp_path, "prompts.count=1", "scorer=[world]"))["records"]
+        return record["scorers"]["world"]["version"], record["scores"]["detail"]
+
+    first = job()
+    monkeypatch.setattr(WorldAgreement, "__call__", lambda self, clip: {"detail": -1.0})
+    assert job() == first  # the same definition: what is recorded stands
+    monkeypatch.setattr(WorldAgreement, "version", first[0] + 1)
+    assert job() == (first[0] + 1, -1.0)

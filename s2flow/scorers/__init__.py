@@ -7,7 +7,9 @@ A scorer is a small class, built from its config arguments and called with one c
 It looks only at what was saved (the decoded mp4, the prompt, the seed, the other runs beside it),
 never at the model, so a clip can be scored again years later. None means "does not apply to this
 clip" and becomes JSON null; a scorer never answers NaN and never guesses. Whatever is missing
-outside of the clip (another run, another package, weights) is an error that says what to type.
+outside of the clip (another run, another package, weights) is an error that says what to type. A
+scorer with weights names them in `weights`; one whose definition changes raises its `version`: both
+are recorded, and a clip that was scored with others is scored again.
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
     fidelity.py   PSNR, SSIM and relative error against the same clip of another run

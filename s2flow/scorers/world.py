@@ -60,6 +60,8 @@ class WorldAgreement:
     that world gets None everywhere but in object_count: nobody knows how many it asks for.
     """
 
+    version = 2  # 2 added repetition; records of another version are scored again
+
     def __init__(self, size: str = "micro"):
         self.oracle = load(size)
         self.weights = weights_hash(size)

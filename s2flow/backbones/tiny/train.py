@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument(
-        "--compile", action="store_true", help="twice as fast; needs a C++ compiler"
+        "--compile", action="store_true", help="a fifth faster; needs a C++ compiler"
     )
     parser.add_argument("--init", type=Path, nargs="?", const=WEIGHTS, help="start from weights")
     parser.add_argument("--export", type=Path, nargs="?", const=WEIGHTS, help="write the weights")
