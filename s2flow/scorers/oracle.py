@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s2flow.backbones.tiny import world as toy
+from s2flow.backbones.tiny.render import render
 from s2flow.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -271,7 +272,7 @@ def train(
         scale = 2 if rng.random() < 0.1 else 1  # ten times the cost of an LR batch
         shape = (size.height * scale, size.width * scale, size.frames)
         with torch.no_grad():
-            frames = damage(read(toy.render(scenes, *shape, device), size))
+            frames = damage(read(render(scenes, *shape, device), size))
         wanted = {k: v.to(device) for k, v in targets(scenes, size.world).items()}
         logits = oracle(frames)
         losses = [F.cross_entropy(logits[k], wanted[k], label_smoothing=0.02) for k in wanted]
@@ -313,7 +314,7 @@ def accuracy(
             counts = counts[: clips - first]
             scenes = [draw_scene(rng.choice(unseen), count, rng) for count in counts]
             shape = (size.height * scale, size.width * scale, size.frames)
-            frames = read(toy.render(scenes, *shape, device), size)
+            frames = read(render(scenes, *shape, device), size)
             logits = oracle(damage(frames, draw) if damaged else frames)
             wanted = targets(scenes, size.world)
             for name in attributes(size.world) if kind == "attributes" else ("count",):

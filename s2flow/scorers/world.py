@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.tiny import world as toy
+from s2flow.backbones.tiny.render import render
 from s2flow.scorers import Clip
 from s2flow.scorers.oracle import (
     OF_OBJECT,
@@ -97,7 +98,7 @@ def detail(video: Tensor, caption: str, world: toy.World) -> float:
     scene = toy.all_captions_cached(world)[caption]
     frames, height, width = video.shape[:3]
     energies = [
-        gradient_energy(toy.render([placed], height, width, frames)[0])
+        gradient_energy(render([placed], height, width, frames)[0])
         for placed in (toy.place(scene, random.Random(k)) for k in range(RENDERS))
     ]
     return gradient_energy(video) * RENDERS / sum(energies)
@@ -122,7 +123,7 @@ def renders(captions: list[str], world: toy.World, shape: tuple[int, int, int], 
     for text in captions:
         scene = toy.all_captions_cached(world)[text]
         placed = [toy.place(scene, random.Random(1000 + k)) for k in range(each)]
-        yield from toy.render(placed, height, width, frames)
+        yield from render(placed, height, width, frames)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from s2flow.backbones.tiny import train, world
+from s2flow.backbones.tiny.render import render
 from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
 from s2flow.backbones.tiny.world import MICRO, TINY
@@ -16,16 +17,16 @@ from s2flow.backbones.tiny.world import MICRO, TINY
 
 def test_a_scene_is_the_same_at_every_resolution():
     scenes = world.sample_scenes(TINY, 12, seed=3)
-    low, high = (world.render(scenes, 32 * r, 48 * r, 4) for r in (1, 4))
+    low, high = (render(scenes, 32 * r, 48 * r, 4) for r in (1, 4))
     pooled = F.avg_pool3d(high.movedim(-1, 1), (1, 4, 4)).movedim(1, -1)
     assert (pooled - low).abs().mean() < 0.02
-    other = world.render(world.sample_scenes(TINY, 12, seed=4), 32, 48, 4)
+    other = render(world.sample_scenes(TINY, 12, seed=4), 32, 48, 4)
     assert (other - low).abs().mean() > 0.1
 
 
 def test_the_object_moves_as_the_caption_says():
     scene = world.all_captions(MICRO)["a large red ball moves right on grass"]
-    (video,) = world.render([scene], 32, 48, 8)
+    (video,) = render([scene], 32, 48, 8)
     red = (video[..., 0] > 0.7) & (video[..., 1] < 0.3)
     columns = torch.arange(48.0)
     centre = [(columns * frame.any(0)).sum() / frame.any(0).sum() for frame in red]
@@ -73,13 +74,13 @@ def test_attributes_are_read_from_captions_only():
 
 def test_the_shipped_autoencoder_keeps_the_picture(micro):
     for seed, (h, w) in enumerate([(32, 48), (64, 96)]):
-        video = world.render(world.sample_scenes(MICRO, 16, seed, "held_out"), h, w, 2)
+        video = render(world.sample_scenes(MICRO, 16, seed, "held_out"), h, w, 2)
         error = (micro.decode(micro.encode(video)) - video).square().mean()
         assert -10 * error.log10() > 28  # dB
 
 
 def test_latents_are_scaled_by_the_square_root_of_their_deviation(micro):
-    video = world.render(world.sample_scenes(MICRO, 64, 0), 32, 48, 4)
+    video = render(world.sample_scenes(MICRO, 64, 0), 32, 48, 4)
     latent = micro.encode(video)
     raw = micro.vae.encode(video.movedim(-1, 1) * 2 - 1).latent_dist.mode()
     ratio = latent.std((0, 2, 3, 4)) / raw.std((0, 2, 3, 4)).sqrt()

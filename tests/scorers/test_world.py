@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from s2flow.backbones.tiny import world as toy
+from s2flow.backbones.tiny.render import render
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.oracle import (
@@ -33,7 +34,7 @@ def shown(text: str, count: int = 1, scale: int = 1, seed: int = 0) -> torch.Ten
     """One clip of a micro caption with `count` objects."""
     scene = toy.all_captions_cached(toy.MICRO)[text]
     placed = draw_scene(scene, count, random.Random(seed))
-    return toy.render([placed], 32 * scale, 48 * scale, 8)[0]
+    return render([placed], 32 * scale, 48 * scale, 8)[0]
 
 
 def score(scorer: WorldAgreement, video: torch.Tensor, prompt: str) -> dict[str, float | None]:
@@ -133,7 +134,7 @@ def test_any_resolution_and_length_is_read(scorer):
     text = "a large yellow star moves down before a brick wall"
     scene = draw_scene(toy.all_captions_cached(toy.MICRO)[text], 1, random.Random(0))
     for height, width, frames in ((32, 48, 8), (64, 96, 13), (96, 144, 5)):
-        video = toy.render([scene], height, width, frames)[0]
+        video = render([scene], height, width, frames)[0]
         assert score(scorer, video, text)["world_agreement"] == 1.0
 
 
@@ -155,7 +156,7 @@ def test_render_of_no_object_is_the_background():
     scene = replace(
         toy.all_captions_cached(toy.MICRO)["a large red ball grows on sand"], objects=()
     )
-    video = toy.render([scene, scene], 32, 48, 8)
+    video = render([scene, scene], 32, 48, 8)
     assert torch.equal(video[0, 0], video[1, 7])
 
 
@@ -172,7 +173,7 @@ def test_the_larger_world_fits_the_same_network():
 
     size = SIZES["tiny"]
     scenes = toy.sample_scenes(toy.TINY, 2, seed=0)
-    logits = Oracle(size).eval()(read(toy.render(scenes, 128, 192, 8), size))
+    logits = Oracle(size).eval()(read(render(scenes, 128, 192, 8), size))
     assert {k: v.shape[1] for k, v in logits.items()} == {
         k: len(v) for k, v in classes(toy.TINY).items()
     }

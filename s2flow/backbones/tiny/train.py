@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2flow.backbones.tiny.model import Size, build_flow, embed
+from s2flow.backbones.tiny.render import render
 from s2flow.backbones.tiny.text import build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
-from s2flow.backbones.tiny.world import MOTIONS, WORLDS, caption, render, sample_scenes
+from s2flow.backbones.tiny.world import MOTIONS, WORLDS, caption, sample_scenes
 
 WEIGHTS = Path(__file__).parent / "weights"
 REVERSED = ("left", "down", "shrinks")  # right, up, grows, run backwards
