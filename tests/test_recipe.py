@@ -103,8 +103,8 @@ def test_identity_survives_json():
 SAME = [  # (one command, another that makes the same pixels)
     ("sparsity=1", "sparsity=1.0"),
     ("sparsity=0.5", "sparsity=.50"),
-    ("t_i=12", "t_i=null"),
-    ("steps=10 t_i=6", "steps=10"),
+    ("t_i=8", "t_i=null"),
+    ("steps=10 t_i=4", "steps=10"),
     ("steps=20 shift=1.5 guidance=4 frames=8", ""),
     ("high=[64,96] low=[32,48] brick_high=[1,2,2]", ""),
     ("windows=cubes", f"windows=adaptive windows.exponents=[[{','.join(3 * [str(1 / 3)])}]]"),

@@ -157,6 +157,8 @@ def test_coarse_reversal_counts_only_what_turns_round_with_time():
     assert train.coarse_reversal(drift) > 10 * drift.square().mean()
     assert train.coarse_reversal(noise[:, :, :1].expand(-1, -1, 8, -1, -1)) == 0  # stands still
     assert train.coarse_reversal(drift.square()) < 1e-10  # there and back
+    tall = drift[..., :6].repeat(1, 1, 1, 2, 1)
+    assert train.coarse_reversal(tall) > 10 * tall.square().mean()  # in any shape of frame
     stripes = drift * torch.tensor([1.0, -1.0]).repeat(6)
     assert train.coarse_reversal(stripes) < 1e-10  # too fine
 
@@ -175,3 +177,20 @@ def test_flow_loss_is_the_velocity_error(micro):
     size = train.SIZES["micro"]
     loss = train.flow_loss(flow, build_tokenizer(), x0, ["a"] * 4, size, half=False)
     assert loss < 1e-6
+
+
+def test_other_shapes_show_the_same_world_at_the_same_scale_and_area():
+    size = train.SIZES["micro"]
+    wide, texts = train.clips(size, 3, 8)
+    for shape in set(train.SHAPES):
+        video, same = train.clips(size, 3, 8, shape=shape)
+        assert same == texts and video[0, 0, 0].numel() == wide[0, 0, 0].numel()
+        assert all(side % 8 == 0 for side in video.shape[-2:])  # whole tokens
+    assert train.SHAPES[0] == (2, 3) and train.SHAPES.count((2, 3)) == 3  # every other shard
+
+
+def test_a_view_of_another_shape_is_a_crop_of_a_larger_one():
+    scenes = world.sample_scenes(MICRO, 6, seed=1)
+    large = render(scenes, 64, 96, 2, pixel=2 / 32)
+    small = render(scenes, 32, 48, 2)
+    assert torch.allclose(large[:, :, 16:48, 24:72], small, atol=1e-5)

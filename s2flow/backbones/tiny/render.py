@@ -17,13 +17,21 @@ from s2flow.backbones.tiny.world import COLOURS, Object, Scene
 
 
 def render(
-    scenes: list[Scene], height: int, width: int, frames: int, device: str | torch.device = "cpu"
+    scenes: list[Scene],
+    height: int,
+    width: int,
+    frames: int,
+    device: str | torch.device = "cpu",
+    pixel: float | None = None,
 ) -> Tensor:
-    """Draw scenes: (B, frames, height, width, 3), float32 in [0, 1]."""
+    """Draw scenes: (B, frames, height, width, 3), float32 in [0, 1].
+
+    pixel: side of a pixel in the world's units, 2 / height unless another view is wanted.
+    """
     t = torch.linspace(0, 1, frames, device=device)
-    pixel = 2.0 / height
-    y = (torch.arange(height, device=device) + 0.5) * pixel - 1.0
-    x = (torch.arange(width, device=device) + 0.5) * pixel - width / height
+    pixel = pixel or 2.0 / height
+    y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
+    x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     video = torch.empty(len(scenes), frames, height, width, 3, device=device)
     for name in {s.background for s in scenes}:

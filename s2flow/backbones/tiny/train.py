@@ -3,9 +3,11 @@
     python -m s2flow.backbones.tiny.train micro --minutes 100 --state DIR
 
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2, sigma
-logit-normal. One resolution only: multi-scale training would hide the very failure that the method
+logit-normal. One pixel count only: multi-scale training would hide the very failure that the method
 repairs. Single frames come first: they teach shape, colour and background some five times faster
-than whole clips, which then teach motion, one direction of time before both (`Pool.batch`).
+than whole clips, which then teach motion, one direction of time before both (`Pool.batch`). In the
+last stage every other shard of the pool has another aspect ratio at the same scale and area, as real
+video models are trained: attention that has only ever seen one frame wipes objects out at HR.
 Matrices inside the transformer are trained by Muon, everything else by AdamW; weights are averaged.
 
 Everything lives in DIR (outside Git): `vae/`, `pool-*.pt` (rendered and encoded clips, renewed while
@@ -20,7 +22,7 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ from s2flow.backbones.tiny.world import MOTIONS, WORLDS, caption, sample_scenes
 WEIGHTS = Path(__file__).parent / "weights"
 REVERSED = ("left", "down", "shrinks")  # right, up, grows, run backwards
 RARE = 0.15  # share of those clips that a lopsided batch keeps
-
+SHAPES = ((2, 3), (3, 2), (2, 3), (1.5, 4), (2, 3), (4, 1.5))  # of a shard, in half-heights
 
 SIZES = {
     "micro": Size(
@@ -50,10 +52,26 @@ SIZES = {
 }
 
 
-def clips(size: Size, seed: int, count: int, scale: int = 1, device="cpu") -> tuple[Tensor, list]:
-    """`count` training clips in [-1, 1] as (B, 3, T, H, W), and their captions."""
+def clips(
+    size: Size, seed: int, count: int, scale: int = 1, device="cpu", shape=SHAPES[0]
+) -> tuple[Tensor, list]:
+    """`count` training clips in [-1, 1] as (B, 3, T, H, W), and their captions.
+
+    In frames of another shape, objects keep their size in pixels and spread over the whole frame.
+    """
+    unit = size.height * scale / 2  # pixels in a half-height
     scenes = sample_scenes(WORLDS[size.world], count, seed)
-    x = render(scenes, size.height * scale, size.width * scale, size.frames, device)
+    spread = [
+        replace(
+            s,
+            objects=tuple(
+                replace(o, x=o.x * shape[1] / 3, y=o.y * shape[0] / 2) for o in s.objects
+            ),
+        )
+        for s in scenes
+    ]
+    height, width = (round(side * unit) for side in shape)
+    x = render(spread, height, width, size.frames, device, 1 / unit)
     return x.movedim(-1, 1) * 2 - 1, [caption(s) for s in scenes]
 
 
@@ -122,11 +140,12 @@ class Pool:
             self.renew()
 
     @torch.no_grad()
-    def renew(self) -> None:
-        """Render and encode one shard of scenes never used before."""
+    def renew(self, shape: tuple[float, float] = SHAPES[0]) -> None:
+        """Render and encode one shard of scenes never used before, in frames of one shape."""
         latents, texts = [], []
         for k in range(0, self.size.pool, 128):
-            x, text = clips(self.size, 1_000_000 + self.born * 1000 + k, 128, device=self.device)
+            seed = 1_000_000 + self.born * 1000 + k
+            x, text = clips(self.size, seed, 128, device=self.device, shape=shape)
             latents.append(normalised_latent(self.vae, x).half())
             texts += text
         shard = {"z": torch.cat(latents), "text": texts}
@@ -224,7 +243,7 @@ def coarse_reversal(error: Tensor) -> Tensor:
     shrinking, is in these few numbers only, a fortieth of the plain loss at sigma 0.9. Weighting a
     part of a squared error more leaves its minimum in place.
     """
-    side = error.shape[-2] // 2
+    side = min(error.shape[-2:]) // 2
     coarse = F.avg_pool3d(error, (1, side, side))
     return 2 * side**2 * ((coarse - coarse.flip(2)) / 2).square().mean()
 
@@ -307,7 +326,8 @@ def train_flow(args, size: Size, vae: PatchVAE, folder: Path) -> None:
         losses.append(loss.detach())
         due = since_renewal > args.renew_every * size.pool * size.frames or len(pool.shards) < 6
         if due and step % 25 == 0:
-            pool.renew()
+            lopsided = progress < size.lopsided_until
+            pool.renew(SHAPES[0 if lopsided else pool.born % len(SHAPES)])
             since_renewal = 0
         now = time.time()
         spent, clock = spent + now - clock, now
