@@ -253,7 +253,10 @@ class Job:
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
             with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
                 contact_sheet(temporary, rows, task.prompt)
-        sigma = [round(s, 8) for s in reversed(sigma_grid(recipe.steps, recipe.shift).tolist())]
+        sigma, sigma_high = (
+            [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
+            for k in (recipe.shift, recipe.shift_high)
+        )
         return {
             "status": "ok",
             "run_id": recipe.run_id,
@@ -270,7 +273,10 @@ class Job:
             "fps": fps,
             "windows": recipe.windows_label,
             "sigmas": sigma,
-            "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
+            **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
+            "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
+            if "t_i" in recipe.knobs
+            else None,
             **made.reports[i],
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from s2flow.errors import UserError
 
-CASCADE_KNOBS = ("low", "t_i", "handoff", "noise")
+CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
 
 
 def method(name: str) -> ModuleType:
