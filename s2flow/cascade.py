@@ -85,6 +85,14 @@ class Generated:
     reports: list[dict[str, Any]]
 
 
+class Stopped(Exception):
+    """`on_low` wants no HR stage; low_video: (B, T, h, w, 3) in [0, 1]."""
+
+    def __init__(self, low_video: Tensor) -> None:
+        super().__init__("stopped after the LR flow")
+        self.low_video = low_video
+
+
 class LowFlowCache(OrderedDict):
     """LR flows by key, least recently used first out, at most `limit` bytes."""
 
@@ -113,12 +121,15 @@ class Cascade:
         clock: Clock | None = None,
         cache: LowFlowCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        on_low: Callable[[Tensor], bool | None] | None = None,
     ) -> None:
         self.backbone, self.recipe = backbone, recipe
         self.prompts, self.seeds = list(prompts), list(seeds)
         self.clock = clock or Clock(backbone.device)
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
+        self.on_low = on_low
+        self.low_video: Tensor | None = None  # decoded once
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.high_shape = backbone.latent_shape(*recipe.high, recipe.frames)
@@ -139,7 +150,8 @@ class Cascade:
     def low_flow(self) -> LowFlow:
         """The LR flow to its end (Eq. 4), from the cache if another variant has made it.
 
-        Its nodes are those of the HR grid: with `shift_high`, it is interpolated there.
+        Its nodes are those of the HR grid: with `shift_high`, it is interpolated there. Raises
+        Stopped if `on_low`, which sees its video first, returns False.
         """
         r = self.recipe
         key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
@@ -147,7 +159,16 @@ class Cascade:
         self.clock.seconds["lr"] = low.seconds
         for report in self.reports:
             report["low_flow_reused"] = reused
+        if self.on_low is not None and self.on_low(self.preview(low)) is False:
+            raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
+
+    def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
+        """The LR video, (B, T, h, w, 3) in [0, 1]."""
+        if self.low_video is None:
+            with self.clock(stage):
+                self.low_video = self.backbone.decode(low.flow.z[0])
+        return self.low_video
 
     def hand_off(self, low: LowFlow) -> Tensor:
         """HR latent with t_i steps remaining (Eq. 5)."""
@@ -235,8 +256,7 @@ class Cascade:
         """Decode (Eq. 13), and gather what the record keeps."""
         with self.clock("decode"):
             video = self.backbone.decode(high.z[0])
-        with self.clock("preview"):
-            low_video = None if low is None else self.backbone.decode(low.flow.z[0])
+        low_video = None if low is None else self.preview(low)
         if solver is not None:
             with self.clock("diagnostics"):
                 cosines = derivative_cosines(high, self._yardstick(low), self.recipe.t_i)

@@ -47,8 +47,14 @@ class AttentionRouter:
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
         self._temperature = 1.0
-        for i, layer in enumerate(layers):
-            layer.set_processor(_LayerProcessor(layer.processor, self, i))
+        self._before = [(layer, layer.processor) for layer in layers]
+        for i, (layer, own) in enumerate(self._before):  # another router's wrapper is not wrapped
+            layer.set_processor(_LayerProcessor(getattr(own, "stock", own), self, i))
+
+    def remove(self) -> None:
+        """Give every layer back the processor that it had; this router is of no use after that."""
+        for layer, own in self._before:
+            layer.set_processor(own)
 
     @contextlib.contextmanager
     def observing(self, observer: Observer | None) -> Iterator[None]:
