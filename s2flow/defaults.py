@@ -21,9 +21,9 @@ from s2flow.config import BackboneConf, Config, WindowsConf
 from s2flow.errors import UserError
 from s2flow.windows import Box
 
-CONF = Path(__file__).parents[1] / "conf"  # beside run.py
+CONF = Path(__file__).parent / "conf"  # a link, which a wheel turns into a folder of the package
 if not CONF.is_dir():
-    CONF = Path(__file__).parent / "conf"  # in a wheel, inside the package
+    CONF = Path(__file__).parents[1] / "conf"  # a checkout where links are text files
 BRICK = 128  # most tokens of an HR brick
 BRICKS = 512  # and at least so many of them, where the grid allows it
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_only_false_itself_stops(case):
         assert out.frames is not None
 
 
+def test_a_pipe_of_half_precision_keeps_its_types(case):
+    pipe = type(case.stock).from_pretrained(case.folder, dtype=torch.bfloat16)
+    found = state(pipe)
+    out = s2flow.generate(pipe, PROMPTS, **SMALL, sparsity=0.5, rope="ntk")
+    assert out.recipe["dtype"] == "bfloat16" and out.latent.dtype == torch.float32
+    assert out.frames.dtype == np.float32 and np.isfinite(out.frames).all()
+    assert state(pipe) == found
+
+
 def test_frames_are_what_diffusers_writes(case, tmp_path):
     out = s2flow.generate(case.stock, PROMPTS[0], **SMALL)
     path = export_to_video(out.frames[0], str(tmp_path / "clip.mp4"), fps=out.fps)
@@ -335,6 +345,16 @@ def test_pipes_that_cannot_be_used_are_refused(case, micro, monkeypatch):
 def test_a_negative_prompt_that_the_model_cannot_take_is_refused(case):
     with pytest.raises(UserError, match="leave negative_prompt out"):
         s2flow.generate(case.stock, "a cat", **SMALL, negative_prompt="blur")
+
+
+def test_the_package_holds_conf():
+    """So that an ordinary installation has it too, and not only a checkout."""
+    root = Path(defaults.__file__).parents[1]
+    names = [
+        sorted(p.relative_to(c) for p in c.rglob("*.yaml")) for c in (defaults.CONF, root / "conf")
+    ]
+    assert names[0] == names[1] and len(names[0]) > 20
+    assert "*.yaml" in (root / "pyproject.toml").read_text()
 
 
 def test_importing_the_package_is_cheap():
