@@ -5,3 +5,12 @@ import os
 # Before torch starts its threads: by default they spin while they wait, and on cores that anything
 # else uses as well a clip then takes thirty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def __getattr__(name: str):
+    """`s2flow.generate`, `s2flow.Result`: torch and diffusers are imported when first asked for."""
+    if name in ("generate", "Result"):
+        from s2flow import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 's2flow' has no attribute {name!r}")

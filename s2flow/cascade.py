@@ -16,14 +16,15 @@ the HR flow calls ordered *correctors* on the velocity, then asks its solver for
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2flow.attention import window_attention
+from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
@@ -58,6 +59,12 @@ class LowFlow:
     bricks: Box
     seconds: float = 0.0
 
+    def at(self, sigma: Tensor) -> "LowFlow":
+        """The same flow on the nodes of another noise grid; coverage from the nearest nodes."""
+        distance = (sigma[:, None] - self.flow.sigma[None, 1:]).abs()  # row 0 is never used
+        nearest = distance.argmin(1) + 1
+        return replace(self, flow=self.flow.at(sigma), coverage=self.coverage[nearest])
+
     def nbytes(self) -> int:
         """Memory held, for the cache's limit."""
         kept = [*self.flow.z, *(v for v in self.flow.v if v is not None), self.coverage]
@@ -76,6 +83,14 @@ class Generated:
     low_video: Tensor | None
     latent: Tensor
     reports: list[dict[str, Any]]
+
+
+class Stopped(Exception):
+    """`on_low` wants no HR stage; low_video: (B, T, h, w, 3) in [0, 1]."""
+
+    def __init__(self, low_video: Tensor) -> None:
+        super().__init__("stopped after the LR flow")
+        self.low_video = low_video
 
 
 class LowFlowCache(OrderedDict):
@@ -106,12 +121,15 @@ class Cascade:
         clock: Clock | None = None,
         cache: LowFlowCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        on_low: Callable[[Tensor], bool | None] | None = None,
     ) -> None:
         self.backbone, self.recipe = backbone, recipe
         self.prompts, self.seeds = list(prompts), list(seeds)
         self.clock = clock or Clock(backbone.device)
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
+        self.on_low = on_low
+        self.low_video: Tensor | None = None  # decoded once
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.high_shape = backbone.latent_shape(*recipe.high, recipe.frames)
@@ -123,15 +141,34 @@ class Cascade:
 
     # -- the three stages of Figure 2 ---------------------------------------------------------
 
+    @property
+    def sigma_high(self) -> Tensor:
+        """Noise levels of the HR flow; t_i and n count on this grid."""
+        r = self.recipe
+        return self.sigma if r.shift_high is None else sigma_grid(r.steps, r.shift_high)
+
     def low_flow(self) -> LowFlow:
-        """The LR flow to its end (Eq. 4), from the cache if another variant has made it."""
+        """The LR flow to its end (Eq. 4), from the cache if another variant has made it.
+
+        Its nodes are those of the HR grid: with `shift_high`, it is interpolated there. Raises
+        Stopped if `on_low`, which sees its video first, returns False.
+        """
         r = self.recipe
         key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
         low, reused = self.cache.get_or_make(key, self._make_low_flow)
         self.clock.seconds["lr"] = low.seconds
         for report in self.reports:
             report["low_flow_reused"] = reused
-        return low
+        if self.on_low is not None and self.on_low(self.preview(low)) is False:
+            raise Stopped(self.low_video)
+        return low if self.recipe.shift_high is None else low.at(self.sigma_high)
+
+    def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
+        """The LR video, (B, T, h, w, 3) in [0, 1]."""
+        if self.low_video is None:
+            with self.clock(stage):
+                self.low_video = self.backbone.decode(low.flow.z[0])
+        return self.low_video
 
     def hand_off(self, low: LowFlow) -> Tensor:
         """HR latent with t_i steps remaining (Eq. 5)."""
@@ -156,8 +193,21 @@ class Cascade:
         if plan is None:
             for report in self.reports:
                 report["density"] = {str(n): 1.0 for n in range(n_from, 0, -1)}
-        with self.clock("hr"):
+        with self.clock("hr"), self.high_attention():
             return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+
+    @contextmanager
+    def high_attention(self):
+        """Positions and temperature of the HR stage; the LR stage never sees them."""
+        r, backbone = self.recipe, self.backbone
+        with ExitStack() as stack:
+            if r.rope != "none":
+                low, high = (backbone.token_grid(s) for s in (self.low_shape, self.high_shape))
+                scale = tuple(b / a for a, b in zip(low, high, strict=True))
+                stack.enter_context(rope.scaled(backbone.ropes, r.rope, scale))
+            if r.temperature != 1.0:
+                stack.enter_context(backbone.router.tempered(r.temperature))
+            yield
 
     # -- what methods choose from -------------------------------------------------------------
 
@@ -206,8 +256,7 @@ class Cascade:
         """Decode (Eq. 13), and gather what the record keeps."""
         with self.clock("decode"):
             video = self.backbone.decode(high.z[0])
-        with self.clock("preview"):
-            low_video = None if low is None else self.backbone.decode(low.flow.z[0])
+        low_video = None if low is None else self.preview(low)
         if solver is not None:
             with self.clock("diagnostics"):
                 cosines = derivative_cosines(high, self._yardstick(low), self.recipe.t_i)
@@ -261,7 +310,8 @@ class Cascade:
         observe: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
-        sigma = self.sigma.tolist()
+        grid = self.sigma_high if stage == "hr" else self.sigma
+        sigma = grid.tolist()
         zs: list[Tensor | None] = [None] * len(sigma)
         vs: list[Tensor | None] = [None] * len(sigma)
         router, attention = self.backbone.router, self.recipe.attention
@@ -285,7 +335,7 @@ class Cascade:
             z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
             self.progress(stage, n_from - n + 1, n_from)
         zs[0] = z
-        return Trajectory(self.sigma, zs, vs)
+        return Trajectory(grid, zs, vs)
 
 
 def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):

@@ -16,7 +16,7 @@ from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.recipe import Recipe
-from s2flow.windows import Policy, brick_grid, candidates, fraction_of_volume
+from s2flow.windows import Box, Policy, brick_grid, candidates, fraction_of_volume
 
 
 @dataclass
@@ -111,6 +111,9 @@ class Config:
     shift: float | None = None
     handoff: str = "x0"
     noise: str = "fresh"
+    rope: str = "none"
+    temperature: Any = None
+    shift_high: float | None = None
     stencil: str = "grid"
     lr_time: str = "sigma"
     upsample: str = "bilinear"
@@ -134,6 +137,7 @@ CHOICES = {
     "solver": ("lri", "euler", "ab2", "lri_cv", "heun"),
     "handoff": ("x0", "latent", "noisy"),
     "noise": ("fresh", "aligned"),
+    "rope": ("none", "interpolate", "ntk"),
     "stencil": ("grid", "central"),
     "lr_time": ("sigma", "snr"),
     "upsample": ("bilinear", "nearest", "bicubic"),
@@ -160,14 +164,17 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     )
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
     _check_all(cfg, given, sizes, knobs)
-    t_i = _usual_t_i(cfg.backbone, given) if cfg.t_i is None else cfg.t_i
+    t_i = _usual_t_i(cfg, given, knobs) if cfg.t_i is None else cfg.t_i
     policy = _policy(cfg.windows)
-    if "windows" in knobs and policy.name in ("adaptive", "fixed"):
-        tokens = (
+    tokens, tokens_high = (
+        (
             (given["frames"] - 1) // backbone.frame_step + 1,
-            low[0] // backbone.multiple,
-            low[1] // backbone.multiple,
+            size[0] // backbone.multiple,
+            size[1] // backbone.multiple,
         )
+        for size in (low, high)
+    )
+    if "windows" in knobs and policy.name in ("adaptive", "fixed"):
         f = fraction_of_volume(cfg.sparsity, cfg.density)
         if f < 1:
             candidates(f, policy.exponents, brick_grid(tokens, brick_low))
@@ -183,6 +190,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         brick_high=brick_high,
         dtype=backbone.dtype,
         knobs=knobs,
+        rope=cfg.rope if "rope" in knobs else "none",
+        temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
+        shift_high=_shift_high(cfg, given, knobs),
         **given,
         **{
             name: cfg[name]
@@ -207,10 +217,24 @@ def _check(good: bool, otherwise: str) -> None:
         raise UserError(otherwise)
 
 
-def _usual_t_i(backbone: Any, given: dict[str, Any]) -> int:
-    """HR steps from the grid's level that is nearest to the backbone's hand-off."""
-    sigma = sigma_grid(given["steps"], given["shift"])
-    return max(int((sigma - backbone.handoff_sigma).abs().argmin()), 1)
+def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> int:
+    """HR steps from the HR grid's level that is nearest to the backbone's hand-off."""
+    sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+    return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
+
+
+def _shift_high(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> float | None:
+    """Shift of the HR grid where it is another; None: that of the LR grid."""
+    return cfg.shift_high if "shift_high" in knobs and cfg.shift_high != given["shift"] else None
+
+
+def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
+    """Factor on HR logits; auto: sqrt(ln L_hr / ln L_lr), to six digits on every machine."""
+    if cfg.temperature is None:
+        return 1.0
+    if cfg.temperature == "auto":
+        return round(math.sqrt(math.log(math.prod(high)) / math.log(max(math.prod(low), 2))), 6)
+    return float(cfg.temperature)
 
 
 def _check_all(
@@ -220,6 +244,10 @@ def _check_all(
     _check(
         0 < given["shift"] < math.inf,
         f"shift={given['shift']} is not positive and finite; type shift={cfg.backbone.shift}",
+    )
+    _check(
+        cfg.shift_high is None or 0 < cfg.shift_high < math.inf,
+        f"shift_high={cfg.shift_high} is not positive and finite; type shift_high={given['shift']}",
     )
     _check(
         math.isfinite(given["guidance"]),
@@ -244,6 +272,19 @@ def _check_all(
         cfg.lr_time == "sigma" or cfg.order <= 2 or cfg.solver != "lri",
         f"order={cfg.order} cannot be taken at equal SNR, which is known for v' only; "
         "type order=2 or lr_time=sigma",
+    )
+    _check(
+        _shift_high(cfg, given, knobs) is None
+        or cfg.solver != "lri"
+        or cfg.order <= 2
+        or "order" not in knobs,
+        f"order={cfg.order} needs the LR flow at the HR stage's own noise levels, and with "
+        f"shift_high={cfg.shift_high} it is interpolated; type order=2 or leave shift_high out",
+    )
+    temperature = cfg.temperature
+    _check(
+        temperature in (None, "auto") or _is_positive(temperature),
+        f"temperature={temperature} is not a positive number; type temperature=auto, or null for none",
     )
     for name in ("brick_low", "brick_high"):
         brick = sizes[name]
@@ -274,7 +315,7 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
     _check(
         cfg.t_i is None or 1 <= cfg.t_i <= steps,
         f"t_i={cfg.t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "
-        f"type t_i={_usual_t_i(cfg.backbone, given)}",
+        f"type t_i={_usual_t_i(cfg, given, knobs)}",
     )
     most = steps if "order" in knobs and cfg.solver == "lri" else math.inf
     _check(
@@ -367,6 +408,10 @@ def _policy(w: Any) -> Policy:
         w.dense_steps,
         tuple(w.dense_layers),
     )
+
+
+def _is_positive(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < math.inf
 
 
 def _is_split(e: Any) -> bool:

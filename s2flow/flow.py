@@ -86,6 +86,22 @@ class Trajectory:
         """N, the number of steps of the whole grid."""
         return len(self.sigma) - 1
 
+    def at(self, sigma: Tensor) -> "Trajectory":
+        """This whole trajectory on the nodes of another grid over [0, 1], (N'+1,).
+
+        z linear between nodes, which is the Euler path itself; v linear between the velocities
+        there, and below the lowest node with a velocity the one of that node.
+        """
+        own = self.sigma.tolist()
+        zs, vs = [], []
+        for s in sigma.tolist():
+            b = min(max(int(torch.searchsorted(self.sigma, s)), 1), self.steps)
+            a = b - 1
+            mix = (s - own[a]) / (own[b] - own[a])
+            zs.append(torch.lerp(self.z[a], self.z[b], mix))
+            vs.append(torch.lerp(self.v[max(a, 1)], self.v[b], mix))
+        return Trajectory(sigma, zs, [None, *vs[1:]])
+
     def x0(self, n: int) -> Tensor:
         """Predicted clean latent with n steps remaining."""
         return x0_from_v(self.z[n], self.v[n], float(self.sigma[n]))

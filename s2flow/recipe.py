@@ -14,6 +14,7 @@ from typing import Any
 from s2flow.windows import Box, Policy
 
 VERSION = 1  # raise it when the same recipe would give other pixels
+LATER = {"rope": "none", "temperature": 1.0, "shift_high": None}  # with their first values
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Recipe:
     lr_time: str
     upsample: str
     dtype: str = "float32"  # of the model; the flow's state is always float32
+    rope: str = "none"  # positions of the HR stage
+    temperature: float = 1.0  # factor on the HR stage's attention logits
+    shift_high: float | None = None  # of the HR stage's noise grid; None: shift
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -62,7 +66,7 @@ class Recipe:
         if self.dtype != "float32":
             always += ("dtype",)
         own = {k: own[k] for k in (*always, *self.knobs)}
-        ignored: set[str] = set()
+        ignored = {k for k, first in LATER.items() if own.get(k) == first}
         if "windows" in own and self.whole_grid:
             own["windows"] = {"name": "full"}
             ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from s2flow import methods
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
-from s2flow.cascade import Cascade, Generated, LowFlowCache
+from s2flow.cascade import Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
@@ -178,12 +178,7 @@ class Job:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, failed = self.cfg, 0
         backbone = load_backbone(cfg.backbone, _device(cfg.device))
-        layers = backbone.router.layers
-        for layer in self.recipe.windows.dense_layers:
-            if not 0 <= layer < layers:
-                raise UserError(
-                    f"windows.dense_layers holds {layer}; {backbone.name} has layers 0..{layers - 1}"
-                )
+        methods.check_layers(backbone, self.recipe)
         with (
             Progress(self.recipe, clips, len(todo)) as progress,
             tracked(cfg, self.recipe) as track,
@@ -198,12 +193,10 @@ class Job:
         clock, store = Clock(backbone.device), self.store
         prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
-            cascade = Cascade(
-                backbone, self.recipe, prompts, seeds, clock, _low_flows, progress.step
+            made = methods.generate(
+                *(backbone, self.recipe, prompts, seeds),
+                **{"clock": clock, "cache": _low_flows, "progress": progress.step},
             )
-            made = methods.method(self.recipe.method).generate(cascade)
-            if not torch.isfinite(made.latent).all():
-                raise FloatingPointError("the latent holds NaN or infinity")
             for i, task in enumerate(group):
                 store.commit(task.key, self.write(task, i, made, clock, backbone))
         except Exception as error:
@@ -253,7 +246,10 @@ class Job:
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
             with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
                 contact_sheet(temporary, rows, task.prompt)
-        sigma = [round(s, 8) for s in reversed(sigma_grid(recipe.steps, recipe.shift).tolist())]
+        sigma, sigma_high = (
+            [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
+            for k in (recipe.shift, recipe.shift_high)
+        )
         return {
             "status": "ok",
             "run_id": recipe.run_id,
@@ -270,7 +266,10 @@ class Job:
             "fps": fps,
             "windows": recipe.windows_label,
             "sigmas": sigma,
-            "sigma_handoff": sigma[recipe.steps - recipe.t_i] if "t_i" in recipe.knobs else None,
+            **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
+            "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
+            if "t_i" in recipe.knobs
+            else None,
             **made.reports[i],
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},

@@ -71,6 +71,7 @@ COMMANDS = {  # what may be typed -> how many different runs it is
     "-m upsample=bilinear,nearest,bicubic": 3,
     "-m seed=0,1,2": 1,
     "-m 'low=[32,48],[32,32]'": 2,
+    "-m rope=none,interpolate,ntk temperature=null,auto shift_high=null,3": 12,
     "high=[96,144] steps=30 frames=4 guidance=2 shift=3": 1,
     "backbone=tiny": 1,
     "-m backbone=wan_1_3b,wan_14b,hunyuan": 3,

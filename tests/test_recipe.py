@@ -36,7 +36,7 @@ FIXED = Recipe(
     upsample="bilinear",
     knobs=("low", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_low")
     + ("brick_high", "coverage_rows", "attention", "solver", "order", "stencil", "lr_time")
-    + ("upsample",),
+    + ("upsample", "rope", "temperature", "shift_high"),
 )
 
 OTHER = {  # one other value for every field
@@ -66,6 +66,9 @@ OTHER = {  # one other value for every field
     "lr_time": "snr",
     "upsample": "nearest",
     "dtype": "bfloat16",
+    "rope": "ntk",
+    "temperature": 1.05,
+    "shift_high": 3.0,
 }
 
 
@@ -131,6 +134,11 @@ SAME = [  # (one command, another that makes the same pixels)
     ("", "seed=3 prompt=cat prompts=world prompts.count=3 prompts.subset_seed=1"),
     ("", "device=cpu batch=4 shard=2/3 runs_dir=elsewhere threads=1"),
     ("", "scorer=[none] tracker=wandb tracker.project=mine"),
+    ("", "rope=none temperature=null shift_high=1.5"),
+    ("", "temperature=1"),
+    ("temperature=auto", "temperature=1.124135"),  # sqrt(ln 768 / ln 192)
+    ("method=native", "method=native rope=ntk temperature=1.1 shift_high=3"),
+    ("method=bicubic", "method=bicubic rope=ntk temperature=1.1 shift_high=3"),
 ]
 
 DIFFERENT = [
@@ -145,6 +153,9 @@ DIFFERENT = [
     ("windows=fixed", "windows=cubes"),
     ("sparsity=0.5", "sparsity=0.5 density=per_axis"),
     ("", "negative_prompt=blur"),
+    ("method=cascade", "method=cascade rope=interpolate"),
+    ("method=cascade", "method=cascade temperature=auto"),
+    ("t_i=12", "t_i=12 shift_high=3"),
 ]
 
 
@@ -161,6 +172,7 @@ def test_other_pixels_are_another_run(one, other, recipe):
 def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
     shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
     shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
+    shared += ("rope", "temperature", "shift_high")
     for name, value in OTHER.items():
         same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
         assert same == (name in shared), name

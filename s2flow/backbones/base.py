@@ -13,7 +13,7 @@ A family is a module of this package with two functions:
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.windows import Box
@@ -40,6 +40,7 @@ class Backbone(Protocol):
     router: AttentionRouter
     multiple: int  # sides in pixels must be multiples of this
     frame_step: int  # frames must be a multiple of this, plus 1
+    ropes: list[nn.Module]  # its modules of rotary positions
     max_side: float  # longest side, in pixels, that its positions can address
 
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Any:

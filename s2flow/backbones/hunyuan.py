@@ -64,6 +64,7 @@ class HunyuanVideoBackbone:
         self.name, self.pipeline = name, pipeline
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
         self.device = str(self.transformer.device)
+        self.ropes = [self.transformer.rope]
         config = self.transformer.config
         self.patch: Box = (config.patch_size_t, config.patch_size, config.patch_size)
         self.frame_step: int = self.vae.config.temporal_compression_ratio

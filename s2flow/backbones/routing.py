@@ -46,8 +46,15 @@ class AttentionRouter:
         self.unmasked = False  # whether the model's mask is known to be all true
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
-        for i, layer in enumerate(layers):
-            layer.set_processor(_LayerProcessor(layer.processor, self, i))
+        self._temperature = 1.0
+        self._before = [(layer, layer.processor) for layer in layers]
+        for i, (layer, own) in enumerate(self._before):  # another router's wrapper is not wrapped
+            layer.set_processor(_LayerProcessor(getattr(own, "stock", own), self, i))
+
+    def remove(self) -> None:
+        """Give every layer back the processor that it had; this router is of no use after that."""
+        for layer, own in self._before:
+            layer.set_processor(own)
 
     @contextlib.contextmanager
     def observing(self, observer: Observer | None) -> Iterator[None]:
@@ -68,6 +75,15 @@ class AttentionRouter:
             self._replacer = before
 
     @contextlib.contextmanager
+    def tempered(self, factor: float) -> Iterator[None]:
+        """Multiply every attention logit by `factor`, in the stock call and in replacers alike."""
+        before, self._temperature = self._temperature, factor
+        try:
+            yield
+        finally:
+            self._temperature = before
+
+    @contextlib.contextmanager
     def text_of(self, lengths: list[int], padded_to: int) -> Iterator[None]:
         """During this forward, clip i ends in lengths[i] text tokens, padded to so many."""
         before = self.text, self.unmasked
@@ -78,15 +94,19 @@ class AttentionRouter:
         finally:
             self.text, self.unmasked = before
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[[], Any]) -> Any:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[[Tensor], Any]
+    ) -> Any:
         """One self-attention in diffusers' layout (B, L, heads, d)."""
+        if self._temperature != 1.0:
+            q = q * self._temperature
         if self._observer is not None:
             self._observer(layer, q.transpose(1, 2), k.transpose(1, 2))
         if self._replacer is not None:
             out = self._replacer(layer, *(x.transpose(1, 2) for x in (q, k, v)))
             if out is not None:
                 return out.transpose(1, 2)
-        return stock()
+        return stock(q)
 
 
 def _routed(stock: Callable) -> Callable:
@@ -95,7 +115,7 @@ def _routed(stock: Callable) -> Callable:
             return stock(query, key, value, *args, **kwargs)
         router, layer = _inside[-1]
         return router.attend(
-            layer, query, key, value, lambda: stock(query, key, value, *args, **kwargs)
+            layer, query, key, value, lambda q: stock(q, key, value, *args, **kwargs)
         )
 
     return dispatch_attention_fn

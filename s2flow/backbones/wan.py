@@ -53,6 +53,7 @@ class WanBackbone:
         self.name, self.pipeline, self.text_length = name, pipeline, text_length
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
         self.device = str(self.transformer.device)
+        self.ropes = [self.transformer.rope]
         self.patch: Box = tuple(self.transformer.config.patch_size)
         self.frame_step: int = self.vae.config.scale_factor_temporal
         self.scale_s: int = self.vae.config.scale_factor_spatial

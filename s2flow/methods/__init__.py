@@ -8,11 +8,18 @@ A new method is one such file and `conf/method/<name>.yaml`.
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
+import torch
+
+from s2flow.backbones.base import Backbone
+from s2flow.cascade import Cascade, Generated
 from s2flow.errors import UserError
+from s2flow.recipe import Recipe
 
-CASCADE_KNOBS = ("low", "t_i", "handoff", "noise")
+CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
 
 
 def method(name: str) -> ModuleType:
@@ -21,3 +28,27 @@ def method(name: str) -> ModuleType:
     if name not in names:
         raise UserError(f"method={name} is unknown; type one of method={'|'.join(names)}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def generate(
+    backbone: Backbone, recipe: Recipe, prompts: Sequence[str], seeds: Sequence[int], **how: Any
+) -> Generated:
+    """One batch of clips by the recipe's method: what `run.py` and `s2flow.generate` both call.
+
+    how: `clock`, `cache`, `progress`, `on_low` of `Cascade`. Raises FloatingPointError for a latent
+    that is not finite.
+    """
+    made = method(recipe.method).generate(Cascade(backbone, recipe, prompts, seeds, **how))
+    if not torch.isfinite(made.latent).all():
+        raise FloatingPointError("the latent holds NaN or infinity")
+    return made
+
+
+def check_layers(backbone: Backbone, recipe: Recipe) -> None:
+    """Raises UserError if the recipe names a layer that the backbone lacks."""
+    layers = backbone.router.layers
+    for layer in recipe.windows.dense_layers:
+        if not 0 <= layer < layers:
+            raise UserError(
+                f"windows.dense_layers holds {layer}; {backbone.name} has layers 0..{layers - 1}"
+            )

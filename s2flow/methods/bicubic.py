@@ -9,7 +9,7 @@ KNOBS = ("low",)
 def generate(run: Cascade) -> Generated:
     """LR flow to its end, decode, bicubic with antialias."""
     low = run.low_flow()
+    low_video = run.preview(low, "decode")
     with run.clock("decode"):
-        low_video = run.backbone.decode(low.flow.z[0])
         video = resize_video(low_video, *run.recipe.high)
     return Generated(video, low_video, low.flow.z[0], run.reports)

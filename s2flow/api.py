@@ -1,0 +1,190 @@
+"""S²Flow for a pipeline that you have loaded: one call, in diffusers' manner.
+
+    pipe = WanPipeline.from_pretrained(FOLDER, dtype=torch.bfloat16).to("cuda")
+    out = s2flow.generate(pipe, "a cat in the rain", high=(960, 1664), sparsity=0.5, order=2)
+    export_to_video(out.frames[0], "cat.mp4", fps=out.fps)
+
+Keywords are the knobs of conf/config.yaml, checked by the same code and with the same defaults. What is
+left open comes, in this order, from other keywords (`low` is half of `high`), from the pipe itself (the
+shift of its scheduler, strides, types), and from the file of conf/backbone that fits it. The clips are
+made by `methods.generate`, as those of `run.py` are: same noise, same pixels.
+
+The pipe is only borrowed. Its attention processors are wrapped while a call lasts and put back when it
+ends, by an error or Ctrl-C too; weights, types, devices and scheduler are never touched.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from torch import Tensor
+
+from s2flow import methods
+from s2flow.backbones.base import Backbone
+from s2flow.cascade import Stopped
+from s2flow.config import BackboneConf, Config, resolve
+from s2flow.defaults import composed, conf_file, of_pipe
+from s2flow.errors import UserError
+from s2flow.timing import Clock
+
+NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
+             "device", "threads", "seed"}  # fmt: skip
+KNOBS = tuple(f.name for f in fields(Config) if f.name not in NOT_KNOBS)
+UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
+DIFFUSERS = {  # its words for our knobs
+    "height": "high=(height, width)",
+    "width": "high=(height, width)",
+    "num_frames": "frames=...",
+    "num_inference_steps": "steps=...",
+    "guidance_scale": "guidance=...",
+    "generator": "seed=...",
+    "callback_on_step_end": "progress=...",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made of B prompts.
+
+    frames: (B, T, H, W, 3) float32 in [0, 1], for `diffusers.utils.export_to_video(frames[i])`; None
+    if `on_low` said stop. low_frames: the LR video, (B, T, h, w, 3); None for method="native".
+    latent: the HR z_0 (B, C, T, h', w'), float32, on the pipe's device. reports: of every clip the
+    realised density per step, window histogram, cosines. recipe: every knob as it was resolved.
+    seconds: wall time per stage. fps: what the model was trained at.
+    """
+
+    frames: np.ndarray | None
+    low_frames: np.ndarray | None
+    latent: Tensor | None
+    reports: list[dict[str, Any]]
+    recipe: dict[str, Any]
+    seconds: dict[str, float]
+    fps: int
+
+
+def generate(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    *,
+    seed: int | Sequence[int] = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_low: Callable[[np.ndarray], bool | None] | None = None,
+    **knobs: Any,
+) -> Result:
+    """High-resolution clips of one prompt, or of a list of them in one batch.
+
+    pipe: a loaded `WanPipeline` or `HunyuanVideoPipeline`; or a name of conf/backbone, such as the
+    embedded "micro", which is loaded once per process; or a backbone of this package.
+    seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
+    progress(stage, step, total): after every step of stage "lr" and "hr".
+    on_low(low_frames): sees the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage starts.
+    If it returns False, the call ends there and the result has no frames; what it raises, goes through.
+    knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
+    guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like.
+
+    Raises UserError, in one line that says what to type, for values that cannot work, and
+    FloatingPointError for a latent that is not finite.
+    """
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+    _check_words(prompts, seeds, knobs)
+    with _borrowed(pipe) as (backbone, files, weights):
+        cfg = composed(files, knobs)
+        recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
+        methods.check_layers(backbone, recipe)
+        clock = Clock(backbone.device)
+        how = {"clock": clock, "progress": progress}
+        if on_low is not None:
+            how["on_low"] = lambda video: _plain(on_low(_array(video)))
+        found = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
+        try:
+            made = methods.generate(backbone, recipe, prompts, seeds, **how)
+        except Stopped as stop:
+            return Result(None, _array(stop.low_video), None, [], **found)
+        low = None if made.low_video is None else _array(made.low_video)
+        return Result(_array(made.video), low, made.latent, made.reports, **found)
+
+
+# -- whose model it is --------------------------------------------------------------------------
+
+
+def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
+    from s2flow.backbones.wan import WanBackbone
+
+    if type(pipe.vae).__name__ == "PatchVAE":
+        raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
+    if getattr(pipe, "transformer_2", None) is not None or pipe.config.get("expand_timesteps"):
+        raise UserError("this pipe is Wan 2.2, which s2flow cannot run; load Wan 2.1 instead")
+    return WanBackbone("wan", pipe), ["wan_1_3b", "wan_14b"]
+
+
+def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
+    from s2flow.backbones.hunyuan import HunyuanVideoBackbone
+
+    return HunyuanVideoBackbone("hunyuan", pipe), ["hunyuan"]
+
+
+# class of the pipeline -> its adapter, and the files of conf/backbone that describe such models
+FAMILIES = {"WanPipeline": _wan, "HunyuanVideoPipeline": _hunyuan}
+
+
+@contextmanager
+def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
+    """The backbone of `generate`'s first argument, the files that describe it, its weights' name."""
+    if isinstance(pipe, str):
+        from s2flow.runner import _device, _weights_hash, load_backbone, origin
+
+        conf = conf_file("backbone", pipe, BackboneConf)
+        weights = _weights_hash(conf.family, origin(conf))
+        yield load_backbone(conf, _device("auto")), [conf], weights
+        return
+    if hasattr(pipe, "router"):  # a backbone of ours
+        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], UNNAMED
+        return
+    names = [c.__name__ for c in type(pipe).__mro__ if c.__name__ in FAMILIES]
+    if not names:
+        raise UserError(
+            f"a {type(pipe).__name__} cannot be used; pass a loaded {' or '.join(FAMILIES)}, or the "
+            "name of a backbone such as 'micro'"
+        )
+    if str(pipe._execution_device) != str(pipe.transformer.device):
+        raise UserError(
+            f"this pipe is offloaded (weights on {pipe.transformer.device}, work on "
+            f"{pipe._execution_device}), which is not supported; type pipe.to('cuda') instead"
+        )
+    backbone, described = FAMILIES[names[0]](pipe)
+    try:
+        yield backbone, of_pipe(pipe, backbone, described), UNNAMED
+    finally:
+        backbone.router.remove()
+
+
+# -- what was typed -----------------------------------------------------------------------------
+
+
+def _check_words(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
+    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+        raise UserError(
+            "prompt is empty or no text; type prompt='a large blue star spins on sand'"
+        )
+    if len(seeds) != len(prompts):
+        raise UserError(
+            f"seed holds {len(seeds)} numbers for {len(prompts)} prompts; type one, or one for each"
+        )
+    for name in knobs.keys() - set(KNOBS):
+        close = difflib.get_close_matches(name, KNOBS, 1)
+        meant = DIFFUSERS.get(name) or (f"{close[0]}=..." if close else None)
+        hint = f"type {meant}" if meant else f"there are {', '.join(KNOBS)}"
+        raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
+
+
+def _array(video: Tensor) -> np.ndarray:
+    return video.float().cpu().numpy()
+
+
+def _plain(answer: Any) -> Any:
+    return answer.item() if isinstance(answer, np.generic) else answer  # np.False_ is not False
