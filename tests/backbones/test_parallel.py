@@ -1,0 +1,115 @@
+"""Several processes: a video over two ranks is the video of one, and prompts are shared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+from test_cli import run_here
+
+from s2flow.backbones.ulysses import deal_heads
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(*words):
+    """Two processes; returns what they said."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, *map(str, words)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def ranks(folders, tmp_path_factory):
+    """What each of two ranks found, of all that two_ranks.py computes."""
+    out = tmp_path_factory.mktemp("ranks")
+    torchrun(Path(two_ranks.__file__), out, *(f"{k}={v}" for k, v in folders.items()))
+    return [torch.load(out / f"{r}.pt") for r in range(2)]
+
+
+def relative(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", list(two_ranks.FAMILIES))
+def test_two_ranks_make_the_video_of_one(name, folders, ranks):
+    """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""
+    alone = two_ranks.clip(name, str(folders[name]))
+    volumes = alone["boxes"][1:3].float().prod(-1)
+    assert (volumes[..., 0] < volumes[..., 1]).any()  # where dealing changes the order of heads
+    for mine in (found[name] for found in ranks):
+        assert relative(mine["coverage"], alone["coverage"]) < 1e-5
+        assert torch.equal(mine["boxes"], alone["boxes"])
+        assert relative(mine["latent"], alone["latent"]) < 1e-5
+        assert float((mine["video"] - alone["video"]).abs().max()) < 1e-5
+        assert relative(mine["odd"], alone["odd"]) < 1e-5
+        assert {h for h, _ in mine["heads"]} == {1} and {h for h, _ in alone["heads"]} == {2}
+        assert [n for _, n in mine["heads"]] == [n for _, n in alone["heads"]]
+
+
+def test_heads_dealt_unevenly_come_back_in_order(ranks):
+    truth = two_ranks.exchange()
+    for found, tokens in zip(ranks, (range(4), range(4, 7)), strict=True):
+        expected = truth[:, [*tokens, 7, 8, 9]]
+        assert relative(found["exchange"], expected) < 1e-6
+
+
+def test_a_leader_speaks_for_its_group(ranks):
+    assert ranks[0]["failures"] == ("OSError('disk')", 0, ["a", "b"], [2, 1])
+    said, *rest = ranks[1]["failures"]
+    assert "leader of this group failed: OSError('disk')" in said
+    assert rest == [0, ["a", "b"], [2, 1]]
+
+
+def test_heads_are_dealt_by_their_work():
+    assert deal_heads([8, 1, 1, 8, 1, 1], 2) == [[0, 1, 4], [2, 3, 5]]
+    assert deal_heads([5, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def words(folder, runs_dir):
+    which = ["backbone=wan_1_3b", f"backbone.source={folder}", *two_ranks.WINDOWS]
+    return [*which, *two_ranks.SIZES, "prompts.count=3", "device=cpu", f"runs_dir={runs_dir}"]
+
+
+def records(runs_dir):
+    found = [json.loads(p.read_text()) for p in sorted(runs_dir.glob("*/records/*.json"))]
+    placement = (
+        "seconds",
+        "peak_mib",
+        "command",
+        "threads",
+        "context_parallel",
+        "sha256",
+        "bytes",
+    )
+    return [{k: v for k, v in r.items() if k not in placement} for r in found]
+
+
+def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys):
+    """One sweep on two processes: 3 prompts over both, then each video over both."""
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    places = [f"hydra.sweep.dir={tmp_path}/diary/${{oc.env:RANK}}"]
+    runs = f"{tmp_path}/${{context_parallel}}"
+    said = torchrun(
+        ROOT / "run.py",
+        "-m",
+        "context_parallel=1,2",
+        *words(folders["wan"], runs),
+        *places,
+        *quiet,
+    )
+    assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
+    assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
+    alone = words(folders["wan"], tmp_path / "alone")
+    assert run_here(monkeypatch, tmp_path, *alone) == 0
+    assert len(records(tmp_path / "alone")) == 3
+    assert records(tmp_path / "1") == records(tmp_path / "alone") == records(tmp_path / "2")
