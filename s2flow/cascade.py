@@ -126,7 +126,8 @@ class Cascade:
     def low_flow(self) -> LowFlow:
         """The LR flow to its end (Eq. 4), from the cache if another variant has made it."""
         r = self.recipe
-        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
+        ranks = self.backbone.router.ranks  # must all have it, or all make it
+        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds), ranks and ranks.k)
         low, reused = self.cache.get_or_make(key, self._make_low_flow)
         self.clock.seconds["lr"] = low.seconds
         for report in self.reports:
