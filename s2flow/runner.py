@@ -27,7 +27,8 @@ from omegaconf import DictConfig
 from s2flow import methods
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
-from s2flow.backbones.placement import Placement, place
+from s2flow.backbones.compiled import compile_backbone
+from s2flow.backbones.ulysses import share_videos
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
@@ -44,7 +45,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, Origin, str, Placement], Backbone] = {}  # at most one
+_loaded: dict[tuple[str, Origin, str, bool, Any], Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,15 @@ def origin(conf: DictConfig) -> Origin:
     return Origin(conf.name, conf.source, conf.revision, conf.dtype)
 
 
-def load_backbone(conf: DictConfig, device: str, placement: Placement | None = None) -> Backbone:
+def load_backbone(
+    conf: DictConfig, device: str, compiled: bool = False, group: Any = None
+) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
-    Raises UserError if its strides are not those that sizes were checked against.
+    group: of processes that make each video together, None for one. Raises UserError if its strides
+    are not those that sizes were checked against, or its heads cannot be shared.
     """
-    placement = placement or Placement()
-    key = (conf.family, origin(conf), device, placement)
+    key = (conf.family, origin(conf), device, compiled, group)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
@@ -162,7 +165,10 @@ def load_backbone(conf: DictConfig, device: str, placement: Placement | None = N
                     f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
                     f"type backbone.{knob}={stride}"
                 )
-        place(backbone, placement)
+        if group is not None:
+            share_videos(backbone, group)
+        if compiled:
+            compile_backbone(backbone)
         _loaded[key] = backbone
     return _loaded[key]
 
@@ -186,8 +192,8 @@ class Job:
     def make_all(self, todo: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, team, failed = self.cfg, self.team, 0
-        placement = Placement(cfg.compile, team.tensors)
-        backbone = load_backbone(cfg.backbone, _device(cfg.device), placement)
+        device = _device(cfg.device)
+        backbone = load_backbone(cfg.backbone, device, cfg.compile, team.tensors)
         layers = backbone.router.layers
         for layer in self.recipe.windows.dense_layers:
             if not 0 <= layer < layers:

@@ -61,11 +61,12 @@ class AttentionRouter:
         self._replacer: Replacer | None = None
         self._work: Work | None = None
         self._dealt: Heads = []
-        self._processors = [
-            _LayerProcessor(layer.processor, self, i) for i, layer in enumerate(layers)
-        ]
-        for layer, processor in zip(layers, self._processors, strict=True):
-            layer.set_processor(processor)
+        self._processors: list[_LayerProcessor] = []
+        for i, layer in enumerate(layers):
+            self._processors.append(
+                _LayerProcessor(layer.processor, self, i, len(self._processors))
+            )
+            layer.set_processor(self._processors[-1])
         self.handle = id(self)
         _routers[self.handle] = self
 
@@ -156,23 +157,23 @@ def _routed(stock: Callable) -> Callable:
 
 @torch.library.custom_op("s2flow::attend", mutates_args=())
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, layer: Tensor, handle: int
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor, handle: int
 ) -> Tensor:
-    """A routed self-attention as one node of a compiled graph; layer: 0-dim, on the CPU."""
-    router, i = _routers[handle], int(layer)
-    own = router._processors[i]
+    """A routed self-attention as one node of a compiled graph; number: 0-dim, on the CPU."""
+    router = _routers[handle]
+    own = router._processors[int(number)]
     router._check(own._parallel_config)
     backend = own._attention_backend
 
     def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return router._stock(q, k, v, attn_mask=mask, backend=backend)
 
-    out = router.attend(i, q, k, v, stock)
+    out = router.attend(own.layer, q, k, v, stock)
     return out.clone(memory_format=torch.contiguous_format)  # never one of the inputs
 
 
 @attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask, layer: Tensor, handle: int) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, mask, number: Tensor, handle: int) -> Tensor:
     return q.new_empty(q.shape)
 
 
@@ -183,9 +184,10 @@ class _LayerProcessor:
     What diffusers writes on a processor (`set_attention_backend`) is written on the stock one.
     """
 
-    def __init__(self, stock: Any, router: AttentionRouter, layer: int) -> None:
+    def __init__(self, stock: Any, router: AttentionRouter, layer: int, number: int) -> None:
         self.stock, self.router, self.layer = stock, router, layer
-        self.number = torch.tensor(layer)  # for compiled graphs, to which an int is a constant
+        # its place among the router's, for compiled graphs: to them an int would be a constant
+        self.number = torch.tensor(number)
 
     def __call__(
         self,

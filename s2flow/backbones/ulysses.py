@@ -15,6 +15,7 @@ A ring cannot do this: it hands keys on in pieces, and no rank ever sees the win
 """
 
 import weakref
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -133,6 +134,20 @@ class Ulysses:
         flat = torch.cat([x.flatten() for x in sent])
         dist.all_to_all_single(out, flat, sizes, [x.numel() for x in sent], self.group)
         return [x.view(s) for x, s in zip(out.split(sizes), shapes, strict=True)]
+
+
+def share_videos(backbone: Any, group: dist.ProcessGroup) -> None:
+    """From now on the ranks of `group` compute every video of a loaded backbone together.
+
+    Raises UserError if they cannot share its heads.
+    """
+    ranks = Ulysses(group)
+    for transformer in (backbone.transformer, getattr(backbone, "transformer_2", None)):
+        if transformer is not None:
+            check_heads(transformer.config.num_attention_heads, ranks.k)
+            blocks = getattr(transformer, "blocks", None) or transformer.transformer_blocks
+            ranks.install(blocks[0], transformer.proj_out)
+    backbone.router.ranks = ranks
 
 
 _every: weakref.WeakValueDictionary[int, Ulysses] = weakref.WeakValueDictionary()

@@ -13,8 +13,7 @@ from hydra import compose, initialize_config_dir
 import s2flow.config as config
 from s2flow.backbones import hunyuan, wan
 from s2flow.backbones.base import Origin
-from s2flow.backbones.placement import Placement, place
-from s2flow.backbones.ulysses import Ulysses
+from s2flow.backbones.ulysses import Ulysses, share_videos
 from s2flow.cascade import Cascade
 from s2flow.methods import method
 from s2flow.parallel import join
@@ -36,7 +35,8 @@ def recipe(name):
 def clip(name, folder, group=None):
     """A batch of two clips of the whole method, and a velocity of an odd number of tokens."""
     backbone = FAMILIES[name].from_origin(Origin(name, folder), "cpu")
-    place(backbone, Placement(group=group))
+    if group is not None:
+        share_videos(backbone, group)
     engine = Cascade(backbone, recipe(name), PROMPTS, [3, 4])
     low = engine.low_flow()
     plan = engine.plan(low)
