@@ -146,7 +146,9 @@ def _routed(stock: Callable) -> Callable:
             return stock(query, key, value, *args, **kwargs)
         at = _inside[-1]
         if torch.compiler.is_compiling():
-            return attend(query, key, value, kwargs.get("attn_mask"), at.number, at.router.handle)
+            ranks, mask = at.router.ranks, kwargs.get("attn_mask")
+            tokens = 0 if ranks is None else ranks.tokens
+            return attend(query, key, value, mask, at.number, at.router.handle, tokens)
         at.router._check(kwargs.get("parallel_config"))
         return at.router.attend(
             at.layer, query, key, value, lambda q, k, v: stock(q, k, v, *args, **kwargs)
@@ -157,13 +159,15 @@ def _routed(stock: Callable) -> Callable:
 
 @torch.library.custom_op("s2flow::attend", mutates_args=())
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor, handle: int
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor, handle: int, tokens: int
 ) -> Tensor:
     """A routed self-attention as one node of a compiled graph; number: 0-dim, on the CPU."""
     router = _routers[handle]
+    if router.ranks is not None:  # a graph leaves what it sets in Python until it has run
+        router.ranks.tokens = tokens
     own = router._processors[int(number)]
-    router._check(own._parallel_config)
-    backend = own._attention_backend
+    router._check(getattr(own, "_parallel_config", None))
+    backend = getattr(own, "_attention_backend", None)
 
     def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return router._stock(q, k, v, attn_mask=mask, backend=backend)
@@ -173,7 +177,7 @@ def attend(
 
 
 @attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask, number: Tensor, handle: int) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, mask, number: Tensor, handle: int, tokens: int) -> Tensor:
     return q.new_empty(q.shape)
 
 

@@ -11,7 +11,10 @@ import torch
 import two_ranks
 from test_cli import run_here
 
-from s2flow.backbones.ulysses import deal_heads
+from s2flow import parallel, runner
+from s2flow.backbones.ulysses import check_heads, deal_heads
+from s2flow.errors import UserError
+from s2flow.parallel import Team
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,9 +70,70 @@ def test_a_leader_speaks_for_its_group(ranks):
     assert rest == [0, ["a", "b"], [2, 1]]
 
 
+def test_sharing_and_compiling_go_together(folders, ranks):
+    truth = two_ranks.compiled(str(folders["wan"]))
+    assert all(relative(found["compiled"], truth) < 1e-5 for found in ranks)
+
+
+def test_a_rank_that_fails_alone_says_so(ranks):
+    """It must not wait for the others, who wait for it."""
+    assert "rank 0 failed alone (ValueError: only here)" in ranks[0]["alone"]
+
+
 def test_heads_are_dealt_by_their_work():
     assert deal_heads([8, 1, 1, 8, 1, 1], 2) == [[0, 1, 4], [2, 3, 5]]
     assert deal_heads([5, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+
+
+# -- what cannot be shared ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(rank, size): as if torchrun had started so many processes on one machine."""
+
+    def launch(rank, size):
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+    return launch
+
+
+def test_heads_that_cannot_be_shared_are_refused():
+    with pytest.raises(UserError, match=r"context_parallel=8 .* 12 heads .*=2\|3\|4\|6\|12 "):
+        check_heads(12, 8)
+    check_heads(24, 8)
+
+
+def test_processes_must_fit_the_groups(launched):
+    with pytest.raises(UserError, match="2 needs .* there is 1; type torchrun --nproc_per_node=2"):
+        parallel.join(2, "cpu")
+    launched(0, 6)
+    with pytest.raises(UserError, match="4 needs a multiple of 4 processes and there are 6"):
+        parallel.join(4, "cpu")
+
+
+def test_each_process_has_its_own_card(launched, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert runner._device("cuda:1") == "cuda:1" and runner._device("auto") == "cuda"
+    launched(3, 8)
+    assert runner._device("auto") == runner._device("cuda") == "cuda:3"
+    assert runner._device("cpu") == "cpu"
+    with pytest.raises(UserError, match="every process on one card; type device=cuda"):
+        runner._device("cuda:1")
+    launched(4, 8)
+    with pytest.raises(UserError, match="no card, there are 4; type --nproc_per_node=4"):
+        runner._device("auto")
+
+
+@pytest.mark.parametrize("size, k", [(8, 1), (8, 4), (6, 2)])
+def test_every_clip_is_made_by_one_group(size, k):
+    shares = [Team(rank, size, k).share(list(range(11))) for rank in range(size)]
+    assert all(shares[r] == shares[r // k * k] for r in range(size))
+    assert sorted(t for s in shares[::k] for t in s) == list(range(11))
+    assert [Team(r, size, k).leads for r in range(size)] == [r % k == 0 for r in range(size)]
 
 
 # -- the command line -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ torchrun --nproc_per_node=2 two_ranks.py OUT wan=FOLDER hunyuan=FOLDER
 """
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,12 +12,14 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 
 import s2flow.config as config
+from s2flow import parallel
 from s2flow.backbones import hunyuan, wan
 from s2flow.backbones.base import Origin
+from s2flow.backbones.compiled import compile_backbone
 from s2flow.backbones.ulysses import Ulysses, share_videos
 from s2flow.cascade import Cascade
+from s2flow.errors import UserError
 from s2flow.methods import method
-from s2flow.parallel import join
 
 CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
 FAMILIES = {"wan": wan, "hunyuan": hunyuan}
@@ -55,6 +58,16 @@ def clip(name, folder, group=None):
     }
 
 
+def compiled(folder, group=None):
+    """Wan's velocity, compiled where it is shared: both are in one graph."""
+    backbone = wan.from_origin(Origin("wan", folder), "cpu")
+    engine = Cascade(backbone, recipe("wan"), PROMPTS[:1], [3])
+    if group is not None:
+        share_videos(backbone, group)
+        compile_backbone(backbone, "eager")
+    return backbone.velocity(engine.noise(engine.low_shape, "low"), 0.7, engine.condition)
+
+
 def exchange(group=None):
     """Six heads over seven tokens and three of text, dealt unevenly: attention and back."""
     generator = torch.Generator().manual_seed(0)
@@ -86,12 +99,25 @@ def failures(team):
     return found, team.agree(team.rank), team.share(["a", "b"]), team.total(2 + team.rank, 1)
 
 
+def alone(team):
+    """What becomes of an error on one rank only; the other goes on and would wait."""
+    if team.rank == 1:
+        return None
+    try:
+        team.fail_together(ValueError("only here"))
+    except UserError as error:
+        return str(error)
+
+
 if __name__ == "__main__":
     out, *folders = sys.argv[1:]
     torch.set_num_threads(1)
-    team = join(2, "cpu")
+    parallel.PATIENCE = timedelta(seconds=3)
+    team = parallel.join(2, "cpu")
     found = {
         name: clip(name, folder, team.tensors) for name, folder in (w.split("=") for w in folders)
     }
     found |= {"exchange": exchange(team.tensors), "failures": failures(team)}
+    found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan"], team.tensors)
+    found["alone"] = alone(team)
     torch.save(found, f"{out}/{team.rank}.pt")
