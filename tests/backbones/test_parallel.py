@@ -44,7 +44,7 @@ def relative(a, b):
 def test_two_ranks_make_the_video_of_one(name, folders, ranks):
     """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""
     alone = two_ranks.clip(name, str(folders[name]))
-    volumes = alone["boxes"][1:3].float().prod(-1)
+    volumes = alone["boxes"][1:3].float().prod(-1).sum(2)  # over the batch
     assert (volumes[..., 0] < volumes[..., 1]).any()  # where dealing changes the order of heads
     for mine in (found[name] for found in ranks):
         assert relative(mine["coverage"], alone["coverage"]) < 1e-5

@@ -26,7 +26,7 @@ FAMILIES = {"wan": wan, "hunyuan": hunyuan}
 PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]
 SIZES = ["low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "brick_low=[1,1,1]"]
 SIZES += ["brick_high=[1,2,2]", "backbone.dtype=float32"]
-WINDOWS = ["windows=coverage", "windows.target=0.5"]  # heads differ in volume
+WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
 
 
 def recipe(name):
