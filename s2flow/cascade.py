@@ -154,7 +154,8 @@ class Cascade:
         Stopped if `on_low`, which sees its video first, returns False.
         """
         r = self.recipe
-        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds))
+        ranks = self.backbone.router.ranks  # must all have it, or all make it
+        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds), ranks and ranks.k)
         low, reused = self.cache.get_or_make(key, self._make_low_flow)
         self.clock.seconds["lr"] = low.seconds
         for report in self.reports:
@@ -288,7 +289,8 @@ class Cascade:
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
             rows = sample_rows(n_video, r.coverage_rows, seed=1000 * len(table) + layer)
             A = attention_rows(q, k, rows, n_video, backbone.router.text)
-            table.append(coverage_of_all_boxes(A, rows, tokens, r.brick_low).cpu())
+            found = coverage_of_all_boxes(A, rows, tokens, r.brick_low)
+            table.append(backbone.router.all_heads(found).cpu())
 
         n_video = tokens[0] * tokens[1] * tokens[2]
         with self.clock("lr"):
@@ -327,7 +329,7 @@ class Cascade:
             windows = (
                 nullcontext()
                 if plan is None
-                else router.replacing(_windowed(plan, n, attention, router))
+                else router.replacing(_windowed(plan, n, attention, router), _volumes(plan, n))
             )
             with windows, router.observing(observe):
                 v = vs[n] = field(z, n)
@@ -343,7 +345,10 @@ def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):
     g = plan.grid
 
     def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        clips = [[tuple(b) for b in heads] for heads in plan.boxes[n, layer].tolist()]
+        boxes = plan.boxes[n, layer]
+        if router.heads is not None:  # the others are with other ranks
+            boxes = boxes[:, router.heads]
+        clips = [[tuple(b) for b in heads] for heads in boxes.tolist()]
         if attention == "auto" and all(b == g for heads in clips for b in heads):
             return None  # the model's own dense call, bitwise
         grid, text = (plan.tokens, plan.brick, attention), router.text
@@ -358,6 +363,11 @@ def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):
         return torch.cat(rows)
 
     return replace
+
+
+def _volumes(plan: Plan, n: int):
+    """What each head of a layer costs in step n: bricks in its window, over the batch."""
+    return lambda layer: plan.boxes[n, layer].float().prod(-1).sum(0).tolist()
 
 
 def _of_clip(table: dict[str, dict[int, list[float]]], clip: int) -> dict[str, dict[str, float]]:

@@ -42,7 +42,9 @@ def reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if getattr(error, "reported", False):  # by another process
+            raise
+        _say(error)
         error.reported = True
         raise
 
@@ -82,11 +84,18 @@ def terminal() -> Iterator[None]:
         if full:
             raise
         if not getattr(error, "reported", False):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            _say(error)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _say(error: BaseException) -> None:
+    from s2flow.parallel import rank
+
+    who = f"rank {rank()}: " if rank() else ""
+    print(f"error: {who}{one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

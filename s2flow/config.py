@@ -127,6 +127,8 @@ class Config:
     batch: int = 1
     device: str = "auto"
     threads: int | None = None
+    context_parallel: Any = 1
+    compile: bool = False
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -322,6 +324,7 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
         1 <= cfg.order <= most,
         f"order={cfg.order} is not in 1..{steps} (steps); type order={min(2, steps)}",
     )
+    _check_ranks(cfg.context_parallel)
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
     _check(
         cfg.threads is None or cfg.threads >= 1,
@@ -330,6 +333,18 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
     _check(
         cfg.coverage_rows >= 1,
         f"coverage_rows={cfg.coverage_rows} is too few; type coverage_rows=128",
+    )
+
+
+def _check_ranks(k: Any) -> None:
+    _check(
+        "ring" not in str(k),
+        f"context_parallel={k}: a ring hands keys on in pieces, so that no rank ever has the whole "
+        "window of a head; type context_parallel=2, which exchanges heads (Ulysses)",
+    )
+    _check(
+        type(k) is int and k >= 1,
+        f"context_parallel={k} is no number of processes; type context_parallel=2",
     )
 
 

@@ -4,7 +4,7 @@ A clip is a prompt text and a seed; list entries with the same text share one. W
 recorded is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback,
 the others go on, and the job ends non-zero with counts and the command to type. Within one process
 a backbone is loaded once, and an LR flow is computed once for all HR variants of a sweep that
-share it.
+share it. Several processes share a job as `s2flow.parallel` says.
 """
 
 import errno
@@ -14,6 +14,7 @@ import importlib
 import re
 import shutil
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +27,13 @@ from omegaconf import DictConfig
 from s2flow import methods
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
+from s2flow.backbones.compiled import compile_backbone
+from s2flow.backbones.ulysses import share_videos
 from s2flow.cascade import Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.parallel import Team, join, own_device
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
@@ -41,7 +45,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, Origin, str], Backbone] = {}  # at most one
+_loaded: dict[tuple[str, Origin, str, bool, Any], Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -72,28 +76,31 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
-    job = Job(cfg, recipe, store, scorers, arguments)
-    todo = [t for t in tasks if store.record(t.key) is None]
-    failed = job.make_all(todo, len(tasks)) if todo else 0
-    failed += sum(not job.score(t) for t in tasks if t not in todo)
+    team = join(cfg.context_parallel, _device(cfg.device))
+    job, mine = Job(cfg, recipe, store, scorers, arguments, team), team.share(tasks)
+    todo = team.agree([t for t in mine if store.record(t.key) is None])
+    failed = job.make_all(todo, len(mine)) if todo else 0
+    failed += sum(not job.score(t) for t in mine if t not in todo and team.leads)
+    made, failed = team.total(sum(store.record(t.key) is not None for t in todo), failed)
     records = [store.record(t.key) for t in tasks]
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe),
         "clips": len(tasks),
-        "made": sum(store.record(t.key) is not None for t in todo),
+        "made": made,
         "failed": failed,
         "folder": str(store.folder),
         "records": [r for r in records if r is not None],
     }
-    print_run(summary)
+    if team.first:
+        print_run(summary)
     if failed:
         error = UserError(
             f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are complete; "
             f"tracebacks are in {store.folder}/failures; "
             "the same command tries the failed ones again"
         )
-        error.summary = summary  # for the sweep's table
+        error.summary, error.reported = summary, not team.first  # for the sweep's table
         raise error
     return summary
 
@@ -138,12 +145,15 @@ def origin(conf: DictConfig) -> Origin:
     return Origin(conf.name, conf.source, conf.revision, conf.dtype)
 
 
-def load_backbone(conf: DictConfig, device: str) -> Backbone:
+def load_backbone(
+    conf: DictConfig, device: str, compiled: bool = False, group: Any = None
+) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
-    Raises UserError if its strides are not those that sizes were checked against.
+    group: of processes that make each video together, None for one. Raises UserError if its strides
+    are not those that sizes were checked against, or its heads cannot be shared.
     """
-    key = (conf.family, origin(conf), device)
+    key = (conf.family, origin(conf), device, compiled, group)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
@@ -155,6 +165,10 @@ def load_backbone(conf: DictConfig, device: str) -> Backbone:
                     f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
                     f"type backbone.{knob}={stride}"
                 )
+        if group is not None:
+            share_videos(backbone, group)
+        if compiled:
+            compile_backbone(backbone)
         _loaded[key] = backbone
     return _loaded[key]
 
@@ -173,48 +187,60 @@ class Job:
     store: Store
     scorers: dict[str, Any]
     arguments: dict[str, Any]
+    team: Team = Team()
 
     def make_all(self, todo: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
-        cfg, failed = self.cfg, 0
-        backbone = load_backbone(cfg.backbone, _device(cfg.device))
+        cfg, team, failed = self.cfg, self.team, 0
+        device = _device(cfg.device)
+        backbone = load_backbone(cfg.backbone, device, cfg.compile, team.tensors)
         methods.check_layers(backbone, self.recipe)
         with (
-            Progress(self.recipe, clips, len(todo)) as progress,
-            tracked(cfg, self.recipe) as track,
+            Progress(self.recipe, clips, len(todo), quiet=not team.leads) as progress,
+            tracked(cfg, self.recipe) if team.leads else nullcontext() as track,
         ):
             for i in range(0, len(todo), cfg.batch):
-                group = [t for t in todo[i : i + cfg.batch] if self.store.record(t.key) is None]
+                group = self.missing(todo[i : i + cfg.batch])
                 failed += self.make(group, backbone, progress, track) if group else 0
         return failed
 
+    def missing(self, tasks: list[Task]) -> list[Task]:
+        """Those that nobody has recorded yet, as the leader sees it."""
+        return self.team.agree([t for t in tasks if self.store.record(t.key) is None])
+
     def make(self, group: list[Task], backbone: Backbone, progress: Progress, track: Track) -> int:
         """Generate and record one batch; returns how many clips failed."""
-        clock, store = Clock(backbone.device), self.store
+        clock, store, team = Clock(backbone.device), self.store, self.team
         prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
             made = methods.generate(
                 *(backbone, self.recipe, prompts, seeds),
                 **{"clock": clock, "cache": _low_flows, "progress": progress.step},
             )
-            for i, task in enumerate(group):
-                store.commit(task.key, self.write(task, i, made, clock, backbone))
+            team.lead(lambda: self.commit(group, made, clock, backbone))
         except Exception as error:
+            team.fail_together(error)
             if _disk_is_full(error, store.folder):
                 raise UserError(
                     f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
                     "free some space and type the same command again"
                 ) from None
-            left = [t for t in group if store.record(t.key) is None]
+            left = self.missing(group)
             if len(group) > 1:  # one by one, so that only the culprit fails
                 return sum(self.make([task], backbone, progress, track) for task in left)
-            print_failure(group[0].prompt, error)
-            for task in left:
+            if team.leads:
+                print_failure(group[0].prompt, error)
+            for task in left if team.leads else ():
                 failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
                 failure |= {"error": repr(error), "traceback": traceback.format_exc()}
                 store.fail(task.key, failure | provenance(backbone.device))
             return len(left)
-        return sum(not self.finish(task, progress, track) for task in group)
+        return sum(not self.finish(task, progress, track) for task in group if team.leads)
+
+    def commit(self, group: list[Task], made: Generated, clock: Clock, backbone: Backbone) -> None:
+        """Write and record a batch."""
+        for i, task in enumerate(group):
+            self.store.commit(task.key, self.write(task, i, made, clock, backbone))
 
     def finish(self, task: Task, progress: Progress, track: Track) -> bool:
         """Score a clip that was just recorded, and show it; whether all its scores are there."""
@@ -275,6 +301,8 @@ class Job:
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
             "batch": batch,
+            "compile": self.cfg.compile,
+            "context_parallel": self.team.k,
             "scorers": {},
             "scores": {},
             "source": self.cfg.backbone.source,
@@ -351,11 +379,11 @@ def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device={name} is unknown; type one of device=auto|cpu|cuda|cuda:1")
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name}: torch finds no CUDA device here; type device=cpu")
     if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
         raise UserError(
             f"device={name}: there are {torch.cuda.device_count()}; type device=cuda:0"
         )
-    return name
+    return own_device(name)

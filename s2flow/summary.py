@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from s2flow.parallel import rank, world_size
 from s2flow.recipe import Recipe
 from s2flow.store import generation_seconds
 
@@ -33,11 +34,12 @@ SHOWN = {
 class Progress:
     """Live bars per stage on a terminal, one line per clip everywhere."""
 
-    def __init__(self, recipe: Recipe, clips: int, todo: int) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, recipe: Recipe, clips: int, todo: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         have = f", {clips - todo} already recorded" if clips > todo else ""
         what = f"{recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
-        self.console.print(f"[bold]{recipe.run_id}[/] {what}", soft_wrap=True)
+        who = f"rank {rank()} of {world_size()}: " if world_size() > 1 else ""
+        self.console.print(f"[bold]{recipe.run_id}[/] {who}{what}", soft_wrap=True)
         self.done, self.todo = 0, todo
         self.bars = Bars(
             TextColumn("{task.description:>8}"),
@@ -46,7 +48,7 @@ class Progress:
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or rank() > 0,
         )
         self.rows: dict[str, Any] = {}
 
@@ -122,7 +124,7 @@ class SweepTable(Callback):
 def print_sweep(folder: Path) -> None:
     """Table of the jobs that left their summaries below a sweep's folder."""
     found = sorted(folder.glob("*/summary.json"), key=lambda p: (len(p.parent.name), p))
-    if found:
+    if found and rank() == 0:
         table = _table([json.loads(p.read_text()) for p in found], title="sweep")
         _console().print(table)
 

@@ -89,9 +89,11 @@ class HunyuanVideoBackbone:
         text, pooled, mask = self.pipeline.encode_prompt(prompts, device=self.transformer.device)
         lengths = mask.sum(1).tolist()
         longest = max(lengths)
-        dtype = self.transformer.dtype
+        text, mask = text[:, :longest].to(self.transformer.dtype), mask[:, :longest]
+        for padded in (text, mask):  # a compiled graph must not be made for every prompt's length
+            torch._dynamo.maybe_mark_dynamic(padded, 1)
         return HunyuanVideoCondition(
-            text[:, :longest].to(dtype), mask[:, :longest], pooled.to(dtype), lengths, guidance
+            text, mask, pooled.to(self.transformer.dtype), lengths, guidance
         )
 
     @torch.no_grad()

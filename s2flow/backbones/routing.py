@@ -9,21 +9,31 @@ In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's sh
 padding. The adapter says with `text_of` how many text tokens of each clip are real, so that neither
 observers nor replacers need a mask; where nothing is padded, the model's own mask, all true, is
 dropped, since it would cost the flash kernel.
+
+Under torch.compile each routed call is one opaque node, `s2flow::attend`, that is told its layer in a
+tensor and looks up observers and replacers when it runs: the model is one graph, no layer or plan is
+compiled into it, and nothing is compiled again when they change. Under context parallelism
+(`ulysses.py`) observers and replacers are given whole heads, those in `heads`, over all tokens.
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from s2flow.backbones.ulysses import Heads, Ulysses
+from s2flow.errors import UserError
 
 Observer = Callable[[int, Tensor, Tensor], None]
 Replacer = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+Work = Callable[[int], list[float]]  # of a layer: what each of its heads costs
 
-_inside: list[
-    tuple["AttentionRouter", int]
-] = []  # the self-attention layer being computed, if any
+_inside: list["_LayerProcessor"] = []  # of the self-attention being computed, if any
+_routers: weakref.WeakValueDictionary[int, "AttentionRouter"] = weakref.WeakValueDictionary()
 
 
 class AttentionRouter:
@@ -44,12 +54,22 @@ class AttentionRouter:
         self.layers = len(layers)
         self.text: tuple[int, ...] | None = None  # real text tokens per clip; None: no padding
         self.unmasked = False  # whether the model's mask is known to be all true
+        self.ranks: Ulysses | None = None  # those who share each video's tokens
+        self.heads: list[int] | None = None  # the model's heads that are handed out; None: all
+        self._stock = module._stock_dispatch
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
+        self._work: Work | None = None
+        self._dealt: Heads = []
         self._temperature = 1.0
         self._before = [(layer, layer.processor) for layer in layers]
+        self._processors: list[_LayerProcessor] = []
         for i, (layer, own) in enumerate(self._before):  # another router's wrapper is not wrapped
-            layer.set_processor(_LayerProcessor(getattr(own, "stock", own), self, i))
+            stock, number = getattr(own, "stock", own), len(self._processors)
+            self._processors.append(_LayerProcessor(stock, self, i, number))
+            layer.set_processor(self._processors[-1])
+        self.handle = id(self)
+        _routers[self.handle] = self
 
     def remove(self) -> None:
         """Give every layer back the processor that it had; this router is of no use after that."""
@@ -66,13 +86,17 @@ class AttentionRouter:
             self._observer = before
 
     @contextlib.contextmanager
-    def replacing(self, replacer: Replacer | None) -> Iterator[None]:
-        """Use `replacer(layer, q, k, v)` for attention; where it returns None, the stock call runs."""
-        before, self._replacer = self._replacer, replacer
+    def replacing(self, replacer: Replacer | None, work: Work | None = None) -> Iterator[None]:
+        """Use `replacer(layer, q, k, v)` for attention; where it returns None, the stock call runs.
+
+        work(layer): the cost of each head, by which ranks share them; None: all alike.
+        """
+        before = self._replacer, self._work
+        self._replacer, self._work = replacer, work
         try:
             yield
         finally:
-            self._replacer = before
+            self._replacer, self._work = before
 
     @contextlib.contextmanager
     def tempered(self, factor: float) -> Iterator[None]:
@@ -95,40 +119,96 @@ class AttentionRouter:
             self.text, self.unmasked = before
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[[Tensor], Any]
-    ) -> Any:
-        """One self-attention in diffusers' layout (B, L, heads, d)."""
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
+    ) -> Tensor:
+        """One self-attention in diffusers' layout (B, L, heads, d); stock(q, k, v): the model's own."""
         if self._temperature != 1.0:
             q = q * self._temperature
+        if self.ranks is None:
+            return self._attend(layer, q, k, v, stock)
+        heads = self._dealt = self.ranks.deal(q.shape[2], self._work and self._work(layer))
+        self.heads = heads[self.ranks.rank]
+        try:
+            return self.ranks.attend(q, k, v, heads, lambda *qkv: self._attend(layer, *qkv, stock))
+        finally:
+            self.heads = None
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        """What an observer found, (B, heads, ...), of all heads; to be called inside the observer."""
+        if self.ranks is None:
+            return x
+        return self.ranks.gather_heads(x, 1, self._dealt)
+
+    def _attend(self, layer, q, k, v, stock):
         if self._observer is not None:
             self._observer(layer, q.transpose(1, 2), k.transpose(1, 2))
         if self._replacer is not None:
             out = self._replacer(layer, *(x.transpose(1, 2) for x in (q, k, v)))
             if out is not None:
                 return out.transpose(1, 2)
-        return stock(q)
+        return stock(q, k, v)
+
+    def _check(self, parallel_config: Any) -> None:
+        if parallel_config is not None and (self._observer or self._replacer):
+            raise UserError(
+                "the transformer's own context parallelism cannot carry windows: it does not say "
+                "which heads or keys a rank holds, and a ring never has a whole window; leave "
+                "enable_parallelism out and type context_parallel=2"
+            )
 
 
 def _routed(stock: Callable) -> Callable:
     def dispatch_attention_fn(query, key, value, *args, **kwargs):
         if not _inside:
             return stock(query, key, value, *args, **kwargs)
-        router, layer = _inside[-1]
-        return router.attend(
-            layer, query, key, value, lambda q: stock(q, key, value, *args, **kwargs)
+        at = _inside[-1]
+        if torch.compiler.is_compiling():
+            ranks, mask = at.router.ranks, kwargs.get("attn_mask")
+            tokens = 0 if ranks is None else ranks.tokens
+            return attend(query, key, value, mask, at.number, at.router.handle, tokens)
+        at.router._check(kwargs.get("parallel_config"))
+        return at.router.attend(
+            at.layer, query, key, value, lambda q, k, v: stock(q, k, v, *args, **kwargs)
         )
 
     return dispatch_attention_fn
+
+
+@torch.library.custom_op("s2flow::attend", mutates_args=())
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor, handle: int, tokens: int
+) -> Tensor:
+    """A routed self-attention as one node of a compiled graph; number: 0-dim, on the CPU."""
+    router = _routers[handle]
+    if router.ranks is not None:  # a graph leaves what it sets in Python until it has run
+        router.ranks.tokens = tokens
+    own = router._processors[int(number)]
+    router._check(getattr(own, "_parallel_config", None))
+    backend = getattr(own, "_attention_backend", None)
+
+    def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return router._stock(q, k, v, attn_mask=mask, backend=backend)
+
+    out = router.attend(own.layer, q, k, v, stock)
+    return out.clone(memory_format=torch.contiguous_format)  # never one of the inputs
+
+
+@attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask, number: Tensor, handle: int, tokens: int) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 class _LayerProcessor:
     """The stock processor of one layer, with the layer announced while it runs.
 
     diffusers filters keyword arguments by this signature: every name the stock one takes is here.
+    What diffusers writes on a processor (`set_attention_backend`) is written on the stock one.
     """
 
-    def __init__(self, stock: Any, router: AttentionRouter, layer: int) -> None:
+    def __init__(self, stock: Any, router: AttentionRouter, layer: int, number: int) -> None:
         self.stock, self.router, self.layer = stock, router, layer
+        # its place among the router's, for compiled graphs: to them an int would be a constant
+        self.number = torch.tensor(number)
 
     def __call__(
         self,
@@ -140,9 +220,27 @@ class _LayerProcessor:
         image_rotary_emb: Any = None,  # HunyuanVideo's
     ) -> Tensor:
         rotary = image_rotary_emb if rotary_emb is None else rotary_emb
+        if self.router.ranks is not None:
+            rotary = self.router.ranks.cut_rotary(rotary)
         mask = None if self.router.unmasked else attention_mask
-        _inside.append((self.router, self.layer))
+        _inside.append(self)
         try:
             return self.stock(attn, hidden_states, encoder_hidden_states, mask, rotary)
         finally:
             _inside.pop()
+
+    @property
+    def _attention_backend(self) -> Any:
+        return self.stock._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.stock._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.stock._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.stock._parallel_config = config

@@ -1,0 +1,179 @@
+"""Several processes: a video over two ranks is the video of one, and prompts are shared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+from test_cli import run_here
+
+from s2flow import parallel, runner
+from s2flow.backbones.ulysses import check_heads, deal_heads
+from s2flow.errors import UserError
+from s2flow.parallel import Team
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(*words):
+    """Two processes; returns what they said."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, *map(str, words)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def ranks(folders, tmp_path_factory):
+    """What each of two ranks found, of all that two_ranks.py computes."""
+    out = tmp_path_factory.mktemp("ranks")
+    torchrun(Path(two_ranks.__file__), out, *(f"{k}={v}" for k, v in folders.items()))
+    return [torch.load(out / f"{r}.pt") for r in range(2)]
+
+
+def relative(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", list(two_ranks.FAMILIES))
+def test_two_ranks_make_the_video_of_one(name, folders, ranks):
+    """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""
+    alone = two_ranks.clip(name, str(folders[name]))
+    volumes = alone["boxes"][1:3].float().prod(-1).sum(2)  # over the batch
+    assert (volumes[..., 0] < volumes[..., 1]).any()  # where dealing changes the order of heads
+    for mine in (found[name] for found in ranks):
+        assert relative(mine["coverage"], alone["coverage"]) < 1e-5
+        assert torch.equal(mine["boxes"], alone["boxes"])
+        assert relative(mine["latent"], alone["latent"]) < 1e-5
+        assert float((mine["video"] - alone["video"]).abs().max()) < 1e-5
+        assert relative(mine["odd"], alone["odd"]) < 1e-5
+        assert {h for h, _ in mine["heads"]} == {1} and {h for h, _ in alone["heads"]} == {2}
+        assert [n for _, n in mine["heads"]] == [n for _, n in alone["heads"]]
+
+
+def test_heads_dealt_unevenly_come_back_in_order(ranks):
+    truth = two_ranks.exchange()
+    for found, tokens in zip(ranks, (range(4), range(4, 7)), strict=True):
+        expected = truth[:, [*tokens, 7, 8, 9]]
+        assert relative(found["exchange"], expected) < 1e-6
+
+
+def test_a_leader_speaks_for_its_group(ranks):
+    assert ranks[0]["failures"] == ("OSError('disk')", 0, ["a", "b"], [2, 1])
+    said, *rest = ranks[1]["failures"]
+    assert "leader of this group failed: OSError('disk')" in said
+    assert rest == [0, ["a", "b"], [2, 1]]
+
+
+def test_sharing_and_compiling_go_together(folders, ranks):
+    truth = two_ranks.compiled(str(folders["wan"]))
+    assert all(relative(found["compiled"], truth) < 1e-5 for found in ranks)
+
+
+def test_a_rank_that_fails_alone_says_so(ranks):
+    """It must not wait for the others, who wait for it."""
+    assert "rank 0 failed alone (ValueError: only here)" in ranks[0]["alone"]
+
+
+def test_heads_are_dealt_by_their_work():
+    assert deal_heads([8, 1, 1, 8, 1, 1], 2) == [[0, 1, 4], [2, 3, 5]]
+    assert deal_heads([5, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+
+
+# -- what cannot be shared ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(rank, size): as if torchrun had started so many processes on one machine."""
+
+    def launch(rank, size):
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+    return launch
+
+
+def test_heads_that_cannot_be_shared_are_refused():
+    with pytest.raises(UserError, match=r"context_parallel=8 .* 12 heads .*=2\|3\|4\|6\|12 "):
+        check_heads(12, 8)
+    check_heads(24, 8)
+
+
+def test_processes_must_fit_the_groups(launched):
+    with pytest.raises(UserError, match="2 needs .* there is 1; type torchrun --nproc_per_node=2"):
+        parallel.join(2, "cpu")
+    launched(0, 6)
+    with pytest.raises(UserError, match="4 needs a multiple of 4 processes and there are 6"):
+        parallel.join(4, "cpu")
+
+
+def test_each_process_has_its_own_card(launched, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert runner._device("cuda:1") == "cuda:1" and runner._device("auto") == "cuda"
+    launched(3, 8)
+    assert runner._device("auto") == runner._device("cuda") == "cuda:3"
+    assert runner._device("cpu") == "cpu"
+    with pytest.raises(UserError, match="every process on one card; type device=cuda"):
+        runner._device("cuda:1")
+    launched(4, 8)
+    with pytest.raises(UserError, match="no card, there are 4; type --nproc_per_node=4"):
+        runner._device("auto")
+
+
+@pytest.mark.parametrize("size, k", [(8, 1), (8, 4), (6, 2)])
+def test_every_clip_is_made_by_one_group(size, k):
+    shares = [Team(rank, size, k).share(list(range(11))) for rank in range(size)]
+    assert all(shares[r] == shares[r // k * k] for r in range(size))
+    assert sorted(t for s in shares[::k] for t in s) == list(range(11))
+    assert [Team(r, size, k).leads for r in range(size)] == [r % k == 0 for r in range(size)]
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def words(folder, runs_dir):
+    which = ["backbone=wan_1_3b", f"backbone.source={folder}", *two_ranks.WINDOWS]
+    return [*which, *two_ranks.SIZES, "prompts.count=3", "device=cpu", f"runs_dir={runs_dir}"]
+
+
+def records(runs_dir):
+    found = [json.loads(p.read_text()) for p in sorted(runs_dir.glob("*/records/*.json"))]
+    placement = (
+        "seconds",
+        "peak_mib",
+        "command",
+        "threads",
+        "context_parallel",
+        "sha256",
+        "bytes",
+    )
+    return [{k: v for k, v in r.items() if k not in placement} for r in found]
+
+
+def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys):
+    """One sweep on two processes: 3 prompts over both, then each video over both."""
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    places = [f"hydra.sweep.dir={tmp_path}/diary/${{oc.env:RANK}}"]
+    runs = f"{tmp_path}/${{context_parallel}}"
+    said = torchrun(
+        ROOT / "run.py",
+        "-m",
+        "context_parallel=1,2",
+        *words(folders["wan"], runs),
+        *places,
+        *quiet,
+    )
+    assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
+    assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
+    alone = words(folders["wan"], tmp_path / "alone")
+    assert run_here(monkeypatch, tmp_path, *alone) == 0
+    assert len(records(tmp_path / "alone")) == 3
+    assert records(tmp_path / "1") == records(tmp_path / "alone") == records(tmp_path / "2")

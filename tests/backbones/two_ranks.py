@@ -1,0 +1,123 @@
+"""What test_parallel.py computes twice: in its own process, and by torchrun on two ranks.
+
+torchrun --nproc_per_node=2 two_ranks.py OUT wan=FOLDER hunyuan=FOLDER
+"""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+
+import s2flow.config as config
+from s2flow import parallel
+from s2flow.backbones import hunyuan, wan
+from s2flow.backbones.base import Origin
+from s2flow.backbones.compiled import compile_backbone
+from s2flow.backbones.ulysses import Ulysses, share_videos
+from s2flow.cascade import Cascade
+from s2flow.errors import UserError
+from s2flow.methods import method
+
+CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
+FAMILIES = {"wan": wan, "hunyuan": hunyuan}
+PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]
+SIZES = ["low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "brick_low=[1,1,1]"]
+SIZES += ["brick_high=[1,2,2]", "backbone.dtype=float32"]
+WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
+
+
+def recipe(name):
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        cfg = compose("config", [f"backbone={CONF[name]}", *SIZES, *WINDOWS])
+    return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
+
+
+def clip(name, folder, group=None):
+    """A batch of two clips of the whole method, and a velocity of an odd number of tokens."""
+    backbone = FAMILIES[name].from_origin(Origin(name, folder), "cpu")
+    if group is not None:
+        share_videos(backbone, group)
+    engine = Cascade(backbone, recipe(name), PROMPTS, [3, 4])
+    low = engine.low_flow()
+    plan = engine.plan(low)
+    made = method("s2flow").generate(engine)
+    odd = engine.noise(backbone.latent_shape(48, 48, 1), "low")
+    heads = []
+    with backbone.router.observing(lambda layer, q, k: heads.append(tuple(q.shape[1:3]))):
+        odd = backbone.velocity(odd, 0.7, engine.condition)
+    return {
+        "coverage": low.coverage,
+        "boxes": plan.boxes,
+        "latent": made.latent,
+        "video": made.video,
+        "odd": odd,
+        "heads": heads,
+    }
+
+
+def compiled(folder, group=None):
+    """Wan's velocity, compiled where it is shared: both are in one graph."""
+    backbone = wan.from_origin(Origin("wan", folder), "cpu")
+    engine = Cascade(backbone, recipe("wan"), PROMPTS[:1], [3])
+    if group is not None:
+        share_videos(backbone, group)
+        compile_backbone(backbone, "eager")
+    return backbone.velocity(engine.noise(engine.low_shape, "low"), 0.7, engine.condition)
+
+
+def exchange(group=None):
+    """Six heads over seven tokens and three of text, dealt unevenly: attention and back."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 7 + 3, 6, 4, generator=generator) for _ in range(3))
+
+    def attention(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    if group is None:
+        return attention(q, k, v)
+    ranks = Ulysses(group)
+    ranks.tokens = 7
+    mine = [torch.cat([ranks.cut(x[:, :7]), x[:, 7:]], 1) for x in (q, k, v)]
+    return ranks.attend(*mine, [[0, 3, 5], [1, 2, 4]], attention)
+
+
+def failures(team):
+    """What a leader's failure and a common one become on this rank."""
+
+    def act():
+        raise OSError("disk")
+
+    try:
+        team.lead(act)
+    except Exception as error:
+        found = repr(error)
+        team.fail_together(error)  # both ranks are here: nothing is raised
+    return found, team.agree(team.rank), team.share(["a", "b"]), team.total(2 + team.rank, 1)
+
+
+def alone(team):
+    """What becomes of an error on one rank only; the other goes on and would wait."""
+    if team.rank == 1:
+        return None
+    try:
+        team.fail_together(ValueError("only here"))
+    except UserError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    out, *folders = sys.argv[1:]
+    torch.set_num_threads(1)
+    parallel.PATIENCE = timedelta(seconds=3)
+    team = parallel.join(2, "cpu")
+    found = {
+        name: clip(name, folder, team.tensors) for name, folder in (w.split("=") for w in folders)
+    }
+    found |= {"exchange": exchange(team.tensors), "failures": failures(team)}
+    found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan"], team.tensors)
+    found["alone"] = alone(team)
+    torch.save(found, f"{out}/{team.rank}.pt")
