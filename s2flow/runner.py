@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 
 from s2flow import methods
 from s2flow.backbones import checkpoint
+from s2flow.backbones.placement import place, tile_vae
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
@@ -41,7 +42,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, Origin, str], Backbone] = {}  # at most one
+_loaded: dict[tuple, Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,21 @@ def origin(conf: DictConfig) -> Origin:
     return Origin(conf.name, conf.source, conf.revision, conf.dtype)
 
 
-def load_backbone(conf: DictConfig, device: str) -> Backbone:
+def load_backbone(
+    conf: DictConfig, device: str, offload: str = "none", fp8: bool = False
+) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
     Raises UserError if its strides are not those that sizes were checked against.
     """
-    key = (conf.family, origin(conf), device)
+    key = (conf.family, origin(conf), device, offload, fp8)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
-        backbone = family(conf.family).from_origin(origin(conf), device)
+        elsewhere = offload != "none" or fp8  # as a whole it might not fit the device
+        backbone = family(conf.family).from_origin(origin(conf), "cpu" if elsewhere else device)
+        if elsewhere:
+            place(backbone, device, offload, fp8)
         for knob in ("multiple", "frame_step"):
             stride = getattr(backbone, knob)
             if stride != conf[knob]:
@@ -177,7 +183,9 @@ class Job:
     def make_all(self, todo: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, failed = self.cfg, 0
-        backbone = load_backbone(cfg.backbone, _device(cfg.device))
+        device = _device(cfg.device)
+        backbone = load_backbone(cfg.backbone, device, cfg.offload, cfg.fp8)
+        tile_vae(backbone.vae, self.recipe.vae_tile)
         layers = backbone.router.layers
         for layer in self.recipe.windows.dense_layers:
             if not 0 <= layer < layers:
@@ -276,6 +284,7 @@ class Job:
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
             "batch": batch,
+            "offload": self.cfg.offload,
             "scorers": {},
             "scores": {},
             "source": self.cfg.backbone.source,

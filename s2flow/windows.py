@@ -192,6 +192,32 @@ def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> T
     return inside / pooled.sum((-1, -2))[..., None, None, None]
 
 
+def coverage_by_heads(
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: Sequence[int] | None = None,
+    limit: int = 2**30,
+) -> Tensor:
+    """Eq. 8 for every box size from q and k, on the CPU, so many heads at once as fit `limit` bytes.
+
+    At 115,200 tokens the rows of all 40 heads of Wan 14B would take 7 GiB beside the forward.
+    """
+    B, heads, L, d = k.shape
+    one = 4 * B * L * (2 * len(rows) + d)  # logits, their softmax, and k in float32
+    n, n_video = max(limit // one, 1), math.prod(tokens)
+    parts = [
+        coverage_of_all_boxes(
+            attention_rows(q[:, h : h + n], k[:, h : h + n], rows, n_video, text),
+            *(rows, tokens, brick),
+        ).cpu()
+        for h in range(0, heads, n)
+    ]
+    return torch.cat(parts, 1)
+
+
 def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
     """Eq. 8 to the letter for one box, from the whole attention map: the oracle of the tests.
 
