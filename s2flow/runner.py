@@ -31,6 +31,7 @@ from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
@@ -66,6 +67,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
+    if cfg.plan:
+        return plan(cfg, resolve(cfg, "", knobs), _device(cfg.device), len(tasks))
+    if cfg.offload != "none" and _device(cfg.device) == "cpu":
+        raise UserError(
+            f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
+            "here is the CPU; leave offload out"
+        )
     weights = _weights_hash(cfg.backbone.family, origin(cfg.backbone))
     recipe = resolve(cfg, weights, knobs)
     arguments = plain(cfg, "scorer")
@@ -184,6 +192,7 @@ class Job:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, failed = self.cfg, 0
         device = _device(cfg.device)
+        refuse(cfg, self.recipe, device)
         backbone = load_backbone(cfg.backbone, device, cfg.offload, cfg.fp8)
         tile_vae(backbone.vae, self.recipe.vae_tile)
         layers = backbone.router.layers

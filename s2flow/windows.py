@@ -45,6 +45,7 @@ DEFAULT_EXPONENTS = (
     (0, 1 / 2, 1 / 2),
     CUBE,
 )
+COVERAGE_BYTES = 2**30  # of attention rows that exist at once
 TOLERANCE = 0.05  # relative deviation of a candidate's volume from f
 
 
@@ -192,6 +193,13 @@ def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> T
     return inside / pooled.sum((-1, -2))[..., None, None, None]
 
 
+def coverage_bytes(k: tuple[int, int, int, int], rows: int, limit: int = COVERAGE_BYTES) -> int:
+    """Bytes that `coverage_by_heads` needs at once for k of this shape (B, heads, L, d)."""
+    B, heads, L, d = k
+    one = 4 * B * L * (2 * rows + d)  # logits, their softmax, and k in float32
+    return one * min(max(limit // one, 1), heads)
+
+
 def coverage_by_heads(
     q: Tensor,
     k: Tensor,
@@ -199,15 +207,14 @@ def coverage_by_heads(
     tokens: Box,
     brick: Box,
     text: Sequence[int] | None = None,
-    limit: int = 2**30,
+    limit: int = COVERAGE_BYTES,
 ) -> Tensor:
     """Eq. 8 for every box size from q and k, on the CPU, so many heads at once as fit `limit` bytes.
 
     At 115,200 tokens the rows of all 40 heads of Wan 14B would take 7 GiB beside the forward.
     """
-    B, heads, L, d = k.shape
-    one = 4 * B * L * (2 * len(rows) + d)  # logits, their softmax, and k in float32
-    n, n_video = max(limit // one, 1), math.prod(tokens)
+    heads, n_video = k.shape[1], math.prod(tokens)
+    n = max(limit // coverage_bytes((len(k), 1, *k.shape[2:]), len(rows)), 1)
     parts = [
         coverage_of_all_boxes(
             attention_rows(q[:, h : h + n], k[:, h : h + n], rows, n_video, text),

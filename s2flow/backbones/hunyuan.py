@@ -93,6 +93,14 @@ class HunyuanVideoBackbone:
             text[:, :longest].to(dtype), mask[:, :longest], pooled.to(dtype), lengths, guidance
         )
 
+    def blank_condition(self, batch: int, guidance: float) -> HunyuanVideoCondition:
+        """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
+        config, like = self.transformer.config, {"device": self.device}
+        text = torch.empty(batch, 256, config.text_embed_dim, dtype=self.transformer.dtype, **like)
+        pooled = text.new_empty(batch, config.pooled_projection_dim)
+        mask = torch.ones(batch, 256, dtype=torch.long, **like)
+        return HunyuanVideoCondition(text, mask, pooled, [256] * batch, guidance)
+
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideoCondition) -> Tensor:
         """See `base.Backbone`. One pass: guidance is one more number that the model is told."""

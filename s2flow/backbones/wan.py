@@ -78,6 +78,12 @@ class WanBackbone:
         )
         return WanCondition(positive, unconditional, guidance)
 
+    def blank_condition(self, batch: int, guidance: float) -> WanCondition:
+        """A condition of the right shapes, to plan with (`s2flow.costs`)."""
+        width, dtype = self.transformer.config.text_dim, self.transformer.dtype
+        text = torch.empty(batch, self.text_length, width, device=self.device, dtype=dtype)
+        return WanCondition(text, None if guidance == 1.0 else text, guidance)
+
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: WanCondition) -> Tensor:
         """See `base.Backbone`. Attention is observed in the conditional pass only."""
