@@ -216,13 +216,13 @@ def _left_out(vae: Any, side: str, trace: Trace):
 
     def forward(x: Tensor, feat_cache=None, feat_idx=None, first_chunk=False) -> Tensor:
         cached = feat_cache is not None
-        key = x.shape[-2:]
-        if not known or math.prod(key) > max(map(math.prod, known)):  # border tiles are smaller
+        volume = math.prod(x.shape[-2:] if cached else x.shape[2:])
+        if not known or volume > max(known):  # border tiles, and the last frames, are smaller
             known.clear()
-            known[key] = _interior(run, vae, side, x, cached)  # not under `trace`
-        peak, rate = next(iter(known.values()))
+            known[volume] = _interior(run, vae, side, x, cached)  # not under `trace`
+        ((largest, (peak, rate)),) = known.items()
+        trace.beside(peak * volume // largest)
         out = x.new_empty(_shape_after(vae, side, x.shape, cached, first_chunk))
-        trace.beside(peak)
         trace.flops += int(rate * math.prod((x if side == "encoder" else out).shape[2:]))
         return out
 
@@ -249,8 +249,8 @@ def _interior(run: Callable, vae: Any, side: str, x: Tensor, cached: bool) -> tu
     B, C, t, h, w = x.shape
     with torch.utils._python_dispatch._disable_current_modes(), tracing() as inner:
         if not cached:
-            out = run(x.new_empty(x.shape))
-            return inner.peak, inner.flops / math.prod((out if side == "decoder" else x).shape[2:])
+            out = run(given := x.new_empty(x.shape))
+            return inner.peak - given.nbytes, inner.flops / math.prod((out if side == "decoder" else x).shape[2:])
         cache = [None] * vae._cached_conv_counts[side]
         for chunk in range(3):
             before = inner.flops
@@ -259,7 +259,7 @@ def _interior(run: Callable, vae: Any, side: str, x: Tensor, cached: bool) -> tu
             given = x.new_empty(B, C, frames, h, w)
             out = run(given, feat_cache=cache, feat_idx=[0], **first)
         pixels = math.prod((out if side == "decoder" else given).shape[2:])
-        return inner.peak, (inner.flops - before) / pixels
+        return inner.peak - given.nbytes, (inner.flops - before) / pixels
 
 
 # -- a clip -----------------------------------------------------------------------------------
@@ -267,14 +267,18 @@ def _interior(run: Callable, vae: Any, side: str, x: Tensor, cached: bool) -> tu
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: which part works ("text", "transformer" or "vae"), FLOPs, bytes beside weights."""
+    """One stage: which part works ("text", "transformer" or "vae"), FLOPs, bytes beside weights.
+
+    forwards: guided velocities; density: f of its windows.
+    """
 
     name: str
     part: str
     tokens: int
     flops: float
     bytes: int
-    forwards: int = 0
+    forwards: float = 0
+    density: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -350,7 +354,7 @@ def _high_stage(backbone: Any, r: Recipe, shape: tuple, batch: int) -> Stage:
     flops = twice * ((steps - dense) * once.flops(f) + dense * once.flops())
     peak = once.peak_with_windows(f) if windowed else once.peak
     held = STATE * 4 * batch * math.prod(shape)
-    return Stage("hr", "transformer", once.video, flops, peak + held, round(twice * steps))
+    return Stage("hr", "transformer", once.video, flops, peak + held, twice * steps, f)
 
 
 def density(r: Recipe, layers: int) -> float:

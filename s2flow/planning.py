@@ -81,6 +81,7 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
         {
             "stage": s.name,
             "tokens": s.tokens,
+            "density": round(s.density, 4),
             "tflop": round(s.flops / 1e12, 3),
             "seconds": round(costs.seconds(s, on.tflops, *how), 2),
             "weights_gib": round(costs.weights.there(s.part, cfg.offload, cfg.fp8) / GIB, 2),
@@ -188,10 +189,11 @@ def _show(found: dict[str, Any]) -> None:
         f"{found['clips']} clip(s) in batches of {found['batch']}; estimates, nothing was loaded"
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("stage", "tokens", "TFLOP", "seconds", "weights GiB", "peak GiB"):
+    for name in ("stage", "tokens", "f", "TFLOP", "seconds", "weights GiB", "peak GiB"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for r in found["stages"]:
-        cells = (f"{r['tokens']:,}" if r["tokens"] else "—", f"{r['tflop']:,.4g}")
+        cells = (f"{r['tokens']:,}", f"{r['density']:.3g}") if r["tokens"] else ("—", "—")
+        cells += (f"{r['tflop']:,.0f}",)
         cells += (f"{r['seconds']:,.1f}", f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
         table.add_row(r["stage"], *cells)
     console.print(table)
