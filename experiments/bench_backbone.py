@@ -1,11 +1,11 @@
 """Wan 2.1 1.3B with random weights on one GPU, LR and HR end to end: measured beside the estimate.
 
     python experiments/bench_backbone.py --minutes 10
-    cost      the minutes, on one GPU with 24 GiB or more; --tiny: a minute on a CPU, to see that it runs
+    cost      the minutes, on one GPU with 24 GiB or more; --tiny: a minute on a CPU, for a look
     expected  peak memory of every stage within 20 % of `s2flow.costs`
 
-No checkpoint is needed: time and memory do not depend on the weights' values. The size is the largest of
-SIZES that by the estimate fits the memory, and by a measured LR step and the FLOPs of the estimate the
+No checkpoint is needed: time and memory do not depend on the weights' values. The size is the largest
+of SIZES that by the estimate fits the memory, and by a measured LR step and the FLOPs of the estimate the
 time. There are few steps, so that attention, not their number, fills the time; `seconds` are of this
 schedule. Writes experiments/results/bench_backbone.json with device, versions, commit and command.
 """
@@ -187,8 +187,8 @@ def choose(args: argparse.Namespace, origin: Origin, device: str, step: float) -
 def recipe_of(args: argparse.Namespace, low, high, frames, brick_low, brick_high) -> Recipe:
     """The s2flow method at one size, a few steps, windows of half the volume."""
     words = ["backbone=wan_1_3b", f"steps={args.steps}", f"t_i={args.t_i}", f"frames={frames}"]
-    words += [f"{k}=[{','.join(map(str, v))}]" for k, v in
-              (("low", low), ("high", high), ("brick_low", brick_low), ("brick_high", brick_high))]  # fmt: skip
+    sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
+    words += [f"{k}=[{','.join(map(str, v))}]" for k, v in sizes.items()]
     words += ["vae_tile=[48,32]"] if args.tiny else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", words)

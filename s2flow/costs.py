@@ -250,7 +250,9 @@ def _interior(run: Callable, vae: Any, side: str, x: Tensor, cached: bool) -> tu
     with torch.utils._python_dispatch._disable_current_modes(), tracing() as inner:
         if not cached:
             out = run(given := x.new_empty(x.shape))
-            return inner.peak - given.nbytes, inner.flops / math.prod((out if side == "decoder" else x).shape[2:])
+            return inner.peak - given.nbytes, inner.flops / math.prod(
+                (out if side == "decoder" else x).shape[2:]
+            )
         cache = [None] * vae._cached_conv_counts[side]
         for chunk in range(3):
             before = inner.flops
@@ -375,7 +377,9 @@ def _text_stage(backbone: Any, r: Recipe, batch: int) -> Stage:
     count = 0
     for name, part in backbone.pipeline.components.items():
         if name.startswith("text_encoder"):
-            looked_up = sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Embedding))
+            looked_up = sum(
+                m.weight.numel() for m in part.modules() if isinstance(m, nn.Embedding)
+            )
             count += sum(p.numel() for p in part.parameters()) - looked_up
     return Stage("text", "text", tokens, 2.0 * count * tokens * passes, GIB // 2)
 

@@ -25,8 +25,8 @@ from omegaconf import DictConfig
 
 from s2flow import methods
 from s2flow.backbones import checkpoint
-from s2flow.backbones.placement import place, tile_vae
 from s2flow.backbones.base import Backbone, Origin
+from s2flow.backbones.placement import place, tile_vae
 from s2flow.cascade import Cascade, Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError

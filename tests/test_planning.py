@@ -1,6 +1,7 @@
 """plan=true and the refusal before loading: what is printed, what it says to add, that nothing loads."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from s2flow.config import resolve
 from s2flow.costs import GIB, Costs, Stage, Weights
 from s2flow.errors import UserError
 from s2flow.methods import method
-from tests.conftest import CONF
+
+CONF = Path(__file__).parents[1] / "conf"
 
 # a model of 30 GiB that needs 40 more in its forward, and 60 for a decoder on whole frames (9 in tiles)
 BIG = Costs(

@@ -469,4 +469,6 @@ def test_coverage_by_heads_is_the_coverage():
     for limit in (1, 2 * one, 4 * one + 1, 100 * one):
         found = windows.coverage_by_heads(q, k, rows, tokens, brick, text, limit)
         assert torch.allclose(found, whole, atol=1e-6)
-        assert windows.coverage_bytes((2, 5, 37, 8), 8, limit) == one * min(max(limit // one, 1), 5)
+        assert windows.coverage_bytes((2, 5, 37, 8), 8, limit) == one * min(
+            max(limit // one, 1), 5
+        )

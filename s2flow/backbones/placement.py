@@ -1,4 +1,4 @@
-"""Where the parts of a backbone live, how its weights are stored, and in which tiles its autoencoder works.
+"""Where a backbone's parts live, how its weights are stored, in which tiles its autoencoder works.
 
     offload  none    every part stays on the device
              model   text encoders, transformer and autoencoder are there one at a time, while used

@@ -75,8 +75,9 @@ def test_the_closed_forms_of_the_docstring(real):
         a_token, linear = 36 * d, (c.num_layers + c.num_single_layers) * 12 * d**2
         passes, rotary = 1, 4
     else:
-        a_token, linear = max(22 * d, 8 * d + 4 * c.ffn_dim), c.num_layers * (
-            6 * d**2 + 2 * d * c.ffn_dim
+        a_token, linear = (
+            max(22 * d, 8 * d + 4 * c.ffn_dim),
+            c.num_layers * (6 * d**2 + 2 * d * c.ffn_dim),
         )
         passes, rotary = 2, 8
     assert real.high.peak / tokens == pytest.approx(

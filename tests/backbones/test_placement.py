@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from s2flow.backbones import hunyuan, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.placement import FP8, _Alone, place, tile_vae
 from s2flow.errors import UserError
-from tests.backbones.conftest import FAMILIES
 
 PROMPTS = ["a large red star spins"]
+FAMILIES = {"wan": wan, "hunyuan": hunyuan}
 
 
 @pytest.fixture
