@@ -5,8 +5,8 @@
     expected  peak memory of every stage within 20 % of `s2flow.costs`
 
 No checkpoint is needed: time and memory do not depend on the weights' values. The size is the largest
-of SIZES that by the estimate fits the memory, and by a measured LR step and the FLOPs of the estimate the
-time. There are few steps, so that attention, not their number, fills the time; `seconds` are of this
+of SIZES that by the estimate fits the memory, and by one measured forward and the estimate's FLOPs
+the time. There are few steps, so that attention, not their number, fills the time; `seconds` are of this
 schedule. Writes experiments/results/bench_backbone.json with device, versions, commit and command.
 """
 

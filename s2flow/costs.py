@@ -14,7 +14,7 @@ width of the feed-forward and L the video tokens of a batch:
                  passes where guidance is not embedded
     peak, Wan in bfloat16, bytes a token: max(22 d, 8 d + 4 F) + rotary tables of 8 bytes x head_dim.
                  22 d: residual, the block's input, branch, its input and the last branch (10 d) beside
-                 gate product, residual and their sum in float32 (12 d). 8 d + 4 F: both sides of the GELU
+                 gate product, residual and their sum in float32 (12 d). 8 d + 4 F: both sides of GELU
     peak, HunyuanVideo in bfloat16: 36 d in single blocks: both residuals, norm, MLP (8 d), q, k, v and
                  their input (22 d), beside rotary embedding in float32 (14 d)
     recorded     coverage rows at LR, at most `windows.coverage_by_heads`'s limit at a time;

@@ -202,7 +202,7 @@ def _show(found: dict[str, Any]) -> None:
         f"{found['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
         f"and {rate * VAE_SHARE:g} in the autoencoder, on {found['device']}"
     )
-    needed = f"needs {found['needed_gib']:.1f} GiB, with {SLACK - 1:.0%} slack and {RESERVE:g} GiB context"
+    needed = f"needs {found['needed_gib']:.1f} GiB, {SLACK - 1:.0%} slack and {RESERVE:g} GiB context in"
     if found["memory_gib"] is None:
         console.print(f"{needed}; no GPU was found here: memory=80 plans for one of 80 GiB")
         return

@@ -1,4 +1,4 @@
-"""plan=true and the refusal before loading: what is printed, what it says to add, that nothing loads."""
+"""plan=true and the refusal before loading: what is printed, what is offered, that nothing loads."""
 
 import json
 from pathlib import Path
