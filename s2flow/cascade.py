@@ -35,9 +35,8 @@ from s2flow.timing import Clock
 from s2flow.windows import (
     Box,
     Plan,
-    attention_rows,
     brick_grid,
-    coverage_of_all_boxes,
+    coverage_by_heads,
     fraction_of_volume,
     make_plan,
     sample_rows,
@@ -177,7 +176,7 @@ class Cascade:
         with self.clock("handoff"):
             eps = self.noise(self.high_shape, "high")
             if r.noise == "aligned":
-                eps = aligned_noise(eps, low.flow.z[r.steps])
+                eps = aligned_noise(eps, low.flow.z[r.steps].to(eps))
             return hand_off(
                 low.flow, r.t_i, eps, r.handoff, backbone.decode, backbone.encode, r.high
             )
@@ -242,7 +241,8 @@ class Cascade:
         return LRI(low.flow, self.upsample, order, r.stencil, r.lr_time, scale)
 
     def upsample(self, v: Tensor) -> Tensor:
-        """U of Eq. 12: an LR latent field at HR."""
+        """U of Eq. 12: an LR latent field at HR, on the backbone's device."""
+        v = v.to(self.backbone.device)
         return resize_latent(v, *self.high_shape[-2:], mode=self.recipe.upsample)
 
     def noise(self, shape: tuple[int, ...], purpose: str) -> Tensor:
@@ -276,7 +276,8 @@ class Cascade:
         """
         if self.recipe.identity().get("solver") == "lri":
             return self.lri(low, 2)
-        return LRI(low.flow, lambda v: resize_latent(v, *self.high_shape[-2:]))
+        device = self.backbone.device
+        return LRI(low.flow, lambda v: resize_latent(v.to(device), *self.high_shape[-2:]))
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -288,9 +289,8 @@ class Cascade:
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
             rows = sample_rows(n_video, r.coverage_rows, seed=1000 * len(table) + layer)
-            A = attention_rows(q, k, rows, n_video, backbone.router.text)
-            found = coverage_of_all_boxes(A, rows, tokens, r.brick_low)
-            table.append(backbone.router.all_heads(found).cpu())
+            found = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
+            table.append(backbone.router.all_heads(found.to(q.device)).cpu())
 
         n_video = tokens[0] * tokens[1] * tokens[2]
         with self.clock("lr"):
@@ -325,18 +325,19 @@ class Cascade:
             return v
 
         for n in range(n_from, 0, -1):
-            zs[n] = z
+            zs[n] = z.cpu()
             windows = (
                 nullcontext()
                 if plan is None
                 else router.replacing(_windowed(plan, n, attention, router), _volumes(plan, n))
             )
             with windows, router.observing(observe):
-                v = vs[n] = field(z, n)
+                v = field(z, n)
                 higher = solver.derivatives(n, sigma, z, v, field)
+            vs[n] = v.cpu()
             z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
             self.progress(stage, n_from - n + 1, n_from)
-        zs[0] = z
+        zs[0] = z.cpu()
         return Trajectory(grid, zs, vs)
 
 

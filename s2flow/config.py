@@ -28,6 +28,7 @@ class BackboneConf:
     source: str | None = None  # folder or hub name of the weights; null: they ship with s2flow
     revision: str | None = None  # branch, tag or commit on the hub
     dtype: str = "float32"  # of transformer and text encoders: float32 | bfloat16 | float16
+    vae_tile: list[int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
@@ -121,6 +122,8 @@ class Config:
     brick_high: list[int] | None = None
     coverage_rows: int = 128
     attention: str = "auto"
+    fp8: bool = False
+    vae_tile: list[int] | None = None
 
     runs_dir: str = "runs"
     shard: str = "1/1"
@@ -129,6 +132,11 @@ class Config:
     threads: int | None = None
     context_parallel: Any = 1
     compile: bool = False
+    offload: str = "none"
+    plan: bool = False
+    tflops: float | None = None
+    memory: float | None = None
+    check_memory: bool = True
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -144,6 +152,7 @@ CHOICES = {
     "lr_time": ("sigma", "snr"),
     "upsample": ("bilinear", "nearest", "bicubic"),
     "attention": ("auto", *BACKENDS),
+    "offload": ("none", "model", "group"),
 }
 
 
@@ -191,6 +200,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         brick_low=brick_low,
         brick_high=brick_high,
         dtype=backbone.dtype,
+        fp8=cfg.fp8,
+        vae_tile=_vae_tile(cfg),
         knobs=knobs,
         rope=cfg.rope if "rope" in knobs else "none",
         temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
@@ -385,6 +396,25 @@ def _check_sizes(backbone: Any, low: tuple | None, high: tuple, frames: int) -> 
         f"frames={frames} is more than {backbone.name} can address; "
         f"type frames={backbone.max_frames} or fewer",
     )
+
+
+def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
+    """(side, stride) of the autoencoder's tiles; None for whole frames."""
+    own = cfg.backbone.vae_tile
+    tile, m = list((own if cfg.vae_tile is None else cfg.vae_tile) or ()), cfg.backbone.multiple
+    if not tile:
+        return None
+    _check(
+        cfg.backbone.family != "tiny",
+        f"vae_tile={tile}: the autoencoder of backbone={cfg.backbone.name} is small and has no "
+        "tiles; leave vae_tile out",
+    )
+    _check(
+        len(tile) == 2 and 0 < tile[1] <= tile[0] and tile[0] % m == tile[1] % m == 0,
+        f"vae_tile={tile} is not [side,stride] in pixels, multiples of {m} with stride at most side; "
+        "type vae_tile=[512,448], or vae_tile=[] for whole frames",
+    )
+    return tuple(tile)
 
 
 def _policy(w: Any) -> Policy:

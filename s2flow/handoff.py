@@ -41,7 +41,7 @@ def resize_video(video: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialias of every frame, (B, T, H, W, 3) in [0, 1] -> (B, T, height, width, 3)."""
     frames = video.flatten(0, 1).movedim(-1, 1)
     out = F.interpolate(frames, (height, width), mode="bicubic", antialias=True)
-    return out.clamp(0, 1).movedim(1, -1).unflatten(0, video.shape[:2])
+    return out.clamp_(0, 1).movedim(1, -1).unflatten(0, video.shape[:2])
 
 
 def aligned_noise(white: Tensor, eps_low: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ def hand_off(
     """
     sigma = float(low.sigma[n])
     if mode == "noisy":
-        return encode(resize_video(decode(low.z[n]), *size))  # (Eq. 5) literally
-    x0 = low.x0(n)
+        return encode(resize_video(decode(low.z[n].to(eps)), *size))  # (Eq. 5) literally
+    x0 = low.x0(n).to(eps)
     if mode == "latent":
         up = resize_latent(x0, *eps.shape[-2:], mode="bicubic")
     else:

@@ -50,6 +50,8 @@ class Recipe:
     rope: str = "none"  # positions of the HR stage
     temperature: float = 1.0  # factor on the HR stage's attention logits
     shift_high: float | None = None  # of the HR stage's noise grid; None: shift
+    fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
+    vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -65,6 +67,10 @@ class Recipe:
         own = json.loads(json.dumps(asdict(self)))
         if self.dtype != "float32":
             always += ("dtype",)
+        if self.fp8:
+            always += ("fp8",)
+        if self.vae_tile is not None and self.vae_tile[0] < max(self.high):
+            always += ("vae_tile",)
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
         if "windows" in own and self.whole_grid:
@@ -100,7 +106,7 @@ class Recipe:
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
         names = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype")
+        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype", "fp8")
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property

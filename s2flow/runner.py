@@ -28,12 +28,14 @@ from s2flow import methods
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.compiled import compile_backbone
+from s2flow.backbones.placement import place, tile_vae
 from s2flow.backbones.ulysses import share_videos
 from s2flow.cascade import Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.parallel import Team, join, own_device
+from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
@@ -45,7 +47,7 @@ from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, read_video, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
-_loaded: dict[tuple[str, Origin, str, bool, Any], Backbone] = {}  # at most one
+_loaded: dict[tuple, Backbone] = {}  # at most one
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
+    if cfg.plan:
+        return plan(cfg, resolve(cfg, "", knobs), _device(cfg.device), len(tasks))
+    if cfg.offload != "none" and _device(cfg.device) == "cpu":
+        raise UserError(
+            f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
+            "here is the CPU; leave offload out"
+        )
     weights = _weights_hash(cfg.backbone.family, origin(cfg.backbone))
     recipe = resolve(cfg, weights, knobs)
     arguments = plain(cfg, "scorer")
@@ -146,18 +155,26 @@ def origin(conf: DictConfig) -> Origin:
 
 
 def load_backbone(
-    conf: DictConfig, device: str, compiled: bool = False, group: Any = None
+    conf: DictConfig,
+    device: str,
+    offload: str = "none",
+    fp8: bool = False,
+    compiled: bool = False,
+    group: Any = None,
 ) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
     group: of processes that make each video together, None for one. Raises UserError if its strides
     are not those that sizes were checked against, or its heads cannot be shared.
     """
-    key = (conf.family, origin(conf), device, compiled, group)
+    key = (conf.family, origin(conf), device, offload, fp8, compiled, group)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
-        backbone = family(conf.family).from_origin(origin(conf), device)
+        elsewhere = offload != "none" or fp8  # as a whole it might not fit the device
+        backbone = family(conf.family).from_origin(origin(conf), "cpu" if elsewhere else device)
+        if elsewhere:
+            place(backbone, device, offload, fp8)
         for knob in ("multiple", "frame_step"):
             stride = getattr(backbone, knob)
             if stride != conf[knob]:
@@ -193,7 +210,10 @@ class Job:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, team, failed = self.cfg, self.team, 0
         device = _device(cfg.device)
-        backbone = load_backbone(cfg.backbone, device, cfg.compile, team.tensors)
+        refuse(cfg, self.recipe, device)
+        placed = (cfg.offload, cfg.fp8, cfg.compile)
+        backbone = load_backbone(cfg.backbone, device, *placed, team.tensors)
+        tile_vae(backbone.vae, self.recipe.vae_tile)
         methods.check_layers(backbone, self.recipe)
         with (
             Progress(self.recipe, clips, len(todo), quiet=not team.leads) as progress,
@@ -303,6 +323,7 @@ class Job:
             "batch": batch,
             "compile": self.cfg.compile,
             "context_parallel": self.team.k,
+            "offload": self.cfg.offload,
             "scorers": {},
             "scores": {},
             "source": self.cfg.backbone.source,

@@ -232,9 +232,10 @@ def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[i
     sigma = high.sigma.tolist()
     for n in range(t_i - 1, 1, -1):
         weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
-        truth = sum(w * high.v[m] for w, m in zip(weights, (n + 1, n, n - 1), strict=True))
-        past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
         borrowed = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
+        v = [high.v[m].to(borrowed.device) for m in (n + 1, n, n - 1)]
+        truth = sum(w * x for w, x in zip(weights, v, strict=True))
+        past = (v[1] - v[0]) / (sigma[n] - sigma[n + 1])
         for name, d in (("lri", borrowed), ("history", past)):
             length = (_dot(d, d) * _dot(truth, truth)).sqrt().clamp_min(1e-30)
             out[name][n] = (_dot(d, truth) / length).flatten().tolist()

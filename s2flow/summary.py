@@ -111,7 +111,7 @@ class SweepTable(Callback):
         """Write the job's summary beside its log."""
         value = getattr(job_return, "_return_value", None)
         value = getattr(value, "summary", value)  # of an error that says how many clips failed
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "records" in value:  # a plan has none
             folder = Path(config.hydra.runtime.output_dir)
             (folder / "summary.json").write_text(json.dumps(value))
 

@@ -161,6 +161,7 @@ def test_help_explains_every_knob_and_choice():
     knobs = {"sparsity", "density", "t_i", "order", "steps", "seed", "prompt", "low", "high"}
     knobs |= {"frames", "guidance", "brick_low", "brick_high", "coverage_rows", "runs_dir"}
     knobs |= {"backbone.source", "backbone.revision", "backbone.dtype"}
+    knobs |= {"fp8", "vae_tile", "plan", "tflops", "memory", "check_memory"}
     knobs |= {"shard", "batch", "device", "threads", "windows.exponents"}
     for word in knobs | (set(CHOICES) - {"attention"}):
         assert word in text, f"--help does not explain {word}"

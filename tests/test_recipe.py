@@ -69,6 +69,8 @@ OTHER = {  # one other value for every field
     "rope": "ntk",
     "temperature": 1.05,
     "shift_high": 3.0,
+    "fp8": True,
+    "vae_tile": (32, 16),
 }
 
 
@@ -133,6 +135,8 @@ SAME = [  # (one command, another that makes the same pixels)
     ("method=bicubic", "method=bicubic t_i=3 handoff=latent noise=aligned"),
     ("", "seed=3 prompt=cat prompts=world prompts.count=3 prompts.subset_seed=1"),
     ("", "device=cpu batch=4 shard=2/3 runs_dir=elsewhere threads=1"),
+    ("", "offload=group plan=true memory=80 tflops=400 check_memory=false fp8=false"),
+    ("backbone=wan_1_3b vae_tile=[]", "backbone=wan_1_3b vae_tile=[2048,1024]"),
     ("", "scorer=[none] tracker=wandb tracker.project=mine"),
     ("", "rope=none temperature=null shift_high=1.5"),
     ("", "temperature=1"),
@@ -156,6 +160,9 @@ DIFFERENT = [
     ("method=cascade", "method=cascade rope=interpolate"),
     ("method=cascade", "method=cascade temperature=auto"),
     ("t_i=12", "t_i=12 shift_high=3"),
+    ("", "fp8=true"),
+    ("backbone=wan_1_3b", "backbone=wan_1_3b vae_tile=[]"),
+    ("backbone=wan_1_3b", "backbone=wan_1_3b vae_tile=[512,384]"),
 ]
 
 
@@ -173,6 +180,7 @@ def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
     shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
     shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
     shared += ("rope", "temperature", "shift_high")
+    shared += ("vae_tile",)
     for name, value in OTHER.items():
         same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
         assert same == (name in shared), name

@@ -454,3 +454,21 @@ def test_a_plan_is_a_small_integer_table(coverage):
     plan = plan_of(coverage)
     assert isinstance(plan, Plan) and plan.boxes.dtype == torch.int16
     assert plan.boxes.shape == (STEPS + 1, LAYERS, 1, 4, 3)
+
+
+def test_coverage_by_heads_is_the_coverage():
+    """However few heads fit at a time, text keys and clips of different lengths included."""
+    g = torch.Generator().manual_seed(0)
+    tokens, brick, text = (2, 4, 4), (1, 2, 2), (3, 5)
+    q, k = (torch.randn(2, 5, 32 + 5, 8, generator=g) for _ in range(2))
+    rows = windows.sample_rows(32, 8, seed=1)
+    A = windows.attention_rows(q, k, rows, 32, text)
+    whole = windows.coverage_of_all_boxes(A, rows, tokens, brick)
+    one = windows.coverage_bytes((2, 1, 37, 8), len(rows))
+    assert one == 4 * 2 * 37 * (2 * 8 + 8)
+    for limit in (1, 2 * one, 4 * one + 1, 100 * one):
+        found = windows.coverage_by_heads(q, k, rows, tokens, brick, text, limit)
+        assert torch.allclose(found, whole, atol=1e-6)
+        assert windows.coverage_bytes((2, 5, 37, 8), 8, limit) == one * min(
+            max(limit // one, 1), 5
+        )

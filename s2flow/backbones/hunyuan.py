@@ -86,7 +86,7 @@ class HunyuanVideoBackbone:
                 f"negative_prompt={negative} cannot be used: the guidance of {self.name} is embedded "
                 "and takes none; leave negative_prompt out"
             )
-        text, pooled, mask = self.pipeline.encode_prompt(prompts, device=self.transformer.device)
+        text, pooled, mask = self.pipeline.encode_prompt(prompts, device=self.device)
         lengths = mask.sum(1).tolist()
         longest = max(lengths)
         text, mask = text[:, :longest].to(self.transformer.dtype), mask[:, :longest]
@@ -95,6 +95,14 @@ class HunyuanVideoBackbone:
         return HunyuanVideoCondition(
             text, mask, pooled.to(self.transformer.dtype), lengths, guidance
         )
+
+    def blank_condition(self, batch: int, guidance: float) -> HunyuanVideoCondition:
+        """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
+        config, like = self.transformer.config, {"device": self.device}
+        text = torch.empty(batch, 256, config.text_embed_dim, dtype=self.transformer.dtype, **like)
+        pooled = text.new_empty(batch, config.pooled_projection_dim)
+        mask = torch.ones(batch, 256, dtype=torch.long, **like)
+        return HunyuanVideoCondition(text, mask, pooled, [256] * batch, guidance)
 
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideoCondition) -> Tensor:
@@ -116,14 +124,15 @@ class HunyuanVideoBackbone:
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """See `base.Backbone`."""
-        x = video.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
+        x = (video.movedim(-1, 1).to(self.device, self.vae.dtype) * 2).sub_(1)
         return self.vae.encode(x).latent_dist.mode().float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """See `base.Backbone`."""
-        z = latent.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return (self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        z = latent.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        x = self.vae.decode(z).sample.float()
+        return x.div_(2).add_(0.5).clamp_(0, 1).movedim(1, -1)  # in place: 5 GiB at 2K
 
     def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
         """See `base.Backbone`."""

@@ -1,0 +1,219 @@
+"""The estimate against the paper's clock, known peaks, closed forms, and real forwards on the CPU."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2flow import costs
+from s2flow.backbones.base import Origin
+from s2flow.backbones.blank import blank, part_config
+from s2flow.backbones.placement import tile_vae
+from s2flow.backbones.published import PUBLISHED
+from s2flow.costs import GIB, forward_cost, measure, tracing, vae_cost
+from s2flow.errors import UserError
+
+SOURCE = {
+    "wan_1_3b": ("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    "wan_14b": ("wan", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    "hunyuan": ("hunyuan", "hunyuanvideo-community/HunyuanVideo"),
+}
+PARAMETERS = {
+    "wan_1_3b": 1_418_996_800,
+    "wan_14b": 14_288_491_584,
+    "hunyuan": 12_821_012_544,
+}
+ELSEWHERE = {  # (weights, peak) in GiB at 460,800 tokens in bfloat16, measured elsewhere
+    "wan_1_3b": (3, 21),
+    "wan_14b": (27, 50),
+    "hunyuan": (24, 48),
+}
+LOW, HIGH = (16, 30, 96, 160), (16, 30, 192, 320)  # 768x1280 and 1536x2560, 117 frames
+
+
+@pytest.fixture(scope="module", params=list(SOURCE))
+def real(request):
+    family, source = SOURCE[request.param]
+    backbone = blank(family, Origin(request.param, source, "main", "bfloat16"))
+    high = forward_cost(backbone, HIGH, 1, 6.0)
+    return SimpleNamespace(name=request.param, backbone=backbone, high=high)
+
+
+def test_published_sizes(real):
+    transformer = real.backbone.transformer
+    assert sum(p.numel() for p in transformer.parameters()) == PARAMETERS[real.name]
+    assert all(p.is_meta for p in transformer.parameters())
+    assert real.high.video == 460_800
+
+
+@pytest.mark.parametrize("real", ["hunyuan"], indirect=True)
+def test_the_papers_clock(real):
+    """PFLOP of one forward: 1.57 linear + 9.83 attention at LR, 6.27 + 156.7 at HR."""
+    low = forward_cost(real.backbone, LOW, 1, 6.0)
+    assert low.linear / 1e15 == pytest.approx(1.57, rel=0.01)
+    assert low.attention / 1e15 == pytest.approx(9.83, rel=0.01)
+    assert real.high.linear / 1e15 == pytest.approx(6.27, rel=0.01)
+    assert real.high.attention / 1e15 == pytest.approx(156.7, rel=0.01)
+    for f, windowed in ((0.5, 78.4), (0.125, 19.6)):
+        assert (real.high.flops(f) - real.high.linear) / 1e15 == pytest.approx(windowed, rel=0.01)
+
+
+def test_peaks_measured_elsewhere(real):
+    weights, peak = ELSEWHERE[real.name]
+    assert real.high.peak / GIB == pytest.approx(peak, rel=0.05)
+    own = costs._bytes(real.backbone.transformer) / GIB
+    assert own == pytest.approx(weights, rel=0.15)  # "3" is 2.65
+
+
+def test_the_closed_forms_of_the_docstring(real):
+    c, tokens = real.backbone.transformer.config, real.high.video
+    d = c.num_attention_heads * c.attention_head_dim
+    if real.name == "hunyuan":
+        a_token, linear = 36 * d, (c.num_layers + c.num_single_layers) * 12 * d**2
+        passes, rotary = 1, 4
+    else:
+        a_token, linear = (
+            max(22 * d, 8 * d + 4 * c.ffn_dim),
+            c.num_layers * (6 * d**2 + 2 * d * c.ffn_dim),
+        )
+        passes, rotary = 2, 8
+    assert real.high.peak / tokens == pytest.approx(
+        a_token + rotary * c.attention_head_dim, rel=0.02
+    )
+    # cross-attention to 512 text tokens is counted with the linear part
+    cross = 0 if real.name == "hunyuan" else c.num_layers * 2 * 512 * d
+    flops = 2 * tokens * (linear + cross) * passes
+    assert real.high.linear == pytest.approx(flops, rel=0.01)
+    layers = real.backbone.router.layers
+    assert real.high.attention == passes * layers * 4 * real.high.q[2] ** 2 * d
+
+
+def test_fp8_and_group_offload_shrink_the_weights(real):
+    w = costs.weights_of(real.backbone)
+    assert 0.5 <= w.transformer[1] / w.transformer[0] < 0.66
+    assert w.group[0] < 0.1 * w.transformer[0]
+    assert w.there("transformer", "none", False) == w.text + w.vae + w.transformer[0]
+    assert w.there("vae", "model", True) == w.vae
+    assert w.there("transformer", "group", True) == w.group[1]
+    text = w.text / 2  # bfloat16
+    assert text / 1e9 == pytest.approx(7.6 if real.name == "hunyuan" else 5.7, rel=0.02)
+
+
+# -- against real forwards of tiny models -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(case):
+    """The same tiny checkpoint, from its configs alone."""
+    return blank(case.name, Origin(case.name, str(case.folder)))
+
+
+def filled(condition):
+    """The blank condition of a real backbone, with numbers in it."""
+    for value in vars(condition).values():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            value.zero_()
+    return condition
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_flops_and_peak_of_a_real_forward(case, planned, batch):
+    shape = (16 if case.name == "wan" else 4, 4, 24, 32)
+    guess = forward_cost(planned, shape, batch, 5.0)
+    condition = filled(case.backbone.blank_condition(batch, 5.0))
+    z = torch.zeros(batch, *shape)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        case.backbone.velocity(z, 0.5, condition)
+    assert guess.linear + guess.attention == pytest.approx(counter.get_total_flops(), rel=0.01)
+    with tracing(fused=False) as trace, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        case.backbone.velocity(z, 0.5, condition)
+    assert guess.peak == pytest.approx(trace.peak, rel=0.2)
+
+
+@pytest.mark.parametrize("tile", [None, (64, 48)])
+def test_flops_and_peak_of_real_decoding_and_encoding(case, planned, tile):
+    """The networks' share of a few tiles, and the loop over all of them, add up to the real thing."""
+    size, latent = (80, 96), case.backbone.latent_shape(80, 96, 21)
+
+    def works(backbone, device):
+        tile_vae(backbone.vae, tile)
+        z = torch.zeros(1, *latent, device=device)
+        video = torch.zeros(1, 21, *size, 3, device=device)
+        return lambda: backbone.decode(z), lambda: backbone.encode(video)
+
+    pairs = zip(works(case.backbone, "cpu"), works(planned, "meta"), strict=True)
+    for real, guessed in pairs:
+        with tracing(fused=False) as trace, FlopCounterMode(display=False) as counter:
+            real()
+        cost = vae_cost(planned.vae, guessed)
+        assert cost.peak == pytest.approx(trace.peak, rel=0.2)
+        assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+    tile_vae(case.backbone.vae, None)
+
+
+# -- a clip -----------------------------------------------------------------------------------
+
+
+def test_stages_follow_the_recipe(planned, case, recipe):
+    conf = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}[case.name]
+    size = ["low=[64,96]", "high=[128,192]", "frames=5", "brick_low=[1,1,1]", "brick_high=[1,2,2]"]
+    words = [f"backbone={conf}", *size, "vae_tile=[]", "steps=10"]
+
+    def stages(*more):
+        r = recipe(*words, *more)
+        made = measure(blank(case.name, Origin(case.name, str(case.folder))), r)
+        return {s.name: s for s in made.stages}
+
+    shape = planned.latent_shape(128, 192, 5)
+    once = forward_cost(planned, shape, 1, recipe(*words).guidance)
+
+    def high(*more):
+        return costs._high_stage(planned, recipe(*words, "t_i=6", *more), shape, 1)
+
+    half = stages("t_i=6", "sparsity=0.5")
+    assert list(half) == ["text", "lr", "plan", "handoff", "hr", "decode"]
+    assert half["lr"].tokens * 4 == half["hr"].tokens and half["lr"].forwards == 10
+    assert half["hr"].flops == 6 * once.flops(0.5) and half["hr"].density == 0.5
+    assert high("windows=full").flops == 6 * once.flops()
+    assert high("density=per_axis").flops == 6 * once.flops(0.125)
+    assert high("windows.dense_steps=2").flops == 4 * once.flops(0.5) + 2 * once.flops()
+    layers = planned.router.layers
+    assert high("windows.dense_layers=[0]").density == pytest.approx(0.5 + 0.5 / layers)
+    heun = high("windows=full", "solver=heun")
+    assert heun.flops == pytest.approx(11 * once.flops()) and heun.forwards == pytest.approx(11)
+    native = stages("method=native")
+    assert list(native) == ["text", "hr", "decode"] and native["hr"].flops == 10 * once.flops()
+    assert list(stages("method=bicubic")) == ["text", "lr", "decode"]
+    assert half["handoff"].flops > 0 and half["decode"].flops > native["decode"].flops
+
+
+def test_the_embedded_backbone_can_be_planned_too(recipe):
+    made = measure(blank("tiny", Origin("micro")), recipe(), 1)
+    assert made.stages[1].tokens * 4 == made.stages[4].tokens == 8 * 8 * 12
+    assert all(s.bytes < GIB for s in made.stages)
+
+
+def test_what_cannot_be_known_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="sizes are not known here; type backbone.source=FOLDER"):
+        blank("wan", Origin("wan_1_3b", "nobody/nothing", "main"))
+    with pytest.raises(UserError, match="transformer/config.json cannot be read"):
+        blank("wan", Origin("wan_1_3b", str(tmp_path)))
+    with pytest.raises(UserError, match="cannot be planned yet"):
+        blank("other", Origin("x", str(tmp_path)))
+    for source in PUBLISHED:
+        family = "hunyuan" if "Hunyuan" in source else "wan"
+        assert part_config(family, Origin("x", source), "transformer")
+
+
+def test_group_offload_is_no_faster_than_its_bus():
+    weights = costs.Weights(0, 0, (10 * 2**30, 5 * 2**30), (2**30, 2**29))
+    stage = costs.Stage("hr", "transformer", 100, 1e12, GIB, 10)
+    made = costs.Costs(weights, [stage])
+    assert made.seconds(stage, 1.0) == 1
+    assert made.seconds(stage, 1.0, "group") == pytest.approx(100 * 2**30 / costs.BUS)
+    assert made.seconds(stage, 1.0, "none", ranks=4) == 0.25
+    assert made.peak(stage, "model") == 11 * GIB and made.peak(stage, "group") == 2 * GIB
+    assert math.isclose(made.peak(stage, "model", ranks=2), 10.5 * GIB)
