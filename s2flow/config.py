@@ -24,13 +24,15 @@ class BackboneConf:
     """One file of conf/backbone: a model and the sizes it is meant for."""
 
     name: str = MISSING  # as typed: backbone=micro
-    family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan
+    family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan | hunyuan15
     source: str | None = None  # folder or hub name of the weights; null: they ship with s2flow
     revision: str | None = None  # branch, tag or commit on the hub
     dtype: str = "float32"  # of transformer and text encoders: float32 | bfloat16 | float16
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
+    boundary: float | None = None  # noise level below which its second expert runs; null: there is none
+    guidance_2: float | None = None  # of the second expert
     handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
     negative_prompt: str | None = ""  # null: its guidance is embedded and takes none
     low: list[int] = MISSING  # (height, width) it was trained at
@@ -107,6 +109,7 @@ class Config:
     high: list[int] | None = None
     frames: int | None = None
     guidance: float | None = None
+    guidance_2: float | None = None
     negative_prompt: str | None = None
     shift: float | None = None
     handoff: str = "x0"
@@ -182,6 +185,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         brick_low=brick_low,
         brick_high=brick_high,
         dtype=backbone.dtype,
+        guidance_2=_guidance_2(cfg, given["guidance"]),
         knobs=knobs,
         **given,
         **{
@@ -211,6 +215,28 @@ def _usual_t_i(backbone: Any, given: dict[str, Any]) -> int:
     """HR steps from the grid's level that is nearest to the backbone's hand-off."""
     sigma = sigma_grid(given["steps"], given["shift"])
     return max(int((sigma - backbone.handoff_sigma).abs().argmin()), 1)
+
+
+def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
+    """Guidance of the second expert; None where there is none, or where guidance = 1 turns both off."""
+    typed, backbone = cfg.guidance_2, cfg.backbone
+    _check(
+        backbone.boundary is not None or typed is None,
+        f"guidance_2={typed} is of a second expert, and {backbone.name} has one model; "
+        "leave guidance_2 out",
+    )
+    found = backbone.guidance_2 if typed is None else typed
+    found = guidance if found is None else found
+    _check(
+        math.isfinite(found),
+        f"guidance_2={found} is not finite; type guidance_2={backbone.guidance_2}",
+    )
+    _check(
+        guidance != 1 or typed in (None, 1),
+        f"guidance_2={typed} has no effect beside guidance=1, which turns guidance off for both "
+        "experts; type guidance_2=1, or another guidance",
+    )
+    return None if backbone.boundary is None or guidance == 1 else found
 
 
 def _check_all(

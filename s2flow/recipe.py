@@ -46,6 +46,7 @@ class Recipe:
     lr_time: str
     upsample: str
     dtype: str = "float32"  # of the model; the flow's state is always float32
+    guidance_2: float | None = None  # of the second expert of a model that has two
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -61,6 +62,8 @@ class Recipe:
         own = json.loads(json.dumps(asdict(self)))
         if self.dtype != "float32":
             always += ("dtype",)
+        if self.guidance_2 is not None:
+            always += ("guidance_2",)
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored: set[str] = set()
         if "windows" in own and self.whole_grid:
@@ -81,6 +84,11 @@ class Recipe:
         return {k: v for k, v in own.items() if k not in ignored}
 
     @property
+    def guidances(self) -> tuple[float, ...]:
+        """One guidance per expert of the model."""
+        return (self.guidance,) if self.guidance_2 is None else (self.guidance, self.guidance_2)
+
+    @property
     def whole_grid(self) -> bool:
         """Whether every window is the whole grid, whatever it is called."""
         shrinks = self.windows.name in ("adaptive", "fixed") and self.sparsity < 1
@@ -96,7 +104,7 @@ class Recipe:
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
         names = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype")
+        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype", "guidance_2")
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property

@@ -141,19 +141,20 @@ def origin(conf: DictConfig) -> Origin:
 def load_backbone(conf: DictConfig, device: str) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
-    Raises UserError if its strides are not those that sizes were checked against.
+    Raises UserError if its strides, or its experts, are not those that the config was checked with.
     """
     key = (conf.family, origin(conf), device)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
         backbone = family(conf.family).from_origin(origin(conf), device)
-        for knob in ("multiple", "frame_step"):
-            stride = getattr(backbone, knob)
-            if stride != conf[knob]:
+        for knob in ("multiple", "frame_step", "boundary"):
+            stated, found = conf[knob], getattr(backbone, knob, None)
+            if stated != found:
+                stated, found = ("null" if x is None else x for x in (stated, found))
                 raise UserError(
-                    f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
-                    f"type backbone.{knob}={stride}"
+                    f"backbone.{knob}={stated}, but these weights have {found}; "
+                    f"type backbone.{knob}={found}, or choose another backbone="
                 )
         _loaded[key] = backbone
     return _loaded[key]

@@ -29,10 +29,14 @@ _inside: list[
 class AttentionRouter:
     """The self-attention layers of one transformer; q, k, v are handed out as (B, heads, L, d).
 
+    twins: layers of further transformers that take its place at other noise levels, numbered alike.
+
     Raises RuntimeError at construction if the module lacks `dispatch_attention_fn`.
     """
 
-    def __init__(self, module: ModuleType, layers: list[nn.Module]) -> None:
+    def __init__(
+        self, module: ModuleType, layers: list[nn.Module], *twins: list[nn.Module]
+    ) -> None:
         if not hasattr(module, "dispatch_attention_fn"):
             raise RuntimeError(
                 f"{module.__name__} has no dispatch_attention_fn: this diffusers version moved its "
@@ -40,14 +44,15 @@ class AttentionRouter:
             )
         if not hasattr(module, "_stock_dispatch"):
             module._stock_dispatch = module.dispatch_attention_fn
-            module.dispatch_attention_fn = _routed(module._stock_dispatch)
+            module.dispatch_attention_fn = routed(module._stock_dispatch)
         self.layers = len(layers)
         self.text: tuple[int, ...] | None = None  # real text tokens per clip; None: no padding
         self.unmasked = False  # whether the model's mask is known to be all true
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
-        for i, layer in enumerate(layers):
-            layer.set_processor(_LayerProcessor(layer.processor, self, i))
+        for numbered in (layers, *twins):
+            for i, layer in enumerate(numbered):
+                layer.set_processor(_LayerProcessor(layer.processor, self, i))
 
     @contextlib.contextmanager
     def observing(self, observer: Observer | None) -> Iterator[None]:
@@ -89,7 +94,9 @@ class AttentionRouter:
         return stock()
 
 
-def _routed(stock: Callable) -> Callable:
+def routed(stock: Callable) -> Callable:
+    """`stock(q, k, v, ...)`, in diffusers' layout, as the router of the layer being computed wants it."""
+
     def dispatch_attention_fn(query, key, value, *args, **kwargs):
         if not _inside:
             return stock(query, key, value, *args, **kwargs)
