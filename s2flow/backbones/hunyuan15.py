@@ -194,7 +194,8 @@ def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     The text's blocks know no positions, so the order of whatever is padded does not matter.
     """
-    order = mask.int().argsort(1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    order = order[:, : int(mask.sum(1).max())]
     return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1])), mask.gather(1, order)
 
 
@@ -249,7 +250,10 @@ class MasklessProcessor:
 
 
 def attend_frame_by_frame(block: nn.Module, x: Tensor) -> Tensor:
-    """The VAE's attention: every frame (of B, C, T, H, W) over itself and those before, unmasked."""
+    """The VAE's attention: every frame (of B, C, T, H, W) over itself and those before, unmasked.
+
+    The stock one fills an N x N mask row by row, and fails for more than one clip.
+    """
     normed = block.norm(x)
     q, k, v = (
         f(normed).flatten(3).permute(0, 2, 3, 1) for f in (block.to_q, block.to_k, block.to_v)

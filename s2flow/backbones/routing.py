@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from s2flow.errors import UserError
+
 Observer = Callable[[int, Tensor, Tensor], None]
 Replacer = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
@@ -31,7 +33,8 @@ class AttentionRouter:
 
     twins: layers of further transformers that take its place at other noise levels, numbered alike.
 
-    Raises RuntimeError at construction if the module lacks `dispatch_attention_fn`.
+    Raises at construction: RuntimeError if the module lacks `dispatch_attention_fn`, UserError for
+    twins of another depth.
     """
 
     def __init__(
@@ -50,6 +53,12 @@ class AttentionRouter:
         self.unmasked = False  # whether the model's mask is known to be all true
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
+        depths = [len(numbered) for numbered in (layers, *twins)]
+        if len(set(depths)) > 1:
+            raise UserError(
+                f"experts of {' and '.join(map(str, depths))} layers cannot share a plan; "
+                "type a backbone.source whose experts are alike"
+            )
         for numbered in (layers, *twins):
             for i, layer in enumerate(numbered):
                 layer.set_processor(_LayerProcessor(layer.processor, self, i))
