@@ -31,7 +31,7 @@ class BackboneConf:
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
-    boundary: float | None = None  # noise level below which its second expert runs; null: there is none
+    boundary: float | None = None  # noise level below which a second expert runs; null: none does
     guidance_2: float | None = None  # of the second expert
     handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
     negative_prompt: str | None = ""  # null: its guidance is embedded and takes none

@@ -1,4 +1,4 @@
-"""HunyuanVideo-1.5 text-to-video (8.3B, and any pipeline with its classes) behind the backbone protocol.
+"""HunyuanVideo-1.5 text-to-video (8.3B, and any pipeline with its classes), for the backbone protocol.
 
 54 dual-stream blocks with one attention over [video, text], on a VAE of stride 4 x 16 x 16 and patches
 of one latent. The text is Qwen2.5-VL's third last hidden state and, for what a prompt quotes, ByT5's;
@@ -9,7 +9,7 @@ before its attention instead of masked: no mask is built, and what the model com
 
 Guidance is two passes, v = v_uncond + g (v_cond - v_uncond), each with its own text. The transformer is
 given [z, 0, 0]: no first frame, and a mask that says so. The flow lives on the latent times the VAE's
-scaling factor. The VAE's own attention, causal in frames, is computed frame by frame for the same reason.
+scaling factor. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
 
 Deviation from the stock pipeline in half precision: it rounds the timestep to the model's type (1000
 sigma to multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
@@ -196,7 +196,8 @@ def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = mask.int().argsort(dim=1, descending=True, stable=True)
     order = order[:, : int(mask.sum(1).max())]
-    return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1])), mask.gather(1, order)
+    places = order[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, places), mask.gather(1, order)
 
 
 class MasklessProcessor:
@@ -217,6 +218,8 @@ class MasklessProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None if all real."""
+
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(2, (attn.heads, -1))
 

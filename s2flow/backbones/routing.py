@@ -104,7 +104,7 @@ class AttentionRouter:
 
 
 def routed(stock: Callable) -> Callable:
-    """`stock(q, k, v, ...)`, in diffusers' layout, as the router of the layer being computed wants it."""
+    """`stock(q, k, v, ...)`, in diffusers' layout, seen and replaced by the router of its layer."""
 
     def dispatch_attention_fn(query, key, value, *args, **kwargs):
         if not _inside:

@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 def case(request, folders):
     """One family: our `backbone` and diffusers' own `stock`, opened separately from `folder`.
 
-    low and high are the sizes in pixels of 2x3 and 4x6 tokens per frame; joint: text is in the attention.
+    low and high are the sizes in pixels of 2x3 and 4x6 tokens per frame; joint: attention with text.
     """
     name = request.param
     conf, family, pipeline, layers, width = FACTS[name]
@@ -42,7 +42,8 @@ def case(request, folders):
     backbone = family.from_origin(Origin(name, str(folders[name])), "cpu")
     if name == "hunyuan_1_5":
         stock.vae.enable_slicing()  # as it comes, its mask has no place for a batch of two
-    for pipe in (stock, backbone.pipeline):  # HunyuanVideo-1.5: 1985 tokens of padding take seconds
+    # HunyuanVideo-1.5: its 1985 tokens of padding take seconds
+    for pipe in (stock, backbone.pipeline):
         pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 12, 20
         pipe.vision_num_semantic_tokens = 3
     return SimpleNamespace(

@@ -122,8 +122,9 @@ def test_the_schedule_of_hunyuan_video_is_the_checkpoints_own(case, typed):
     engine = Cascade(case.backbone, r, PROMPTS[:1], [0])
     z = engine.noise(engine.high_shape, "high")
     latent = run_stock(case, r, z, PROMPTS[:1], output_type="latent", own_grid=True)
-    assert case.stock.scheduler.config.shift == r.shift == {"hunyuan": 7, "hunyuan_1_5": 9}[case.name]
-    assert float((case.stock.scheduler.sigmas - sigma_grid(STEPS, r.shift).flip(0)).abs().max()) < 1e-6
+    scheduler = case.stock.scheduler
+    assert scheduler.config.shift == r.shift == {"hunyuan": 7, "hunyuan_1_5": 9}[case.name]
+    assert float((scheduler.sigmas - sigma_grid(STEPS, r.shift).flip(0)).abs().max()) < 1e-6
     assert relative(method("native").generate(engine).latent, latent) < 1e-4
 
 

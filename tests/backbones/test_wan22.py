@@ -30,7 +30,7 @@ def calls(backbone):
 @both_experts
 @pytest.mark.parametrize("shift", [12.0, 5.0, 1.0])
 def test_experts_change_at_the_boundary_as_in_the_stock_pipeline(case, typed, shift):  # noqa: F811
-    """Also for a noise level on the boundary itself, and where the second expert has most of the steps."""
+    """Also for a noise level on the boundary itself, and where the second expert has most steps."""
     r = typed("method=native", f"shift={shift}", "steps=8", "t_i=4")
     z = Cascade(case.backbone, r, PROMPTS[:1], [0]).noise((16, 2, 4, 6), "low")
     seen, hooks = calls(case.stock)
@@ -47,7 +47,8 @@ def test_experts_change_at_the_boundary_as_in_the_stock_pipeline(case, typed, sh
     assert [expert for _, expert in seen] == [expert for _, expert in stock]
     assert {expert for _, expert in seen} == {1, 2}
     if shift == 1.0:
-        assert (0.875, 1) in seen  # s = 7/8 stands on the boundary: t >= boundary, says the stock one
+        # s = 7/8 stands on the boundary, and t >= boundary is the stock pipeline's rule
+        assert (0.875, 1) in seen
 
 
 @both_experts

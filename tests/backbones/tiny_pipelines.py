@@ -287,7 +287,8 @@ def build_hunyuan_1_5():
             task_type="t2v",
         )
     ).eval()
-    transformer.proj_out.weight.data *= 0.3  # at guidance 6 latents of size 11 would magnify rounding
+    # at guidance 6, latents would else grow to 11 and rounding with them
+    transformer.proj_out.weight.data *= 0.3
     return HunyuanVideo15Pipeline(
         tokenizer=qwen_tokenizer(),
         text_encoder=Qwen2_5_VLTextModel(text).eval(),
