@@ -218,7 +218,7 @@ class MasklessProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None if all real."""
+        """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None: all real."""
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(2, (attn.heads, -1))

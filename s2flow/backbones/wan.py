@@ -85,7 +85,7 @@ class WanBackbone:
         guidance: float,
         guidance_2: float | None = None,
     ) -> WanCondition:
-        """See `base.Backbone`. As in the stock pipeline, guidance = 1 turns off both experts' guidance."""
+        """See `base.Backbone`. As in the stock pipeline, guidance = 1 turns off both experts'."""
         positive, unconditional = self.pipeline.encode_prompt(
             prompts,
             [negative] * len(prompts),

@@ -22,9 +22,10 @@ from s2flow.backbones.wan import WanBackbone
 from s2flow.windows import brick_grid, make_plan, realised_density
 
 CONF = Path(__file__).parents[2] / "conf"
-# transformer/config.json of the published checkpoints; the autoencoders are diffusers' defaults, but for
-# Wan 2.2 5B's. Its numbers and A14B's are from Wan's own configurations (wan_ti2v_5B.py, wan_t2v_A14B.py)
-# and copies of vae/config.json, HunyuanVideo-1.5's from diffusers' conversion script (720p_t2v).
+# transformer/config.json of the published checkpoints; the autoencoders are diffusers' defaults, but
+# for Wan 2.2 5B's. The later ones could not be fetched: Wan 2.2's numbers are those of Wan's own
+# configurations (wan_ti2v_5B.py, wan_t2v_A14B.py) and of a quoted vae/config.json, HunyuanVideo-1.5's
+# those of diffusers' conversion script (720p_t2v).
 WAN = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "text_dim": 4096}
 CONFIGS = {
     "wan_1_3b": WAN | {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},

@@ -55,6 +55,7 @@ def test_experts_change_at_the_boundary_as_in_the_stock_pipeline(case, typed, sh
 def test_each_expert_has_its_own_guidance(case, typed):  # noqa: F811
     r = typed("method=native", "guidance=5", "guidance_2=2")
     assert r.guidances == (5.0, 2.0)
+    assert r.low_identity() != typed("guidance=5", "guidance_2=3").low_identity()
     engine = Cascade(case.backbone, r, PROMPTS[:1], [0])
     z = engine.noise(engine.high_shape, "high")
     latent = run_stock(case, r, z, PROMPTS[:1], output_type="latent")
