@@ -135,7 +135,7 @@ class Cascade:
         self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
         with self.clock("text"):
             self.condition = backbone.encode_prompt(
-                self.prompts, recipe.negative_prompt, recipe.guidance
+                self.prompts, recipe.negative_prompt, *recipe.guidances
             )
 
     # -- the three stages of Figure 2 ---------------------------------------------------------

@@ -24,7 +24,7 @@ class BackboneConf:
     """One file of conf/backbone: a model and the sizes it is meant for."""
 
     name: str = MISSING  # as typed: backbone=micro
-    family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan
+    family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan | hunyuan15
     source: str | None = None  # folder or hub name of the weights; null: they ship with s2flow
     revision: str | None = None  # branch, tag or commit on the hub
     dtype: str = "float32"  # of transformer and text encoders: float32 | bfloat16 | float16
@@ -32,6 +32,8 @@ class BackboneConf:
     steps: int = MISSING  # N
     shift: float = MISSING  # k of the noise grid
     guidance: float = MISSING
+    boundary: float | None = None  # noise level below which a second expert runs; null: none does
+    guidance_2: float | None = None  # of the second expert
     handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
     negative_prompt: str | None = ""  # null: its guidance is embedded and takes none
     low: list[int] = MISSING  # (height, width) it was trained at
@@ -108,6 +110,7 @@ class Config:
     high: list[int] | None = None
     frames: int | None = None
     guidance: float | None = None
+    guidance_2: float | None = None
     negative_prompt: str | None = None
     shift: float | None = None
     handoff: str = "x0"
@@ -202,6 +205,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         dtype=backbone.dtype,
         fp8=cfg.fp8,
         vae_tile=_vae_tile(cfg),
+        guidance_2=_guidance_2(cfg, given["guidance"]),
         knobs=knobs,
         rope=cfg.rope if "rope" in knobs else "none",
         temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
@@ -248,6 +252,28 @@ def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
     if cfg.temperature == "auto":
         return round(math.sqrt(math.log(math.prod(high)) / math.log(max(math.prod(low), 2))), 6)
     return float(cfg.temperature)
+
+
+def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
+    """Guidance of the second expert; None where there is none, or where guidance = 1 turns both off."""
+    typed, backbone = cfg.guidance_2, cfg.backbone
+    _check(
+        backbone.boundary is not None or typed is None,
+        f"guidance_2={typed} is of a second expert, and {backbone.name} has one model; "
+        "leave guidance_2 out",
+    )
+    found = backbone.guidance_2 if typed is None else typed
+    found = guidance if found is None else found
+    _check(
+        math.isfinite(found),
+        f"guidance_2={found} is not finite; type guidance_2={backbone.guidance_2}",
+    )
+    _check(
+        guidance != 1 or typed in (None, 1),
+        f"guidance_2={typed} has no effect beside guidance=1, which turns guidance off for both "
+        "experts; type guidance_2=1, or another guidance",
+    )
+    return None if backbone.boundary is None or guidance == 1 else found
 
 
 def _check_all(

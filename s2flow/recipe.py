@@ -52,6 +52,7 @@ class Recipe:
     shift_high: float | None = None  # of the HR stage's noise grid; None: shift
     fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
     vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
+    guidance_2: float | None = None  # of the second expert of a model that has two
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -71,6 +72,8 @@ class Recipe:
             always += ("fp8",)
         if self.vae_tile is not None and self.vae_tile[0] < max(self.high):
             always += ("vae_tile",)
+        if self.guidance_2 is not None:
+            always += ("guidance_2",)
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
         if "windows" in own and self.whole_grid:
@@ -91,6 +94,11 @@ class Recipe:
         return {k: v for k, v in own.items() if k not in ignored}
 
     @property
+    def guidances(self) -> tuple[float, ...]:
+        """One guidance per expert of the model."""
+        return (self.guidance,) if self.guidance_2 is None else (self.guidance, self.guidance_2)
+
+    @property
     def whole_grid(self) -> bool:
         """Whether every window is the whole grid, whatever it is called."""
         shrinks = self.windows.name in ("adaptive", "fixed") and self.sparsity < 1
@@ -106,7 +114,7 @@ class Recipe:
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
         names = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype", "fp8")
+        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype", "fp8", "guidance_2")
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property

@@ -164,8 +164,8 @@ def load_backbone(
 ) -> Backbone:
     """The backbone, loaded once per process; another one takes its place in memory.
 
-    group: of processes that make each video together, None for one. Raises UserError if its strides
-    are not those that sizes were checked against, or its heads cannot be shared.
+    group: of processes that make each video together, None for one. Raises UserError if its strides,
+    or its experts, are not those that the config was checked with, or its heads cannot be shared.
     """
     key = (conf.family, origin(conf), device, offload, fp8, compiled, group)
     if key not in _loaded:
@@ -175,12 +175,13 @@ def load_backbone(
         backbone = family(conf.family).from_origin(origin(conf), "cpu" if elsewhere else device)
         if elsewhere:
             place(backbone, device, offload, fp8)
-        for knob in ("multiple", "frame_step"):
-            stride = getattr(backbone, knob)
-            if stride != conf[knob]:
+        for knob in ("multiple", "frame_step", "boundary"):
+            stated, found = conf[knob], getattr(backbone, knob, None)
+            if stated != found:
+                stated, found = ("null" if x is None else x for x in (stated, found))
                 raise UserError(
-                    f"backbone.{knob}={conf[knob]}, but these weights have {stride}; "
-                    f"type backbone.{knob}={stride}"
+                    f"backbone.{knob}={stated}, but these weights have {found}; "
+                    f"type backbone.{knob}={found}, or choose another backbone="
                 )
         if group is not None:
             share_videos(backbone, group)

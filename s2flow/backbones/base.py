@@ -44,7 +44,10 @@ class Backbone(Protocol):
     max_side: float  # longest side, in pixels, that its positions can address
 
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Any:
-        """Condition for a batch of prompts, passed back to `velocity` as it is."""
+        """Condition for a batch of prompts, passed back to `velocity` as it is.
+
+        A model with two experts takes the second one's guidance as a fourth argument.
+        """
 
     def velocity(self, z: Tensor, sigma: float, condition: Any) -> Tensor:
         """Guided velocity dz/dsigma, float32, shaped like z; the model is told this very sigma."""

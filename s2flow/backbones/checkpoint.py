@@ -44,6 +44,8 @@ SAMPLE = 4096  # bytes read of every tensor of a larger one
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call weights
 LIBRARIES = ("diffusers", "transformers")  # no other module is imported
 TEXTS = (".json", ".txt", ".model", ".jinja")  # configs and vocabularies
+OPTIONAL = ("transformer_2",)  # may be null in model_index.json
+SETTINGS = ("scheduler", "guider")  # parts without weights, whose values are the recipe's
 
 
 def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> str:
@@ -55,14 +57,26 @@ def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> st
     if folder is None:
         return hub_commit(origin)[:12]
     check(folder, parts, pipeline)
+    index = _json(folder / "model_index.json")
     digest = hashlib.sha256()
-    for part in parts:
+    for part in present(index, parts):
         weights = weight_files(folder / part)
         texts = sorted(p for p in (folder / part).iterdir() if p.suffix in TEXTS)
         for path in [*texts, *weights]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
             digest.update(content(path))
+    if index.get("boundary_ratio") is not None:  # the one setting of this file that decides pixels
+        digest.update(f"boundary_ratio {index['boundary_ratio']}".encode())
     return digest.hexdigest()[:12]
+
+
+def present(index: dict[str, Any], parts: dict[str, str | None]) -> dict[str, str | None]:
+    """The parts that this model_index.json has or must have: all but an optional one that is null."""
+    return {p: made for p, made in parts.items() if p not in OPTIONAL or _named(index, p)}
+
+
+def _named(index: dict[str, Any], part: str) -> bool:
+    return isinstance(index.get(part), list) and index[part][0] is not None
 
 
 def content(path: Path) -> bytes:
@@ -136,14 +150,15 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             f"{here} is a {index.get('_class_name')}, and this backbone runs a "
             f"{pipeline.__name__}; choose another backbone= or another folder"
         )
-    others = [p for p, made in index.items() if isinstance(made, list) and made[0] is not None]
-    strange = sorted(set(others) - {*parts, "scheduler"})
+    strange = sorted({p for p in index if _named(index, p)} - {*parts, *SETTINGS})
     if strange:
         raise UserError(
             f"{here} has the part {strange[0]}, which this backbone does not know; type the folder "
             f"of a plain {pipeline.__name__}"
         )
-    for part, wanted in {**parts, "scheduler": None}.items():
+    _check_experts(index, here, "transformer_2" in parts)
+    settings = {s: None for s in SETTINGS if s == "scheduler" or _named(index, s)}
+    for part, wanted in {**present(index, parts), **settings}.items():
         library, found = index.get(part) or (None, None)
         if library not in LIBRARIES or found != (wanted or found):
             wanted = f"{wanted or 'class'} of {' or '.join(LIBRARIES)}"
@@ -155,6 +170,21 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             raise UserError(f"{here}: {part} holds no safetensors; fetch the checkpoint again")
         for file in files:
             safetensors_header(file)
+
+
+def _check_experts(index: dict[str, Any], here: str, takes_two: bool) -> None:
+    """A second transformer and the noise level where it takes over come together, or not at all."""
+    boundary, second = index.get("boundary_ratio"), _named(index, "transformer_2")
+    if takes_two and boundary is not None and not second:
+        raise UserError(
+            f"{here} changes its expert at boundary_ratio={boundary} and lacks the part "
+            "transformer_2; fetch the checkpoint again"
+        )
+    if takes_two and second and boundary is None:
+        raise UserError(
+            f"{here} has the part transformer_2, and no boundary_ratio in model_index.json that says "
+            "when it runs; fetch the checkpoint again"
+        )
 
 
 def open_pipeline(

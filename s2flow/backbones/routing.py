@@ -39,10 +39,15 @@ _routers: weakref.WeakValueDictionary[int, "AttentionRouter"] = weakref.WeakValu
 class AttentionRouter:
     """The self-attention layers of one transformer; q, k, v are handed out as (B, heads, L, d).
 
-    Raises RuntimeError at construction if the module lacks `dispatch_attention_fn`.
+    twins: layers of further transformers that take its place at other noise levels, numbered alike.
+
+    Raises at construction: RuntimeError if the module lacks `dispatch_attention_fn`, UserError for
+    twins of another depth.
     """
 
-    def __init__(self, module: ModuleType, layers: list[nn.Module]) -> None:
+    def __init__(
+        self, module: ModuleType, layers: list[nn.Module], *twins: list[nn.Module]
+    ) -> None:
         if not hasattr(module, "dispatch_attention_fn"):
             raise RuntimeError(
                 f"{module.__name__} has no dispatch_attention_fn: this diffusers version moved its "
@@ -50,7 +55,7 @@ class AttentionRouter:
             )
         if not hasattr(module, "_stock_dispatch"):
             module._stock_dispatch = module.dispatch_attention_fn
-            module.dispatch_attention_fn = _routed(module._stock_dispatch)
+            module.dispatch_attention_fn = routed(module._stock_dispatch)
         self.layers = len(layers)
         self.text: tuple[int, ...] | None = None  # real text tokens per clip; None: no padding
         self.unmasked = False  # whether the model's mask is known to be all true
@@ -59,14 +64,22 @@ class AttentionRouter:
         self._stock = module._stock_dispatch
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
+        depths = [len(numbered) for numbered in (layers, *twins)]
+        if len(set(depths)) > 1:
+            raise UserError(
+                f"experts of {' and '.join(map(str, depths))} layers cannot share a plan; "
+                "type a backbone.source whose experts are alike"
+            )
         self._work: Work | None = None
         self._dealt: Heads = []
         self._temperature = 1.0
-        self._before = [(layer, layer.processor) for layer in layers]
+        self._before = [
+            (layer, layer.processor) for expert in (layers, *twins) for layer in expert
+        ]
         self._processors: list[_LayerProcessor] = []
-        for i, (layer, own) in enumerate(self._before):  # another router's wrapper is not wrapped
-            stock, number = getattr(own, "stock", own), len(self._processors)
-            self._processors.append(_LayerProcessor(stock, self, i, number))
+        for number, (layer, own) in enumerate(self._before):
+            stock = getattr(own, "stock", own) if isinstance(own, _LayerProcessor) else own
+            self._processors.append(_LayerProcessor(stock, self, number % self.layers, number))
             layer.set_processor(self._processors[-1])
         self.handle = id(self)
         _routers[self.handle] = self
@@ -157,7 +170,9 @@ class AttentionRouter:
             )
 
 
-def _routed(stock: Callable) -> Callable:
+def routed(stock: Callable) -> Callable:
+    """`stock(q, k, v, ...)`, in diffusers' layout, seen and replaced by the router of its layer."""
+
     def dispatch_attention_fn(query, key, value, *args, **kwargs):
         if not _inside:
             return stock(query, key, value, *args, **kwargs)

@@ -1,9 +1,15 @@
-"""Wan 2.1 text-to-video, and any pipeline with its classes, behind the backbone protocol.
+"""Wan 2.1 and 2.2 text-to-video, and any pipeline with their classes, behind the backbone protocol.
 
 Our own loop around diffusers' transformer, VAE and text encoder: the pipeline's callbacks give no
 velocity, and its scheduler returns latents in the model's dtype. The model's timestep is 1000 sigma;
 guidance is two passes, v = v_uncond + g (v_cond - v_uncond); text is trimmed and zero-padded to a fixed
 length without a mask, so the padding length is part of the model.
+
+Wan 2.2 A14B is two transformers of one shape: at sigma >= boundary_ratio the first one runs, below it
+the second, with a guidance of its own. LR and HR step on the same sigmas, so step n has the same expert
+in both, and the plan's (step, layer) is that expert's layer. Around the switch, differences of the LR
+flow reach over both experts. Wan 2.2 5B is told a timestep per token by the stock pipeline; in
+text-to-video they are all equal, and one per clip says the same without 8 GB of modulations at 2K.
 """
 
 from dataclasses import dataclass
@@ -20,6 +26,7 @@ from s2flow.windows import Box
 
 PARTS = {  # of the pipeline's folder, with their classes
     "transformer": "WanTransformer3DModel",
+    "transformer_2": "WanTransformer3DModel",  # of Wan 2.2 A14B only
     "vae": "AutoencoderKLWan",
     "text_encoder": "UMT5EncoderModel",
     "tokenizer": None,
@@ -44,6 +51,7 @@ class WanCondition:
     positive: Tensor
     negative: Tensor | None
     guidance: float
+    guidance_2: float | None = None  # of the second expert; None: the same
 
 
 class WanBackbone:
@@ -52,6 +60,8 @@ class WanBackbone:
     def __init__(self, name: str, pipeline: WanPipeline, text_length: int = 512) -> None:
         self.name, self.pipeline, self.text_length = name, pipeline, text_length
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
+        self.transformer_2 = getattr(pipeline, "transformer_2", None)
+        self.boundary: float | None = getattr(pipeline, "config", {}).get("boundary_ratio")
         self.device = str(self.transformer.device)
         self.ropes = [self.transformer.rope]
         self.patch: Box = tuple(self.transformer.config.patch_size)
@@ -59,8 +69,9 @@ class WanBackbone:
         self.scale_s: int = self.vae.config.scale_factor_spatial
         self.multiple = self.scale_s * self.patch[1]
         self.max_side = self.multiple * self.transformer.config.rope_max_seq_len
+        experts = [m for m in (self.transformer, self.transformer_2) if m is not None]
         self.router = AttentionRouter(
-            transformer_wan, [block.attn1 for block in self.transformer.blocks]
+            transformer_wan, *([block.attn1 for block in m.blocks] for m in experts)
         )
         self._mean, self._std = (
             torch.tensor(x).view(1, -1, 1, 1, 1)
@@ -68,8 +79,14 @@ class WanBackbone:
         )
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> WanCondition:
-        """See `base.Backbone`."""
+    def encode_prompt(
+        self,
+        prompts: list[str],
+        negative: str,
+        guidance: float,
+        guidance_2: float | None = None,
+    ) -> WanCondition:
+        """See `base.Backbone`. As in the stock pipeline, guidance = 1 turns off both experts'."""
         positive, unconditional = self.pipeline.encode_prompt(
             prompts,
             [negative] * len(prompts),
@@ -77,7 +94,7 @@ class WanBackbone:
             max_sequence_length=self.text_length,
             device=self.device,
         )
-        return WanCondition(positive, unconditional, guidance)
+        return WanCondition(positive, unconditional, guidance, guidance_2)
 
     def blank_condition(self, batch: int, guidance: float) -> WanCondition:
         """A condition of the right shapes, to plan with (`s2flow.costs`)."""
@@ -89,16 +106,24 @@ class WanBackbone:
     def velocity(self, z: Tensor, sigma: float, condition: WanCondition) -> Tensor:
         """See `base.Backbone`. Attention is observed in the conditional pass only."""
         v = self._forward(z, sigma, condition.positive)
-        if condition.negative is None or condition.guidance == 1.0:
+        g = condition.guidance
+        if condition.guidance_2 is not None and self._second(sigma):
+            g = condition.guidance_2
+        if condition.negative is None or g == 1.0:
             return v
         with self.router.observing(None):
             v_uncond = self._forward(z, sigma, condition.negative)
-        return v_uncond + condition.guidance * (v - v_uncond)
+        return v_uncond + g * (v - v_uncond)
+
+    def _second(self, sigma: float) -> bool:
+        """Whether the second expert has taken over at this noise level."""
+        return self.boundary is not None and sigma < self.boundary
 
     def _forward(self, z: Tensor, sigma: float, text: Tensor) -> Tensor:
+        model = self.transformer_2 if self._second(sigma) else self.transformer
         timestep = torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32)
-        return self.transformer(
-            hidden_states=z.to(self.transformer.dtype),
+        return model(
+            hidden_states=z.to(model.dtype),
             timestep=timestep,
             encoder_hidden_states=text,
             return_dict=False,

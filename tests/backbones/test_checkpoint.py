@@ -12,7 +12,7 @@ from test_cli import refusal, run_here
 from test_runner import state
 
 from s2flow import runner
-from s2flow.backbones import checkpoint, hunyuan, wan
+from s2flow.backbones import checkpoint, hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
 from s2flow.store import read_record
 
@@ -20,7 +20,8 @@ SIZES = ("low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "device=
 BRICKS = ("brick_low=[1,1,1]", "brick_high=[1,2,2]")
 SMALL = (*SIZES, *BRICKS, "backbone.dtype=float32", "prompts.count=2")
 CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
-FAMILIES = {"wan": wan, "hunyuan": hunyuan}
+LATER = {"wan_2_2_5b": wan, "wan_2_2_14b": wan, "hunyuan_1_5": hunyuan15}
+FAMILIES = {"wan": wan, "hunyuan": hunyuan} | LATER
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
@@ -56,9 +57,11 @@ def typed(family, folder, command):
 
     def run(*words):
         names = {w.partition("=")[0] for w in words}
-        usual = [w for w in SMALL if w.partition("=")[0] not in names]
+        small = [*SMALL, *(("low=[64,96]", "high=[128,192]") if family == "wan_2_2_5b" else ())]
+        usual = [w for w in small if w.partition("=")[0] not in names]
         source = [] if "backbone.source" in names else [f"backbone.source={folder}"]
-        return command(f"backbone={CONF[family]}", *source, *usual, *words)
+        conf = [] if "backbone" in names else [f"backbone={CONF.get(family, family)}"]
+        return command(*conf, *source, *usual, *words)
 
     return run
 
@@ -70,6 +73,7 @@ def records(tmp_path):
 # -- the whole of run.py ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
 def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
     typed,
     family,
@@ -82,7 +86,8 @@ def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
     made = records(tmp_path)
     assert len(made) == 2 and all(r["status"] == "ok" for r in made)
     for r in made:
-        assert (r["frames"], r["height"], r["width"]) == (5, 64, 96)
+        k = 2 if family == "wan_2_2_5b" else 1
+        assert (r["frames"], r["height"], r["width"]) == (5, k * 64, k * 96)
         assert r["recipe"]["weights"] == FAMILIES[family].identity(Origin("x", str(folder)))
         assert r["source"] == str(folder) and r["revision"] is None and r["dtype"] == "float32"
         assert (tmp_path / "runs" / r["run_id"] / r["video"]).stat().st_size == r["bytes"]
@@ -96,7 +101,8 @@ def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
     assert command("steps=3", "t_i=2", "frames=2", "prompts.count=2", "scorer=[builtin]") == 0
     embedded = records(tmp_path)
     assert {frozenset(r) for r in made} == {frozenset(r) for r in embedded}
-    assert set(made[0]["recipe"]) == set(embedded[0]["recipe"])
+    more = {"guidance_2"} if family == "wan_2_2_14b" else set()
+    assert set(made[0]["recipe"]) == set(embedded[0]["recipe"]) | more
     for field in ("seconds", "versions", "scores"):
         assert set(made[0][field]) == set(embedded[0][field])
 
@@ -168,9 +174,9 @@ BROKEN = {  # what happened to the folder -> what the line must say
         lambda f: change(f / "model_index.json", tokenizer=["my_code", "PreTrainedTokenizerFast"]),
         "tokenizer my_code.PreTrainedTokenizerFast must be diffusers or transformers",
     ),
-    "has a second expert": (
-        lambda f: change(f / "model_index.json", transformer_2=["diffusers", "X"]),
-        "transformer_2 does not know",
+    "has a strange part": (
+        lambda f: change(f / "model_index.json", image_encoder=["diffusers", "X"]),
+        "image_encoder does not know",
     ),
     "lost a part": (lambda f: shutil.rmtree(f / "vae"), "lacks the folder vae fetch"),
     "lost a shard": (without_a_shard, "lacks 1 of 2 shards 00002-of-00002 fetch"),

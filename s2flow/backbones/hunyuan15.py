@@ -1,0 +1,272 @@
+"""HunyuanVideo-1.5 text-to-video (8.3B, and any pipeline with its classes), for the backbone protocol.
+
+54 dual-stream blocks with one attention over [video, text], on a VAE of stride 4 x 16 x 16 and patches
+of one latent. The text is Qwen2.5-VL's third last hidden state and, for what a prompt quotes, ByT5's;
+the model puts each clip's real tokens first and the padding last. The stock pipeline pads to 1000 + 256
+tokens, adds 729 empty places for an image, and builds an N x N mask in every layer (200 GB at 2K). Here
+the image's places are left out, text is cut to the batch's longest, and a clip's padding is cut off
+before its attention instead of masked: no mask is built, and what the model computes is the same.
+
+Guidance is two passes, v = v_uncond + g (v_cond - v_uncond), each with its own text. The transformer is
+given [z, 0, 0]: no first frame, and a mask that says so. The flow lives on the latent times the VAE's
+scaling factor. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
+
+Deviation from the stock pipeline in half precision: it rounds the timestep to the model's type (1000
+sigma to multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import HunyuanVideo15Pipeline
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers import transformer_hunyuan_video15
+from torch import Tensor, nn
+
+from s2flow.backbones import checkpoint
+from s2flow.backbones.base import Origin
+from s2flow.backbones.routing import AttentionRouter, routed
+from s2flow.errors import UserError
+from s2flow.windows import Box
+
+PARTS = {  # of the pipeline's folder, with their classes; the guider is checked once it is read
+    "transformer": "HunyuanVideo15Transformer3DModel",
+    "vae": "AutoencoderKLHunyuanVideo15",
+    "text_encoder": "Qwen2_5_VLTextModel",
+    "text_encoder_2": "T5EncoderModel",
+    "tokenizer": None,
+    "tokenizer_2": None,
+}
+GUIDER = {  # plain classifier-free guidance, whose scale is the recipe's
+    "_class_name": "ClassifierFreeGuidance",
+    "guidance_rescale": 0.0,
+    "use_original_formulation": False,
+    "start": 0.0,
+    "stop": 1.0,
+    "enabled": True,
+}
+
+
+def identity(origin: Origin) -> str:
+    """See `base`."""
+    return checkpoint.identity(origin, PARTS, HunyuanVideo15Pipeline)
+
+
+def from_origin(origin: Origin, device: str) -> "HunyuanVideo15Backbone":
+    """See `base`. Raises UserError also for a guider that does more than scale."""
+    diffusers.utils.logging.set_verbosity_error()  # it would report that guiders are new
+    pipeline = checkpoint.open_pipeline(origin, device, PARTS, HunyuanVideo15Pipeline)
+    found = dict(pipeline.guider.config) | {"_class_name": type(pipeline.guider).__name__}
+    for key, plain in GUIDER.items():
+        if found.get(key) != plain:
+            raise UserError(
+                f"backbone.source={origin.source}: its guider has {key}={found.get(key)}, and this "
+                f"backbone guides with {key}={plain} only; type a folder with the plain "
+                "ClassifierFreeGuidance"
+            )
+    return HunyuanVideo15Backbone(origin.name, pipeline)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Qwen's and ByT5's states (B, L, D) and (B, L', D'), which are real; real ones per clip."""
+
+    states: Tensor
+    mask: Tensor
+    glyphs: Tensor
+    glyph_mask: Tensor
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class HunyuanVideo15Condition:
+    """The prompts' text and, under guidance, the negative prompt's."""
+
+    positive: Text
+    negative: Text | None
+    guidance: float
+
+
+class HunyuanVideo15Backbone:
+    """A loaded `HunyuanVideo15Pipeline`; see `base.Backbone` for the contract."""
+
+    max_side = math.inf  # positions are computed, not looked up
+
+    def __init__(self, name: str, pipeline: HunyuanVideo15Pipeline) -> None:
+        self.name, self.pipeline = name, pipeline
+        self.transformer, self.vae = pipeline.transformer, pipeline.vae
+        self.device = str(self.transformer.device)
+        config = self.transformer.config
+        self.patch: Box = (config.patch_size_t, config.patch_size, config.patch_size)
+        self.frame_step: int = self.vae.config.temporal_compression_ratio
+        self.scale_s: int = self.vae.config.spatial_compression_ratio
+        self.multiple = self.scale_s * config.patch_size
+        layers = [block.attn for block in self.transformer.transformer_blocks]
+        for layer in layers:
+            layer.set_processor(MasklessProcessor(layer.processor))
+        self.router = AttentionRouter(transformer_hunyuan_video15, layers)
+        for half in (self.vae.encoder, self.vae.decoder):
+            for block in half.mid_block.attentions:
+                block.forward = functools.partial(attend_frame_by_frame, block)
+        self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].to(self.transformer.dtype),)
+        )
+
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompts: list[str], negative: str, guidance: float
+    ) -> HunyuanVideo15Condition:
+        """See `base.Backbone`."""
+        unconditional = None if guidance == 1.0 else self._text([negative] * len(prompts))
+        return HunyuanVideo15Condition(self._text(prompts), unconditional, guidance)
+
+    def _text(self, prompts: list[str]) -> Text:
+        states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
+            prompts,
+            device=self.transformer.device,
+            dtype=self.transformer.dtype,
+            batch_size=len(prompts),
+        )
+        lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
+        return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
+
+    @torch.no_grad()
+    def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideo15Condition) -> Tensor:
+        """See `base.Backbone`. Attention is observed in the conditional pass only."""
+        v = self._forward(z, sigma, condition.positive)
+        if condition.negative is None:
+            return v
+        with self.router.observing(None):
+            v_uncond = self._forward(z, sigma, condition.negative)
+        return v_uncond + condition.guidance * (v - v_uncond)
+
+    def _forward(self, z: Tensor, sigma: float, text: Text) -> Tensor:
+        no_frame = z.new_zeros(len(z), z.shape[1] + 1, *z.shape[2:])
+        image = z.new_zeros(len(z), 0, self.transformer.config.image_embed_dim)
+        dtype = self.transformer.dtype
+        with self.router.text_of(text.lengths, text.mask.shape[1] + text.glyph_mask.shape[1]):
+            return self.transformer(
+                hidden_states=torch.cat([z, no_frame], 1).to(dtype),
+                timestep=torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32),
+                encoder_hidden_states=text.states,
+                encoder_attention_mask=text.mask,
+                encoder_hidden_states_2=text.glyphs,
+                encoder_attention_mask_2=text.glyph_mask,
+                image_embeds=image.to(dtype),
+                return_dict=False,
+            )[0].float()
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """See `base.Backbone`."""
+        x = video.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
+        return self.vae.encode(x).latent_dist.mode().float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """See `base.Backbone`."""
+        z = latent.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return (self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
+        """See `base.Backbone`."""
+        t = (frames - 1) // self.frame_step + 1
+        channels = self.vae.config.latent_channels
+        return channels, t, height // self.scale_s, width // self.scale_s
+
+    def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:
+        """See `base.Backbone`."""
+        return tuple(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
+
+    def oov_rate(self, prompt: str) -> float:
+        """0: HunyuanVideo-1.5's vocabulary is open."""
+        return 0.0
+
+
+def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Real tokens to the front, and the length cut to the longest clip's (which may be 0).
+
+    The text's blocks know no positions, so the order of whatever is padded does not matter.
+    """
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    order = order[:, : int(mask.sum(1).max())]
+    places = order[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, places), mask.gather(1, order)
+
+
+class MasklessProcessor:
+    """Joint attention of one layer without the stock processor's N x N mask.
+
+    Where clips of a batch have texts of different lengths, each one's padding, which stands last, is
+    cut off; what the padding itself would attend is 0, as with the mask.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None: all real."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(2, (attn.heads, -1))
+
+        q, k = attn.norm_q(heads(attn.to_q(hidden_states))), heads(attn.to_k(hidden_states))
+        k, v = attn.norm_k(k), heads(attn.to_v(hidden_states))
+        if image_rotary_emb is not None:
+            q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
+        text = encoder_hidden_states
+        text_q = attn.norm_added_q(heads(attn.add_q_proj(text)))
+        text_k = attn.norm_added_k(heads(attn.add_k_proj(text)))
+        text_v = heads(attn.add_v_proj(text))
+        joint = (torch.cat(pair, 1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
+        n = hidden_states.shape[1]
+        tokens = None if attention_mask is None else (n + attention_mask.sum(1)).tolist()
+        out = routed(self.dense)(*joint, tokens).flatten(2, 3).to(q.dtype)
+        return attn.to_out[1](attn.to_out[0](out[:, :n])), attn.to_add_out(out[:, n:])
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, tokens: list[int] | None) -> Tensor:
+        """diffusers' attention, (B, L, heads, d), of each clip's first so many tokens; None: of all."""
+        attend = functools.partial(
+            dispatch_attention_fn,
+            backend=self.stock._attention_backend,
+            parallel_config=self.stock._parallel_config,
+        )
+        if tokens is None:
+            return attend(q, k, v)
+        out = torch.zeros_like(q)
+        for i, n in enumerate(tokens):
+            out[i : i + 1, :n] = attend(*(x[i : i + 1, :n] for x in (q, k, v)))
+        return out
+
+
+def attend_frame_by_frame(block: nn.Module, x: Tensor) -> Tensor:
+    """The VAE's attention: every frame (of B, C, T, H, W) over itself and those before, unmasked.
+
+    The stock one fills an N x N mask row by row, and fails for more than one clip.
+    """
+    normed = block.norm(x)
+    q, k, v = (
+        f(normed).flatten(3).permute(0, 2, 3, 1) for f in (block.to_q, block.to_k, block.to_v)
+    )  # (B, T, H W, C)
+    frames = [
+        F.scaled_dot_product_attention(
+            q[:, t, None].contiguous(),
+            *(past[:, : t + 1].flatten(1, 2)[:, None].contiguous() for past in (k, v)),
+        )[:, 0]
+        for t in range(q.shape[1])
+    ]
+    out = torch.stack(frames, 1).permute(0, 3, 1, 2).reshape(x.shape)
+    return block.proj_out(out) + x
