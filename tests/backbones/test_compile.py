@@ -26,7 +26,7 @@ def opened(case):
 def clips(case):
     """clips(): latents and coverage of two prompts of other lengths, one clip at a time."""
     backbone = opened(case)
-    r = recipe(case.name)
+    r = recipe(case.name, "windows.target=0.5")
 
     def make():
         found, plans = [], []

@@ -29,9 +29,9 @@ SIZES += ["brick_high=[1,2,2]", "backbone.dtype=float32"]
 WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
 
 
-def recipe(name):
+def recipe(name, *more):
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"backbone={CONF[name]}", *SIZES, *WINDOWS])
+        cfg = compose("config", [f"backbone={CONF[name]}", *SIZES, *WINDOWS, *more])
     return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
 
 
