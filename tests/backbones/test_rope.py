@@ -1,5 +1,6 @@
 """Positions, temperature and noise grid of the HR stage: what they change there, and nowhere else."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from test_cli import run_here
 
 from s2flow.attention import window_attention
 from s2flow.backbones import rope
@@ -280,6 +282,18 @@ def test_the_hr_stage_takes_its_own_noise_levels_and_lr_quantities_there(
     x0 = case.backbone.decode(at - levels[2] * v)
     truth = case.backbone.encode(resize_video(x0, 64, 96))
     assert float((up - truth).abs().max()) < 1e-3 * float(truth.abs().max())
+
+
+def test_a_record_says_at_which_level_it_handed_over(monkeypatch, tmp_path):
+    words = ["steps=3", "t_i=2", "frames=2", "shift_high=3", "rope=ntk", "scorer=[none]"]
+    assert run_here(monkeypatch, tmp_path, "prompt=a large blue star", *words) == 0
+    (path,) = tmp_path.glob("runs/*/records/*.json")
+    record = json.loads(path.read_text())
+    low, high = (sigma_grid(3, k).flip(0).tolist() for k in (1.5, 3.0))
+    assert record["sigmas"] == pytest.approx(low, abs=1e-7)
+    assert record["sigmas_high"] == pytest.approx(high, abs=1e-7)
+    assert record["sigma_handoff"] == record["sigmas_high"][1]
+    assert record["recipe"]["rope"] == "ntk" and "temperature" not in record["recipe"]
 
 
 # -- what cannot be typed -----------------------------------------------------------------------
