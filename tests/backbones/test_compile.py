@@ -92,3 +92,28 @@ def test_the_transformers_own_context_parallelism_is_refused(case):
             backbone.velocity(z, 0.7, engine.condition)
     finally:
         layer._parallel_config = None
+
+
+@pytest.fixture
+def typed(request):
+    """typed("fp8=true", ...): the recipe of these words, or a refusal."""
+    return request.getfixturevalue("recipe")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "backbone=wan_1_3b offload=group",
+            "offload=group works with hooks .* leave compile or off",
+        ),
+        ("backbone=wan_14b offload=model", "offload=model works with hooks"),
+        ("backbone=wan_1_3b fp8=true", "fp8=true works with hooks .* leave compile or fp8 out"),
+        ("backbone=hunyuan_1_5", "hunyuan_1_5 sorts its text by masks, .*; leave compile out"),
+    ],
+)
+def test_what_cannot_be_one_graph_is_refused(words, said, typed):
+    with pytest.raises(UserError, match=said) as error:
+        typed(*words.split(), "compile=true")
+    assert "\n" not in str(error.value)
+    typed(*words.split())
