@@ -80,8 +80,9 @@ def generate(
 ) -> Result:
     """High-resolution clips of one prompt, or of a list of them in one batch.
 
-    pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; a name of conf/backbone, such as the
-    embedded "micro", which is loaded once per process; or a backbone of this package.
+    pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
+    name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
+    backbone of this package.
     seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
     progress(stage, step, total): after every step of stage "lr" and "hr".
     on_low(low_frames): sees the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage starts.

@@ -238,7 +238,11 @@ class MasklessProcessor:
     """
 
     def __init__(self, stock: Any) -> None:
+        while hasattr(stock, "stock"):  # of another backbone of this pipeline
+            stock = stock.stock
         self.stock = stock
+        self._attention_backend = stock._attention_backend  # what diffusers writes, and where
+        self._parallel_config = stock._parallel_config
 
     def __call__(
         self,
@@ -271,8 +275,8 @@ class MasklessProcessor:
         """diffusers' attention, (B, L, heads, d), but for each clip's last so many tokens."""
         attend = functools.partial(
             dispatch_attention_fn,
-            backend=self.stock._attention_backend,
-            parallel_config=self.stock._parallel_config,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         )
         if padding is None:
             return attend(q, k, v)

@@ -342,7 +342,7 @@ def test_bad_values_cost_one_line(case, given, said):
 def test_pipes_that_cannot_be_used_are_refused(case, micro, monkeypatch):
     for pipe, said in (
         (SimpleNamespace(), "a SimpleNamespace cannot be used; pass a loaded WanPipeline or"),
-        ("maxi", "backbone=maxi is unknown; type one of hunyuan|micro"),
+        ("maxi", "backbone=maxi is unknown; type one of hunyuan|hunyuan_1_5|micro"),
         (micro.pipeline, "type s2flow.generate('micro', ...)"),
     ):
         with pytest.raises(UserError) as error:

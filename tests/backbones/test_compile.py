@@ -44,7 +44,7 @@ def clips(case):
 
 def test_the_model_is_one_graph_that_no_plan_changes(clips, case):
     before, plans = clips()
-    assert len({str(p[n].tolist()) for p in plans for n in (1, 2)}) > 2  # windows do change
+    assert len({str(p[n].tolist()) for p in plans for n in (1, 2)}) > 1  # windows do change
     torch._dynamo.reset()
     graphs = CompileCounterWithBackend("eager")
     compile_backbone(clips.backbone, graphs)

@@ -134,7 +134,7 @@ def test_weights_of_the_later_families(later):
     assert w.there("transformer", "none", False) == w.text + w.vae + experts * one
     assert w.there("transformer", "model", False) == one
     assert w.there("transformer", "group", False) < 0.1 * one
-    assert 0.5 <= w.there("transformer", "model", True) / one < 0.66
+    assert 0.5 <= w.there("transformer", "model", True) / one < 0.7
     made = costs.Costs(w, [])
     stage = costs.Stage("hr", "transformer", 1, 0.0, 0, 10)
     assert made.seconds(stage, 1.0, "group") == pytest.approx(10 * one / costs.BUS)

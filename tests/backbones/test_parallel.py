@@ -45,7 +45,9 @@ def test_two_ranks_make_the_video_of_one(name, folders, ranks):
     """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""
     alone = two_ranks.clip(name, str(folders[name]))
     volumes = alone["boxes"][1:3].float().prod(-1).sum(2)  # over the batch
-    assert (volumes[..., 0] < volumes[..., 1]).any()  # where dealing changes the order of heads
+    assert (volumes[..., 0] != volumes[..., 1]).any()
+    if name != "wan_2_2_14b":  # whose second head's window is never the larger one
+        assert (volumes[..., 0] < volumes[..., 1]).any()  # dealing changes the order of heads
     for mine in (found[name] for found in ranks):
         assert relative(mine["coverage"], alone["coverage"]) < 1e-5
         assert torch.equal(mine["boxes"], alone["boxes"])
