@@ -10,7 +10,8 @@ shift of its scheduler, strides, types), and from the file of conf/backbone that
 made by `methods.generate`, as those of `run.py` are: same noise, same pixels.
 
 The pipe is only borrowed. Its attention processors are wrapped while a call lasts and put back when it
-ends, by an error or Ctrl-C too; weights, types, devices and scheduler are never touched.
+ends, by an error or Ctrl-C too, and so are the tiles of its autoencoder (`vae_tile`) and whatever else
+an adapter needs; weights, types, devices and scheduler are never touched.
 """
 
 import difflib
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from s2flow import methods
 from s2flow.backbones.base import Backbone
+from s2flow.backbones.placement import tiled
 from s2flow.cascade import Stopped
 from s2flow.config import BackboneConf, Config, resolve
 from s2flow.defaults import composed, conf_file, of_pipe
@@ -32,7 +34,8 @@ from s2flow.errors import UserError
 from s2flow.timing import Clock
 
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
-             "device", "threads", "seed"}  # fmt: skip
+             "device", "threads", "seed", "context_parallel", "compile", "offload", "fp8", "plan",
+             "tflops", "memory", "check_memory"}  # fmt: skip
 KNOBS = tuple(f.name for f in fields(Config) if f.name not in NOT_KNOBS)
 UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
 DIFFUSERS = {  # its words for our knobs
@@ -77,8 +80,9 @@ def generate(
 ) -> Result:
     """High-resolution clips of one prompt, or of a list of them in one batch.
 
-    pipe: a loaded `WanPipeline` or `HunyuanVideoPipeline`; or a name of conf/backbone, such as the
-    embedded "micro", which is loaded once per process; or a backbone of this package.
+    pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
+    name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
+    backbone of this package.
     seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
     progress(stage, step, total): after every step of stage "lr" and "hr".
     on_low(low_frames): sees the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage starts.
@@ -102,7 +106,8 @@ def generate(
             how["on_low"] = lambda video: _plain(on_low(_array(video)))
         found = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
-            made = methods.generate(backbone, recipe, prompts, seeds, **how)
+            with tiled(backbone.vae, recipe.vae_tile):
+                made = methods.generate(backbone, recipe, prompts, seeds, **how)
         except Stopped as stop:
             return Result(None, _array(stop.low_video), None, [], **found)
         low = None if made.low_video is None else _array(made.low_video)
@@ -117,9 +122,16 @@ def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
 
     if type(pipe.vae).__name__ == "PatchVAE":
         raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
-    if getattr(pipe, "transformer_2", None) is not None or pipe.config.get("expand_timesteps"):
-        raise UserError("this pipe is Wan 2.2, which s2flow cannot run; load Wan 2.1 instead")
-    return WanBackbone("wan", pipe), ["wan_1_3b", "wan_14b"]
+    boundary, second = pipe.config.get("boundary_ratio"), getattr(pipe, "transformer_2", None)
+    if boundary is not None and second is None:
+        raise UserError(
+            f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "
+            "load the whole checkpoint"
+        )
+    described = ["wan_1_3b", "wan_14b"] if boundary is None else ["wan_2_2_14b"]
+    if pipe.config.get("expand_timesteps"):
+        described = ["wan_2_2_5b"]
+    return WanBackbone("wan", pipe), described
 
 
 def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
@@ -128,8 +140,19 @@ def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
     return HunyuanVideoBackbone("hunyuan", pipe), ["hunyuan"]
 
 
+def _hunyuan15(pipe: Any) -> tuple[Backbone, list[str]]:
+    from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone, check_guider
+
+    check_guider(pipe, "this pipe")
+    return HunyuanVideo15Backbone("hunyuan_1_5", pipe), ["hunyuan_1_5"]
+
+
 # class of the pipeline -> its adapter, and the files of conf/backbone that describe such models
-FAMILIES = {"WanPipeline": _wan, "HunyuanVideoPipeline": _hunyuan}
+FAMILIES = {
+    "WanPipeline": _wan,
+    "HunyuanVideoPipeline": _hunyuan,
+    "HunyuanVideo15Pipeline": _hunyuan15,
+}
 
 
 @contextmanager
@@ -151,6 +174,8 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
             f"a {type(pipe).__name__} cannot be used; pass a loaded {' or '.join(FAMILIES)}, or the "
             "name of a backbone such as 'micro'"
         )
+    if pipe.transformer is None:
+        raise UserError("this pipe has no transformer; load the whole checkpoint")
     if str(pipe._execution_device) != str(pipe.transformer.device):
         raise UserError(
             f"this pipe is offloaded (weights on {pipe.transformer.device}, work on "
@@ -160,7 +185,7 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
     try:
         yield backbone, of_pipe(pipe, backbone, described), UNNAMED
     finally:
-        backbone.router.remove()
+        backbone.release()
 
 
 # -- what was typed -----------------------------------------------------------------------------

@@ -345,6 +345,23 @@ def _check_choices(cfg: DictConfig) -> None:
         )
 
 
+def _check_compile(cfg: DictConfig) -> None:
+    """One graph needs a transformer that stays in one place and never looks at its data."""
+    if not cfg.compile:
+        return
+    for word, hooked in ((f"offload={cfg.offload}", cfg.offload != "none"), ("fp8=true", cfg.fp8)):
+        _check(
+            not hooked,
+            f"compile=true makes the transformer one graph, and {word} works with hooks that break "
+            f"it; leave compile or {word.split('=')[0]} out",
+        )
+    _check(
+        cfg.backbone.family != "hunyuan15",
+        f"compile=true makes the transformer one graph, and that of {cfg.backbone.name} sorts its "
+        "text by masks, which breaks it; leave compile out",
+    )
+
+
 def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> None:
     s, steps = cfg.sparsity, given["steps"]
     hint = f"sparsity={s / 100:g}" if 1 < s <= 100 else "sparsity=0.5"
@@ -362,6 +379,7 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
         f"order={cfg.order} is not in 1..{steps} (steps); type order={min(2, steps)}",
     )
     _check_ranks(cfg.context_parallel)
+    _check_compile(cfg)
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
     _check(
         cfg.threads is None or cfg.threads >= 1,

@@ -25,7 +25,7 @@ width of the feed-forward and L the video tokens of a batch:
     peak of a stage = weights that are there + state + activations
 
 Weights that are there: all of them, or those in use (offload=model), or of the transformer its
-largest two blocks and what belongs to no block (offload=group).
+largest two blocks and what belongs to no block (offload=group). Of two experts one is in use.
 
 Left out: the CUDA context and workspaces of kernels (`RESERVE`), fragmentation (`SLACK`), text
 encoders' activations (below a GiB). Seconds are FLOPs over a stated rate, an assumption (`RATES`), with
@@ -46,6 +46,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from s2flow.backbones.blank import Answers
 from s2flow.backbones.placement import FP8, tile_vae
 from s2flow.flow import Trajectory, sigma_grid
 from s2flow.handoff import hand_off, resize_video
@@ -170,7 +171,7 @@ def forward_cost(backbone: Any, shape: tuple, batch: int, guidance: float) -> Fo
             seen["shape"], seen["size"] = tuple(q.shape), q.element_size()
             return torch.empty_like(q)
 
-        with backbone.router.replacing(attend):
+        with Answers(), backbone.router.replacing(attend):
             backbone.velocity(z, 1.0, condition)
     video = math.prod(backbone.token_grid(shape))
     found = (seen["flops"], trace.peak, seen["live"], video, seen["shape"], seen["size"])
@@ -285,19 +286,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes by part; `group`: of the transformer under offload=group; each as (plain, fp8)."""
+    """Bytes by part; of the transformer as (plain, fp8).
+
+    transformer: of all experts; group: on the device under offload=group; expert: of the largest one,
+    where there are several, of which only one is in use.
+    """
 
     text: int
     vae: int
     transformer: tuple[int, int]
     group: tuple[int, int]
+    expert: tuple[int, int] | None = None
 
     def there(self, part: str, offload: str, fp8: bool) -> int:
         """Bytes of weights on the device while a part works."""
-        of = {"text": self.text, "vae": self.vae, "transformer": self.transformer[fp8]}
         if offload == "none":
-            return sum(of.values())
-        return self.group[fp8] if (offload, part) == ("group", "transformer") else of.get(part, 0)
+            return self.text + self.vae + self.transformer[fp8]
+        moved = self.group[fp8] if offload == "group" else self.one(fp8)
+        return {"text": self.text, "vae": self.vae, "transformer": moved}.get(part, 0)
+
+    def one(self, fp8: bool) -> int:
+        """Bytes of the transformer that makes one forward."""
+        return (self.expert or self.transformer)[fp8]
 
 
 @dataclass
@@ -320,7 +330,7 @@ class Costs:
             return stage.flops / (tflops * VAE_SHARE * 1e12)
         seconds = stage.flops / (tflops * 1e12) / (ranks if stage.part == "transformer" else 1)
         if offload == "group" and stage.part == "transformer":
-            seconds = max(seconds, stage.forwards * self.weights.transformer[fp8] / BUS)
+            seconds = max(seconds, stage.forwards * self.weights.one(fp8) / BUS)
         return seconds
 
 
@@ -372,7 +382,8 @@ def density(r: Recipe, layers: int) -> float:
 def _text_stage(backbone: Any, r: Recipe, batch: int) -> Stage:
     """2 FLOPs a weight and token; embeddings are looked up."""
     condition = backbone.blank_condition(batch, r.guidance)
-    tokens = getattr(condition, "text", getattr(condition, "positive", None)).shape[1]
+    text = getattr(condition, "text", getattr(condition, "positive", None))
+    tokens = getattr(text, "states", text).shape[1]
     passes = batch * (1 + (getattr(condition, "negative", None) is not None))
     count = 0
     for name, part in backbone.pipeline.components.items():
@@ -419,12 +430,17 @@ def weights_of(backbone: Any) -> Weights:
     parts = backbone.pipeline.components
     text = sum(_bytes(m) for name, m in parts.items() if name.startswith("text_encoder"))
     moved = [m for name, m in parts.items() if name.startswith("transformer")]
-    plain = [(_bytes(m), _group_bytes(m)) for m in moved]
+    plain, plain_group = [_bytes(m) for m in moved], [_group_bytes(m) for m in moved]
     for m in moved:
         m.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=m.dtype)
-    small = [(_bytes(m), _group_bytes(m)) for m in moved]
-    whole, group = (tuple(sum(m[i] for m in of) for of in (plain, small)) for i in (0, 1))
-    return Weights(text, _bytes(parts["vae"]), whole, group)
+    small, small_group = [_bytes(m) for m in moved], [_group_bytes(m) for m in moved]
+    return Weights(
+        text,
+        _bytes(parts["vae"]),
+        (sum(plain), sum(small)),
+        (max(plain_group), max(small_group)),
+        (max(plain), max(small)) if len(moved) > 1 else None,
+    )
 
 
 def _bytes(module: nn.Module) -> int:

@@ -38,6 +38,7 @@ def of_pipe(pipe: Any, backbone: Backbone, described: list[str]) -> list[DictCon
     conf.dtype = str(backbone.transformer.dtype).removeprefix("torch.")
     conf.shift = float(schedule.get("flow_shift") or schedule.get("shift") or conf.shift)
     conf.multiple, conf.frame_step = backbone.multiple, backbone.frame_step
+    conf.boundary = getattr(backbone, "boundary", None)
     if backbone.max_side < conf.max_side:
         conf.max_side = int(backbone.max_side)
         conf.max_frames = (conf.max_side // conf.multiple - 1) * conf.frame_step + 1

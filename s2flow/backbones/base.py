@@ -43,6 +43,9 @@ class Backbone(Protocol):
     ropes: list[nn.Module]  # its modules of rotary positions
     max_side: float  # longest side, in pixels, that its positions can address
 
+    def release(self) -> None:
+        """Give the pipeline back exactly as it was; the backbone is of no use after that."""
+
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Any:
         """Condition for a batch of prompts, passed back to `velocity` as it is.
 

@@ -3,10 +3,11 @@
 `blank` reads configs only: from the folder, from the cache of earlier downloads, or, for the published
 checkpoints, from `published.py`. Neither weights nor network are touched. Its parts have every shape
 and type of the real ones, so that the adapter's own code can be run on it for what it would cost
-(`s2flow.costs`).
+(`s2flow.costs`), within `Answers` where the model looks at its data.
 """
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +16,20 @@ import diffusers
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from s2flow.backbones import hunyuan, tiny, wan
+from s2flow.backbones import hunyuan, hunyuan15, tiny, wan
 from s2flow.backbones.base import Origin
-from s2flow.backbones.checkpoint import local_folder
+from s2flow.backbones.checkpoint import local_folder, present
 from s2flow.backbones.published import PUBLISHED
 from s2flow.errors import UserError
 
+INDEX = "model_index"
 FAMILIES = {  # parts with their classes, and the adapter
     "wan": (wan.PARTS, wan.WanBackbone),
     "hunyuan": (hunyuan.PARTS, hunyuan.HunyuanVideoBackbone),
+    "hunyuan15": (hunyuan15.PARTS, hunyuan15.HunyuanVideo15Backbone),
     "tiny": (wan.PARTS | {"vae": "PatchVAE"}, wan.WanBackbone),
 }
 
@@ -38,24 +42,26 @@ def blank(family: str, origin: Origin) -> Any:
     if family not in FAMILIES:
         raise UserError(f"backbone.family={family} cannot be planned yet; leave plan=true out")
     parts, backbone = FAMILIES[family]
-    made = {}
-    for part, name in parts.items():
-        if name is not None:
-            try:
-                made[part] = _build(name, part_config(family, origin, part))
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"backbone.source={origin.source}: the config of {part} does not make a {name} "
-                    f"({str(error).splitlines()[0][:100]}); fetch the checkpoint again"
-                ) from error
-            if part != "vae":
-                cast(made[part], getattr(torch, origin.dtype))
-    return backbone(origin.name, SimpleNamespace(**made, components=made))
+    index, made = part_config(family, origin, INDEX), {}
+    for part, name in present(index, parts).items():
+        if name is None:
+            continue
+        config = part_config(family, origin, part)
+        try:
+            made[part] = _build(name, config)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"backbone.source={origin.source}: the config of {part} does not make a {name} "
+                f"({str(error).splitlines()[0][:100]}); fetch the checkpoint again"
+            ) from error
+        if part != "vae":
+            cast(made[part], getattr(torch, origin.dtype))
+    return backbone(origin.name, SimpleNamespace(**made, components=made, config=index))
 
 
 def part_config(family: str, origin: Origin, part: str) -> dict[str, Any]:
-    """config.json of one part, without network."""
-    file = f"{part}/config.json"
+    """config.json of one part, or the folder's model_index.json, without network."""
+    file = f"{part}.json" if part == INDEX else f"{part}/config.json"
     folder = tiny.weights_folder(origin.name) if family == "tiny" else local_folder(origin)
     if folder is None:
         found = try_to_load_from_cache(origin.source, file, revision=origin.revision or "main")
@@ -93,3 +99,26 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
     for name, p in module.named_parameters():
         if not any(word in kept for word in name.split(".")):
             p.data = p.data.to(dtype)
+
+
+class Answers(TorchFunctionMode):
+    """What a model asks of data that is not there: every mask is true, so x[m] is x, x[~m] is empty.
+
+    An `if` on a tensor is taken. HunyuanVideo-1.5 sorts its text by such masks.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True
+        if func is Tensor.__getitem__ and _is_mask(args[1]) and args[0].is_meta:
+            x, mask = args
+            left = 0 if getattr(mask, "negated", False) else math.prod(mask.shape)
+            return x.new_empty(left, *x.shape[mask.ndim :])
+        out = func(*args, **(kwargs or {}))
+        if func in (Tensor.__invert__, Tensor.bitwise_not, torch.bitwise_not):
+            out.negated = not getattr(args[0], "negated", False)
+        return out
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool

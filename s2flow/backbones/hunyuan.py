@@ -76,6 +76,10 @@ class HunyuanVideoBackbone:
         ]
         self.router = AttentionRouter(transformer_hunyuan_video, [block.attn for block in blocks])
 
+    def release(self) -> None:
+        """See `base.Backbone`."""
+        self.router.remove()
+
     @torch.no_grad()
     def encode_prompt(
         self, prompts: list[str], negative: str, guidance: float

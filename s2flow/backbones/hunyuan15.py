@@ -62,15 +62,19 @@ def from_origin(origin: Origin, device: str) -> "HunyuanVideo15Backbone":
     """See `base`. Raises UserError also for a guider that does more than scale."""
     diffusers.utils.logging.set_verbosity_error()  # it would report that guiders are new
     pipeline = checkpoint.open_pipeline(origin, device, PARTS, HunyuanVideo15Pipeline)
+    check_guider(pipeline, f"backbone.source={origin.source}")
+    return HunyuanVideo15Backbone(origin.name, pipeline)
+
+
+def check_guider(pipeline: HunyuanVideo15Pipeline, here: str) -> None:
+    """Raises UserError for a guider that does more than scale."""
     found = dict(pipeline.guider.config) | {"_class_name": type(pipeline.guider).__name__}
     for key, plain in GUIDER.items():
         if found.get(key) != plain:
             raise UserError(
-                f"backbone.source={origin.source}: its guider has {key}={found.get(key)}, and this "
-                f"backbone guides with {key}={plain} only; type a folder with the plain "
-                "ClassifierFreeGuidance"
+                f"{here}: its guider has {key}={found.get(key)}, and this backbone guides with "
+                f"{key}={plain} only; take the plain ClassifierFreeGuidance"
             )
-    return HunyuanVideo15Backbone(origin.name, pipeline)
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,36 @@ class HunyuanVideo15Backbone:
         self.name, self.pipeline = name, pipeline
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
         self.device = str(self.transformer.device)
+        self.ropes = [self.transformer.rope]
         config = self.transformer.config
         self.patch: Box = (config.patch_size_t, config.patch_size, config.patch_size)
         self.frame_step: int = self.vae.config.temporal_compression_ratio
         self.scale_s: int = self.vae.config.spatial_compression_ratio
         self.multiple = self.scale_s * config.patch_size
         layers = [block.attn for block in self.transformer.transformer_blocks]
-        for layer in layers:
-            layer.set_processor(MasklessProcessor(layer.processor))
+        self._before = [(layer, layer.processor) for layer in layers]
+        for layer, stock in self._before:
+            layer.set_processor(MasklessProcessor(stock))
         self.router = AttentionRouter(transformer_hunyuan_video15, layers)
-        for half in (self.vae.encoder, self.vae.decoder):
-            for block in half.mid_block.attentions:
-                block.forward = functools.partial(attend_frame_by_frame, block)
-        self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
+        halves = (self.vae.encoder, self.vae.decoder)
+        blocks = [block for half in halves for block in half.mid_block.attentions]
+        self._forwards = [(block, vars(block).get("forward")) for block in blocks]
+        for block in blocks:
+            block.forward = functools.partial(attend_frame_by_frame, block)
+        self._hook = self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
             lambda module, inputs: (inputs[0].to(self.transformer.dtype),)
         )
+
+    def release(self) -> None:
+        """See `base.Backbone`."""
+        self.router.remove()
+        for layer, own in self._before:
+            layer.set_processor(own)
+        for block, own in self._forwards:
+            del block.forward
+            if own is not None:  # of a backbone that has it as well
+                block.forward = own
+        self._hook.remove()
 
     @torch.no_grad()
     def encode_prompt(
@@ -129,12 +148,22 @@ class HunyuanVideo15Backbone:
     def _text(self, prompts: list[str]) -> Text:
         states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
             prompts,
-            device=self.transformer.device,
+            device=self.device,
             dtype=self.transformer.dtype,
             batch_size=len(prompts),
         )
         lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
         return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
+
+    def blank_condition(self, batch: int, guidance: float) -> HunyuanVideo15Condition:
+        """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
+        config, like = self.transformer.config, {"device": self.device}
+        parts = []
+        for length, width in ((1000, config.text_embed_dim), (256, config.text_embed_2_dim)):
+            parts.append(torch.empty(batch, length, width, dtype=self.transformer.dtype, **like))
+            parts.append(torch.ones(batch, length, dtype=torch.bool, **like))
+        text = Text(*parts, [1256] * batch)
+        return HunyuanVideo15Condition(text, None if guidance == 1.0 else text, guidance)
 
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideo15Condition) -> Tensor:
@@ -165,14 +194,15 @@ class HunyuanVideo15Backbone:
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """See `base.Backbone`."""
-        x = video.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
+        x = (video.movedim(-1, 1).to(self.device, self.vae.dtype) * 2).sub_(1)
         return self.vae.encode(x).latent_dist.mode().float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """See `base.Backbone`."""
-        z = latent.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return (self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        z = latent.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        x = self.vae.decode(z).sample.float()
+        return x.div_(2).add_(0.5).clamp_(0, 1).movedim(1, -1)  # in place: 5 GiB at 2K
 
     def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
         """See `base.Backbone`."""
@@ -208,7 +238,11 @@ class MasklessProcessor:
     """
 
     def __init__(self, stock: Any) -> None:
+        while hasattr(stock, "stock"):  # of another backbone of this pipeline
+            stock = stock.stock
         self.stock = stock
+        self._attention_backend = stock._attention_backend  # what diffusers writes, and where
+        self._parallel_config = stock._parallel_config
 
     def __call__(
         self,
@@ -233,21 +267,21 @@ class MasklessProcessor:
         text_v = heads(attn.add_v_proj(text))
         joint = (torch.cat(pair, 1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
         n = hidden_states.shape[1]
-        tokens = None if attention_mask is None else (n + attention_mask.sum(1)).tolist()
-        out = routed(self.dense)(*joint, tokens).flatten(2, 3).to(q.dtype)
+        padding = None if attention_mask is None else (attention_mask == 0).sum(1).tolist()
+        out = routed(self.dense)(*joint, padding).flatten(2, 3).to(q.dtype)
         return attn.to_out[1](attn.to_out[0](out[:, :n])), attn.to_add_out(out[:, n:])
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, tokens: list[int] | None) -> Tensor:
-        """diffusers' attention, (B, L, heads, d), of each clip's first so many tokens; None: of all."""
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, padding: list[int] | None) -> Tensor:
+        """diffusers' attention, (B, L, heads, d), but for each clip's last so many tokens."""
         attend = functools.partial(
             dispatch_attention_fn,
-            backend=self.stock._attention_backend,
-            parallel_config=self.stock._parallel_config,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         )
-        if tokens is None:
+        if padding is None:
             return attend(q, k, v)
         out = torch.zeros_like(q)
-        for i, n in enumerate(tokens):
+        for i, n in enumerate(q.shape[1] - n for n in padding):
             out[i : i + 1, :n] = attend(*(x[i : i + 1, :n] for x in (q, k, v)))
         return out
 

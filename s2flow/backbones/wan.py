@@ -63,13 +63,13 @@ class WanBackbone:
         self.transformer_2 = getattr(pipeline, "transformer_2", None)
         self.boundary: float | None = getattr(pipeline, "config", {}).get("boundary_ratio")
         self.device = str(self.transformer.device)
-        self.ropes = [self.transformer.rope]
         self.patch: Box = tuple(self.transformer.config.patch_size)
         self.frame_step: int = self.vae.config.scale_factor_temporal
         self.scale_s: int = self.vae.config.scale_factor_spatial
         self.multiple = self.scale_s * self.patch[1]
         self.max_side = self.multiple * self.transformer.config.rope_max_seq_len
         experts = [m for m in (self.transformer, self.transformer_2) if m is not None]
+        self.ropes = [m.rope for m in experts]
         self.router = AttentionRouter(
             transformer_wan, *([block.attn1 for block in m.blocks] for m in experts)
         )
@@ -77,6 +77,10 @@ class WanBackbone:
             torch.tensor(x).view(1, -1, 1, 1, 1)
             for x in (self.vae.config.latents_mean, self.vae.config.latents_std)
         )
+
+    def release(self) -> None:
+        """See `base.Backbone`."""
+        self.router.remove()
 
     @torch.no_grad()
     def encode_prompt(

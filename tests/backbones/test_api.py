@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import FACTS
 from diffusers import UniPCMultistepScheduler
 from diffusers.utils import export_to_video
 from test_cli import run_here
@@ -22,28 +23,39 @@ from s2flow.video import read_video
 
 SMALL = {"high": (64, 96), "frames": 5, "steps": 3, "t_i": 2}
 PROMPTS = ["a large red star spins on sand", "a blue cat"]
-CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
+CONF = {"wan": "wan_1_3b"}
+every = pytest.mark.parametrize("case", list(FACTS), indirect=True)
 
 
-def stock_output(pipe):
+def small(case):
+    """Keywords of a short call, at sizes that the family's strides divide."""
+    return SMALL | {"high": case.high}
+
+
+def stock_output(case):
     """What diffusers alone makes with this pipe, and all of it that a call could have changed."""
-    return pipe(
+    guidance = {} if case.name == "hunyuan_1_5" else {"guidance_scale": 3.0}
+    return case.stock(
         prompt=PROMPTS,
-        height=32,
-        width=48,
+        height=case.low[0],
+        width=case.low[1],
         num_frames=5,
         num_inference_steps=2,
-        guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
+        **guidance,
     ).frames
 
 
 def state(pipe):
-    t = pipe.transformer
+    t, second = pipe.transformer, getattr(pipe, "transformer_2", None)
+    every = [m for part in (t, second, pipe.vae) if part is not None for m in part.modules()]
     return {
         "processors": {name: id(p) for name, p in t.attn_processors.items()},
-        "forwards": [name for name, m in t.named_modules() if "forward" in m.__dict__],
+        "processors_2": second and {name: id(p) for name, p in second.attn_processors.items()},
+        "forwards": [vars(m).get("forward") for m in every],
+        "hooks": [(dict(m._forward_pre_hooks), dict(m._forward_hooks)) for m in every],
+        "tiles": {k: v for k, v in vars(pipe.vae).items() if k.startswith(("tile_", "use_"))},
         "parts": {name: id(part) for name, part in pipe.components.items()},
         "modules": {name: id(m) for name, m in t.named_modules()},
         "weights": [(id(p), p.dtype, p.device, p._version) for p in t.parameters()],
@@ -68,10 +80,11 @@ def refused(low_frames):
     raise Enough
 
 
+@every
 @pytest.mark.parametrize(
     ("how", "ends"),
     [
-        ({}, None),
+        ({"vae_tile": [32, 32]}, None),
         ({"rope": "ntk", "temperature": 1.2, "shift_high": 9, "windows": "full"}, None),
         ({"rope": "interpolate", "temperature": "auto", "progress": interrupted}, KeyboardInterrupt),
         ({"on_low": refused}, Enough),
@@ -80,36 +93,39 @@ def refused(low_frames):
 )  # fmt: skip
 def test_the_pipe_is_left_as_it_was(case, how, ends):
     pipe = case.stock
-    before, found, dice = stock_output(pipe), state(pipe), torch.get_rng_state()
+    before, found, dice = stock_output(case), state(pipe), torch.get_rng_state()
     if ends is None:
-        s2flow.generate(pipe, PROMPTS, **SMALL | how)
+        s2flow.generate(pipe, PROMPTS, **small(case) | how)
     else:
         with pytest.raises(ends):
-            s2flow.generate(pipe, PROMPTS, **SMALL | how)
+            s2flow.generate(pipe, PROMPTS, **small(case) | how)
     assert state(pipe) == found
     assert torch.equal(torch.get_rng_state(), dice)
-    assert torch.equal(stock_output(pipe), before)
+    assert torch.equal(stock_output(case), before)
 
 
+@every
 def test_a_pipe_that_a_backbone_has_wrapped_can_be_borrowed(case):
     """Two routers on one model: the windows are the borrower's, and the owner works as before."""
     pipe, seen = case.backbone.pipeline, []
     found = state(pipe)
     with case.backbone.router.observing(lambda layer, q, k: seen.append(layer)):
-        one = s2flow.generate(pipe, PROMPTS[0], **SMALL, sparsity=0.5)
+        one = s2flow.generate(pipe, PROMPTS[0], **small(case), sparsity=0.5)
     assert not seen and state(pipe) == found
     density = one.reports[0]["density"].values()
     assert all(abs(f - 0.5) < 0.03 for f in density)
 
 
+@every
 def test_it_is_the_clip_of_run_py(case, recipe, monkeypatch):
     """The same recipe but for names, and the same pixels, as the config that Hydra composes."""
-    words = [f"backbone={CONF[case.name]}", "high=[64,96]", "low=[32,48]", "frames=5", "steps=3"]
+    words = [f"backbone={CONF.get(case.name, case.name)}", "frames=5", "steps=3"]
+    words += [f"{n}={list(size)}" for n, size in (("low", case.low), ("high", case.high))]
     words += ["t_i=2", "brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32"]
     r = recipe(*words, "sparsity=0.25", "solver=ab2", "negative_prompt=")
     truth = methods.method("s2flow").generate(Cascade(case.backbone, r, PROMPTS, [3, 4]))
     options = {"sparsity": 0.25, "solver": "ab2", "negative_prompt": ""}
-    out = s2flow.generate(case.backbone.pipeline, PROMPTS, seed=[3, 4], **SMALL, **options)
+    out = s2flow.generate(case.backbone.pipeline, PROMPTS, seed=[3, 4], **small(case), **options)
     assert torch.equal(out.latent, truth.latent)
     assert np.array_equal(out.frames, truth.video.numpy())
     assert np.array_equal(out.low_frames, truth.low_video.numpy())
@@ -118,10 +134,9 @@ def test_it_is_the_clip_of_run_py(case, recipe, monkeypatch):
     assert {k: v for k, v in out.recipe.items() if k not in named} == {
         k: v for k, v in r.identity().items() if k not in named
     }
-    assert out.frames.shape == (2, 5, 64, 96, 3) and out.frames.dtype == np.float32
-    assert (
-        out.frames.min() >= 0 and out.frames.max() <= 1 and out.low_frames.shape[2:4] == (32, 48)
-    )
+    assert out.frames.shape == (2, 5, *case.high, 3) and out.frames.dtype == np.float32
+    assert out.frames.min() >= 0 and out.frames.max() <= 1
+    assert out.low_frames.shape[2:4] == case.low
     assert set(out.seconds) >= {"text", "lr", "plan", "handoff", "hr", "decode"}
 
 
@@ -223,7 +238,7 @@ def test_the_shift_is_that_of_the_pipes_scheduler(case, monkeypatch):
 
 def test_what_is_not_typed_comes_from_the_pipe_and_its_family(case):
     r = resolved(case.stock, high=(64, 96), frames=5)
-    conf = defaults.conf_file("backbone", CONF[case.name], BackboneConf)
+    conf = defaults.conf_file("backbone", CONF.get(case.name, case.name), BackboneConf)
     assert (r.low, r.brick_low, r.brick_high) == ((32, 48), (1, 1, 1), (1, 2, 2))
     assert (r.steps, r.guidance, r.dtype) == (conf.steps, conf.guidance, "float32")
     assert r.negative_prompt == (conf.negative_prompt or "")
@@ -286,6 +301,7 @@ def test_ragged_grids_keep_the_ratio_of_the_sizes(case):
         ({"height": 64}, "type high=(height, width)"),
         ({"zzz": 1}, "there are method, windows, sparsity"),
         ({"device": "cuda"}, "device is no keyword"),
+        ({"offload": "model"}, "offload is no keyword"),
         ({"high": (65, 96)}, "high=[65,96] cannot be divided by 16"),
         ({"high": (64,)}, "high=[64] is no size"),
         ({"high": 64}, "high=64 is refused: type a list in brackets"),
@@ -326,19 +342,34 @@ def test_bad_values_cost_one_line(case, given, said):
 def test_pipes_that_cannot_be_used_are_refused(case, micro, monkeypatch):
     for pipe, said in (
         (SimpleNamespace(), "a SimpleNamespace cannot be used; pass a loaded WanPipeline or"),
-        ("maxi", "backbone=maxi is unknown; type one of hunyuan|micro"),
+        ("maxi", "backbone=maxi is unknown; type one of hunyuan|hunyuan_1_5|micro"),
         (micro.pipeline, "type s2flow.generate('micro', ...)"),
     ):
         with pytest.raises(UserError) as error:
             s2flow.generate(pipe, "a cat")
         assert said in str(error.value) and "\n" not in str(error.value)
-    monkeypatch.setattr(case.stock, "transformer_2", case.stock.transformer)
-    with pytest.raises(UserError, match=r"Wan 2\.2"):
-        s2flow.generate(case.stock, "a cat", **SMALL)
-    monkeypatch.undo()
     monkeypatch.setattr(type(case.stock), "_execution_device", torch.device("cuda:0"))
     with pytest.raises(UserError, match="offloaded"):
         s2flow.generate(case.stock, "a cat", **SMALL)
+
+
+@pytest.mark.parametrize("case", ["wan_2_2_14b"], indirect=True)
+def test_experts_and_their_boundary_are_the_pipes(case, monkeypatch):
+    r = resolved(case.stock, high=(64, 96), frames=5)
+    assert (r.guidance, r.guidance_2, r.steps) == (4.0, 3.0, 40)
+    assert resolved(case.stock, **SMALL, guidance_2=2).guidance_2 == 2.0
+    without = type(case.stock)(**case.stock.components | {"transformer_2": None})
+    without.register_to_config(boundary_ratio=0.9)
+    with pytest.raises(UserError, match=r"boundary_ratio=0\.9 and has no transformer_2"):
+        s2flow.generate(without, "a cat", **SMALL)
+
+
+@pytest.mark.parametrize("case", ["hunyuan_1_5"], indirect=True)
+def test_a_pipes_own_guider_must_be_plain(case):
+    odd = type(case.stock.guider)(guidance_scale=6.0, guidance_rescale=0.7)
+    pipe = type(case.stock)(**case.stock.components | {"guider": odd})
+    with pytest.raises(UserError, match="this pipe: its guider has guidance_rescale=0.7"):
+        s2flow.generate(pipe, "a cat", **SMALL)
 
 
 @pytest.mark.parametrize("case", ["hunyuan"], indirect=True)

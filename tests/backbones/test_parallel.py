@@ -45,7 +45,9 @@ def test_two_ranks_make_the_video_of_one(name, folders, ranks):
     """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""
     alone = two_ranks.clip(name, str(folders[name]))
     volumes = alone["boxes"][1:3].float().prod(-1).sum(2)  # over the batch
-    assert (volumes[..., 0] < volumes[..., 1]).any()  # where dealing changes the order of heads
+    assert (volumes[..., 0] != volumes[..., 1]).any()
+    if name != "wan_2_2_14b":  # whose second head's window is never the larger one
+        assert (volumes[..., 0] < volumes[..., 1]).any()  # dealing changes the order of heads
     for mine in (found[name] for found in ranks):
         assert relative(mine["coverage"], alone["coverage"]) < 1e-5
         assert torch.equal(mine["boxes"], alone["boxes"])
@@ -71,7 +73,8 @@ def test_a_leader_speaks_for_its_group(ranks):
 
 
 def test_sharing_and_compiling_go_together(folders, ranks):
-    truth = two_ranks.compiled(str(folders["wan"]))
+    truth = two_ranks.compiled(str(folders["wan_2_2_14b"]))
+    assert relative(truth[:1], truth[1:]) > 1e-2  # two experts
     assert all(relative(found["compiled"], truth) < 1e-5 for found in ranks)
 
 

@@ -16,31 +16,21 @@ from diffusers import (
 )
 from hydra import compose, initialize_config_dir
 
+from s2flow.backbones import published
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
 from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone
 from s2flow.backbones.wan import WanBackbone
 from s2flow.windows import brick_grid, make_plan, realised_density
 
 CONF = Path(__file__).parents[2] / "conf"
-# transformer/config.json of the published checkpoints; the autoencoders are diffusers' defaults, but
-# for Wan 2.2 5B's. The later ones could not be fetched: Wan 2.2's numbers are those of Wan's own
-# configurations (wan_ti2v_5B.py, wan_t2v_A14B.py) and of a quoted vae/config.json, HunyuanVideo-1.5's
-# those of diffusers' conversion script (720p_t2v).
-WAN = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "text_dim": 4096}
 CONFIGS = {
-    "wan_1_3b": WAN | {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
-    "wan_14b": WAN | {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
-    "hunyuan": {"num_attention_heads": 24, "num_layers": 20, "num_single_layers": 40},
-    "wan_2_2_5b": WAN
-    | {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336}
-    | {"in_channels": 48, "out_channels": 48},
-    "wan_2_2_14b": WAN | {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
-    "hunyuan_1_5": {"num_attention_heads": 16, "num_layers": 54, "in_channels": 65}
-    | {"out_channels": 32, "patch_size": 1, "target_size": 960, "task_type": "t2v"},
+    "wan_1_3b": published.WAN_1_3B,
+    "wan_14b": published.WAN_14B,
+    "hunyuan": published.HUNYUAN,
+    "wan_2_2_5b": published.WAN_2_2_5B,
+    "wan_2_2_14b": published.WAN_14B,
+    "hunyuan_1_5": published.HUNYUAN_1_5,
 }
-WAN_2_2_VAE = {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True}
-WAN_2_2_VAE |= {"in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
-WAN_2_2_VAE |= {"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
 PARAMETERS = {  # transformer; "13B" is what its authors call HunyuanVideo
     "wan_1_3b": 1_418_996_800,
     "wan_14b": 14_288_491_584,
@@ -83,7 +73,7 @@ def backbone(name):
     }[name if name.startswith("hunyuan") else "wan"]
     with torch.device("meta"):
         parts = {"transformer": transformer(**CONFIGS[name])}
-        parts["vae"] = vae(**WAN_2_2_VAE if name == "wan_2_2_5b" else {})
+        parts["vae"] = vae(**published.WAN_2_2_VAE if name == "wan_2_2_5b" else {})
         if name == "wan_2_2_14b":
             parts["transformer_2"] = transformer(**CONFIGS[name])
             parts["config"] = {"boundary_ratio": 0.875}

@@ -19,7 +19,7 @@ from s2flow.handoff import resize_video
 from s2flow.methods import method
 from s2flow.windows import window_mask
 
-CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
+CONF = {"wan": "wan_1_3b"}
 PROMPTS = ["a large red star spins on sand", "a blue cat"]
 TOKENS = (2, 4, 6)  # of the 64x96 clip
 
@@ -27,7 +27,13 @@ TOKENS = (2, 4, 6)  # of the 64x96 clip
 @pytest.fixture
 def engine(case, recipe):
     """engine("rope=ntk", ...): a cascade of a small clip of this family."""
-    words = [f"backbone={CONF[case.name]}", "low=[32,48]", "high=[64,96]", "frames=5", "steps=3"]
+    words = [
+        f"backbone={CONF.get(case.name, case.name)}",
+        "low=[32,48]",
+        "high=[64,96]",
+        "frames=5",
+        "steps=3",
+    ]
     words += ["t_i=2", "brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32"]
 
     def make(*more, prompts=PROMPTS):
@@ -141,6 +147,9 @@ def q_and_k(backbone, z, condition):
     return seen
 
 
+@pytest.mark.parametrize(
+    "case", ["wan", "hunyuan", "wan_2_2_14b", "hunyuan_1_5"], indirect=True
+)  # at 0.7 the second expert runs
 @pytest.mark.parametrize("word", ["rope=interpolate", "rope=ntk", "temperature=1.3"])
 def test_the_hr_stage_has_it_and_the_lr_stage_never_sees_it(case, engine, word):
     usual, other = engine(), engine(word)

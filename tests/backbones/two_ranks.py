@@ -1,6 +1,6 @@
 """What test_parallel.py computes twice: in its own process, and by torchrun on two ranks.
 
-torchrun --nproc_per_node=2 two_ranks.py OUT wan=FOLDER hunyuan=FOLDER
+torchrun --nproc_per_node=2 two_ranks.py OUT wan=FOLDER hunyuan=FOLDER ...
 """
 
 import sys
@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 import s2flow.config as config
 from s2flow import parallel
-from s2flow.backbones import hunyuan, wan
+from s2flow.backbones import hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.compiled import compile_backbone
 from s2flow.backbones.ulysses import Ulysses, share_videos
@@ -21,8 +21,8 @@ from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.methods import method
 
-CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
-FAMILIES = {"wan": wan, "hunyuan": hunyuan}
+CONF = {"wan": "wan_1_3b"}
+FAMILIES = {"wan": wan, "hunyuan": hunyuan, "wan_2_2_14b": wan, "hunyuan_1_5": hunyuan15}
 PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]
 SIZES = ["low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "brick_low=[1,1,1]"]
 SIZES += ["brick_high=[1,2,2]", "backbone.dtype=float32"]
@@ -31,13 +31,15 @@ WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
 
 def recipe(name, *more):
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"backbone={CONF[name]}", *SIZES, *WINDOWS, *more])
+        cfg = compose("config", [f"backbone={CONF.get(name, name)}", *SIZES, *WINDOWS, *more])
     return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
 
 
 def clip(name, folder, group=None):
     """A batch of two clips of the whole method, and a velocity of an odd number of tokens."""
     backbone = FAMILIES[name].from_origin(Origin(name, folder), "cpu")
+    # HunyuanVideo-1.5: its padding takes seconds
+    backbone.pipeline.tokenizer_max_length, backbone.pipeline.tokenizer_2_max_length = 12, 20
     if group is not None:
         share_videos(backbone, group)
     engine = Cascade(backbone, recipe(name), PROMPTS, [3, 4])
@@ -59,13 +61,14 @@ def clip(name, folder, group=None):
 
 
 def compiled(folder, group=None):
-    """Wan's velocity, compiled where it is shared: both are in one graph."""
-    backbone = wan.from_origin(Origin("wan", folder), "cpu")
-    engine = Cascade(backbone, recipe("wan"), PROMPTS[:1], [3])
+    """Velocities of Wan's two experts, compiled where they are shared: both are in one graph."""
+    backbone = wan.from_origin(Origin("wan_2_2_14b", folder), "cpu")
+    engine = Cascade(backbone, recipe("wan_2_2_14b"), PROMPTS[:1], [3])
     if group is not None:
         share_videos(backbone, group)
         compile_backbone(backbone, "eager")
-    return backbone.velocity(engine.noise(engine.low_shape, "low"), 0.7, engine.condition)
+    z = engine.noise(engine.low_shape, "low")
+    return torch.cat([backbone.velocity(z, sigma, engine.condition) for sigma in (0.95, 0.7)])
 
 
 def exchange(group=None):
@@ -115,9 +118,11 @@ if __name__ == "__main__":
     parallel.PATIENCE = timedelta(seconds=3)
     team = parallel.join(2, "cpu")
     found = {
-        name: clip(name, folder, team.tensors) for name, folder in (w.split("=") for w in folders)
+        name: clip(name, folder, team.tensors)
+        for name, folder in (w.split("=") for w in folders)
+        if name in FAMILIES
     }
     found |= {"exchange": exchange(team.tensors), "failures": failures(team)}
-    found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan"], team.tensors)
+    found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan_2_2_14b"], team.tensors)
     found["alone"] = alone(team)
     torch.save(found, f"{out}/{team.rank}.pt")
