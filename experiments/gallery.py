@@ -111,7 +111,10 @@ def _frechet(oracle: WorldAgreement, clips: list[torch.Tensor], prompts: list[st
 
 def _differences(a: list[dict], b: list[dict]) -> dict:
     found = {}
-    for name in ("repetition", "world_shape", "world_agreement"):
+    for rows in (a, b):
+        for r in rows:
+            r["one_object"] = float(r["object_count"] == 1)
+    for name in ("one_object", "repetition", "world_shape", "world_agreement"):
         d = paired_difference([r[name] for r in a], [r[name] for r in b])
         found[name] = [round(x, 4) for x in (d.mean, d.low, d.high)]
     return found
