@@ -53,6 +53,8 @@ def main() -> None:
             "LR": [_score(oracle, v, r) for v, r in zip(low, records[guided], strict=True)]
         } | scores
         clips = {"LR": low} | clips
+    for row in (row for rows in scores.values() for row in rows):
+        row["one_object"] = float(row["object_count"] == 1)
     prompts = [r["prompt"] for r in records[args.methods[0]]]
     RESULTS.mkdir(exist_ok=True)
     for name, rows in PICTURES.items():
@@ -97,9 +99,9 @@ def _score(oracle: WorldAgreement, video: torch.Tensor, record: dict) -> dict:
 
 
 def _means(rows: list[dict]) -> dict:
-    names = [k for k in rows[0] if k.startswith("world_") or k in ("repetition", "detail")]
-    means = {k: round(fmean(r[k] for r in rows), 4) for k in names}
-    return means | {"one_object": round(fmean(r["object_count"] == 1 for r in rows), 4)}
+    shown = ("repetition", "detail", "one_object")
+    names = [k for k in rows[0] if k.startswith("world_") or k in shown]
+    return {k: round(fmean(r[k] for r in rows), 4) for k in names}
 
 
 def _frechet(oracle: WorldAgreement, clips: list[torch.Tensor], prompts: list[str]) -> float:
@@ -111,7 +113,7 @@ def _frechet(oracle: WorldAgreement, clips: list[torch.Tensor], prompts: list[st
 
 def _differences(a: list[dict], b: list[dict]) -> dict:
     found = {}
-    for name in ("repetition", "world_shape", "world_agreement"):
+    for name in ("one_object", "repetition", "world_shape", "world_agreement"):
         d = paired_difference([r[name] for r in a], [r[name] for r in b])
         found[name] = [round(x, 4) for x in (d.mean, d.low, d.high)]
     return found
