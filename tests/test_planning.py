@@ -78,8 +78,9 @@ def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch,
         (80, "vae_tile=[]", "offload=model"),  # 30 + 40; the decoder has the rest to itself
         (70, "vae_tile=[]", "offload=group"),  # 2 + 40, 1 + 60
         (50, "vae_tile=[]", "offload=group vae_tile=[512,448]"),
-        (44.5, "vae_tile=[]", "offload=group fp8=true vae_tile=[512,448]"),
-        (20, "vae_tile=[]", None),
+        (44.5, "vae_tile=[]", "offload=group vae_tile=[512,448] context_parallel=2"),
+        (20, "vae_tile=[]", "offload=group vae_tile=[512,448] context_parallel=4"),
+        (11, "vae_tile=[]", None),  # the decoder's 10 GiB are on every rank
     ],
 )
 def test_what_is_offered_changes_as_little_as_possible(memory, words, added, big):

@@ -71,6 +71,7 @@ OTHER = {  # one other value for every field
     "shift_high": 3.0,
     "fp8": True,
     "vae_tile": (32, 16),
+    "guidance_2": 2.0,
 }
 
 

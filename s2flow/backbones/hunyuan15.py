@@ -43,6 +43,7 @@ PARTS = {  # of the pipeline's folder, with their classes; the guider is checked
     "tokenizer": None,
     "tokenizer_2": None,
 }
+LONGEST = (1000, 256)  # text tokens of either encoder
 GUIDER = {  # plain classifier-free guidance, whose scale is the recipe's
     "_class_name": "ClassifierFreeGuidance",
     "guidance_rescale": 0.0,
@@ -159,10 +160,11 @@ class HunyuanVideo15Backbone:
         """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
         config, like = self.transformer.config, {"device": self.device}
         parts = []
-        for length, width in ((1000, config.text_embed_dim), (256, config.text_embed_2_dim)):
+        widths = (config.text_embed_dim, config.text_embed_2_dim)
+        for length, width in zip(LONGEST, widths, strict=True):
             parts.append(torch.empty(batch, length, width, dtype=self.transformer.dtype, **like))
             parts.append(torch.ones(batch, length, dtype=torch.bool, **like))
-        text = Text(*parts, [1256] * batch)
+        text = Text(*parts, [sum(LONGEST)] * batch)
         return HunyuanVideo15Condition(text, None if guidance == 1.0 else text, guidance)
 
     @torch.no_grad()

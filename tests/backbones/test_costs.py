@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2flow import costs
+from s2flow.backbones import hunyuan15
 from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import Answers, blank, part_config
 from s2flow.backbones.placement import tile_vae
@@ -177,7 +178,9 @@ def filled(condition):
 
 @every
 @pytest.mark.parametrize("batch", [1, 2])
-def test_flops_and_peak_of_a_real_forward(case, planned, batch):
+def test_flops_and_peak_of_a_real_forward(case, planned, batch, monkeypatch):
+    # its refiner's mask of 1000 x 1000, which a CPU widens to floats, would outweigh a tiny video
+    monkeypatch.setattr(hunyuan15, "LONGEST", (12, 20))
     shape = (case.backbone.latent_shape(64, 64, 5)[0], 4, 24, 32)
     guess = forward_cost(planned, shape, batch, 5.0)
     condition = filled(case.backbone.blank_condition(batch, 5.0))
