@@ -118,12 +118,15 @@ def bench(args: argparse.Namespace, origin: Origin) -> dict[str, Any]:
 
 
 def write_configs(folder: Path, tiny: bool) -> Path:
-    """config.json of transformer, autoencoder and a text encoder of no size, as in a checkpoint."""
+    """model_index.json, config.json of transformer, autoencoder and a text encoder of no size."""
     parts = TINY if tiny else {"transformer": WAN_1_3B, "vae": {}}
     text = {"vocab_size": 8, "d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1}
+    index = {}
     for part, conf in {**parts, "text_encoder": text}.items():
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(conf))
+        index[part] = ["diffusers", None]
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

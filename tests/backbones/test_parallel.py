@@ -161,6 +161,15 @@ def records(runs_dir):
     return [{k: v for k, v in r.items() if k not in placement} for r in found]
 
 
+def coarse(value):
+    """With numbers to within 1e-3: two ranks add up in another order."""
+    if isinstance(value, dict):
+        return {k: coarse(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [coarse(v) for v in value]
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+
+
 def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys):
     """One sweep on two processes: 3 prompts over both, then each video over both."""
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -179,4 +188,6 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
     alone = words(folders["wan"], tmp_path / "alone")
     assert run_here(monkeypatch, tmp_path, *alone) == 0
     assert len(records(tmp_path / "alone")) == 3
-    assert records(tmp_path / "1") == records(tmp_path / "alone") == records(tmp_path / "2")
+    expected = coarse(records(tmp_path / "alone"))
+    assert records(tmp_path / "1") == expected
+    assert records(tmp_path / "2") == expected
