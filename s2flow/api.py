@@ -7,7 +7,8 @@
 Keywords are the knobs of conf/config.yaml, checked by the same code and with the same defaults. What is
 left open comes, in this order, from other keywords (`low` is half of `high`), from the pipe itself (the
 shift of its scheduler, strides, types), and from the file of conf/backbone that fits it. The clips are
-made by `methods.generate`, as those of `run.py` are: same noise, same pixels.
+made by `methods.generate`, as those of `run.py` are: the same noise, and the same pixels where types
+and shift are the same. `run.py` keeps the autoencoder in float32 (here: pipe.vae.float()).
 
 The pipe is only borrowed. Its attention processors are wrapped while a call lasts and put back when it
 ends, by an error or Ctrl-C too, and so are the tiles of its autoencoder (`vae_tile`) and whatever else
@@ -15,7 +16,8 @@ an adapter needs; weights, types, devices and scheduler are never touched.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -94,7 +96,7 @@ def generate(
     FloatingPointError for a latent that is not finite.
     """
     prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+    seeds = _whole(seed, len(prompts))
     _check_words(prompts, seeds, knobs)
     with _borrowed(pipe) as (backbone, files, weights):
         cfg = composed(files, knobs)
@@ -179,7 +181,8 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
     if str(pipe._execution_device) != str(pipe.transformer.device):
         raise UserError(
             f"this pipe is offloaded (weights on {pipe.transformer.device}, work on "
-            f"{pipe._execution_device}), which is not supported; type pipe.to('cuda') instead"
+            f"{pipe._execution_device}), which is not supported; type pipe.remove_all_hooks() and "
+            "pipe.to('cuda')"
         )
     backbone, described = FAMILIES[names[0]](pipe)
     try:
@@ -205,6 +208,17 @@ def _check_words(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) ->
         meant = DIFFUSERS.get(name) or (f"{close[0]}=..." if close else None)
         hint = f"type {meant}" if meant else f"there are {', '.join(KNOBS)}"
         raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
+
+
+def _whole(seed: Any, count: int) -> list[int]:
+    """One seed for each prompt. Noise hashes a seed's digits, so 1.0 must not pass for 1."""
+    given = list(seed) if isinstance(seed, Iterable) else [seed] * count
+    try:
+        return [operator.index(s) for s in given]
+    except TypeError:
+        raise UserError(
+            f"seed={seed!r} is no whole number; type seed=0, or one for each prompt"
+        ) from None
 
 
 def _array(video: Tensor) -> np.ndarray:

@@ -266,7 +266,7 @@ class Cascade:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
             if solver is not None and solver.report:
                 report["solver"] = _of_clip(solver.report, clip)
-        return Generated(video, low_video, high.z[0], self.reports)
+        return Generated(video, low_video, high.z[0].to(self.backbone.device), self.reports)
 
     def _yardstick(self, low: LowFlow) -> LRI:
         """The LR derivative whose cosine is recorded: the recipe's, or the usual one.

@@ -316,6 +316,7 @@ class Costs:
 
     weights: Weights
     stages: list[Stage]  # in the order of a run
+    heads: int = 1  # of the transformer: ranks must divide them
 
     def peak(self, stage: Stage, offload: str = "none", fp8: bool = False, ranks: int = 1) -> int:
         """Bytes on one device at the worst moment of a stage."""
@@ -353,7 +354,8 @@ def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
     stages += vae_stages(backbone, r, batch)
     order = ("text", "lr", "plan", "handoff", "hr", "decode")
     stages.sort(key=lambda s: order.index(s.name))
-    return Costs(weights_of(backbone), stages)
+    heads = backbone.transformer.config.num_attention_heads
+    return Costs(weights_of(backbone), stages, heads)
 
 
 def _high_stage(backbone: Any, r: Recipe, shape: tuple, batch: int) -> Stage:

@@ -52,9 +52,9 @@ def composed(files: list[DictConfig], knobs: dict[str, Any]) -> DictConfig:
     cfg.method.name = str(knobs.get("method", "s2flow"))
     cfg.windows = _windows(knobs.get("windows", "adaptive"))
     for name in knobs.keys() - {"method", "windows"}:
-        value = knobs[name]
-        value = value.item() if hasattr(value, "item") else value
-        value = list(value) if isinstance(value, tuple) else value
+        value = _plain(knobs[name])
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            raise UserError(f"{name}={value!r} is refused: type it without ${{ or ???")
         try:
             cfg[name] = value
         except OmegaConfBaseException as error:
@@ -62,6 +62,13 @@ def composed(files: list[DictConfig], knobs: dict[str, Any]) -> DictConfig:
             raise UserError(f"{name}={knobs[name]!r} is refused: type {wanted}") from None
     _sizes(cfg, files)
     return cfg
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists of Python's own, for OmegaConf, from arrays, tensors and their elements."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _sizes(cfg: DictConfig, files: list[DictConfig]) -> None:

@@ -93,7 +93,11 @@ class Team:
             raise RuntimeError(f"the leader of this group failed: {told}")
 
     def fail_together(self, error: Exception) -> None:
-        """Returns once the whole group has failed. Raises UserError if this rank is the only one."""
+        """Returns once the whole group has failed.
+
+        Raises SystemExit with the line to print if this rank is the only one: nothing on the way, a
+        sweep's next job neither, may go on with others who wait for this one.
+        """
         if self.k == 1:
             return
         try:
@@ -101,9 +105,9 @@ class Team:
         except RuntimeError:
             atexit.unregister(dist.destroy_process_group)  # it would wait for the others
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise UserError(
-                f"rank {self.rank} failed alone ({reason}), and the others of its video wait for "
-                "it; the same command goes on from here"
+            raise SystemExit(
+                f"error: rank {self.rank} failed alone ({reason}), and the others of its video wait "
+                "for it; the same command goes on from here"
             ) from error
 
     def total(self, *counts: int) -> list[int]:

@@ -156,7 +156,9 @@ def words_that_fit(cfg: DictConfig, recipe: Recipe, costs: Costs, memory: float)
         other = {s.name: s for s in _tiled(cfg, recipe)}
         tiled = Costs(costs.weights, [other.get(s.name, s) for s in costs.stages])
     for offload, fp8, tile, ranks in WORDS:
-        if ranks > 1 and "context_parallel" not in cfg:
+        if ranks > 1 and (costs.heads % ranks or "context_parallel" not in cfg):
+            continue
+        if cfg.compile and (offload != "none" or fp8):  # refused beside it
             continue
         if needs(tiled if tile else costs, offload, fp8 or cfg.fp8, ranks) > memory:
             continue

@@ -88,9 +88,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     team = join(cfg.context_parallel, _device(cfg.device))
     job, mine = Job(cfg, recipe, store, scorers, arguments, team), team.share(tasks)
     todo = team.agree([t for t in mine if store.record(t.key) is None])
-    failed = job.make_all(todo, len(mine)) if todo else 0
-    failed += sum(not job.score(t) for t in mine if t not in todo and team.leads)
-    made, failed = team.total(sum(store.record(t.key) is not None for t in todo), failed)
+    failed, refused = 0, None
+    try:
+        failed = job.make_all(todo, len(mine)) if todo else 0
+        failed += sum(not job.score(t) for t in mine if t not in todo and team.leads)
+    except UserError as error:  # the other groups count with this one before anybody leaves
+        refused = error
+    counts = (sum(store.record(t.key) is not None for t in todo), failed, refused is not None)
+    made, failed, stopped = team.total(*counts)
+    if refused is not None:
+        raise refused
+    if stopped:
+        raise UserError("another process could not go on and says why; what is recorded stays")
     records = [store.record(t.key) for t in tasks]
     summary = {
         "run_id": recipe.run_id,

@@ -18,7 +18,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 # a model of 30 GiB that needs 40 more in its forward, and 60 for a decoder on whole frames (9 in tiles)
 BIG = Costs(
-    Weights(10 * GIB, GIB, (30 * GIB, 15 * GIB), (2 * GIB, GIB)),
+    Weights(10 * GIB, GIB, (30 * GIB, 15 * GIB), (2 * GIB, GIB)), heads=24, stages=
     [Stage("text", "text", 512, 1e12, 0), Stage("hr", "transformer", 460_800, 1e18, 40 * GIB, 30),
      Stage("decode", "vae", 0, 1e15, 60 * GIB)],
 )  # fmt: skip
@@ -81,10 +81,13 @@ def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch,
         (44.5, "vae_tile=[]", "offload=group vae_tile=[512,448] context_parallel=2"),
         (20, "vae_tile=[]", "offload=group vae_tile=[512,448] context_parallel=4"),
         (11, "vae_tile=[]", None),  # the decoder's 10 GiB are on every rank
+        # beside compile=true, offload= is refused
+        (80, "vae_tile=[] compile=true", "vae_tile=[512,448] context_parallel=2"),
+        (60, "vae_tile=[] compile=true", "vae_tile=[512,448] context_parallel=4"),
     ],
 )
 def test_what_is_offered_changes_as_little_as_possible(memory, words, added, big):
-    cfg = config("backbone=wan_14b", words)
+    cfg = config("backbone=wan_14b", *words.split())
     r = recipe_of(cfg)
     if memory == 140:
         assert planning.needs(BIG, "none", False, 1) <= memory

@@ -12,4 +12,4 @@ def generate(run: Cascade) -> Generated:
     low_video = run.preview(low, "decode")
     with run.clock("decode"):
         video = resize_video(low_video, *run.recipe.high)
-    return Generated(video, low_video, low.flow.z[0], run.reports)
+    return Generated(video, low_video, low.flow.z[0].to(run.backbone.device), run.reports)

@@ -324,6 +324,8 @@ def test_ragged_grids_keep_the_ratio_of_the_sizes(case):
         ({"windows": {"dense_layers": [9]}}, "windows.dense_layers holds 9"),
         ({"method": "magic"}, "method=magic is unknown; type one of method=bicubic|cascade"),
         ({"seed": [1, 2]}, "seed holds 2 numbers for 1 prompts"),
+        ({"seed": 1.0}, "seed=1.0 is no whole number; type seed=0"),
+        ({"negative_prompt": "a ${b}"}, "is refused: type it without ${ or ???"),
         ({"prompt": " "}, "prompt is empty or no text"),
         ({"prompt": []}, "prompt is empty or no text"),
         ({"prompt": 3}, "prompt is empty or no text"),
@@ -336,6 +338,15 @@ def test_bad_values_cost_one_line(case, given, said):
         s2flow.generate(case.stock, **{"prompt": "a cat"} | SMALL | given)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert state(case.stock) == found
+
+
+@pytest.mark.parametrize("case", ["wan"], indirect=True)
+def test_numbers_of_numpy_are_numbers(case):
+    plain = s2flow.generate(case.stock, "a cat", seed=1, **SMALL)
+    sizes = {"high": np.array(SMALL["high"]), "low": (np.int64(32), np.int64(48))}
+    for seed in (np.int64(1), np.array([1]), True):
+        same = s2flow.generate(case.stock, "a cat", seed=seed, **SMALL | sizes)
+        assert np.array_equal(same.frames, plain.frames)
 
 
 @pytest.mark.parametrize("case", ["wan"], indirect=True)

@@ -13,6 +13,7 @@ from test_cli import run_here
 
 from s2flow import parallel, runner
 from s2flow.backbones.ulysses import check_heads, deal_heads
+from s2flow.cascade import LowFlowCache
 from s2flow.errors import UserError
 from s2flow.parallel import Team
 
@@ -185,9 +186,12 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
     )
     assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
     assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
+    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())  # other tests made the same clips
     alone = words(folders["wan"], tmp_path / "alone")
     assert run_here(monkeypatch, tmp_path, *alone) == 0
     assert len(records(tmp_path / "alone")) == 3
-    expected = coarse(records(tmp_path / "alone"))
-    assert records(tmp_path / "1") == expected
-    assert records(tmp_path / "2") == expected
+    for i, expected in enumerate(records(tmp_path / "alone")):
+        for shared in ("1", "2"):
+            found = records(tmp_path / shared)[i]
+            assert found.keys() == expected.keys()
+            assert [k for k in found if found[k] != coarse(expected[k])] == []
