@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from s2flow import methods
-from s2flow.backbones.base import Backbone
+from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.placement import tiled
 from s2flow.cascade import Stopped
 from s2flow.config import BackboneConf, Config, resolve
@@ -161,11 +161,11 @@ FAMILIES = {
 def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
     """The backbone of `generate`'s first argument, the files that describe it, its weights' name."""
     if isinstance(pipe, str):
-        from s2flow.runner import _device, _weights_hash, load_backbone, origin
+        from s2flow.runner import device_here, load_backbone, weights_hash
 
         conf = conf_file("backbone", pipe, BackboneConf)
-        weights = _weights_hash(conf.family, origin(conf))
-        yield load_backbone(conf, _device("auto")), [conf], weights
+        weights = weights_hash(conf.family, Origin.of(conf))
+        yield load_backbone(conf, device_here("auto")), [conf], weights
         return
     if hasattr(pipe, "router"):  # a backbone of ours
         yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], UNNAMED

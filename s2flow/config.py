@@ -235,7 +235,11 @@ def _check(good: bool, otherwise: str) -> None:
 
 
 def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> int:
-    """HR steps from the HR grid's level that is nearest to the backbone's hand-off."""
+    """HR steps from the HR grid's level that is nearest to the backbone's hand-off.
+
+    Deviation: the paper counts steps (30 of 50), which on another grid is another noise level, and
+    that is what decides between doubled and blurred objects (Table 4).
+    """
     sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
 

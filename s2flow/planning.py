@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +75,7 @@ def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
 def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, Any]:
     """Print the plan; returns what the JSON line holds, sizes in GiB."""
     costs, on = measured(cfg, recipe), device_of(cfg, device)
-    ranks = _ranks(cfg)
+    ranks = cfg.context_parallel
     how = (cfg.offload, cfg.fp8, ranks)
     rows = [
         {
@@ -129,7 +129,7 @@ def refuse(cfg: DictConfig, recipe: Recipe, device: str) -> None:
         costs = measured(cfg, recipe)
     except UserError:
         return
-    on, how = device_of(cfg, device), (cfg.offload, cfg.fp8, _ranks(cfg))
+    on, how = device_of(cfg, device), (cfg.offload, cfg.fp8, cfg.context_parallel)
     needed = needs(costs, *how)
     if needed <= on.memory:
         return
@@ -156,7 +156,7 @@ def words_that_fit(cfg: DictConfig, recipe: Recipe, costs: Costs, memory: float)
         other = {s.name: s for s in _tiled(cfg, recipe)}
         tiled = Costs(costs.weights, [other.get(s.name, s) for s in costs.stages])
     for offload, fp8, tile, ranks in WORDS:
-        if ranks > 1 and (costs.heads % ranks or "context_parallel" not in cfg):
+        if costs.heads % ranks:
             continue
         if cfg.compile and (offload != "none" or fp8):  # refused beside it
             continue
@@ -175,12 +175,7 @@ def _tiled(cfg: DictConfig, recipe: Recipe) -> list[Stage]:
 
 
 def _blank(cfg: DictConfig) -> Any:
-    b = cfg.backbone
-    return blank(b.family, Origin(b.name, b.source, b.revision, b.dtype))
-
-
-def _ranks(cfg: DictConfig) -> int:
-    return OmegaConf.select(cfg, "context_parallel", default=1) or 1
+    return blank(cfg.backbone.family, Origin.of(cfg.backbone))
 
 
 def _show(found: dict[str, Any]) -> None:

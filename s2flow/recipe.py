@@ -14,7 +14,10 @@ from typing import Any
 from s2flow.windows import Box, Policy
 
 VERSION = 1  # raise it when the same recipe would give other pixels
-LATER = {"rope": "none", "temperature": 1.0, "shift_high": None}  # with their first values
+LATER = {  # fields that the first records did not have, at the values that those records mean
+    **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
+    **{"rope": "none", "temperature": 1.0, "shift_high": None},
+}
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,17 @@ class Recipe:
         """What is hashed and stored: plain types, without what this method ignores.
 
         Different words for the same pixels become one: a window that is the whole grid is "full",
-        order 1 is "euler". What came later than the first records is left out at its first value,
-        so that they keep their names.
+        order 1 is "euler". What is in LATER is left out at the value there, so that records keep
+        their names.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
-        always += ("guidance", "negative_prompt")
+        always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         own = json.loads(json.dumps(asdict(self)))
-        if self.dtype != "float32":
-            always += ("dtype",)
-        if self.fp8:
-            always += ("fp8",)
-        if self.vae_tile is not None and self.vae_tile[0] < max(self.high):
-            always += ("vae_tile",)
-        if self.guidance_2 is not None:
-            always += ("guidance_2",)
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
+        if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
+            ignored |= {"vae_tile"}  # one tile is the whole frame
         if "windows" in own and self.whole_grid:
             own["windows"] = {"name": "full"}
             ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}

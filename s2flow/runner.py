@@ -72,20 +72,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
-        return plan(cfg, resolve(cfg, "", knobs), _device(cfg.device), len(tasks))
-    if cfg.offload != "none" and _device(cfg.device) == "cpu":
+        return plan(cfg, resolve(cfg, "", knobs), device_here(cfg.device), len(tasks))
+    if cfg.offload != "none" and device_here(cfg.device) == "cpu":
         raise UserError(
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
             "here is the CPU; leave offload out"
         )
-    weights = _weights_hash(cfg.backbone.family, origin(cfg.backbone))
+    weights = weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
     recipe = resolve(cfg, weights, knobs)
     arguments = plain(cfg, "scorer")
     scorers = {name: instantiate(conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
-    team = join(cfg.context_parallel, _device(cfg.device))
+    team = join(cfg.context_parallel, device_here(cfg.device))
     job, mine = Job(cfg, recipe, store, scorers, arguments, team), team.share(tasks)
     todo = team.agree([t for t in mine if store.record(t.key) is None])
     failed, refused = 0, None
@@ -158,11 +158,6 @@ def family(name: str) -> ModuleType:
     return importlib.import_module(f"s2flow.backbones.{name}")
 
 
-def origin(conf: DictConfig) -> Origin:
-    """Which weights a file of conf/backbone means."""
-    return Origin(conf.name, conf.source, conf.revision, conf.dtype)
-
-
 def load_backbone(
     conf: DictConfig,
     device: str,
@@ -176,12 +171,12 @@ def load_backbone(
     group: of processes that make each video together, None for one. Raises UserError if its strides,
     or its experts, are not those that the config was checked with, or its heads cannot be shared.
     """
-    key = (conf.family, origin(conf), device, offload, fp8, compiled, group)
+    key = (conf.family, Origin.of(conf), device, offload, fp8, compiled, group)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
         elsewhere = offload != "none" or fp8  # as a whole it might not fit the device
-        backbone = family(conf.family).from_origin(origin(conf), "cpu" if elsewhere else device)
+        backbone = family(conf.family).from_origin(Origin.of(conf), "cpu" if elsewhere else device)
         if elsewhere:
             place(backbone, device, offload, fp8)
         for knob in ("multiple", "frame_step", "boundary"):
@@ -201,7 +196,8 @@ def load_backbone(
 
 
 @functools.lru_cache
-def _weights_hash(family_name: str, weights: Origin) -> str:
+def weights_hash(family_name: str, weights: Origin) -> str:
+    """Name of the weights, as recipes hold it; worked out once per process."""
     return family(family_name).identity(weights)
 
 
@@ -219,7 +215,7 @@ class Job:
     def make_all(self, todo: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed."""
         cfg, team, failed = self.cfg, self.team, 0
-        device = _device(cfg.device)
+        device = device_here(cfg.device)
         refuse(cfg, self.recipe, device)
         placed = (cfg.offload, cfg.fp8, cfg.compile)
         backbone = load_backbone(cfg.backbone, device, *placed, team.tensors)
@@ -243,10 +239,8 @@ class Job:
         clock, store, team = Clock(backbone.device), self.store, self.team
         prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
-            made = methods.generate(
-                *(backbone, self.recipe, prompts, seeds),
-                **{"clock": clock, "cache": _low_flows, "progress": progress.step},
-            )
+            how = {"clock": clock, "cache": _low_flows, "progress": progress.step}
+            made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
             team.lead(lambda: self.commit(group, made, clock, backbone))
         except Exception as error:
             team.fail_together(error)
@@ -337,7 +331,7 @@ class Job:
             "scorers": {},
             "scores": {},
             "source": self.cfg.backbone.source,
-            "revision": checkpoint.revision(origin(self.cfg.backbone)),
+            "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
             "dtype": recipe.dtype,
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
@@ -406,7 +400,8 @@ def label(recipe: Recipe) -> str:
     return ", ".join(words)
 
 
-def _device(name: str) -> str:
+def device_here(name: str) -> str:
+    """The device that `device=` means for this process. Raises UserError if it is not here."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device={name} is unknown; type one of device=auto|cpu|cuda|cuda:1")
     if name == "auto":

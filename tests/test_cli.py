@@ -169,10 +169,10 @@ def altered(monkeypatch, tmp_path):
     """A private copy of the weights, seen instead of those that ship."""
     shutil.copytree(tiny.WEIGHTS / "micro", tmp_path / "weights" / "micro")
     monkeypatch.setattr(tiny, "WEIGHTS", tmp_path / "weights")
-    for forget in (runner._loaded.clear, runner._weights_hash.cache_clear):
+    for forget in (runner._loaded.clear, runner.weights_hash.cache_clear):
         forget()
     yield tmp_path / "weights" / "micro"
-    for forget in (runner._loaded.clear, runner._weights_hash.cache_clear):
+    for forget in (runner._loaded.clear, runner.weights_hash.cache_clear):
         forget()
 
 

@@ -54,7 +54,7 @@ def gpu(monkeypatch):
 
 def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch, capsys):
     monkeypatch.setattr(runner, "load_backbone", None)
-    monkeypatch.setattr(runner, "_weights_hash", None)  # asks the hub
+    monkeypatch.setattr(runner, "weights_hash", None)  # asks the hub
     cfg = config("backbone=wan_1_3b", "plan=true", "memory=24", "tflops=100", "device=cpu")
     found = runner.run(cfg)
     out = capsys.readouterr().out.strip().split("\n")
@@ -97,8 +97,8 @@ def test_what_is_offered_changes_as_little_as_possible(memory, words, added, big
 
 def test_a_run_that_does_not_fit_is_refused_before_loading(big, gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "load_backbone", None)
-    monkeypatch.setattr(runner, "_device", lambda name: "cuda")
-    monkeypatch.setattr(runner, "_weights_hash", lambda *a: "test")
+    monkeypatch.setattr(runner, "device_here", lambda name: "cuda")
+    monkeypatch.setattr(runner, "weights_hash", lambda *a: "test")
     gpu(80)
     words = ("backbone=wan_14b", "vae_tile=[]", f"runs_dir={tmp_path}")
     with pytest.raises(UserError) as said:

@@ -305,10 +305,10 @@ def test_labels(overrides, words, recipe):
 
 
 def test_a_device_that_torch_does_not_know():
-    assert runner._device("cpu") == "cpu"
-    assert runner._device("auto") in ("cpu", "cuda")
+    assert runner.device_here("cpu") == "cpu"
+    assert runner.device_here("auto") in ("cpu", "cuda")
     with pytest.raises(UserError, match="device=gpu is unknown; type one of device=auto"):
-        runner._device("gpu")
+        runner.device_here("gpu")
 
 
 def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_path):

@@ -31,6 +31,11 @@ class Origin:
     revision: str | None = None
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, conf: Any) -> "Origin":
+        """The weights that a file of conf/backbone means."""
+        return cls(conf.name, conf.source, conf.revision, conf.dtype)
+
 
 class Backbone(Protocol):
     """A rectified-flow video model with its autoencoder and text encoder."""

@@ -70,11 +70,12 @@ class HunyuanVideoBackbone:
         self.frame_step: int = self.vae.config.temporal_compression_ratio
         self.scale_s: int = self.vae.config.spatial_compression_ratio
         self.multiple = self.scale_s * config.patch_size
-        blocks = [
-            *self.transformer.transformer_blocks,
-            *self.transformer.single_transformer_blocks,
-        ]
-        self.router = AttentionRouter(transformer_hunyuan_video, [block.attn for block in blocks])
+        self.router = self._route()
+
+    def _route(self) -> AttentionRouter:
+        model = self.transformer
+        blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+        return AttentionRouter(transformer_hunyuan_video, [block.attn for block in blocks])
 
     def release(self) -> None:
         """See `base.Backbone`."""
@@ -149,5 +150,5 @@ class HunyuanVideoBackbone:
         return tuple(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
 
     def oov_rate(self, prompt: str) -> float:
-        """0: HunyuanVideo's vocabulary is open."""
+        """0: its vocabulary is open."""
         return 0.0

@@ -11,12 +11,11 @@ Guidance is two passes, v = v_uncond + g (v_cond - v_uncond), each with its own 
 given [z, 0, 0]: no first frame, and a mask that says so. The flow lives on the latent times the VAE's
 scaling factor. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
 
-Deviation from the stock pipeline in half precision: it rounds the timestep to the model's type (1000
-sigma to multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
+Deviation: in half precision the stock pipeline rounds the timestep to the model's type (1000 sigma to
+multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +30,9 @@ from torch import Tensor, nn
 
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin
+from s2flow.backbones.hunyuan import HunyuanVideoBackbone
 from s2flow.backbones.routing import AttentionRouter, routed
 from s2flow.errors import UserError
-from s2flow.windows import Box
 
 PARTS = {  # of the pipeline's folder, with their classes; the guider is checked once it is read
     "transformer": "HunyuanVideo15Transformer3DModel",
@@ -98,26 +97,15 @@ class HunyuanVideo15Condition:
     guidance: float
 
 
-class HunyuanVideo15Backbone:
-    """A loaded `HunyuanVideo15Pipeline`; see `base.Backbone` for the contract."""
+class HunyuanVideo15Backbone(HunyuanVideoBackbone):
+    """A loaded `HunyuanVideo15Pipeline`; latents and tokens are laid out as HunyuanVideo's."""
 
-    max_side = math.inf  # positions are computed, not looked up
-
-    def __init__(self, name: str, pipeline: HunyuanVideo15Pipeline) -> None:
-        self.name, self.pipeline = name, pipeline
-        self.transformer, self.vae = pipeline.transformer, pipeline.vae
-        self.device = str(self.transformer.device)
-        self.ropes = [self.transformer.rope]
-        config = self.transformer.config
-        self.patch: Box = (config.patch_size_t, config.patch_size, config.patch_size)
-        self.frame_step: int = self.vae.config.temporal_compression_ratio
-        self.scale_s: int = self.vae.config.spatial_compression_ratio
-        self.multiple = self.scale_s * config.patch_size
+    def _route(self) -> AttentionRouter:
         layers = [block.attn for block in self.transformer.transformer_blocks]
         self._before = [(layer, layer.processor) for layer in layers]
         for layer, stock in self._before:
             layer.set_processor(MasklessProcessor(stock))
-        self.router = AttentionRouter(transformer_hunyuan_video15, layers)
+        router = AttentionRouter(transformer_hunyuan_video15, layers)
         halves = (self.vae.encoder, self.vae.decoder)
         blocks = [block for half in halves for block in half.mid_block.attentions]
         self._forwards = [(block, vars(block).get("forward")) for block in blocks]
@@ -126,10 +114,11 @@ class HunyuanVideo15Backbone:
         self._hook = self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
             lambda module, inputs: (inputs[0].to(self.transformer.dtype),)
         )
+        return router
 
     def release(self) -> None:
         """See `base.Backbone`."""
-        self.router.remove()
+        super().release()
         for layer, own in self._before:
             layer.set_processor(own)
         for block, own in self._forwards:
@@ -192,33 +181,6 @@ class HunyuanVideo15Backbone:
                 image_embeds=image.to(dtype),
                 return_dict=False,
             )[0].float()
-
-    @torch.no_grad()
-    def encode(self, video: Tensor) -> Tensor:
-        """See `base.Backbone`."""
-        x = (video.movedim(-1, 1).to(self.device, self.vae.dtype) * 2).sub_(1)
-        return self.vae.encode(x).latent_dist.mode().float() * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """See `base.Backbone`."""
-        z = latent.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        x = self.vae.decode(z).sample.float()
-        return x.div_(2).add_(0.5).clamp_(0, 1).movedim(1, -1)  # in place: 5 GiB at 2K
-
-    def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
-        """See `base.Backbone`."""
-        t = (frames - 1) // self.frame_step + 1
-        channels = self.vae.config.latent_channels
-        return channels, t, height // self.scale_s, width // self.scale_s
-
-    def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:
-        """See `base.Backbone`."""
-        return tuple(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
-
-    def oov_rate(self, prompt: str) -> float:
-        """0: HunyuanVideo-1.5's vocabulary is open."""
-        return 0.0
 
 
 def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

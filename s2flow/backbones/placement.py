@@ -26,7 +26,6 @@ from torch import nn
 
 from s2flow.errors import UserError
 
-OFFLOADS = ("none", "model", "group")
 FP8 = torch.float8_e4m3fn
 
 

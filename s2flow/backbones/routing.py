@@ -78,7 +78,7 @@ class AttentionRouter:
         ]
         self._processors: list[_LayerProcessor] = []
         for number, (layer, own) in enumerate(self._before):
-            stock = getattr(own, "stock", own) if isinstance(own, _LayerProcessor) else own
+            stock = own.stock if isinstance(own, _LayerProcessor) else own
             self._processors.append(_LayerProcessor(stock, self, number % self.layers, number))
             layer.set_processor(self._processors[-1])
         self.handle = id(self)

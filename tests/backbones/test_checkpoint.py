@@ -30,7 +30,7 @@ def fresh():
     """No backbone or name of weights left over from, or for, another test."""
     yield
     runner._loaded.clear()
-    runner._weights_hash.cache_clear()
+    runner.weights_hash.cache_clear()
     checkpoint.hub_commit.cache_clear()
 
 

@@ -121,15 +121,15 @@ def test_processes_must_fit_the_groups(launched):
 def test_each_process_has_its_own_card(launched, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert runner._device("cuda:1") == "cuda:1" and runner._device("auto") == "cuda"
+    assert runner.device_here("cuda:1") == "cuda:1" and runner.device_here("auto") == "cuda"
     launched(3, 8)
-    assert runner._device("auto") == runner._device("cuda") == "cuda:3"
-    assert runner._device("cpu") == "cpu"
+    assert runner.device_here("auto") == runner.device_here("cuda") == "cuda:3"
+    assert runner.device_here("cpu") == "cpu"
     with pytest.raises(UserError, match="every process on one card; type device=cuda"):
-        runner._device("cuda:1")
+        runner.device_here("cuda:1")
     launched(4, 8)
     with pytest.raises(UserError, match="no card, there are 4; type --nproc_per_node=4"):
-        runner._device("auto")
+        runner.device_here("auto")
 
 
 @pytest.mark.parametrize("size, k", [(8, 1), (8, 4), (6, 2)])
