@@ -95,7 +95,7 @@ def _video(args: argparse.Namespace, record: dict, low: bool = False) -> torch.T
 
 
 def _score(oracle: WorldAgreement, video: torch.Tensor, record: dict) -> dict:
-    return oracle(Clip(video, record["prompt"], record["seed"], Path(".")))
+    return oracle(Clip.of(video, record["prompt"], record["seed"], Path(".")))
 
 
 def _means(rows: list[dict]) -> dict:

@@ -51,7 +51,7 @@ def main() -> None:
         seconds += low.seconds
         video = backbone.decode(low.flow.z[0])
         rows += [
-            oracle(Clip(v, t.prompt, t.seed, Path())) for v, t in zip(video, group, strict=True)
+            oracle(Clip.of(v, t.prompt, t.seed, Path())) for v, t in zip(video, group, strict=True)
         ]
         print(f"{len(rows)}/{len(tasks)} clips", flush=True)
     agreement = {k: round(fmean(r[k] for r in rows), 4) for k in rows[0] if k != "object_count"}

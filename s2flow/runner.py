@@ -44,7 +44,7 @@ from s2flow.store import Store, clip_key, sha256_of, written_whole
 from s2flow.summary import Progress, print_failure, print_run
 from s2flow.timing import Clock
 from s2flow.tracking import Track, tracked
-from s2flow.video import contact_sheet, read_video, write_video
+from s2flow.video import contact_sheet, write_video
 
 _low_flows = LowFlowCache()  # shared by the jobs of a sweep
 _loaded: dict[tuple, Backbone] = {}  # at most one
@@ -354,11 +354,12 @@ class Job:
         with clock("score"):
             try:
                 clip = Clip(
-                    read_video(self.store.path("clips", f"{task.key}.mp4")),
+                    self.store.path("clips", f"{task.key}.mp4"),
                     task.prompt,
                     task.seed,
                     self.store.runs_dir,
-                    read_video(low) if low.exists() else None,
+                    low if low.exists() else None,
+                    record,
                 )
                 for name in missing:
                     record["scores"] |= self.scorers[name](clip)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import imageio.v3 as iio
 import numpy as np
 import torch
@@ -32,9 +33,24 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
         raise OSError(f"ffmpeg could not finish {path.name}")
 
 
+class Undecodable(ValueError):
+    """A file that is no video, or one that breaks off."""
+
+
 def read_video(path: Path) -> Tensor:
-    """Read a video file as (T, H, W, 3), float32 in [0, 1]."""
-    return torch.from_numpy(np.asarray(iio.imread(path, plugin="FFMPEG"))).float() / 255
+    """Read a video file as (T, H, W, 3), float32 in [0, 1]; in this process, by PyAV.
+
+    Raises Undecodable if it is missing, empty or broken.
+    """
+    try:
+        with av.open(str(path)) as container:
+            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            stated = container.streams.video[0].frames
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise Undecodable(f"{path} cannot be decoded: {error}") from None
+    if not frames or len(frames) < stated:
+        raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
+    return torch.from_numpy(np.stack(frames)).float() / 255
 
 
 def contact_sheet(

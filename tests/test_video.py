@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from s2flow.scorers.fidelity import psnr
-from s2flow.video import contact_sheet, read_video, write_video
+from s2flow.video import Undecodable, contact_sheet, read_video, write_video
 
 
 def smooth(frames=6, height=64, width=96):
@@ -89,3 +89,15 @@ def test_a_contact_sheet_of_one_frame(tmp_path):
     contact_sheet(tmp_path / "a.png", [("", smooth(1))], "")
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.size == (192 + 8, 14 + 146)
+
+
+@pytest.mark.parametrize("kept", [0, 40, 0.5, 0.9, -1])
+def test_a_broken_file_is_undecodable(tmp_path, kept):
+    write_video(tmp_path / "a.mp4", torch.rand(9, 32, 48, 3), 8)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    cut = int(kept * len(whole)) if isinstance(kept, float) else kept
+    (tmp_path / "b.mp4").write_bytes(whole[: cut if cut >= 0 else len(whole) - 2000])
+    with pytest.raises(Undecodable, match=r"b\.mp4"):
+        read_video(tmp_path / "b.mp4")
+    with pytest.raises(Undecodable, match=r"c\.mp4"):
+        read_video(tmp_path / "c.mp4")

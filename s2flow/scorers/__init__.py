@@ -2,14 +2,20 @@
 
 A scorer is a small class, built from its config arguments and called with one clip:
 
-    scorer(clip) -> {"name of the score": value or None}
+    scorer(clip) -> {"name of the score": value or None}        for every name in `scorer.names`
 
-It looks only at what was saved (the decoded mp4, the prompt, the seed, the other runs beside it),
-never at the model, so a clip can be scored again years later. None means "does not apply to this
-clip" and becomes JSON null; a scorer never answers NaN and never guesses. Whatever is missing
-outside of the clip (another run, another package, weights) is an error that says what to type. A
-scorer with weights names them in `weights`; one whose definition changes raises its `version`: both
-are recorded, and a clip that was scored with others is scored again.
+It looks only at what was saved (the mp4, the prompt, the seed, the other runs beside it), never at
+the model, so a clip can be scored again years later, on another machine. None means "does not
+apply to this clip" and becomes JSON null; a scorer never guesses. Whatever is missing outside of
+the clip (another run, another package, weights) is an error that says what to type. What else a
+scorer may state of itself decides, beside its arguments, which scores are still valid:
+
+    names           the scores that it gives, always all of them
+    version         raised when its definition changes; 1 unless stated
+    weights         {file: sha256} or a short hash, of scorers that have weights
+    preprocessing   what is done to the frames first, in words
+    device          where it computes; "cpu" unless stated
+    parts()         {name: scorer} of one that is several, each scored and resumed on its own
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
     fidelity.py   PSNR, SSIM and relative error against the same clip of another run
@@ -19,23 +25,45 @@ are recorded, and a clip that was scored with others is scored again.
 A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
+
+from s2flow.video import read_video
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated clip as the scorers see it.
+    """A generated clip as the scorers see it; decoded when first asked for, and once.
 
-    video: (T, H, W, 3) float32 in [0, 1], decoded from the saved mp4.
+    path: the mp4; low_path: that of the cascade's LR flow, where there was one.
     runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
-    low: the LR video of the cascade in the same layout, where there was one.
+    record: of the clip in the store; {} for a clip from elsewhere.
     """
 
-    video: Tensor
+    path: Path
     prompt: str
     seed: int
     runs_dir: Path
-    low: Tensor | None = None
+    low_path: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def video(self) -> Tensor:
+        """(T, H, W, 3) float32 in [0, 1]. Raises Undecodable."""
+        return read_video(self.path)
+
+    @cached_property
+    def low(self) -> Tensor | None:
+        """The LR video in the same layout, where there was one. Raises Undecodable."""
+        return None if self.low_path is None else read_video(self.low_path)
+
+    @classmethod
+    def of(cls, video: Tensor, prompt: str, seed: int = 0, runs_dir: Path = Path()) -> "Clip":
+        """A clip that is in memory only."""
+        clip = cls(Path(), prompt, seed, runs_dir)
+        vars(clip)["video"] = video
+        return clip

@@ -25,6 +25,8 @@ from s2flow.scorers import Clip
 class TemporalFlickering:
     """{"temporal_flickering": in [0, 1], higher is steadier}; None for a single frame."""
 
+    names = ("temporal_flickering",)
+
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         return {"temporal_flickering": temporal_flickering(clip.video)}

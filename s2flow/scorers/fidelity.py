@@ -26,6 +26,7 @@ from torch import Tensor
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
+from s2flow.video import read_video
 
 PSNR_OF_IDENTICAL = 100.0
 
@@ -36,13 +37,13 @@ class Fidelity:
     Raises UserError if that run has no such clip, or one of another size.
     """
 
+    names = ("psnr", "ssim", "relative_error")
+
     def __init__(self, reference: str):
         self.reference = reference
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
-        from s2flow.video import read_video  # brings ffmpeg, which the formulas do not need
-
         path = find_clip(clip.runs_dir, self.reference, clip.prompt, clip.seed)
         other = read_video(path)
         if other.shape != clip.video.shape:

@@ -67,12 +67,13 @@ class WorldAgreement:
         self.oracle = load(size)
         self.weights = weights_hash(size)
         self.world = SIZES[size].world
+        asked = (*(f"world_{name}" for name in attributes(self.world)), "world_agreement")
+        self.names = (*asked, "object_count", "repetition", "detail")
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         seen = answers(self.oracle, clip.video[None].float().cpu())[0]
-        names = (*(f"world_{name}" for name in attributes(self.world)), "world_agreement")
-        scores: dict[str, float | None] = dict.fromkeys((*names, "repetition", "detail"))
+        scores: dict[str, float | None] = dict.fromkeys(self.names)
         asked = toy.attributes(clip.prompt, self.world)
         if asked is not None:
             right = agreement(seen, asked)

@@ -12,7 +12,7 @@ from s2flow.scorers.builtin import TemporalFlickering, temporal_flickering
 
 
 def score(video: torch.Tensor) -> float | None:
-    clip = Clip(video, "a prompt", 0, Path("runs"))
+    clip = Clip.of(video, "a prompt", 0, Path("runs"))
     return TemporalFlickering()(clip)["temporal_flickering"]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, fidelity
 from s2flow.scorers.fidelity import Fidelity, psnr, relative_error, ssim
 
 
@@ -67,11 +67,10 @@ def test_black_reference_has_no_relative_error():
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A runs folder with one finished and one failed clip in run `ref`."""
-    store, video = ModuleType("s2flow.store"), ModuleType("s2flow.video")
+    store = ModuleType("s2flow.store")
     store.clip_key = lambda prompt, seed: f"{prompt.replace(' ', '-')}-{seed}"
-    video.read_video = torch.load
     monkeypatch.setitem(sys.modules, "s2flow.store", store)
-    monkeypatch.setitem(sys.modules, "s2flow.video", video)
+    monkeypatch.setattr(fidelity, "read_video", torch.load)
     (tmp_path / "ref/records").mkdir(parents=True)
     (tmp_path / "ref/clips").mkdir()
     torch.save(clip(), tmp_path / "ref/clips/a.mp4")
@@ -82,7 +81,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_finds_the_same_prompt_and_seed_in_the_reference(runs):
-    scores = Fidelity("ref")(Clip(clip() + 0.1, "a ball", 0, runs))
+    scores = Fidelity("ref")(Clip.of(clip() + 0.1, "a ball", 0, runs))
     assert set(scores) == {"psnr", "ssim", "relative_error"}
     assert scores["psnr"] == pytest.approx(20.0, abs=1e-3)
 
@@ -90,7 +89,7 @@ def test_finds_the_same_prompt_and_seed_in_the_reference(runs):
 @pytest.mark.parametrize(("prompt", "seed"), [("a car", 0), ("a ball", 1), ("a ball", 2)])
 def test_missing_reference_says_what_to_type(runs, prompt, seed):
     with pytest.raises(UserError) as error:
-        Fidelity("ref")(Clip(clip(), prompt, seed, runs))
+        Fidelity("ref")(Clip.of(clip(), prompt, seed, runs))
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in ("ref", repr(prompt), f"seed {seed}", "python run.py"))
@@ -98,4 +97,4 @@ def test_missing_reference_says_what_to_type(runs, prompt, seed):
 
 def test_other_resolution_is_refused(runs):
     with pytest.raises(ValueError, match="32x48"):
-        Fidelity("ref")(Clip(torch.rand(3, 64, 96, 3), "a ball", 0, runs))
+        Fidelity("ref")(Clip.of(torch.rand(3, 64, 96, 3), "a ball", 0, runs))
