@@ -14,10 +14,10 @@ the HR flow calls ordered *correctors* on the velocity, then asks its solver for
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
 """
 
-from collections import OrderedDict
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,11 +29,11 @@ from s2flow.backbones.base import Backbone
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
-from s2flow.recipe import Recipe
+from s2flow.lowflow import LowFlow, LowFlowCache
+from s2flow.recipe import VERSION, Recipe
 from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
 from s2flow.timing import Clock
 from s2flow.windows import (
-    Box,
     Plan,
     brick_grid,
     coverage_by_heads,
@@ -43,31 +43,6 @@ from s2flow.windows import (
 )
 
 Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LowFlow:
-    """The LR flow: its trajectory and the coverage of every box size.
-
-    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w);
-    seconds: what it took to make, which every variant that reuses it reports as its own.
-    """
-
-    flow: Trajectory
-    coverage: Tensor
-    bricks: Box
-    seconds: float = 0.0
-
-    def at(self, sigma: Tensor) -> "LowFlow":
-        """The same flow on the nodes of another noise grid; coverage from the nearest nodes."""
-        distance = (sigma[:, None] - self.flow.sigma[None, 1:]).abs()  # row 0 is never used
-        nearest = distance.argmin(1) + 1
-        return replace(self, flow=self.flow.at(sigma), coverage=self.coverage[nearest])
-
-    def nbytes(self) -> int:
-        """Memory held, for the cache's limit."""
-        kept = [*self.flow.z, *(v for v in self.flow.v if v is not None), self.coverage]
-        return sum(t.nbytes for t in kept)
 
 
 @dataclass(frozen=True)
@@ -90,22 +65,6 @@ class Stopped(Exception):
     def __init__(self, low_video: Tensor) -> None:
         super().__init__("stopped after the LR flow")
         self.low_video = low_video
-
-
-class LowFlowCache(OrderedDict):
-    """LR flows by key, least recently used first out, at most `limit` bytes."""
-
-    limit = 2 * 2**30
-
-    def get_or_make(self, key: Any, make: Callable[[], LowFlow]) -> tuple[LowFlow, bool]:
-        """The flow of `key` and whether it was there already."""
-        if key in self:
-            self.move_to_end(key)
-            return self[key], True
-        self[key] = make()
-        while len(self) > 1 and sum(f.nbytes() for f in self.values()) > self.limit:
-            self.popitem(last=False)
-        return self[key], False
 
 
 class Cascade:
@@ -147,21 +106,31 @@ class Cascade:
         return self.sigma if r.shift_high is None else sigma_grid(r.steps, r.shift_high)
 
     def low_flow(self) -> LowFlow:
-        """The LR flow to its end (Eq. 4), from the cache if another variant has made it.
+        """The LR flow to its end (Eq. 4); of clips whose flow another variant has made, from the cache.
 
         Its nodes are those of the HR grid: with `shift_high`, it is interpolated there. Raises
         Stopped if `on_low`, which sees its video first, returns False.
         """
-        r = self.recipe
-        ranks = self.backbone.router.ranks  # must all have it, or all make it
-        key = (r.low_identity(), tuple(self.prompts), tuple(self.seeds), ranks and ranks.k)
-        low, reused = self.cache.get_or_make(key, self._make_low_flow)
+        keys = [self._low_key(p, s) for p, s in zip(self.prompts, self.seeds, strict=True)]
+        flows = [self.cache.get(key) for key in keys]
+        lacking = [i for i, flow in enumerate(flows) if flow is None]
+        if lacking:
+            for i, flow in zip(lacking, self._make_low_flow(lacking).clips(), strict=True):
+                flows[i] = flow
+                self.cache.put(keys[i], flow)
+        low = LowFlow.batch(flows)
         self.clock.seconds["lr"] = low.seconds
-        for report in self.reports:
-            report["low_flow_reused"] = reused
+        for i, report in enumerate(self.reports):
+            report["low_flow_reused"] = i not in lacking
         if self.on_low is not None and self.on_low(self.preview(low)) is False:
             raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
+
+    def _low_key(self, prompt: str, seed: int) -> str:
+        ranks = self.backbone.router.ranks  # must all have it, or all make it
+        together = {} if ranks is None else {"ranks": ranks.k}
+        of = {"prompt": prompt, "seed": seed, **together}
+        return json.dumps([VERSION, self.recipe.low_identity(), of], sort_keys=True)
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""
@@ -281,8 +250,13 @@ class Cascade:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _make_low_flow(self) -> LowFlow:
-        r, backbone = self.recipe, self.backbone
+    def _make_low_flow(self, clips: Sequence[int]) -> LowFlow:
+        """The LR flow of these clips of the batch."""
+        r, backbone, condition = self.recipe, self.backbone, self.condition
+        if len(clips) < len(self.prompts):
+            with self.clock("text"):
+                prompts = [self.prompts[i] for i in clips]
+                condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
         tokens = backbone.token_grid(self.low_shape)
         bricks = brick_grid(tokens, r.brick_low)
         table: list[Tensor] = []
@@ -294,8 +268,8 @@ class Cascade:
 
         n_video = tokens[0] * tokens[1] * tokens[2]
         with self.clock("lr"):
-            z = self.noise(self.low_shape, "low")
-            flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe)
+            z = self.noise(self.low_shape, "low")[list(clips)]
+            flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe, condition)
         layers = backbone.router.layers
         by_step = torch.stack(table).unflatten(0, (r.steps, layers)).flip(0)
         coverage = torch.cat([by_step[:1], by_step])  # row 0 is never used
@@ -310,6 +284,7 @@ class Cascade:
         correctors: Sequence[Corrector],
         stage: str,
         observe: Callable[[int, Tensor, Tensor], None] | None = None,
+        condition: Any = None,
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
         grid = self.sigma_high if stage == "hr" else self.sigma
@@ -319,7 +294,7 @@ class Cascade:
         router, attention = self.backbone.router, self.recipe.attention
 
         def field(z: Tensor, n: int) -> Tensor:
-            v = self.backbone.velocity(z, sigma[n], self.condition)
+            v = self.backbone.velocity(z, sigma[n], condition or self.condition)
             for corrector in correctors:
                 v = corrector(n, sigma[n], z, v)
             return v

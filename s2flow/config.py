@@ -140,6 +140,8 @@ class Config:
     tflops: float | None = None
     memory: float | None = None
     check_memory: bool = True
+    lr_cache_gib: float = 10.0
+    lr_cache_dir: str | None = None
 
 
 @dataclass
@@ -406,6 +408,10 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
     )
     _check_ranks(cfg.context_parallel)
     _check_compile(cfg)
+    _check(
+        0 <= cfg.lr_cache_gib < math.inf,
+        f"lr_cache_gib={cfg.lr_cache_gib:g} is no size; type lr_cache_gib=10, or 0 to keep none",
+    )
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
     _check(
         cfg.threads is None or cfg.threads >= 1,

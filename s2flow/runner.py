@@ -30,10 +30,11 @@ from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.compiled import compile_backbone
 from s2flow.backbones.placement import place, tile_vae
 from s2flow.backbones.ulysses import share_videos
-from s2flow.cascade import Generated, LowFlowCache
+from s2flow.cascade import Generated
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.lowflow import LowFlowCache
 from s2flow.parallel import Team, join, own_device
 from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
@@ -46,7 +47,6 @@ from s2flow.timing import Clock
 from s2flow.tracking import Track, tracked
 from s2flow.video import contact_sheet, write_video
 
-_low_flows = LowFlowCache()  # shared by the jobs of a sweep
 _loaded: dict[tuple, Backbone] = {}  # at most one
 
 
@@ -210,6 +210,18 @@ def load_backbone(
     return _loaded[key]
 
 
+def low_flows(cfg: DictConfig) -> LowFlowCache:
+    """The LR flows of this process, and of the folder that the config names."""
+    gib = 0 if cfg.context_parallel > 1 else cfg.lr_cache_gib  # ranks must agree on what is there
+    folder = Path(cfg.runs_dir) / "lr_cache" if cfg.lr_cache_dir is None else cfg.lr_cache_dir
+    return _low_flows(str(folder) if gib else None, round(gib * 2**30))
+
+
+@functools.lru_cache
+def _low_flows(folder: str | None, limit: int) -> LowFlowCache:
+    return LowFlowCache(folder, limit)
+
+
 @functools.lru_cache
 def weights_hash(family_name: str, weights: Origin) -> str:
     """Name of the weights, as recipes hold it; worked out once per process."""
@@ -253,7 +265,7 @@ class Job:
         clock, store, team = Clock(backbone.device), self.store, self.team
         prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
-            how = {"clock": clock, "cache": _low_flows, "progress": progress.step}
+            how = {"clock": clock, "cache": low_flows(self.cfg), "progress": progress.step}
             made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
             team.lead(lambda: self.commit(group, made, clock, backbone))
         except Exception as error:

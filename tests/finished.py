@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from s2flow.lowflow import LowFlowCache
 from s2flow.store import clip_key, sha256_of, write_json
 from s2flow.video import write_video
 
@@ -60,3 +61,9 @@ def record_clip(folder, recipe, prompt, seed, data):
     }
     write_json(folder / "records" / f"{key}.json", record)
     return record
+
+
+def fresh_flows():
+    """For `runner.low_flows`: an LR cache that knows nothing yet, in memory only."""
+    own = LowFlowCache()
+    return lambda cfg: own

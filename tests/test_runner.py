@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from finished import fresh_flows
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from s2flow import methods, runner
-from s2flow.cascade import LowFlowCache
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.prompts import DEMO
@@ -41,9 +41,9 @@ def names(folder, kind):
 def made(tmp_path_factory):
     """Two clips of the default method: (summary, its runs folder)."""
     runs_dir = tmp_path_factory.mktemp("made") / "runs"
-    before, runner._low_flows = runner._low_flows, LowFlowCache()
+    before, runner.low_flows = runner.low_flows, fresh_flows()
     yield runner.run(config(runs_dir, "prompts.count=2", "seed=5")), runs_dir
-    runner._low_flows = before
+    runner.low_flows = before
 
 
 # -- what a record holds ------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_latent_that_is_no_number_fails(monkeypatch, tmp_path):
         return made
 
     monkeypatch.setattr(method, "generate", spoiled)
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())  # the spoiled one is not shared
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())  # the spoiled one is not shared
     with pytest.raises(UserError, match="1 of 1 clips failed"):
         runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))
     assert names(tmp_path, "records") == set()
@@ -259,7 +259,7 @@ def test_a_reference_without_the_clip_says_what_to_do(tmp_path, capsys):
 
 
 def test_methods_share_the_lr_flow_and_its_noise(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
     reused, seconds = [], set()
     for method in ("bicubic", "cascade", "s2flow"):
         (record,) = runner.run(config(tmp_path, f"method={method}", "scorer=[none]"))["records"]
@@ -272,7 +272,7 @@ def test_methods_share_the_lr_flow_and_its_noise(monkeypatch, tmp_path):
 
 
 def test_a_batch_is_timed_by_the_clip(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
     monkeypatch.setattr(runner, "contact_sheet", lambda path, *_: time.sleep(0.2) or path.touch())
     cfg = config(tmp_path, "method=bicubic", "prompts.count=2", "batch=2", "scorer=[none]")
     one, two = runner.run(cfg)["records"]

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from finished import fresh_flows
 from test_cli import run_here
 
 from s2flow import runner
-from s2flow.cascade import LowFlowCache
 from s2flow.store import load_records, read_record, sha256_of
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def start(tmp_path):
 
 
 def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
     words = ("-m", "sparsity=0.25,0.5,0.75", "scorer=[builtin]", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     runs = load_records(tmp_path / "runs").set_index("sparsity")
@@ -74,7 +74,7 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
 
 
 def test_another_lr_size_is_another_lr_flow(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
     words = ("-m", "low=[32,48],[24,40]", "method=bicubic", "scorer=[none]", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     records = [read_record(p) for p in (tmp_path / "runs").glob("*/records/*.json")]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
+from finished import fresh_flows
 from test_cli import run_here
 
 from s2flow import parallel, runner
 from s2flow.backbones.ulysses import check_heads, deal_heads
-from s2flow.cascade import LowFlowCache
 from s2flow.errors import UserError
 from s2flow.parallel import Team
 
@@ -186,7 +186,7 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
     )
     assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
     assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
-    monkeypatch.setattr(runner, "_low_flows", LowFlowCache())  # other tests made the same clips
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())  # other tests made the same clips
     alone = words(folders["wan"], tmp_path / "alone")
     assert run_here(monkeypatch, tmp_path, *alone) == 0
     assert len(records(tmp_path / "alone")) == 3
