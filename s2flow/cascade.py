@@ -14,8 +14,10 @@ the HR flow calls ordered *correctors* on the velocity, then asks its solver for
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
 """
 
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -90,12 +92,26 @@ class Cascade:
         self.low_video: Tensor | None = None  # decoded once
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
-        self.high_shape = backbone.latent_shape(*recipe.high, recipe.frames)
+        self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
         self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
         with self.clock("text"):
             self.condition = backbone.encode_prompt(
                 self.prompts, recipe.negative_prompt, *recipe.guidances
             )
+
+    @property
+    def high_shape(self) -> tuple[int, ...]:
+        """(C, T, h, w) of this level's latent."""
+        return self.backbone.latent_shape(*self.size, self.recipe.frames)
+
+    def levels(self) -> Iterator["Cascade"]:
+        """This engine at each HR size in turn, with the steps [n_from, n_to) that it takes there."""
+        stages = self.recipe.stages or ((self.recipe.high, self.recipe.t_i),)
+        ends = [*(n for _, n in stages[1:]), 0]
+        for (size, n_from), n_to in zip(stages, ends, strict=True):
+            level = copy.copy(self)
+            level.size, level.n_from, level.n_to = size, n_from, n_to
+            yield level
 
     # -- the three stages of Figure 2 ---------------------------------------------------------
 
@@ -139,16 +155,17 @@ class Cascade:
                 self.low_video = self.backbone.decode(low.flow.z[0])
         return self.low_video
 
-    def hand_off(self, low: LowFlow) -> Tensor:
-        """HR latent with t_i steps remaining (Eq. 5)."""
+    def hand_off(self, low: LowFlow, below: Trajectory | None = None) -> Tensor:
+        """HR latent with n_from steps left (Eq. 5), from the LR flow or that of the level below."""
         r, backbone = self.recipe, self.backbone
+        flow = low.flow if below is None else below
         with self.clock("handoff"):
-            eps = self.noise(self.high_shape, "high")
+            last = self.size == r.high
+            eps = self.noise(self.high_shape, "high" if last else "high {}x{}".format(*self.size))
             if r.noise == "aligned":
                 eps = aligned_noise(eps, low.flow.z[r.steps].to(eps))
-            return hand_off(
-                low.flow, r.t_i, eps, r.handoff, backbone.decode, backbone.encode, r.high
-            )
+            call = (flow, self.n_from, eps, r.handoff, backbone.decode, backbone.encode)
+            return hand_off(*call, self.size, r.adain)
 
     def high_flow(
         self,
@@ -158,10 +175,11 @@ class Cascade:
         plan: Plan | None = None,
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
-        """HR flow from n_from steps remaining to z_0 (Eq. 6), inside the plan's windows."""
+        """HR flow from n_from steps remaining to n_to, usually 0 (Eq. 6), inside the plan's windows."""
         if plan is None:
             for report in self.reports:
-                report["density"] = {str(n): 1.0 for n in range(n_from, 0, -1)}
+                dense = {str(n): 1.0 for n in range(n_from, self.n_to, -1)}
+                report["density"] = report.get("density", {}) | dense
         with self.clock("hr"), self.high_attention():
             return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
 
@@ -186,11 +204,15 @@ class Cascade:
         tokens = self.backbone.token_grid(self.high_shape)
         with self.clock("plan"):
             f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
-            plan = make_plan(r.windows, f, low.coverage, low.bricks, tokens, r.brick_high, r.t_i)
+            steps = (low.bricks, tokens, r.brick_high, self.n_from)
+            plan = make_plan(r.windows, f, low.coverage, *steps)
         for clip, report in enumerate(self.reports):
             report["density_requested"] = None if r.windows.name == "coverage" else f
-            report["density"] = {str(n): plan.density(n, clip) for n in range(r.t_i, 0, -1)}
-            report["window_histogram"] = plan.histogram(r.t_i, clip)
+            steps = range(self.n_from, self.n_to, -1)
+            density = {str(n): plan.density(n, clip) for n in steps}
+            report["density"] = report.get("density", {}) | density
+            used = Counter(plan.histogram(steps, clip)) + Counter(report.get("window_histogram"))
+            report["window_histogram"] = dict(used.most_common())
         return plan
 
     def solver(self, low: LowFlow) -> Euler:
@@ -229,7 +251,7 @@ class Cascade:
         low_video = None if low is None else self.preview(low)
         if solver is not None:
             with self.clock("diagnostics"):
-                cosines = derivative_cosines(high, self._yardstick(low), self.recipe.t_i)
+                cosines = derivative_cosines(high, self._yardstick(low), self.n_from)
         for clip, report in enumerate(self.reports):
             if solver is not None:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
@@ -299,7 +321,8 @@ class Cascade:
                 v = corrector(n, sigma[n], z, v)
             return v
 
-        for n in range(n_from, 0, -1):
+        last = self.n_to if stage == "hr" else 0
+        for n in range(n_from, last - (last > 0), -1):
             zs[n] = z.cpu()
             windows = (
                 nullcontext()
@@ -308,11 +331,14 @@ class Cascade:
             )
             with windows, router.observing(observe):
                 v = field(z, n)
+                if n == last:  # the next level's hand-off needs it (Eq. 5)
+                    vs[n] = v.cpu()
+                    break
                 higher = solver.derivatives(n, sigma, z, v, field)
             vs[n] = v.cpu()
             z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
-            self.progress(stage, n_from - n + 1, n_from)
-        zs[0] = z.cpu()
+            self.progress(stage, n_from - n + 1, n_from - last)
+        zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)
 
 

@@ -7,6 +7,7 @@ hash is the run id. Every error is one line: what was typed, why not, what to ty
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -115,6 +116,9 @@ class Config:
     shift: float | None = None
     handoff: str = "x0"
     noise: str = "fresh"
+    adain: bool = False
+    scales: list[float] | None = None
+    switches: list[float] | None = None
     rope: str = "none"
     temperature: Any = None
     shift_high: float | None = None
@@ -203,6 +207,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
     _check_all(cfg, given, sizes, knobs)
     t_i = _usual_t_i(cfg, given, knobs) if cfg.t_i is None else cfg.t_i
+    stages = _stages(cfg, given, low, high, t_i, knobs) if "stages" in knobs else ()
+    t_i = stages[0][1] if stages else t_i
     policy = _policy(cfg.windows)
     tokens, tokens_high = (
         (
@@ -231,6 +237,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         vae_tile=_vae_tile(cfg),
         guidance_2=_guidance_2(cfg, given["guidance"]),
         knobs=knobs,
+        adain=cfg.adain,
+        stages=stages if len(stages) > 1 else (),
         rope=cfg.rope if "rope" in knobs else "none",
         temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
         shift_high=_shift_high(cfg, given, knobs),
@@ -266,6 +274,59 @@ def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -
     """
     sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
+
+
+def _stages(
+    cfg: DictConfig,
+    given: dict[str, Any],
+    low: tuple,
+    high: tuple,
+    t_i: int,
+    knobs: tuple[str, ...],
+) -> tuple[tuple[tuple[int, int], int], ...]:
+    """((height, width), HR steps that remain when it starts) of every size above LR; () if unset.
+
+    Sizes are `scales` times `low`, in whole tokens. A level starts at the step nearest to its noise
+    level in `switches`; by default the t_i steps are dealt evenly.
+    """
+    scales, switches = cfg.scales, cfg.switches
+    if scales is None:
+        _check(switches is None, "switches is of several scales; type scales=[1,1.5,2] beside it")
+        return ()
+    r = high[0] / low[0]
+    _check(
+        len(scales) >= 2 and scales[0] == 1 and all(a < b for a, b in pairwise(scales)),
+        f"scales={list(scales)} does not grow from 1; type scales=[1,{(1 + r) / 2:g},{r:g}]",
+    )
+    _check(
+        max(abs(scales[-1] * a - b) for a, b in zip(low, high, strict=True)) < 1e-3 * max(high),
+        f"scales={list(scales)} ends at {scales[-1]:g}, and high is {r:g} times low; "
+        f"type scales=[1,{(1 + r) / 2:g},{r:g}], or another high",
+    )
+    m, levels = cfg.backbone.multiple, len(scales) - 1
+    sizes = [tuple(round(k * side / m) * m for side in low) for k in scales[1:-1]] + [high]
+    if switches is None:
+        steps = [round(t_i * (levels - j) / levels) for j in range(levels)]
+    else:
+        _check(
+            cfg.t_i is None, f"t_i={cfg.t_i} and switches={list(switches)} say the same; drop one"
+        )
+        _check(
+            len(switches) == levels and all(0 < x < 1 for x in switches),
+            f"switches={list(switches)} holds no noise level in (0, 1) for each of the {levels} sizes "
+            f"above LR; type switches=[{','.join(f'{0.8 * 0.6**j:.2g}' for j in range(levels))}]",
+        )
+        sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+        steps = [max(int((sigma - x).abs().argmin()), 1) for x in switches]
+    _check(
+        all(a > b for a, b in pairwise([*steps, 0])),
+        f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
+        "fewer than the one before: type more steps, or other switches",
+    )
+    if cfg.noise == "aligned" and cfg.handoff != "noisy":
+        odd = [k for k in scales[1:] if k != int(k)]
+        _check(not odd, f"noise=aligned needs integer scales, got {odd}; type noise=fresh")
+    return tuple(zip(sizes, steps, strict=True))
 
 
 def _shift_high(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> float | None:

@@ -13,6 +13,9 @@ HR noise is white with unit variance in both modes, which is what the model was 
     aligned  eps_hr = w - P(w) + up(eps) / r, with w fresh, P the r x r block mean replicated, up =
              replicate, eps the LR flow's initial noise and r an integer: the block mean of eps_hr is
              eps / r, so that the HR noise agrees with the LR noise wherever the LR grid can see it
+
+`adain` gives the resized x0 the mean and deviation, per clip and channel, of the LR x0 (AdaIN, Huang
+and Belongie 2017): decoding, resizing and encoding again shift both a little.
 """
 
 from collections.abc import Callable
@@ -61,6 +64,17 @@ def aligned_noise(white: Tensor, eps_low: Tensor) -> Tensor:
     return white + resize_latent(eps_low / r - blocks, H, W, "nearest")
 
 
+def matched(x: Tensor, like: Tensor) -> Tensor:
+    """AdaIN: x with the mean and deviation of `like`, per clip and channel; both (B, C, T, h, w).
+
+    A channel that is constant in x becomes the mean of `like`.
+    """
+    (std, mean), (new_std, new_mean) = (
+        torch.std_mean(y, (2, 3, 4), correction=0, keepdim=True) for y in (x, like)
+    )
+    return (x - mean) / std.clamp_min(1e-6) * new_std + new_mean
+
+
 def hand_off(
     low: Trajectory,
     n: int,
@@ -69,6 +83,7 @@ def hand_off(
     decode: Callable[[Tensor], Tensor],
     encode: Callable[[Tensor], Tensor],
     size: tuple[int, int],
+    adain: bool = False,
 ) -> Tensor:
     """HR latent with n steps remaining (Eq. 5), float32, shaped like the HR noise `eps`.
 
@@ -83,4 +98,6 @@ def hand_off(
         up = resize_latent(x0, *eps.shape[-2:], mode="bicubic")
     else:
         up = encode(resize_video(decode(x0), *size))
+    if adain:
+        up = matched(up, x0)
     return add_noise(up, eps, sigma).to(torch.float32)

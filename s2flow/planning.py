@@ -74,6 +74,8 @@ def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
 
 def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, Any]:
     """Print the plan; returns what the JSON line holds, sizes in GiB."""
+    if recipe.stages:
+        raise UserError("plan=true counts one HR size; leave scales out to plan for the largest")
     costs, on = measured(cfg, recipe), device_of(cfg, device)
     ranks = cfg.context_parallel
     how = (cfg.offload, cfg.fp8, ranks)

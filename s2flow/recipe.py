@@ -16,7 +16,7 @@ from s2flow.windows import Box, Policy
 VERSION = 1  # raise it when the same recipe would give other pixels
 LATER = {  # fields that the first records did not have, at the values that those records mean
     **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
-    **{"rope": "none", "temperature": 1.0, "shift_high": None},
+    **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
 }
 
 
@@ -56,6 +56,10 @@ class Recipe:
     fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
     vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     guidance_2: float | None = None  # of the second expert of a model that has two
+    adain: bool = False  # the hand-off keeps the LR mean and deviation
+    stages: tuple[
+        tuple[tuple[int, int], int], ...
+    ] = ()  # (size, steps left) of HR stages, if several
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Recipe:
         if self.lr_time == "snr":
             ignored |= {"stencil"}
         if self.handoff == "noisy":
-            ignored |= {"noise"}
+            ignored |= {"noise", "adain"}
         return {k: v for k, v in own.items() if k not in ignored}
 
     @property

@@ -384,6 +384,8 @@ def label(recipe: Recipe) -> str:
         words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
     if "t_i" in recipe.knobs:
         words.append(f"t_i={recipe.t_i}/{recipe.steps}")
+        words += [f"then {h}x{w} at {n}" for (h, w), n in recipe.stages[1:]]
+        words += ["adain"] if recipe.adain and recipe.handoff != "noisy" else []
     return ", ".join(words)
 
 

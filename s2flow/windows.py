@@ -273,9 +273,9 @@ class Plan:
             / total
         )
 
-    def histogram(self, t_i: int, clip: int = 0) -> dict[str, int]:
-        """How many (step, layer, head) of the HR flow use each box, as {"8x2x6": 31, ...}."""
-        rows = self.boxes[1 : t_i + 1, :, clip].flatten(0, -2).tolist()
+    def histogram(self, steps: Sequence[int], clip: int = 0) -> dict[str, int]:
+        """How many (step, layer, head) of these steps use each box, as {"8x2x6": 31, ...}."""
+        rows = self.boxes[list(steps)][:, :, clip].flatten(0, -2).tolist()
         return dict(Counter("x".join(map(str, b)) for b in rows).most_common())
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from s2flow import cascade, handoff
 from s2flow.cascade import Cascade
-from s2flow.flow import noise
+from s2flow.errors import UserError
+from s2flow.flow import noise, sigma_grid
 from s2flow.lowflow import LowFlowCache
 from s2flow.methods import method
 from s2flow.solver import Heun
@@ -459,3 +460,78 @@ def test_recorded_density_is_that_of_the_windows_that_ran(run):
     assert sum(report["window_histogram"].values()) == 3 * 6 * 4
     cube = generate(run("density=per_axis", "sparsity=0.5")).reports[0]
     assert cube["density_requested"] == 0.125
+
+
+# -- more than two stages ----------------------------------------------------------------------
+
+THREE = ("scales=[1,1.5,2]", "t_i=4", "steps=6")
+
+
+def test_each_level_takes_its_share_of_the_steps_at_its_own_size(run, micro, monkeypatch):
+    engine = run("method=cascade", *THREE, cache=LowFlowCache())
+    engine.low_flow()
+    calls = spy_on_calls(micro, monkeypatch)
+    made = generate(engine)
+    sigma = engine.sigma.tolist()
+    (lh, lw), (h, w) = engine.low_shape[-2:], engine.high_shape[-2:]
+    middle = (round(1.5 * lh), round(1.5 * lw))
+    # steps 4 and 3 at the middle size, and the velocity that the next hand-off needs
+    steps = [(middle, 4), (middle, 3), (middle, 2), ((h, w), 2), ((h, w), 1)]
+    assert calls == [(size, sigma[n]) for size, n in steps]
+    assert made.video.shape[2:4] == (64, 96) and sorted(made.reports[0]["density"]) == list("1234")
+
+
+def test_the_second_hand_off_starts_from_the_x0_of_the_level_below(run, monkeypatch):
+    engine = run("method=cascade", *THREE, cache=LowFlowCache())
+    low = engine.low_flow()
+    first, second = engine.levels()
+    assert (first.size, first.n_from, first.n_to) == ((48, 72), 4, 2)
+    assert (second.size, second.n_from, second.n_to) == ((64, 96), 2, 0)
+    flow = first.high_flow(first.hand_off(low), 4)
+    z = second.hand_off(low, flow)
+    sigma = engine.sigma.tolist()[2]
+    eps = second.noise(second.high_shape, "high")
+    decoded = engine.backbone.decode(flow.z[2] - sigma * flow.v[2])
+    up = engine.backbone.encode(handoff.resize_video(decoded, 64, 96))
+    assert torch.allclose(z, (1 - sigma) * up + sigma * eps, atol=1e-5)
+    assert not torch.equal(
+        first.noise(first.high_shape, "high 48x72")[..., :8, :8], eps[..., :8, :8]
+    )
+
+
+def test_one_scale_is_the_plain_cascade_and_s2flow_guides_every_level(run, recipe):
+    assert recipe("scales=[1,2]").run_id == recipe().run_id
+    assert recipe("scales=[1,1.5,2]").run_id != recipe("scales=[1,1.25,2]").run_id
+    assert recipe("method=native").run_id == recipe("method=native", "scales=[1,1.5,2]").run_id
+    made = generate(run(*THREE, "sparsity=0.5", cache=LowFlowCache()))
+    density = made.reports[0]["density"]
+    assert set(density) == set("1234") and all(0.4 < f < 0.6 for f in density.values())
+    assert sum(made.reports[0]["window_histogram"].values()) % 4 == 0
+
+
+def test_noise_levels_of_the_switches(recipe):
+    r = recipe("scales=[1,1.5,2]", "switches=[0.8,0.4]")
+    grid = sigma_grid(r.steps, r.shift)
+    (_, first), (_, second) = r.stages
+    assert abs(grid[first] - 0.8) == (grid - 0.8).abs().min() and r.t_i == first
+    assert abs(grid[second] - 0.4) == (grid - 0.4).abs().min()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scales=[2,1]",), "does not grow from 1"),
+        (("scales=[1]",), "does not grow from 1"),
+        (("scales=[1,1.5]",), "ends at 1.5, and high is 2 times low"),
+        (("switches=[0.5]",), "switches is of several scales"),
+        (("scales=[1,1.5,2]", "switches=[0.5]"), "for each of the 2 sizes"),
+        (("scales=[1,1.5,2]", "switches=[0.4,0.8]"), "each needs fewer than the one before"),
+        (("scales=[1,1.5,2]", "switches=[0.8,1.4]"), r"no noise level in \(0, 1\)"),
+        (("scales=[1,1.5,2]", "switches=[0.8,0.4]", "t_i=3"), "say the same; drop one"),
+        (("scales=[1,1.5,2]", "t_i=1"), "each needs fewer than the one before"),
+        (("scales=[1,1.5,2]", "noise=aligned"), "noise=aligned needs integer scales"),
+    ],
+)
+def test_scales_that_cannot_work(words, said, recipe):
+    with pytest.raises(UserError, match=said):
+        recipe(*words)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory, sigma_grid
-from s2flow.handoff import aligned_noise, hand_off, resize_latent, resize_video
+from s2flow.handoff import aligned_noise, hand_off, matched, resize_latent, resize_video
 
 
 def randn(*shape, seed=0):
@@ -167,3 +167,42 @@ def test_a_still_grey_video_survives_the_hand_off_as_itself_plus_noise():
         z = hand_off(low, 6, eps, mode, decode, encode, (8, 12))
         s = float(sigma[6])
         assert torch.allclose(z, (1 - s) * 0.5 + s * eps, atol=1e-6)
+
+
+# -- AdaIN ------------------------------------------------------------------------------------
+
+
+def moments(x):
+    return torch.std_mean(x, (2, 3, 4), correction=0)
+
+
+def test_adain_gives_mean_and_deviation_per_clip_and_channel():
+    x, like = 3 * randn(2, 3, 2, 8, 12) + 1, 0.5 * randn(2, 3, 2, 4, 6, seed=1) - 2
+    out = matched(x, like)
+    for ours, theirs in zip(moments(out), moments(like), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(matched(x, x), x, atol=1e-5)
+    flat = matched(torch.full_like(x, 7.0), like)  # nothing to scale
+    assert torch.allclose(flat, moments(like)[1][..., None, None, None].expand_as(flat))
+
+
+@pytest.mark.parametrize("mode", ["x0", "latent"])
+def test_the_hand_off_matches_the_lr_x0_only_if_asked(mode):
+    z, v = randn(2, 3, 2, 4, 6), randn(2, 3, 2, 4, 6, seed=1)
+    low = Trajectory(sigma_grid(2, 1.0), [z] * 3, [None, v, v])
+    eps = torch.zeros(2, 3, 2, 8, 12)
+
+    def decode(z):
+        return (z.movedim(1, -1) / 10 + 0.5).clamp(0, 1)
+
+    def encode(video):
+        return (video.movedim(-1, 1) - 0.5) * 5  # loses half of the deviation
+
+    def off(**how):
+        return hand_off(low, 1, eps, mode, decode, encode, (8, 12), **how) / 0.5
+
+    x0 = low.x0(1)
+    for ours, theirs in zip(moments(off(adain=True)), moments(x0), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.equal(off(), off(adain=False))
+    assert not torch.allclose(moments(off())[0], moments(x0)[0], rtol=0.05)

@@ -157,8 +157,10 @@ def test_memory_keeps_to_its_limit():
 
 
 def test_many_writers_of_one_flow(tmp_path):
+    low = flow()  # once: threads share torch's generator
+
     def put(i):
-        LowFlowCache(tmp_path, GIB).put("a clip", flow())
+        LowFlowCache(tmp_path, GIB).put("a clip", low)
 
     threads = [threading.Thread(target=put, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -166,8 +168,7 @@ def test_many_writers_of_one_flow(tmp_path):
     for thread in threads:
         thread.join()
     assert (
-        same(LowFlowCache(tmp_path, GIB).get("a clip"), flow())
-        and len(list(tmp_path.iterdir())) == 1
+        same(LowFlowCache(tmp_path, GIB).get("a clip"), low) and len(list(tmp_path.iterdir())) == 1
     )
 
 

@@ -36,7 +36,7 @@ FIXED = Recipe(
     upsample="bilinear",
     knobs=("low", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_low")
     + ("brick_high", "coverage_rows", "attention", "solver", "order", "stencil", "lr_time")
-    + ("upsample", "rope", "temperature", "shift_high"),
+    + ("upsample", "rope", "temperature", "shift_high", "adain", "stages"),
 )
 
 OTHER = {  # one other value for every field
@@ -72,6 +72,8 @@ OTHER = {  # one other value for every field
     "fp8": True,
     "vae_tile": (32, 16),
     "guidance_2": 2.0,
+    "adain": True,
+    "stages": (((48, 72), 12), ((64, 96), 6)),
 }
 
 
@@ -181,7 +183,7 @@ def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
     shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
     shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
     shared += ("rope", "temperature", "shift_high")
-    shared += ("vae_tile",)
+    shared += ("vae_tile", "adain", "stages")
     for name, value in OTHER.items():
         same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
         assert same == (name in shared), name

@@ -20,6 +20,7 @@ from s2flow.errors import UserError
 from s2flow.recipe import Recipe
 
 CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
+CASCADE_KNOBS += ("adain", "stages")
 
 
 def method(name: str) -> ModuleType:

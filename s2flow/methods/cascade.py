@@ -9,6 +9,7 @@ KNOBS = CASCADE_KNOBS
 def generate(run: Cascade) -> Generated:
     """The paper's baseline cascade, without sparse attention and without higher orders."""
     low = run.low_flow()
-    z = run.hand_off(low)
-    high = run.high_flow(z, run.recipe.t_i)
-    return run.finish(high, low)
+    flow = low.flow
+    for level in run.levels():
+        flow = level.high_flow(level.hand_off(low, flow), level.n_from)
+    return run.finish(flow, low)

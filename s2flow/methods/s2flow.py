@@ -13,8 +13,10 @@ KNOBS = (
 def generate(run: Cascade) -> Generated:
     """LR flow, plan of windows, hand-off, windowed HR flow with borrowed derivatives."""
     low = run.low_flow()  # Eq. 4
-    plan = run.plan(low)  # Eqs. 8-9
-    z = run.hand_off(low)  # Eq. 5
-    solver = run.solver(low)  # Eqs. 10-12
-    high = run.high_flow(z, run.recipe.t_i, solver, plan)  # Eqs. 6-7
-    return run.finish(high, low, solver)  # Eq. 13
+    flow = low.flow
+    for level in run.levels():  # one, unless `scales` asks for more
+        plan = level.plan(low)  # Eqs. 8-9
+        z = level.hand_off(low, flow)  # Eq. 5
+        solver = level.solver(low)  # Eqs. 10-12
+        flow = level.high_flow(z, level.n_from, solver, plan)  # Eqs. 6-7
+    return level.finish(flow, low, solver)  # Eq. 13
