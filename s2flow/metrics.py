@@ -222,7 +222,7 @@ def bootstrap_interval(
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).T / n
         shift = c @ counts
         spread = np.maximum(c * c @ counts - shift**2, 0) + variance / n
-        t.append(shift / np.sqrt(np.where(spread > 0, spread, 1)))
+        t.append(np.divide(shift, np.sqrt(spread), where=spread > 0, out=np.zeros_like(shift)))
     q = np.quantile(np.concatenate(t, axis=-1), [(1 + level) / 2, (1 - level) / 2], axis=-1)
     low, high = m[..., 0] - q * np.sqrt(variance * (1 + 1 / n))[..., 0]
     return low, high

@@ -125,7 +125,7 @@ def test_seeds_are_averaged_within_the_prompt_and_only_those_of_both_sides():
 def test_order_of_records_does_not_move_the_interval():
     rng = np.random.default_rng(5)
     a = {(f"p{i}", s): x for (i, s), x in np.ndenumerate(rng.normal(size=(12, 2)))}
-    b = {key: 0.1 for key in a}
+    b = dict.fromkeys(a, 0.1)
     mixed = dict(reversed(a.items()))
     assert metrics.paired_clips(a, b) == metrics.paired_clips(mixed, b)
 
@@ -160,7 +160,7 @@ def test_runs_are_compared_by_score_and_aggregates_only_where_all_six_are_there(
     better = {name: value + 0.06 for name, value in ROW.items()}
     partial = {name: v for name, v in better.items() if name != "motion_smoothness"}
     a = {("x", 0): better, ("y", 0): better, ("z", 0): partial}
-    b = {key: ROW for key in a}
+    b = dict.fromkeys(a, ROW)
     names = ("mean", "temporal", "visual", "imaging_quality", "world_agreement")
     got = metrics.paired_runs(a, b, names)
     assert list(got) == list(names)
