@@ -83,6 +83,18 @@ def coverage(d, truth):
     return ((low <= truth + 1e-12) & (truth - 1e-12 <= high)).mean()
 
 
+RARE = {".02 .96 .02": (0.02, 0.96, 0.02), ".05 .90 .05": (0.05, 0.9, 0.05)}
+
+
+@pytest.mark.parametrize("chances", RARE.values(), ids=RARE)
+def test_no_difference_between_runs_that_rarely_differ_passes_for_one(chances):
+    rng = np.random.default_rng(1)
+    d = rng.choice([-1.0, 0, 1], p=chances, size=(3000, 64))
+    got = coverage(d, 0)
+    print(64, chances, f"{got:.3f}")
+    assert got >= 0.94
+
+
 @pytest.mark.parametrize("n", [16, 64])
 def test_intervals_cover_the_truth_as_often_as_they_say(n):
     for kind, (d, truth) in simulated(n, np.random.default_rng(1)).items():
@@ -153,6 +165,8 @@ def test_a_difference_is_real_where_its_interval_leaves_out_zero_over_enough_pro
     few = metrics.paired_difference(d[:5], np.zeros(5))
     assert few.low > 0 and not few.is_real  # five of one sign are chance once in sixteen
     assert not metrics.paired_difference(d - 1, np.zeros(6)).is_real
+    tied = metrics.paired_difference([*d[:5], *[0.0] * 3], np.zeros(8))
+    assert tied.low > 0 and not tied.is_real  # ties are no witnesses
     assert not metrics.paired_difference([1.0], [0.0]).is_real
 
 
