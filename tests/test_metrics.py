@@ -155,6 +155,8 @@ def test_ties_only_give_a_finite_interval_around_zero():
     assert not got.is_real
     got = metrics.paired_difference([1.0] + [0.0] * 8, [0.0] * 9)  # most resamples see no win
     assert -math.inf < got.low < got.mean < got.high < math.inf and not got.is_real
+    one = metrics.paired_difference([1.0] + [0.0] * 15, [0.0] * 16)  # exact (binomial): up to .302
+    assert one.high == pytest.approx(0.302, abs=0.1) and one.high > 3 / 16  # percentile: 3 of 16
 
 
 def test_a_difference_is_real_where_its_interval_leaves_out_zero_over_enough_prompts():
