@@ -1,5 +1,6 @@
 """Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -42,15 +43,27 @@ def read_video(path: Path) -> Tensor:
 
     Raises Undecodable if it is missing, empty or broken.
     """
+    frames = [frame.to_ndarray(format="rgb24") for frame in _frames(path)]
+    return torch.from_numpy(np.stack(frames)).float() / 255
+
+
+def frame_count(path: Path) -> int:
+    """Frames of a video file; all are decoded, none is kept. Raises Undecodable as `read_video`."""
+    return sum(1 for _ in _frames(path))
+
+
+def _frames(path: Path) -> Iterator[av.VideoFrame]:
+    found = 0
     try:
         with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            for frame in container.decode(video=0):
+                found += 1
+                yield frame
             stated = container.streams.video[0].frames
     except (av.FFmpegError, OSError, IndexError) as error:
         raise Undecodable(f"{path} cannot be decoded: {error}") from None
-    if not frames or len(frames) < stated:
-        raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
-    return torch.from_numpy(np.stack(frames)).float() / 255
+    if found < max(stated, 1):
+        raise Undecodable(f"{path} breaks off after {found} of {stated} frames")
 
 
 def contact_sheet(
