@@ -1,7 +1,9 @@
 """Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio.v3 as iio
@@ -43,27 +45,38 @@ def read_video(path: Path) -> Tensor:
 
     Raises Undecodable if it is missing, empty or broken.
     """
-    frames = [frame.to_ndarray(format="rgb24") for frame in _frames(path)]
+    with _opened(path) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        stated = container.streams.video[0].frames
+    if not frames or len(frames) < stated:
+        raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
     return torch.from_numpy(np.stack(frames)).float() / 255
 
 
 def frame_count(path: Path) -> int:
-    """Frames of a video file; all are decoded, none is kept. Raises Undecodable as `read_video`."""
-    return sum(1 for _ in _frames(path))
-
-
-def _frames(path: Path) -> Iterator[av.VideoFrame]:
-    found = 0
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                found += 1
-                yield frame
-            stated = container.streams.video[0].frames
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise Undecodable(f"{path} cannot be decoded: {error}") from None
+    """Frames of a video file: all are decoded, none is kept. Raises Undecodable as `read_video`."""
+    with _opened(path) as container:
+        found = sum(1 for _ in container.decode(video=0))
+        stated = container.streams.video[0].frames
     if found < max(stated, 1):
         raise Undecodable(f"{path} breaks off after {found} of {stated} frames")
+    return found
+
+
+def stated_size(path: Path) -> tuple[int, int, int]:
+    """(frames, height, width) that a file's header states. Raises Undecodable as `read_video` does."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return stream.frames, stream.height, stream.width
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise Undecodable(f"{path} cannot be decoded: {error}") from None
 
 
 def contact_sheet(

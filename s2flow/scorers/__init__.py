@@ -13,6 +13,7 @@ scorer may state of itself decides, beside its arguments, which scores are still
     names           the scores that it gives, always all of them
     version         raised when its definition changes; 1 unless stated
     weights         {file: sha256} or a short hash, of scorers that have weights
+    arguments       those that decide its scores, where not all do
     preprocessing   what is done to the frames first, in words
     device          where it computes; "cpu" unless stated
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
