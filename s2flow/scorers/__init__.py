@@ -21,6 +21,7 @@ scorer may state of itself decides, beside its arguments, which scores are still
     builtin.py    temporal flickering as VBench defines it; needs nothing else
     fidelity.py   PSNR, SSIM and relative error against the same clip of another run
     world.py      does a clip of the toy world show what its caption says? how often? how sharply?
+    vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
 
 A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.

@@ -1,6 +1,7 @@
 """Random weights of VBench's own classes, as small as these allow: plumbing, never scores."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,9 +9,11 @@ import torch
 from s2flow.scorers.vbench import compat, weights
 
 
-def shrink_viclip() -> None:
-    """ViCLIP has 430 million parameters; from here on its towers have one narrow layer each."""
+def shrink() -> None:
+    """From here on ViCLIP's towers and MUSIQ have one narrow layer: 430 and 27 million parameters else."""
+    import vbench.imaging_quality as imaging
     import vbench.third_party.ViCLIP.viclip as viclip
+    from pyiqa.archs.musiq_arch import MUSIQ
     from vbench.third_party.ViCLIP.viclip_text import CLIP_TEXT
     from vbench.third_party.ViCLIP.viclip_vision import VisionTransformer
 
@@ -21,20 +24,21 @@ def shrink_viclip() -> None:
         return CLIP_TEXT(32, context_length, vocab_size, 64, 2, 1, 0).eval()
 
     viclip.clip_joint_l14, viclip.clip_text_l14 = vision, text
+    imaging.MUSIQ = partial(MUSIQ, hidden_size=24, mlp_dim=24, num_layers=1)
 
 
 def make_cache(cache: Path) -> Mapping[str, str]:
     """Write all files of the table below `cache`; returns {key: sha256} to vouch for them."""
-    with compat.imports(cache):
+    with compat.imports(cache), compat.quiet():
         compat.bpe(cache)
         import clip.model
+        import vbench.imaging_quality as imaging
         import vbench.motion_smoothness as motion
-        from pyiqa.archs.musiq_arch import MUSIQ
         from vbench.third_party.amt.utils.build_utils import build_from_cfg
         from vbench.third_party.ViCLIP.viclip import ViCLIP
 
         torch.manual_seed(0)
-        shrink_viclip()
+        shrink()
         network = motion.OmegaConf.load(
             Path(motion.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml"
         ).network
@@ -47,7 +51,7 @@ def make_cache(cache: Path) -> Mapping[str, str]:
         }
         states = {
             "laion_head": torch.nn.Linear(768, 1).state_dict(),
-            "musiq_spaq": MUSIQ(pretrained=False).state_dict(),
+            "musiq_spaq": imaging.MUSIQ(pretrained=False).state_dict(),
             "amt_s": {"state_dict": build_from_cfg(network).state_dict()},
             "viclip": {"model": viclip.state_dict()},
         }
@@ -58,5 +62,6 @@ def make_cache(cache: Path) -> Mapping[str, str]:
             torch.save(states[weight.key], path)
         if weight.key in clips:  # OpenAI's are archives of TorchScript
             example = (torch.rand(1, 3, 224, 224), torch.arange(8)[None])
-            torch.jit.trace(clips[weight.key], example, check_trace=False).save(path)
+            with compat.quiet():
+                torch.jit.trace(clips[weight.key], example, check_trace=False).save(path)
     return {w.key: weights.sha256_of(cache / w.file) for w in weights.TABLE}

@@ -45,8 +45,14 @@ OURS = 1  # raised when what is handed to VBench, or taken from it, changes
 INSTALL = "python -m pip install --no-deps -r requirements/vbench.txt"
 CHECK = "python -m s2flow.scorers.vbench check"
 
-FRAMES = {"temporal_flickering": 2, "background_consistency": 2, "motion_smoothness": 3}  # at least
-CLIP_FRAMES = "shorter side to 224, bicubic without antialiasing, centre crop, CLIP's mean and deviation"
+FRAMES = {
+    "temporal_flickering": 2,
+    "background_consistency": 2,
+    "motion_smoothness": 3,
+}  # at least
+CLIP_FRAMES = (
+    "shorter side to 224, bicubic without antialiasing, centre crop, CLIP's mean and deviation"
+)
 PREPROCESSING = {
     "temporal_flickering": "all frames at full size, 8 bits, decoded by OpenCV",
     "motion_smoothness": "all frames at full size, 8 bits, decoded by OpenCV; padded to 16; "
@@ -85,7 +91,9 @@ class Dimension:
         if not self.vbench.applies(self.name, clip):
             return {self.name: None}
         if clip.path.suffix != ".mp4":
-            raise UserError(f"VBench reads files that end in .mp4, not {clip.path}; rename the clip")
+            raise UserError(
+                f"VBench reads files that end in .mp4, not {clip.path}; rename the clip"
+            )
         # VBench drops broken files from a mean in silence, or scores the frames before the break
         if frame_count(clip.path) < FRAMES.get(self.name, 1):
             return {self.name: None}
@@ -179,12 +187,15 @@ class VBench:
 
     def setup(self, dimensions: Iterable[str]) -> dict[str, Any]:
         """What `worker.load` is told beside the dimension."""
+        import torch
+
         found = weights.look(dimensions, self.cache, self.own)
         return {
             "files": {f.weight.key: str(f.path) for f in found},
             "device": self.device,
             "cache": str(self.cache),
             "trusted": [str(f.path.resolve()) for f in found if f.vouched],
+            "threads": torch.get_num_threads(),
         }
 
     def find_package(self) -> None:

@@ -4,9 +4,9 @@
 it is started by itself in an environment of VBench's own (`twin.py`). So it knows the standard library
 and vbench only, and no newer words than Python 3.8's. As a process it reads JSON lines,
 
-    {"files": {...}, "device": "cpu", "cache": "...", "trusted": [...]}      first; answered by
+    {"files": {...}, "device": "cpu", "cache": "...", ...}         what `load` takes; answered by
     {"versions": {...}, "full_info": "..."}
-    {"dimension": "...", "video": "....mp4", "prompt": "..."}                then any number; each by
+    {"dimension": "...", "video": "....mp4", "prompt": "..."}      then any number, each answered by
     {"score": 0.97}, {"score": null} or {"error": "..."}
 
 and ends with its input. Answers go to a copy of standard output; the output itself is turned to
@@ -34,7 +34,7 @@ class NotBareWeights(Exception):
     """A file that only a pickle which may run code could read, and that no hash vouches for."""
 
 
-def load(dimension, files, device, cache, trusted):
+def load(dimension, files, device, cache, trusted, threads):
     """Load what a dimension needs; returns (path, prompt) -> VBench's score, 0-1, of one clip.
 
     files: {key in the table of weights: path}; trusted: see `compat.guarded`. The score is None where
@@ -42,6 +42,7 @@ def load(dimension, files, device, cache, trusted):
     """
     import torch
 
+    torch.set_num_threads(threads)
     with compat.imports(cache), compat.guarded(trusted):
         try:
             of_list = LOADERS[dimension](files, torch.device(device), cache)
