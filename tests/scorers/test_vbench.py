@@ -4,6 +4,7 @@ Weights are random and tiny, so no number here means anything but "the same as V
 """
 
 import ast
+import importlib
 import json
 import logging
 import math
@@ -11,7 +12,9 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 pytest.importorskip("vbench", reason="pip install --no-deps -r requirements/vbench.txt")
+import tiny_vbench
+
 from s2flow.cli import literal
 from s2flow.errors import UserError
 from s2flow.score import score
@@ -30,8 +35,6 @@ from s2flow.scorers import Clip
 from s2flow.scorers.builtin import temporal_flickering
 from s2flow.scorers.vbench import DIMENSIONS, VBench, compat, twin, weights
 from s2flow.video import Undecodable
-
-import tiny_vbench
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (
@@ -79,8 +82,6 @@ def by_the_package(dimension, path, prompt, cache, monkeypatch, folder):
     entry = {"prompt_en": prompt, "dimension": [dimension], "video_list": [str(path)]}
     info.write_text(json.dumps([entry]))
     with compat.imports(cache):
-        import importlib
-
         module = importlib.import_module(f"vbench.{dimension}")
         monkeypatch.setattr(module, "CACHE_DIR", str(cache), raising=False)
         needed = sys.modules["vbench.utils"].init_submodules([dimension], local=True)[dimension]
@@ -126,6 +127,15 @@ def test_prompts_reach_vbench_as_they_are(scorer, path, cache, monkeypatch, tmp_
     for prompt, value in list(zip(PROMPTS, found, strict=True))[2:4]:
         dimension = "overall_consistency"
         assert value == by_the_package(dimension, path, prompt, cache[0], monkeypatch, tmp_path)
+
+
+def test_text_features_of_another_model_are_not_taken(scorer, path):
+    wanted = scorer.parts()["vbench.overall_consistency"](clip(path))
+    module = sys.modules["vbench.overall_consistency"]
+    module.get_text_features.__defaults__[-1]["a cat"] = torch.zeros(1, 32)
+    names = ["overall_consistency"]
+    fresh = VBench(names, cache_dir=scorer.cache, sha256=scorer.own, device="cpu")
+    assert ask(fresh, clip(path)) == wanted
 
 
 # -- faults -------------------------------------------------------------------------------------
@@ -259,8 +269,29 @@ def test_nothing_is_left_changed_in_this_process(scorer, path):
     assert [p for p in sys.path if "vbench" not in p] == [
         p for p in path_before if "vbench" not in p
     ]
-    stub = sys.modules.get("pkg_resources")
-    assert stub is None or hasattr(stub, "get_distribution")
+
+
+def test_a_new_process_is_left_as_it_was(scorer, tmp_path):
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "__init__.py").write_text("raise ImportError('not AMT')")
+    lines = (
+        "import importlib.util, logging, sys",
+        "before = importlib.util.find_spec('pkg_resources')",
+        "from s2flow.scorers.vbench import compat",
+        f"with compat.imports({str(scorer.cache)!r}):",
+        "    import clip, vbench.motion_smoothness, networks",
+        "print(logging.getLogger().level, logging.getLogger().handlers)",
+        "print('vbench' in str(networks.__path__))",
+        "print((importlib.util.find_spec('pkg_resources') is None) == (before is None))",
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.splitlines() == [f"{logging.WARNING} []", "True", "True"], said.stderr
 
 
 def test_vbench_says_nothing_on_the_terminal(scorer, path, capfd):
@@ -324,8 +355,6 @@ def python(tmp_path):
 
 def script(file, text):
     """An executable that runs these lines with this Python."""
-    import textwrap
-
     file.write_text(f"#!{sys.executable}\n" + textwrap.dedent(text))
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
     return str(file)
@@ -368,22 +397,26 @@ def test_a_twin_that_is_killed_costs_one_clip(path, monkeypatch):
 READY = 'print(\'{"versions": {"vbench": "0.1.5"}, "full_info": null}\', flush=True)'
 
 
-@pytest.mark.parametrize(
-    "lines, said",
-    [
-        ("import sys; print('no torch', file=sys.stderr); sys.exit(3)", "code 3.*no torch"),
-        (READY + "; input(); input(); raise SystemExit(4)", "code 4"),
-    ],
-)
-def test_a_twin_that_always_dies_is_one_clear_line(lines, said, tmp_path, path):
-    dying = twin.VBenchSubprocess(
-        script(tmp_path / "python", lines), dimensions=["temporal_flickering"], device="cpu"
+def test_a_twin_that_cannot_start_is_one_clear_line(tmp_path):
+    lines = "import sys; print('no torch', file=sys.stderr); sys.exit(3)"
+    dying = twin.VBenchSubprocess(script(tmp_path / "python", lines), device="cpu")
+    with pytest.raises(UserError, match="code 3.*no torch") as raised:
+        dying.prepare()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_twin_that_never_scores_is_not_started_again_and_again(tmp_path, path):
+    started = tmp_path / "started"
+    lines = (
+        f"open({str(started)!r}, 'a').write('x'); {READY}; input(); input(); raise SystemExit(4)"
     )
-    for _ in range(2):
-        with pytest.raises(UserError, match=said) as raised:
-            dying.prepare()
+    python, names = script(tmp_path / "python", lines), ["temporal_flickering"]
+    dying = twin.VBenchSubprocess(python, dimensions=names, device="cpu")
+    dying.prepare()
+    for _ in range(3):
+        with pytest.raises(UserError, match="code 4"):
             dying.score("temporal_flickering", str(path), "")
-        assert "\n" not in str(raised.value)
+    assert started.read_text() == "x"
 
 
 @pytest.mark.parametrize(
@@ -413,4 +446,4 @@ def test_the_configs_name_all_that_can_be_typed(name):
     made = instantiate(conf)
     assert made.dimensions == DIMENSIONS
     assert set(conf.sha256) == set(weights.KEYS) - set(weights.BUNDLED)
-    assert made.KEY == name
+    assert name == made.KEY

@@ -1,4 +1,4 @@
-"""Weights of VBench: found, hashed, fetched only when asked, and never opened as code unless vouched for."""
+"""Weights of VBench: found, hashed, fetched only when asked, opened as code only when vouched for."""
 
 import argparse
 import hashlib

@@ -10,7 +10,7 @@ from s2flow.scorers.vbench import compat, weights
 
 
 def shrink() -> None:
-    """From here on ViCLIP's towers and MUSIQ have one narrow layer: 430 and 27 million parameters else."""
+    """From here on ViCLIP's towers and MUSIQ have a narrow layer, not 430 and 27 million parameters."""
     import vbench.imaging_quality as imaging
     import vbench.third_party.ViCLIP.viclip as viclip
     from pyiqa.archs.musiq_arch import MUSIQ

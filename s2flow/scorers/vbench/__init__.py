@@ -1,4 +1,4 @@
-"""VBench itself: the package's own code on one clip at a time, six dimensions, each a scorer of its own.
+"""VBench itself: the package's own code on one clip at a time; each of six dimensions is a scorer.
 
     dimension                what VBench 0.1.5 does                                        weights
     temporal_flickering      1 - mean |x_{k+1} - x_k| / 255                                none
@@ -51,14 +51,14 @@ FRAMES = {
     "motion_smoothness": 3,
 }  # at least
 CLIP_FRAMES = (
-    "shorter side to 224, bicubic without antialiasing, centre crop, CLIP's mean and deviation"
+    "shorter side to 224, bicubic, not antialiased; centre crop; CLIP's mean and deviation"
 )
 PREPROCESSING = {
     "temporal_flickering": "all frames at full size, 8 bits, decoded by OpenCV",
     "motion_smoothness": "all frames at full size, 8 bits, decoded by OpenCV; padded to 16; "
     "every second one in, never rescaled by memory",
     "background_consistency": f"all frames, decoded by decord; {CLIP_FRAMES}",
-    "overall_consistency": f"8 frames from the middles of equal spans, decoded by decord; {CLIP_FRAMES}",
+    "overall_consistency": f"8 frames, the middles of equal spans, decoded by decord; {CLIP_FRAMES}",
     "aesthetic_quality": f"all frames, decoded by decord; {CLIP_FRAMES}",
     "imaging_quality": "all frames, decoded by decord; longer side to at most 512, bilinear without "
     "antialiasing",
@@ -139,7 +139,7 @@ class VBench:
         self._loaded: dict[str, Any] = {}
 
     def prepare(self) -> None:
-        """Look for the package and all weights; load nothing. Raises one UserError for all that is missing."""
+        """Look for package and weights, load nothing. Raises one UserError for all that is missing."""
         self.find_package()
         found = self.found()
         if self.allow_download:

@@ -1,4 +1,4 @@
-"""`python -m s2flow.scorers.vbench check [dimension ...] [--cache DIR]`: what is there, what is missing."""
+"""`python -m s2flow.scorers.vbench check [dimension ...] [--cache DIR]`: which weights are there."""
 
 import argparse
 import importlib
@@ -65,9 +65,9 @@ def _print_package(dimensions: tuple[str, ...]) -> bool:
     if declared:
         torch, vision = metadata.version("torch"), metadata.version("torchvision")
         print(
-            f"torchvision {vision} was built for another torch than {torch}: VBench runs, but diffusers "
-            "may not be importable beside it; install torchvision from where your torch is from, such "
-            f"as --index-url https://download.pytorch.org/whl/cpu torchvision=={vision.split('+')[0]}"
+            f"torchvision {vision} was built for another torch than {torch}: VBench runs, but "
+            "diffusers cannot be imported beside it; install torchvision from where your torch is "
+            f"from, such as --index-url https://download.pytorch.org/whl/cpu torchvision=={vision.split('+')[0]}"
         )
     return True
 

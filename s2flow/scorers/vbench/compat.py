@@ -3,21 +3,21 @@
 Standard library and torch only, and no newer words than Python 3.8's: the twin's worker reads this
 file in an environment of its own. Every mend looks first whether it is needed.
 
-    what                      why                                                      seen with
-    pkg_resources             openai-clip and VBench's ViCLIP take `packaging` from     setuptools 70 moved
-                              it; a stand-in is there while they are imported           it, 82 dropped it
-    operators of torchvision  its CUDA wheel does not load beside a CPU torch, and      torchvision 0.28.0,
-                              its import fails where it describes nms and qnms;         torch 2.13.0+cpu
-                              declared here, called by none of the six dimensions
-    BPE vocabulary            `overall_consistency` starts wget when imported without   vbench 0.1.5
-                              it; openai-clip ships the same file
-    VBENCH_CACHE_DIR          read once, when vbench is imported                        vbench 0.1.5
-    torch.load                see `guarded`: VBench states no weights_only, pyiqa        torch 2.6 changed
-                              states False; AMT-S loads with neither default safely     the default
-    folder of AMT             VBench imports it as `networks`, from the end of          vbench 0.1.5
-                              sys.path: a folder `networks` of the user's would win
-    the root logger           VBench sets it to INFO for everybody when imported        vbench 0.1.5
-    progress bars, prints     one bar and several lines per clip and dimension          vbench 0.1.5
+    what                      why                                                 seen with
+    pkg_resources             openai-clip and VBench's ViCLIP take `packaging`    setuptools 70 moved
+                              from it; a stand-in is there for their import       it, 82 dropped it
+    operators of torchvision  its CUDA wheel does not load beside a CPU torch,    torchvision 0.28.0,
+                              and its import fails where it describes nms and     torch 2.13.0+cpu
+                              qnms; declared here, called by no dimension
+    BPE vocabulary            `overall_consistency` starts wget when imported     vbench 0.1.5
+                              without it; openai-clip ships the same file
+    VBENCH_CACHE_DIR          read once, when vbench is imported                  vbench 0.1.5
+    torch.load                see `guarded`: VBench states no weights_only,       torch 2.6 made it
+                              pyiqa states False                                  True by default
+    folder of AMT             VBench imports it as `networks`, from the end of    vbench 0.1.5
+                              sys.path: a folder `networks` elsewhere would win
+    the root logger           set to INFO for everybody when vbench is imported   vbench 0.1.5
+    progress bars, prints     a bar and some lines per clip and dimension         vbench 0.1.5
 
 Motion smoothness is not mended but pinned: given the device as `torch.device` it never rescales the
 frames by the GPU's memory, as it would for the string "cuda".
@@ -86,13 +86,13 @@ def bpe(cache):
         if source is None:
             raise FileNotFoundError("openai-clip is not installed, whose vocabulary is needed")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = "{}.tmp-{}".format(path, os.getpid())
+        temporary = f"{path}.tmp-{os.getpid()}"
         shutil.copyfile(source, temporary)
         os.replace(temporary, path)
     with open(path, "rb") as file:
         found = hashlib.sha256(file.read()).hexdigest()
     if found != BPE_SHA256:
-        raise ValueError("{} is not CLIP's vocabulary; remove it".format(path))
+        raise ValueError(f"{path} is not CLIP's vocabulary; remove it")
 
 
 def bundled_bpe():

@@ -1,13 +1,14 @@
 """VBench's own environment, with the versions that it pins, at work beside s2flow's.
 
-VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which no solver puts beside diffusers 0.42. Here
-`worker.py` runs under a Python that you name, is started once, keeps its models, and answers one JSON
-line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; rows say
+VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which no solver puts beside diffusers 0.42.
+Here `worker.py` runs under a Python that you name, is started once, keeps its models, and answers one
+JSON line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; rows say
 `vbench-0.1.5-subprocess` and hold the versions of that environment.
 
     python3.11 -m venv vbench-env
-    vbench-env/bin/python -m pip install vbench==0.1.5 "setuptools<70"
-    python -m s2flow.score 'scorer=[vbench_subprocess]' scorer.vbench_subprocess.python=vbench-env/bin/python
+    vbench-env/bin/python -m pip install vbench==0.1.5
+    python -m s2flow.score 'scorer=[vbench_subprocess]' \\
+        scorer.vbench_subprocess.python=vbench-env/bin/python
 
 A worker that dies costs the clip it was asked about, and is started again for the next; one that never
 gave a score is not.
@@ -81,7 +82,7 @@ class VBenchSubprocess(VBench):
             self._process.wait()
 
     def _start(self) -> dict[str, Any]:
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._answered = False
         try:
             self._process = subprocess.Popen(

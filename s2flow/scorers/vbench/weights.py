@@ -1,4 +1,4 @@
-"""The weights of VBench's dimensions: where each belongs, where it comes from, whether it is the right one.
+"""The weights of VBench: where each file belongs, where it comes from, whether it is the right one.
 
     <cache>/clip_model/ViT-B-32.pt                             background consistency
             clip_model/ViT-L-14.pt                             aesthetic quality

@@ -13,6 +13,7 @@ and ends with its input. Answers go to a copy of standard output; the output its
 standard error first, because VBench and what it imports print as they like.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -48,10 +49,9 @@ def load(dimension, files, device, cache, trusted, threads):
             of_list = LOADERS[dimension](files, torch.device(device), cache)
         except pickle.UnpicklingError:
             raise NotBareWeights(
-                "the weights of {} hold more than tensors, or are no weights at all ({}); if you trust "
-                "them state their hash: sha256.{}=...".format(
-                    dimension, ", ".join(files.values()), next(iter(files), "")
-                )
+                f"the weights of {dimension} hold more than tensors, or are no weights at all "
+                f"({', '.join(files.values())}); if you trust them state their hash: "
+                f"sha256.{next(iter(files), '')}=..."
             ) from None
 
     def score(path, prompt):
@@ -147,10 +147,8 @@ def versions():
 
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
     return found
 
 
@@ -186,7 +184,7 @@ def main():
                 loaded[dimension] = load(dimension, **setup)
             answer({"score": loaded[dimension](asked["video"], asked["prompt"])})
         except Exception as error:
-            answer({"error": "{}: {}".format(type(error).__name__, error)})
+            answer({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":
