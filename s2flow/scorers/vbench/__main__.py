@@ -67,7 +67,8 @@ def _print_package(dimensions: tuple[str, ...]) -> bool:
         print(
             f"torchvision {vision} was built for another torch than {torch}: VBench runs, but "
             "diffusers cannot be imported beside it; install torchvision from where your torch is "
-            f"from, such as --index-url https://download.pytorch.org/whl/cpu torchvision=={vision.split('+')[0]}"
+            f"from, such as torchvision=={vision.split('+')[0]} "
+            "--index-url https://download.pytorch.org/whl/cpu"
         )
     return True
 
