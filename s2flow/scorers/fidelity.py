@@ -44,7 +44,8 @@ class Fidelity:
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
-        path = find_clip(clip.runs_dir, self.reference, clip.prompt, clip.seed)
+        given = clip.record.get("prompt")
+        path = find_clip(clip.runs_dir, self.reference, clip.prompt, clip.seed, given)
         other = read_video(path)
         if other.shape != clip.video.shape:
             raise UserError(
@@ -58,12 +59,18 @@ class Fidelity:
         }
 
 
-def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
-    """The mp4 of a prompt and seed in a run; the UserError says what to type."""
+def find_clip(
+    runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
+) -> Path:
+    """The mp4 of a prompt and seed in a run; the UserError says what to type.
+
+    given: what the model was given in place of the prompt, if that was another text.
+    """
     from s2flow.store import clip_key
 
     run = Path(runs_dir) / run_id
-    record = run / "records" / f"{clip_key(prompt, seed)}.json"
+    named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
+    record = run / "records" / f"{clip_key(*named)}.json"
     # The record of a failed clip names no video.
     video = json.loads(record.read_text()).get("video") if record.exists() else None
     if not video or not (run / video).exists():
