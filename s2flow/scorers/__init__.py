@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s2flow.video import read_video
+from s2flow.video import read_frames, read_video, to_bytes
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,14 @@ class Clip:
     record: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def frames(self) -> Tensor:
+        """(T, H, W, 3) uint8, as saved. Raises Undecodable."""
+        return read_frames(self.path)
+
+    @cached_property
     def video(self) -> Tensor:
         """(T, H, W, 3) float32 in [0, 1]. Raises Undecodable."""
-        return read_video(self.path)
+        return self.frames.float().div_(255)
 
     @cached_property
     def low(self) -> Tensor | None:
@@ -65,5 +70,5 @@ class Clip:
     def of(cls, video: Tensor, prompt: str, seed: int = 0, runs_dir: Path = Path()) -> "Clip":
         """A clip that is in memory only."""
         clip = cls(Path(), prompt, seed, runs_dir)
-        vars(clip)["video"] = video
+        vars(clip).update(video=video, frames=to_bytes(video))
         return clip
