@@ -14,18 +14,24 @@ WANTED = {  # what OmegaConf says of a value -> what to type
     "to Integer": "a whole number",
     "to Float": "a number",
     "not a ListConfig": "a list in brackets",
+    "not a valid bool": "true or false",
     "not Optional": "a value other than null",
 }
 
+RUN_IDS = ("runs", "scorer.fidelity.reference")
 
-def literal_prompt(argument: str) -> str:
-    """A `prompt=...` argument quoted so that Hydra's grammar passes its text on to the letter.
 
-    Anything after `prompt=` is text: commas, quotes, `=`, `${`, newlines, emoji; nothing is
-    interpolated or split into a sweep. `prompt=null` clears a prompt. Other arguments are returned
-    as they are. (`prompt=???` is OmegaConf's mark of a missing value, and refused as one.)
+def literal(argument: str) -> str:
+    """An argument quoted so that Hydra's grammar passes a prompt, or a run id, on to the letter.
+
+    A run id such as 12345e6789 would be a number. Anything after `prompt=` is text: commas, quotes,
+    `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep. `prompt=null` clears a
+    prompt. Other arguments are returned as they are. (`prompt=???` is OmegaConf's mark of a missing
+    value, and refused as one.)
     """
     key, equals, text = argument.partition("=")
+    if key in RUN_IDS and equals and text != "null":
+        return f"{key}={re.sub(r'[0-9a-f]{10}', lambda m: repr(m[0]), text)}"
     if key != "prompt" or not equals or text == "null":
         return argument
     # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
@@ -72,7 +78,7 @@ def terminal() -> Iterator[None]:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
-    sys.argv[1:] = [literal_prompt(a) for a in sys.argv[1:]]
+    sys.argv[1:] = [literal(a) for a in sys.argv[1:]]
     if not full:
         sys.stderr = _WithoutHydrasEcho(sys.stderr)
     from hydra.errors import HydraException
@@ -98,6 +104,11 @@ def _say(error: BaseException) -> None:
     print(f"error: {who}{one_line(error)}", file=sys.stderr)
 
 
+def program() -> str:
+    """What was typed to start this process."""
+    return "python -m s2flow.score" if sys.argv[0].endswith("score.py") else "python run.py"
+
+
 def one_line(error: BaseException) -> str:
     """What was wrong, the value, and what to type, on one line."""
     if isinstance(error, UserError):
@@ -112,7 +123,7 @@ def one_line(error: BaseException) -> str:
         r"Key '([^']+)' not in", text
     )
     if key and "not in" in text + str(error.__cause__ or ""):
-        return f"{key[1]}: no such key{_nearest(key[1])}; python run.py --help lists them"
+        return f"{key[1]}: no such key{_nearest(key[1])}; {program()} --help lists them"
     absent = re.match(r"Missing mandatory value: (\S+)", text)
     if absent:
         return f"{absent[1]} is not set; type {absent[1]}=..."
@@ -121,7 +132,7 @@ def one_line(error: BaseException) -> str:
     if refused and wanted:
         place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
         place = place[1] if place else refused[1].partition("=")[0]
-        return f"{refused[1]} is refused: type {wanted} for {place} (python run.py --help)"
+        return f"{refused[1]} is refused: type {wanted} for {place} ({program()} --help)"
     if hasattr(error, "override"):  # Hydra's OverrideParseException
         return (
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "
@@ -129,7 +140,7 @@ def one_line(error: BaseException) -> str:
         )
     absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
     if absent:
-        return f"{absent[1]}={absent[2]} is unknown; python run.py --help lists the choices"
+        return f"{absent[1]}={absent[2]} is unknown; {program()} --help lists the choices"
     missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
     if missing:
         options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
@@ -148,10 +159,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _nearest(key: str) -> str:
-    from s2flow.config import Config
+    from s2flow.config import Config, ScoreConf
 
-    groups = [(f.name, f.type) for f in fields(Config) if is_dataclass(f.type)]
-    known = [f.name for f in fields(Config)] + ["experiment"]
+    schema = ScoreConf if program().endswith("score") else Config
+    groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
+    known = [f.name for f in fields(schema)] + ["experiment"]
     known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
     beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
     close = difflib.get_close_matches(key, beside or known, 1)

@@ -143,7 +143,29 @@ class Config:
     check_memory: bool = True
 
 
+@dataclass
+class ScoredBackboneConf:
+    """The backbone whose clips are scored, taken from each run."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ScoreConf:
+    """Everything that can be typed after `python -m s2flow.score`; conf/score.yaml explains it."""
+
+    scorer: dict[str, Any] = field(default_factory=dict)
+    runs_dir: str = "runs"
+    runs: list[str] | None = None
+    shard: str = "1/1"
+    retry: bool = False
+    threads: int | None = None
+    export: str | None = None
+    backbone: ScoredBackboneConf = field(default_factory=ScoredBackboneConf)
+
+
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="score_schema", node=ScoreConf)
 
 DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {

@@ -83,7 +83,7 @@ def load_prompts(
             f"prompts={source} reads no file, but prompts.file={file} is set; "
             f"type prompts=file prompts.file={file}"
         )
-    k, n = _parse_shard(shard)
+    k, n = parse_shard(shard)
     if source == "file":
         prompts = _numbered(_read_file(file))
     elif source == "vbench":
@@ -281,7 +281,8 @@ def _checked(value: Any, path: Path, where: str) -> str:
     return value
 
 
-def _parse_shard(shard: str) -> tuple[int, int]:
+def parse_shard(shard: str) -> tuple[int, int]:
+    """(k, n) of "k/n", 1-based. Raises UserError for anything else."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", str(shard).strip())
     k, n = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= k <= n:

@@ -29,6 +29,7 @@ from jinja2 import Environment, StrictUndefined
 from s2flow.cli import one_line
 from s2flow.errors import UserError
 from s2flow.recipe import VERSION
+from s2flow.scorebook import ScoreBook
 from s2flow.store import STAGES, clip_key, generation_seconds, read_record, written_whole
 
 Row = tuple[str, int]  # prompt, seed
@@ -107,7 +108,7 @@ def read_runs(runs_dir: Path) -> list[Run]:
 
 
 def _read_run(folder: Path) -> Run:
-    recipe = _json(folder / "recipe.json")
+    recipe, book = _json(folder / "recipe.json"), ScoreBook(folder)
     records, failures, broken = {}, {}, {} if recipe else {"recipe": "recipe.json"}
     for path in sorted(folder.glob("failures/[!.]*.json")):
         failure = _json(path)
@@ -120,7 +121,7 @@ def _read_run(folder: Path) -> Run:
     for path in sorted(folder.glob("records/[!.]*.json")):
         record = read_record(path)
         if record is not None and _sound(record):
-            records[record["prompt"], record["seed"]] = record
+            records[record["prompt"], record["seed"]] = book.joined(record)
             recipe = {"version": recipe.get("version", VERSION), **record["recipe"]}
         else:
             broken[path.stem] = f"records/{path.name}"

@@ -41,7 +41,7 @@ from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
-from s2flow.scorers import Clip
+from s2flow.score import Scoring
 from s2flow.store import Store, clip_key, sha256_of, without_nan, written_whole
 from s2flow.summary import Progress, print_failure, print_run
 from s2flow.timing import Clock
@@ -88,20 +88,23 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
     team = join(cfg.context_parallel, device_here(cfg.device))
-    job, mine = Job(cfg, recipe, store, scorers, arguments, team), team.share(tasks)
+    scoring = Scoring(store.book, scorers, arguments)
+    job, mine = Job(cfg, recipe, store, scoring, team), team.share(tasks)
     todo = team.agree([t for t in mine if store.record(t.key) is None])
-    failed, refused = 0, None
+    made, failed, unscored, refused = [], 0, 0, None
     try:
+        unscored = sum(not job.score(t) for t in mine if t not in todo and team.leads)
         failed = job.make_all(todo, len(mine)) if todo else 0
-        failed += sum(not job.score(t) for t in mine if t not in todo and team.leads)
+        made = [r for r in (store.record(t.key) for t in todo) if r is not None]
+        unscored += sum(not scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves
         refused = error
-    counts = (sum(store.record(t.key) is not None for t in todo), failed, refused is not None)
-    made, failed, stopped = team.total(*counts)
+    made, failed, unscored, stopped = team.total(len(made), failed, unscored, refused is not None)
     if refused is not None:
         raise refused
     if stopped:
         raise UserError("another process could not go on and says why; what is recorded stays")
+    store.book.refresh()  # what others said meanwhile
     records = [store.record(t.key) for t in tasks]
     summary = {
         "run_id": recipe.run_id,
@@ -109,20 +112,32 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "clips": len(tasks),
         "made": made,
         "failed": failed,
+        "unscored": unscored,
         "folder": str(store.folder),
         "records": [r for r in records if r is not None],
     }
     if team.first:
         print_run(summary)
-    if failed:
-        error = UserError(
-            f"{failed} of {len(tasks)} clips failed, {len(tasks) - failed} are complete; "
-            f"tracebacks are in {store.folder}/failures; "
-            "the same command tries the failed ones again"
-        )
+    if failed or unscored:
+        error = UserError(_what_failed(summary))
         error.summary, error.reported = summary, not team.first  # for the sweep's table
         raise error
     return summary
+
+
+def _what_failed(summary: dict[str, Any]) -> str:
+    clips, failed, unscored = (summary[k] for k in ("clips", "failed", "unscored"))
+    said = []
+    if failed:
+        said += [
+            f"{failed} of {clips} clips failed, {clips - failed} are complete; "
+            f"tracebacks are in {summary['folder']}/failures"
+        ]
+    if unscored:
+        said += [
+            f"{unscored} of {clips} clips lack scores; why stands in {summary['folder']}/scores"
+        ]
+    return "; ".join(said) + "; the same command tries the failed ones again"
 
 
 def clip_tasks(cfg: DictConfig) -> list[Task]:
@@ -210,8 +225,7 @@ class Job:
     cfg: DictConfig
     recipe: Recipe
     store: Store
-    scorers: dict[str, Any]
-    arguments: dict[str, Any]
+    scoring: Scoring
     team: Team = Team()
 
     def make_all(self, todo: list[Task], clips: int) -> int:
@@ -261,28 +275,29 @@ class Job:
                 failure |= {"error": repr(error), "traceback": traceback.format_exc()}
                 store.fail(task.key, failure | provenance(backbone.device))
             return len(left)
-        return sum(not self.finish(task, progress, track) for task in group if team.leads)
+        for task in group if team.leads else ():
+            self.finish(task, progress, track)
+        return 0
 
     def commit(self, group: list[Task], made: Generated, clock: Clock, backbone: Backbone) -> None:
         """Write and record a batch."""
         for i, task in enumerate(group):
             self.store.commit(task.key, self.write(task, i, made, clock, backbone))
 
-    def finish(self, task: Task, progress: Progress, track: Track) -> bool:
-        """Score a clip that was just recorded, and show it; whether all its scores are there."""
-        scored = self.score(task)
+    def finish(self, task: Task, progress: Progress, track: Track) -> None:
+        """Score a clip that was just recorded, and show it."""
+        self.score(task)
         record = self.store.record(task.key)
         progress.clip_done(record)
         try:
             track(record, self.store.folder)
         except Exception as error:  # a dashboard that is down must not cost a clip
             print_failure(f"tracking {task.prompt}", error)
-        return scored
 
     def write(
         self, task: Task, i: int, made: Generated, clock: Clock, backbone: Backbone
     ) -> dict[str, Any]:
-        """Write clip i of a batch to the store and score it; returns its record."""
+        """Write clip i of a batch to the store; returns its record."""
         recipe, store, fps = self.recipe, self.store, self.cfg.backbone.fps
         video = made.video[i]
         low = None if made.low_video is None else made.low_video[i]
@@ -335,8 +350,6 @@ class Job:
             "compile": self.cfg.compile,
             "context_parallel": self.team.k,
             "offload": self.cfg.offload,
-            "scorers": {},
-            "scores": {},
             "source": self.cfg.backbone.source,
             "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
             "dtype": recipe.dtype,
@@ -345,47 +358,8 @@ class Job:
         }
 
     def score(self, task: Task) -> bool:
-        """Add the scores that a recorded clip lacks, from its files alone; False if one failed.
-
-        A score is taken anew if its scorer's arguments, weights or version changed since.
-        """
-        record = self.store.record(task.key)
-        known = {
-            k: {"arguments": self.arguments[k], **_version_of(s)} for k, s in self.scorers.items()
-        }
-        missing = [k for k in self.scorers if record["scorers"].get(k) != known[k]]
-        if not missing:
-            return True
-        low = self.store.path("clips", f"{task.key}.low.mp4")
-        clock, failure = Clock(), None
-        with clock("score"):
-            try:
-                clip = Clip(
-                    self.store.path("clips", f"{task.key}.mp4"),
-                    task.prompt,
-                    task.seed,
-                    self.store.runs_dir,
-                    low if low.exists() else None,
-                    record,
-                )
-                for name in missing:
-                    record["scores"] |= self.scorers[name](clip)
-                    record["scorers"][name] = known[name]
-            except Exception as error:
-                print_failure(task.prompt, error)
-                failure = {"status": "unscored", "prompt": task.prompt, "seed": task.seed}
-                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
-        record["seconds"]["score"] = round(clock.seconds["score"], 4)
-        record["peak_mib"]["score"] = round(clock.peak_mib["score"], 1)
-        self.store.commit(task.key, record)
-        if failure:
-            self.store.fail(task.key, failure)
-        return failure is None
-
-
-def _version_of(scorer: Any) -> dict[str, str]:
-    """What a scorer says of its weights and of its own definition, if it says anything."""
-    return {k: getattr(scorer, k) for k in ("weights", "version") if hasattr(scorer, k)}
+        """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""
+        return self.scoring.score(self.store.record(task.key))
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:

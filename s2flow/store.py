@@ -5,6 +5,7 @@
                   sheets/<key>.png         LR and HR frames side by side
                   latents/<key>.safetensors  the final latent, with keep_latents=true
                   records/<key>.json       written last: a clip is done when its record exists
+                  scores/*.jsonl           what scorers said of it, see scorebook.py
                   failures/<key>.json      traceback of a clip that failed; tried again next time
 
 The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed,
@@ -28,6 +29,7 @@ import pandas as pd
 
 from s2flow.errors import UserError
 from s2flow.recipe import Recipe
+from s2flow.scorebook import ScoreBook
 
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
 
@@ -89,19 +91,23 @@ class Store:
                 "type runs_dir=some/other/folder"
             ) from None
         self._remove_temporaries_of_the_dead()
+        self.book = ScoreBook(self.folder)
 
     def path(self, kind: str, name: str) -> Path:
         """runs/<run_id>/<kind>/<name>."""
         return self.folder / kind / name
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """The record of a finished clip, or None; a truncated record or video counts as none."""
+        """The record of a finished clip with its scores, or None.
+
+        A truncated record or video counts as none.
+        """
         record = read_record(self.path("records", f"{key}.json"))
         if record is None:
             return None
         video = self.folder / record["video"]
         complete = video.exists() and video.stat().st_size == record["bytes"]
-        return record if complete else None
+        return self.book.joined(record) if complete else None
 
     def commit(self, key: str, record: dict[str, Any]) -> None:
         """Write the record: from here on the clip is done."""
@@ -121,7 +127,7 @@ class Store:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record that is whole, or None."""
+    """A record that is whole, or None; its scores are in the score book."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -130,14 +136,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if whole else None
 
 
+def read_run(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's finished clips with their scores, by name."""
+    records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))  # no temporaries
+    book = ScoreBook(folder)
+    return [book.joined(record) for record in records if record is not None]
+
+
 def load_records(runs_dir: str | Path) -> pd.DataFrame:
     """One row per finished clip of every run below `runs_dir`; empty if there is none."""
-    rows = []
-    for path in sorted(Path(runs_dir).glob("*/records/[!.]*.json")):  # no temporaries
-        record = read_record(path)
-        if record is not None:
-            rows.append(_row(record))
-    return pd.DataFrame(rows)
+    folders = sorted(p.parent for p in Path(runs_dir).glob("*/records"))
+    return pd.DataFrame([_row(record) for folder in folders for record in read_run(folder)])
 
 
 def generation_seconds(record: dict[str, Any]) -> float:

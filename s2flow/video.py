@@ -1,6 +1,9 @@
 """Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio.v3 as iio
@@ -62,15 +65,28 @@ def read_frames(path: Path) -> Tensor:
 
     Raises Undecodable if it is missing, empty or broken.
     """
-    try:
-        with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-            stated = container.streams.video[0].frames
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise Undecodable(f"{path} cannot be decoded: {error}") from None
+    with _opened(path) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        stated = container.streams.video[0].frames
     if not frames or len(frames) < stated:
         raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
     return torch.from_numpy(np.stack(frames))
+
+
+def stated_size(path: Path) -> tuple[int, int, int]:
+    """(frames, height, width) that a file's header states. Raises Undecodable as `read_video` does."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return stream.frames, stream.height, stream.width
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise Undecodable(f"{path} cannot be decoded: {error}") from None
 
 
 def contact_sheet(

@@ -287,7 +287,7 @@ def test_any_text_arrives_to_the_letter():
     for text in [*NASTY, *alphabet_soup(400)]:
         if text in ("null", "???"):  # clears the prompt; is refused
             continue
-        (once,) = parse([cli.literal_prompt(f"prompt={text}")])
+        (once,) = parse([cli.literal(f"prompt={text}")])
         ((job,),) = BasicSweeper.split_arguments([once], None)
         (twice,) = parse(job)
         for override in (once, twice):
@@ -298,16 +298,16 @@ def test_any_text_arrives_to_the_letter():
 def test_any_text_arrives_through_the_whole_config():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for text in NASTY[::6]:
-            cfg = compose("config", [cli.literal_prompt(f"prompt={text}")])
+            cfg = compose("config", [cli.literal(f"prompt={text}")])
             assert cfg.prompt == text
             assert OmegaConf.to_container(cfg, resolve=True)["prompt"] == text
             assert OmegaConf.create(OmegaConf.to_yaml(cfg)).prompt == text  # Hydra's diary
-        assert compose("config", [cli.literal_prompt("prompt=null")]).prompt is None
+        assert compose("config", [cli.literal("prompt=null")]).prompt is None
 
 
 def test_other_arguments_are_left_alone():
     for argument in ("sparsity=0.25,0.5", "-m", "prompts=demo", "prompts.file='a b'", "prompt"):
-        assert cli.literal_prompt(argument) == argument
+        assert cli.literal(argument) == argument
 
 
 @pytest.mark.parametrize("flags", [(), ("-m",)])

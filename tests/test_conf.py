@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from s2flow import methods
-from s2flow.cli import literal_prompt
+from s2flow.cli import literal
 from s2flow.config import CHOICES, Config, resolve
 from s2flow.recipe import Recipe
 from s2flow.windows import DEFAULT_EXPONENTS
@@ -31,7 +31,7 @@ def composed(overrides: list[str], **given):
 
 def recipes(command: str) -> list[Recipe]:
     """The recipes of `python run.py <command>`, one per job, sweeps expanded as Hydra does it."""
-    words = [literal_prompt(word) for word in shlex.split(command)]
+    words = [literal(word) for word in shlex.split(command)]
     sweep = "-m" in words
     words = [word for word in words if word != "-m"]
     hydra = composed(words, return_hydra_config=True).hydra if not sweep else None

@@ -51,9 +51,12 @@ class Fidelity:
 
     def __init__(self, reference: str):
         self.reference = reference
-        own = {"pixels": Pixels(reference), "latent": Latent(reference), "lpips": Lpips(reference)}
-        self._parts = own
-        self.names = tuple(name for part in own.values() for name in part.names)
+        self._parts = {
+            "fidelity": Pixels(reference),
+            "fidelity_latent": Latent(reference),
+            "fidelity_lpips": Lpips(reference),
+        }
+        self.names = tuple(name for part in self._parts.values() for name in part.names)
 
     def parts(self) -> dict[str, Any]:
         """Pixels, latents and LPIPS: each may be missing without the others."""
