@@ -55,7 +55,11 @@ def test_frozen_is_told_from_slow():
 
 @pytest.mark.parametrize(
     ("video", "black", "frozen"),
-    [(moving()[:1].expand(6, -1, -1, -1), 0, 1), (torch.zeros(6, 32, 48, 3), 1, 1), (moving(), 0, 0)],
+    [
+        (moving()[:1].expand(6, -1, -1, -1), 0, 1),
+        (torch.zeros(6, 32, 48, 3), 1, 1),
+        (moving(), 0, 0),
+    ],
 )
 def test_the_mp4_tells_the_same(video, black, frozen, tmp_path):
     write_video(tmp_path / "a.mp4", video, 8)

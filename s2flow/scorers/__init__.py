@@ -18,7 +18,9 @@ scorer may state of itself decides, beside its arguments, which scores are still
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
-    fidelity.py   PSNR, SSIM and relative error against the same clip of another run
+    fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
+    highres.py    detail, doubling, seams, fine flicker, black and frozen frames
+    musiq.py      MUSIQ on native crops, where its weights are
     world.py      does a clip of the toy world show what its caption says? how often? how sharply?
     oracle.py     the trained classifier behind world.py
 

@@ -23,6 +23,7 @@ above; the latents did not.
 
 import json
 import math
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ class Lpips:
         """LPIPS 0.1 with AlexNet, read from its file: the package itself would download it."""
         import lpips
 
-        model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an older way
+            model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         state = torch.load(_alexnet(), map_location="cpu", weights_only=True)
         for part in model.net.children():  # slices of AlexNet, whose layers keep their numbers
             part.load_state_dict({k: state[f"features.{k}"] for k in part.state_dict()})
