@@ -1,34 +1,41 @@
 """What VBench, which shrinks every frame, cannot see: detail, doubling, seams and fine flicker.
 
-Of frames with luminance Y in [0, 1], (T, H, W), as they were saved; <> is a mean over frames. All are
-None where they do not apply, and none is a VBench score.
+Of frames as they were saved, with luminance Y in [0, 1], (T, H, W). All are None where they do not
+apply, and none is a VBench score.
 
-high_frequency_share    E_half / E. E is the spectral energy of a frame (mean removed, Hann window), E_half
-    that above half its Nyquist frequency on either axis; both summed over frames. It needs no LR clip.
-high_frequency_gain     10 log10 (E_> + d) / (U_> + d) in dB. E_> is the energy above the Nyquist frequency
-    of the LR clip on either axis, U_> that of the LR clip resized to H x W (bicubic); d = 1e-4 U, with U all
-    energy of the resized clip, keeps the ratio finite. 0: nothing that resizing would not give;
-    1 dB more: a quarter more. None without an LR clip, or with one that is as large, or flat.
-    Fails: both count noise, ringing and seams as detail, and the right amount depends on the scene.
-spatial_repetition      <max over |d| > S/4 of the peaks of r(d)>, r(d) = sum_p X(p) X(p + d) / sum_p X(p)^2.
-    X is Y, its shorter side S brought to at most 128, minus its Gaussian blur of deviation S/8, and 0
-    outside. One object against a plain ground is near 0, two copies are 1/2, n in a row 1 - 1/n.
-    Fails: a periodic ground (bricks, grass, stripes) repeats as well, so compare equal prompts; copies
-    that differ, or stand nearer than S/4, are missed.
-tile_seams, window_seams    ln (J_on + q) / (J_off + q), q = 1/1020, a quarter of a grey level.
-    J(c) = |Y(c-2) - 3 Y(c-1) + 3 Y(c) - Y(c+1)| / 2 is the jump between c-1 and c less what its neighbours
-    continue, across columns and rows; J_on its mean where c is a multiple of the period, J_off where c is
-    any other multiple of a token's side, because a decoder's own grid is everywhere. The period is the
-    stride of the autoencoder's tiles (vae_tile), or the brick that windows are made of (brick_high), in
-    pixels. 0: no seams; ln 2: twice the jump. None where nothing is cut, the token is not known, or
-    the period is one token, whose seams cannot be told from the decoder's.
-    Fails: blended tiles differ by a ramp, which has no jump; an edge of the scene along a seam counts;
-    blocks of the mp4 (16 pixels) are not cancelled if tokens are smaller. On 64 clips of micro s2flow
-    does not differ from cascade (-.03 +- .02), and bicubic, which has no windows, is .2 above both.
-high_frequency_flicker  mean |Z_{k+1} - Z_k| / mean |Z|, Z = Y minus its Gaussian blur of deviation 1 pixel.
-    0: frozen; sqrt 2: noise that is new in every frame. None for one frame or no detail.
-    Fails: detail that moves counts as well.
-black_frames, frozen_frames    of `s2flow.outcome`, here of the file.
+high_frequency_share = E_half / E
+    E is the spectral energy of a frame (mean removed, Hann window), E_half that above half its
+    Nyquist frequency on either axis; both summed over frames. It needs no LR clip.
+high_frequency_gain = 10 log10 (E_> + d) / (U_> + d), in dB
+    E_> is the energy above the LR clip's Nyquist frequency on either axis, U_> that of the LR clip
+    resized to H x W (bicubic); d = 1e-4 U, with U all energy of the resized clip, keeps the ratio
+    finite. 0: nothing that resizing would not give; 3: twice that. None without an LR clip, or if
+    it is as large, or flat.
+    Both fail: noise, ringing and seams count as detail, and the right amount depends on the scene.
+spatial_repetition = mean over frames of the highest peak of r(d), |d| > S/4
+    r(d) = sum_p X(p) X(p + d) / sum_p X(p)^2. X is Y, its shorter side S brought to at most 128,
+    minus its Gaussian blur of deviation S/8, and 0 outside. One object on a plain ground is near
+    0, two copies are 1/2, n in a row 1 - 1/n.
+    Fails: a periodic ground (bricks, grass, stripes) repeats as well, so compare equal prompts;
+    copies that differ, or stand nearer than S/4, are missed.
+tile_seams, window_seams = ln (J_on + q) / (J_off + q), q = 1/1020, a quarter of a grey level
+    J(c) = |Y(c-2) - 3 Y(c-1) + 3 Y(c) - Y(c+1)| / 2 is the jump between columns (or rows) c-1 and
+    c less what their neighbours continue; J_on its mean where c is a multiple of the period, J_off
+    where c is any other multiple of a token's side, because a decoder's own grid is everywhere.
+    The period is the stride of the autoencoder's tiles (vae_tile), or the brick that windows are
+    made of (brick_high), in pixels. 0: no seams; ln 2: twice the jump. None where nothing is cut,
+    the token is not known, or the period is one token, whose seams cannot be told from the
+    decoder's.
+    Fails: blended tiles differ by a ramp, which has no jump; an edge of the scene along a seam
+    counts; blocks of the mp4 (16 pixels) are not cancelled if tokens are smaller. On 64 clips of
+    micro s2flow does not differ from cascade (-.03 +- .02), and bicubic, which has no windows, is
+    .2 above both.
+high_frequency_flicker = mean |Z_{k+1} - Z_k| / mean |Z|
+    Z = Y minus its Gaussian blur of deviation 1 pixel. 0: frozen; sqrt 2: noise that is new in
+    every frame. None for one frame or no detail.
+    Fails: detail that moves counts as well, so a clip with little detail but moving edges is high.
+black_frames, frozen_frames
+    of `s2flow.outcome`, here of the file.
 """
 
 import math
