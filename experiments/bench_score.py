@@ -5,13 +5,14 @@
 Writes synthetic clips (slow shapes that move, the reference with a little noise) as two runs into a
 temporary folder, then times `python -m s2flow.score` on one of them from outside: one process per
 worker, each with a shard and one thread, imports and decoding of both clips included. Writes
-experiments/results/bench_score.json with machine, versions and commit. Expected: under 60 seconds on
-two cores.
+experiments/results/bench_score.json with machine, versions and commit; `cpu_seconds` of all workers
+tell what it would take on cores that nobody else uses. Expected: under 60 seconds on two cores.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,9 @@ def main() -> None:
             store = Store(folder, run, {"version": 1, **recipe(run)})
             for i in range(args.clips):
                 add(store, i)
+        load, before = os.getloadavg(), resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = timed(folder, args.workers)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         lines = Path(folder).glob("scored/scores/*.jsonl")
         said = [json.loads(line) for path in lines for line in path.read_text().splitlines()]
     wanted = {"temporal_flickering", "psnr", "ssim", "relative_error"}
@@ -57,15 +60,15 @@ def main() -> None:
         "scores": len(found),
         "seconds": round(seconds, 1),
         "clips_per_second": round(args.clips / seconds, 1),
-        "load_before": [round(x, 1) for x in LOAD],
+        "cpu_seconds": round(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
+        ),
+        "load_before": [round(x, 1) for x in load],  # others on the machine cost time
     }
     path = Path(__file__).parent / "results" / "bench_score.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-
-
-LOAD = os.getloadavg()  # others on the machine cost time
 
 
 def recipe(run: str) -> dict:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from s2flow.scorers import Clip
 from s2flow.scorers.highres import (
     HighRes,
+    _energy,
     high_frequency_flicker,
     high_frequency_gain,
     high_frequency_share,
@@ -76,6 +77,17 @@ def test_share_of_white_noise_is_the_area_of_its_band():
     assert high_frequency_share(smooth()) < 0.01
     odd = high_frequency_share(0.5 + 0.1 * noise(8, 63, 95))
     assert odd == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("width", [95, 96])
+def test_energy_is_that_of_the_windowed_frame(width):
+    """Parseval: the half of the spectrum that is not computed counts, its axes do not count twice."""
+    y = 0.5 + 0.1 * noise(1, 64, width)
+    window = torch.outer(
+        torch.hann_window(64, periodic=False), torch.hann_window(width, periodic=False)
+    )
+    expected = 64 * width * ((y - y.mean()) * window).square().sum().item()
+    assert _energy(y, 0.25, 0.25)[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_flat_clips_have_no_detail_to_compare():
