@@ -73,6 +73,7 @@ class PromptsConf:
 
     source: str = MISSING
     file: str | None = None
+    augmented: str | None = None
     subset: str = "full"
     count: int | None = None
     subset_seed: int = 0
@@ -105,6 +106,7 @@ class Config:
     solver: str = "lri"
     steps: int | None = None
     seed: int = 0
+    seeds: int = 1
     prompt: str | None = None
     low: list[int] | None = None
     high: list[int] | None = None

@@ -1,6 +1,8 @@
 """One job: for each clip not yet in the store, generate, write, score, record.
 
-A clip is a prompt text and a seed; list entries with the same text share one. Whatever is already
+A clip is a prompt text and a seed; list entries with the same text share one. With `seeds` above 1
+all prompts get their first seed before any gets its second: whenever a job is stopped, as many
+prompts as possible have a clip, and prompts are what statistics count. Whatever is already
 recorded is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback,
 the others go on, and the job ends non-zero with counts and the command to type. Within one process
 a backbone is loaded once, and an LR flow is computed once for all HR variants of a sweep that
@@ -38,7 +40,7 @@ from s2flow.flow import sigma_grid
 from s2flow.outcome import outcome
 from s2flow.parallel import Team, join, own_device
 from s2flow.planning import plan, refuse
-from s2flow.prompts import load_prompts
+from s2flow.prompts import Prompt, load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.score import Scoring
@@ -54,16 +56,20 @@ _loaded: dict[tuple, Backbone] = {}  # at most one
 
 @dataclass(frozen=True)
 class Task:
-    """One clip to make: text, seed, its places in the prompt list, its key in the store."""
+    """One clip to make: text, seed, its places in the prompt list, its key in the store.
+
+    original: the entry that an augmented text stands for; None: it is the text.
+    """
 
     prompt: str
     seed: int
     indices: tuple[int, ...]
+    original: str | None = None
 
     @property
     def key(self) -> str:
         """See `store.clip_key`."""
-        return clip_key(self.prompt, self.seed)
+        return clip_key(self.prompt, self.seed, self.original)
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -141,33 +147,47 @@ def _what_failed(summary: dict[str, Any]) -> str:
 
 
 def clip_tasks(cfg: DictConfig) -> list[Task]:
-    """The clips of a config: one `prompt`, or the prompts group; equal texts merged."""
+    """The clips of a config: one `prompt`, or the prompts group; equal texts merged.
+
+    Two entries are equal if both what the model is given and what is scored are. Seed by seed.
+    """
+    if cfg.seeds < 1:
+        raise UserError(f"seeds={cfg.seeds} asks for no clip of a prompt; type seeds=1 or more")
     if cfg.prompt is not None:
         if cfg.shard != "1/1":
             raise UserError(
-                f"shard={cfg.shard} splits a list, prompt= is one clip; drop one of them"
+                f"shard={cfg.shard} splits a list, prompt= is one prompt; drop one of them"
+            )
+        if cfg.prompts.augmented is not None:
+            raise UserError(
+                f"prompts.augmented={cfg.prompts.augmented} maps a list, prompt= is one prompt; "
+                "drop one of them"
             )
         if not cfg.prompt.strip():
             raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
         if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
             raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
-        entries = [(0, cfg.prompt)]
+        entries = [Prompt(0, cfg.prompt)]
     else:
         p = cfg.prompts
-        found = load_prompts(
+        entries = load_prompts(
             p.source,
             file=p.file,
+            augmented=p.augmented,
             subset=p.subset,
             seed=p.subset_seed,
             shard=cfg.shard,
             count=p.count,
             world=cfg.backbone.name if cfg.backbone.family == "tiny" else "micro",
         )
-        entries = [(e.index, e.text) for e in found]
-    places: dict[str, list[int]] = {}
-    for index, text in entries:
-        places.setdefault(text, []).append(index)
-    return [Task(text, cfg.seed, tuple(where)) for text, where in places.items()]
+    places: dict[tuple[str, str | None], list[int]] = {}
+    for entry in entries:
+        places.setdefault((entry.text, entry.original), []).append(entry.index)
+    return [
+        Task(text, seed, tuple(where), original)
+        for seed in range(cfg.seed, cfg.seed + cfg.seeds)
+        for (text, original), where in places.items()
+    ]
 
 
 def family(name: str) -> ModuleType:
@@ -325,6 +345,7 @@ class Job:
             "run_id": recipe.run_id,
             "recipe": recipe.identity(),
             "prompt": task.prompt,
+            **({} if task.original is None else {"original_prompt": task.original}),
             "prompt_index": list(task.indices),
             "seed": task.seed,
             "video": f"clips/{task.key}.mp4",

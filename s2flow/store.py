@@ -34,9 +34,14 @@ from s2flow.scorebook import ScoreBook
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
 
 
-def clip_key(prompt: str, seed: int) -> str:
-    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run."""
-    return hashlib.sha256(f"{seed}\0{prompt}".encode()).hexdigest()[:16]
+def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
+    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run.
+
+    original: the entry that an augmented prompt stands for. It decides no pixel, but what the clip
+    is scored with, so that two entries with one augmented prompt are two clips.
+    """
+    entry = "" if original in (None, prompt) else f"\0{original}"
+    return hashlib.sha256(f"{seed}\0{prompt}{entry}".encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -162,6 +167,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     simple = (
         "run_id",
         "prompt",
+        "original_prompt",
         "seed",
         "status",
         "height",

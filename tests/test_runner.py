@@ -17,6 +17,7 @@ from s2flow.cascade import LowFlowCache
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.prompts import DEMO
+from s2flow.scorers.builtin import TemporalFlickering
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import clip_key, load_records, sha256_of
 from s2flow.video import read_video
@@ -168,6 +169,60 @@ def test_shards_are_disjoint_and_complete(tmp_path):
         for k in (1, 2, 3, 4)
     ]
     assert sorted(t.prompt for tasks in shards for t in tasks) == sorted(DEMO)
+
+
+def test_seeds_make_so_many_clips_of_each_prompt(tmp_path):
+    cfg = config(
+        tmp_path, "method=bicubic", "scorer=[none]", "prompts.count=2", "seed=3", "batch=3"
+    )
+    first = runner.run(cfg)
+    cfg.seeds = 2
+    both = runner.run(cfg)
+    assert both["run_id"] == first["run_id"] and both["made"] == 2 and both["clips"] == 4
+    made = [(r["prompt"], r["seed"]) for r in both["records"]]
+    assert made == [(DEMO[0], 3), (DEMO[1], 3), (DEMO[0], 4), (DEMO[1], 4)]
+    assert len({r["sha256"] for r in both["records"]}) == 4
+    assert both["records"][:2] == first["records"]
+
+
+def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
+    tasks = [
+        runner.clip_tasks(config(tmp_path, "prompts.count=3", "seeds=2", f"shard={k}/2"))
+        for k in (1, 2)
+    ]
+    assert [[(t.indices, t.seed) for t in shard] for shard in tasks] == [
+        [((0,), 0), ((2,), 0), ((0,), 1), ((2,), 1)],
+        [((1,), 0), ((1,), 1)],
+    ]
+    (one, two) = runner.clip_tasks(config(tmp_path, "prompt=cat", "seeds=2"))
+    assert (one.prompt, one.seed, two.seed) == ("cat", 0, 1)
+
+
+def test_augmented_prompts_are_given_to_the_model_and_the_entry_to_scorers(tmp_path, monkeypatch):
+    seen = []
+    flickering = TemporalFlickering.__call__
+    monkeypatch.setattr(
+        TemporalFlickering,
+        "__call__",
+        lambda s, clip: seen.append(clip.prompt) or flickering(s, clip),
+    )
+    (tmp_path / "short.txt").write_text("a red ball\na blue star\na blue star\n")
+    (tmp_path / "long.txt").write_text("a large red ball\na blue star\na large red ball\n")
+    words = ("prompts=file", f"prompts.file={tmp_path}/short.txt", "scorer=[builtin]")
+    words += (f"prompts.augmented={tmp_path}/long.txt", "method=bicubic", "batch=3")
+    summary = runner.run(config(tmp_path / "runs", *words))
+    red, star, other = summary["records"]  # one text, two entries: two clips, scored apart
+    assert red["prompt"] == other["prompt"] == "a large red ball"
+    assert (red["original_prompt"], other["original_prompt"]) == ("a red ball", "a blue star")
+    assert "original_prompt" not in star and star["prompt"] == "a blue star"
+    assert red["video"] != other["video"]
+    assert sorted(seen) == ["a blue star", "a blue star", "a red ball"]
+    assert Path(star["video"]).stem == clip_key("a blue star", 0)
+
+    reference = ("scorer=[fidelity]", f"scorer.fidelity.reference='{summary['run_id']}'")
+    others = runner.run(config(tmp_path / "runs", *words, *reference, "upsample=nearest"))
+    assert all(r["scores"]["psnr"] > 0 for r in others["records"])
+    assert runner.run(config(tmp_path / "runs", *words))["made"] == 0
 
 
 # -- failures -----------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ from s2flow.video import read_frames, read_video, to_bytes
 class Clip:
     """A generated clip as the scorers see it; decoded when first asked for, and once.
 
+    prompt: the list's own entry, also where the model was given an augmented text of it, which is
+    `record["prompt"]`: VBench's overall consistency must see the short one.
     path: the mp4; low_path: that of the cascade's LR flow, where there was one.
     runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
     record: of the clip in the store; {} for a clip from elsewhere.

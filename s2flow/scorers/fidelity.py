@@ -176,7 +176,8 @@ def find_reference(clip: Clip, reference: str) -> Path | None:
         if "t_i" not in identity:
             return None
         run_id = find_full(clip.runs_dir, identity)
-    return find_clip(clip.runs_dir, run_id, clip.prompt, clip.seed)
+    given = clip.record.get("prompt")
+    return find_clip(clip.runs_dir, run_id, clip.prompt, clip.seed, given)
 
 
 def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
@@ -202,12 +203,18 @@ def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in identity.items() if k not in own}
 
 
-def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
-    """The mp4 of a prompt and seed in a run; the UserError says what to type."""
+def find_clip(
+    runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
+) -> Path:
+    """The mp4 of a prompt and seed in a run; the UserError says what to type.
+
+    given: what the model was given in place of the prompt, if that was another text.
+    """
     from s2flow.store import clip_key
 
     run = Path(runs_dir) / run_id
-    record = run / "records" / f"{clip_key(prompt, seed)}.json"
+    named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
+    record = run / "records" / f"{clip_key(*named)}.json"
     # The record of a failed clip names no video.
     video = json.loads(record.read_text()).get("video") if record.exists() else None
     if not video or not (run / video).exists():
