@@ -138,6 +138,7 @@ class Config:
     context_parallel: Any = 1
     compile: bool = False
     offload: str = "none"
+    keep_latents: bool = False
     plan: bool = False
     tflops: float | None = None
     memory: float | None = None

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 
 from s2flow import methods
 from s2flow.backbones import checkpoint
@@ -36,13 +37,14 @@ from s2flow.cascade import Generated, LowFlowCache
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.outcome import outcome
 from s2flow.parallel import Team, join, own_device
 from s2flow.planning import plan, refuse
 from s2flow.prompts import Prompt, load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.score import Scoring
-from s2flow.store import Store, clip_key, sha256_of, written_whole
+from s2flow.store import Store, clip_key, sha256_of, without_nan, written_whole
 from s2flow.summary import Progress, print_failure, print_run
 from s2flow.timing import Clock
 from s2flow.tracking import Track, tracked
@@ -331,6 +333,9 @@ class Job:
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
             with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
                 contact_sheet(temporary, rows, task.prompt)
+            if self.cfg.keep_latents:
+                with written_whole(store.path("latents", f"{task.key}.safetensors")) as temporary:
+                    save_file({"latent": made.latent[i].float().cpu().contiguous()}, temporary)
         sigma, sigma_high = (
             [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
             for k in (recipe.shift, recipe.shift_high)
@@ -350,13 +355,15 @@ class Job:
             "height": video.shape[1],
             "width": video.shape[2],
             "fps": fps,
+            **outcome(video, made.latent[i]),
+            "token_pixels": self.cfg.backbone.multiple,
             "windows": recipe.windows_label,
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
             if "t_i" in recipe.knobs
             else None,
-            **made.reports[i],
+            **without_nan(made.reports[i]),
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},

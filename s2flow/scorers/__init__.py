@@ -19,7 +19,9 @@ scorer may state of itself decides, beside its arguments, which scores are still
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
-    fidelity.py   PSNR, SSIM and relative error against the same clip of another run
+    fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
+    highres.py    detail, doubling, seams, fine flicker, black and frozen frames
+    musiq.py      MUSIQ on native crops, where its weights are
     world.py      does a clip of the toy world show what its caption says? how often? how sharply?
     vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
@@ -34,7 +36,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s2flow.video import read_video
+from s2flow.video import read_frames, read_video, to_bytes
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,14 @@ class Clip:
     record: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def frames(self) -> Tensor:
+        """(T, H, W, 3) uint8, as saved. Raises Undecodable."""
+        return read_frames(self.path)
+
+    @cached_property
     def video(self) -> Tensor:
         """(T, H, W, 3) float32 in [0, 1]. Raises Undecodable."""
-        return read_video(self.path)
+        return self.frames.float().div_(255)
 
     @cached_property
     def low(self) -> Tensor | None:
@@ -69,5 +76,5 @@ class Clip:
     def of(cls, video: Tensor, prompt: str, seed: int = 0, runs_dir: Path = Path()) -> "Clip":
         """A clip that is in memory only."""
         clip = cls(Path(), prompt, seed, runs_dir)
-        vars(clip)["video"] = video
+        vars(clip).update(video=video, frames=to_bytes(video))
         return clip
