@@ -3,9 +3,11 @@
     python experiments/paired.py RUN [--runs runs] [--score world_agreement]
 
 RUN is a run id. Compared are all runs below `--runs` that share clips (prompt and seed) with it. Per
-run: how its recipe differs, the shared clips, the mean score, the share of clips with exactly one
-object, and its score minus that of RUN with a bootstrap interval over prompts. Writes
-experiments/results/<backbone>_paired.json.
+run: how its recipe differs, the shared clips and prompts, the mean score over the clips, the share of
+clips with exactly one object (of the embedded world), and its score minus that of RUN as
+`s2flow.metrics.paired_runs` gives it: seeds averaged within the prompt, prompts resampled; `*` where
+the interval leaves out 0. `--score` is any recorded score, or temporal, visual, mean (of VBench's
+dimensions, where a clip has all of them). Writes experiments/results/<backbone>_paired.json.
 """
 
 import argparse
@@ -13,86 +15,113 @@ import json
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from s2flow.metrics import paired_difference
+from clips import read_records, scores_by_clip
+
+from s2flow.metrics import AGGREGATES, ClipKey, PairedDifference, Row, paired_runs
 from s2flow.provenance import provenance
-from s2flow.store import read_record
+from s2flow.store import load_records
 
 RESULTS = Path(__file__).parent / "results"
-Clip = tuple[str, int]
 
 
-def main() -> None:
-    """Read, compare, print, write."""
+def main(argv: list[str] | None = None) -> int:
+    """Read, compare, print, write; 1 where nothing can be compared."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
-    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--score", default="world_agreement")
-    args = parser.parse_args()
-    runs = read(Path(args.runs), args.score)
-    if args.run not in runs:
-        sys.exit(f"error: {args.run} has no clip scored with {args.score} below {args.runs}; "
-                 f"there are {', '.join(runs) or 'none'}")  # fmt: skip
-    base = runs[args.run]
-    rows = [
-        compare(name, clips, base) for name, clips in runs.items() if clips.keys() & base.keys()
-    ]
-    recipe = next(iter(base.values()))["recipe"]
+    args = parser.parse_args(argv)
+    try:
+        runs = scored_runs(args.runs, args.score)
+        if args.run not in runs:
+            raise ValueError(
+                f"{args.run} has no clip scored with {args.score} below {args.runs}; "
+                f"there are {', '.join(runs) or 'none'}"
+            )
+        base, recipe = runs[args.run], read_recipe(args.runs, args.run)
+        rows = [
+            compare(run, clips, base, args.score) | {"differs": differing(args.runs, run, recipe)}
+            for run, clips in runs.items()
+            if clips.keys() & base.keys()
+        ]
+    except (OSError, ValueError) as error:  # a score on another scale, or no recipe.json
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     result = {
-        "command": " ".join(["python", "experiments/paired.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "experiments/paired.py", *(argv or sys.argv[1:])]),
         "score": args.score,
         **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
         "recipe": recipe,
         "rows": rows,
     }
     path = RESULTS / f"{recipe['backbone']}_paired.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        low, high = row["interval"]
-        own = {k: v for k, v in row["differs"].items() if v is not None}
-        own = ", ".join(f"{k}={v['name'] if isinstance(v, dict) else v}" for k, v in own.items())
-        print(
-            f"{row['run']}  {row['clips']:4} clips  {row['mean']:.3f}  one object "
-            f"{row['one_object']:.0%}"
-            f"  minus {args.run}: {row['minus']:+.3f} [{low:+.3f}, {high:+.3f}]  {own}"
-        )
+        print(_line(row, args.run))
+    return 0
 
 
-def read(runs_dir: Path, score: str) -> dict[str, dict[Clip, dict]]:
-    """The scored records of every run, by run id and clip."""
-    runs: dict[str, dict[Clip, dict]] = {}
-    for path in sorted(runs_dir.glob("*/records/[!.]*.json")):
-        record = read_record(path)
-        if record is not None and record["scores"].get(score) is not None:
-            record["score"] = record["scores"][score]
-            runs.setdefault(record["run_id"], {})[record["prompt"], record["seed"]] = record
-    return runs
+def scored_runs(runs_dir: Path, score: str) -> dict[str, dict[ClipKey, Row]]:
+    """The scores of all clips that have this one, by run id and clip."""
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for record in read_records(load_records(runs_dir)):
+        by_run.setdefault(record["run_id"], []).append(record)
+    get = AGGREGATES.get(score, lambda row: row.get(score))
+    found = {
+        run: {clip: row for clip, row in scores_by_clip(records).items() if get(row) is not None}
+        for run, records in by_run.items()
+    }
+    return {run: clips for run, clips in found.items() if clips}
 
 
-def compare(name: str, clips: dict[Clip, dict], base: dict[Clip, dict]) -> dict:
+def read_recipe(runs_dir: Path, run: str) -> dict[str, Any]:
+    """What a run is, without the version of the recipe's format."""
+    recipe = json.loads((runs_dir / run / "recipe.json").read_text(encoding="utf-8"))
+    return {k: v for k, v in recipe.items() if k != "version"}
+
+
+def differing(runs_dir: Path, run: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The knobs of a run that are others than in `recipe`; None where it has no such knob."""
+    own = read_recipe(runs_dir, run)
+    knobs = sorted({*own, *recipe})
+    return {k: own.get(k) for k in knobs if own.get(k) != recipe.get(k)}
+
+
+def compare(
+    run: str, clips: dict[ClipKey, Row], base: dict[ClipKey, Row], score: str
+) -> dict[str, Any]:
     """One row: `clips` minus `base` over the clips that both have."""
-    shared = sorted(clips.keys() & base.keys())
-    mine, theirs = ([of[clip] for clip in shared] for of in (clips, base))
-    d = paired_difference(by_prompt(mine), by_prompt(theirs))
-    own, other = mine[0]["recipe"], theirs[0]["recipe"]
+    d: PairedDifference = paired_runs(clips, base, [score])[score]
+    shared = [clips[clip] for clip in clips if clip in base]
+    get = AGGREGATES.get(score, lambda row: row[score])
+    counts = [row["object_count"] for row in shared if row.get("object_count") is not None]
     return {
-        "run": name,
-        "differs": {k: own.get(k) for k in sorted({*own, *other}) if own.get(k) != other.get(k)},
-        "clips": len(shared),
-        "mean": round(fmean(r["score"] for r in mine), 4),
-        "one_object": round(fmean(r["scores"].get("object_count") == 1 for r in mine), 4),
+        "run": run,
+        "clips": d.clips,
+        "prompts": d.n,
+        "mean": round(fmean(map(get, shared)), 4),
+        "one_object": round(fmean(n == 1 for n in counts), 4) if counts else None,
         "minus": round(d.mean, 4),
-        "interval": [round(d.low, 4), round(d.high, 4)],
+        "interval": None if d.low is None else [round(d.low, 4), round(d.high, 4)],
+        "real": d.is_real,
+        "wins": round(d.wins, 4),
+        "ties": d.ties,
     }
 
 
-def by_prompt(records: list[dict]) -> dict[str, float]:
-    """Mean score over the seeds of each prompt: seeds of one prompt are not independent."""
-    scores: dict[str, list[float]] = {}
-    for r in records:
-        scores.setdefault(r["prompt"], []).append(r["score"])
-    return {prompt: fmean(values) for prompt, values in scores.items()}
+def _line(row: dict[str, Any], base: str) -> str:
+    own = {k: v for k, v in row["differs"].items() if v is not None}
+    own = ", ".join(f"{k}={v['name'] if isinstance(v, dict) else v}" for k, v in own.items())
+    interval = "" if row["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*row["interval"])
+    alone = "" if row["one_object"] is None else f"  one object {row['one_object']:.0%}"
+    return (
+        f"{row['run']}  {row['clips']:4} clips  {row['mean']:.3f}{alone}  minus {base}: "
+        f"{row['minus']:+.3f}{'*' if row['real'] else ''}{interval} over {row['prompts']} prompts, "
+        f"wins {row['wins']:.0%}  {own}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

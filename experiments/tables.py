@@ -1,6 +1,6 @@
 """Tables 1-4: ours beside the paper's, from the records under `runs/`.
 
-    python experiments/tables.py table2 [--runs runs] [--format md|csv]
+    python experiments/tables.py table2 [--runs runs] [--format md|csv] [--reference RUN]
 
 Only comparable clips share a table: one backbone, step count and video size, and every knob that
 the table does not vary held at one value, which a note names. Held is the combination with the
@@ -11,14 +11,16 @@ Our columns stand left. A VBench dimension is headed `VBench ...`, every other s
 Temporal, Visual and Mean stay empty until all their dimensions exist. The paper's columns stand
 right, each headed by its backbone and hardware: compare how the rows differ, not the levels.
 
+A score marked `*` differs from that of one row, the reference: prompt by prompt, with an interval
+that leaves out 0 (`s2flow.metrics`). The differences themselves stand in a second table. The
+reference is the row of run `--reference`, else the one with the paper's setting, else the first with
+clips.
+
 Deviation: the paper's t_i counts steps of 50; t_i of N steps is matched by the fraction t_i / N.
 """
 
 import argparse
-import csv
-import io
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -26,34 +28,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from clips import (
+    CLIP,
+    GROUP,
+    KNOBS,
+    OTHER_KNOBS,
+    Record,
+    is_done,
+    read_records,
+    scores_by_clip,
+)
+from output import (
+    PAPER,
+    VBENCH,
+    Table,
+    describe,
+    difference_note,
+    held_note,
+    paper_note,
+    provenance_notes,
+    score_notes,
+    to_csv,
+    to_markdown,
+)
 
 from s2flow import metrics
+from s2flow.metrics import PairedDifference
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 PAPER_FILE = Path(__file__).with_name("paper.json")
-PAPER = "HunyuanVideo 8×H800: "
-DASH = "—"
-
-GROUP = ("backbone", "steps", "height", "width", "frames")
-WINDOW_KNOBS = ("sparsity", "density", "windows")
-SOLVER_KNOBS = ("solver", "order")
-KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
-OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
-OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
-OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
-FAILED = ("failed", "error")
-AGGREGATES = {"Temporal": metrics.temporal, "Visual": metrics.visual, "Mean": metrics.mean}
-VBENCH = (
-    *metrics.SIX,
-    *("subject_consistency", "dynamic_degree", "object_class", "multiple_objects"),
-    *("human_action", "color", "spatial_relationship", "scene", "appearance_style"),
-    "temporal_style",
-)  # all 16 dimensions
-
-Record = dict[str, Any]
+AGGREGATES = {"Temporal": "temporal", "Visual": "visual", "Mean": "mean"}  # column -> metrics'
 
 
 @dataclass(frozen=True)
@@ -71,68 +77,6 @@ TABLES = {
     "table3": Design("solver order", "table3_order", ("order", "solver")),
     "table4": Design("hand-off step t_i", "table4_t_i", ("t_i",)),
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """One printed table: cells by column (float, str or None), and notes that belong to it."""
-
-    title: str
-    group: Record
-    rows: list[Record]
-    notes: list[str]
-
-
-# -- records ----------------------------------------------------------------------------------
-
-
-def read_records(frame: "DataFrame") -> list[Record]:
-    """One dict per clip, None where a column or value is missing, and ignored knobs blanked.
-
-    A knob that a run ignores must not tell equal runs apart: methods other than S2Flow have no
-    windows and no solver, `native` and `bicubic` no hand-off, full attention no window shape,
-    the window policy `coverage` no sparsity, `order` belongs to the solver `lri`, whose order 1
-    is `euler`.
-    """
-    seen, records = set(), []
-    for raw in frame.to_dict("records"):
-        r = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, "run_id", "prompt", "seed", "status"))
-        r |= {str(k): _plain(v) for k, v in raw.items()}
-        if r["windows"] == "full":
-            r["sparsity"] = 1
-        if r["method"] != "s2flow":
-            r |= dict.fromkeys((*WINDOW_KNOBS, *SOLVER_KNOBS))
-        if r["method"] in ("native", "bicubic"):
-            r["t_i"] = None
-        if r["sparsity"] == 1:
-            r |= {"windows": None, "density": None}
-        if r["windows"] == "coverage":
-            r |= {"sparsity": None, "density": None}
-        if r["solver"] == "euler":
-            r |= {"solver": "lri", "order": 1}
-        if r["solver"] not in (None, "lri"):
-            r["order"] = None
-        key = (r["run_id"], r["prompt"], r["seed"])
-        if None in key or key not in seen:
-            records.append(r)
-        seen.add(key)
-    return records
-
-
-def _plain(value: Any) -> Any:
-    """A pandas cell as a plain value: NaN is None, 12.0 is 12, 0.30000000000000004 is 0.3."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return int(value) if value.is_integer() else round(value, 12)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def is_done(record: Record) -> bool:
-    """Whether the clip was finished, rather than recorded as failed."""
-    return record["status"] not in FAILED
 
 
 # -- which rows -------------------------------------------------------------------------------
@@ -200,7 +144,9 @@ def is_comparable(record: Record, held: Record) -> bool:
 # -- tables -----------------------------------------------------------------------------------
 
 
-def make_tables(name: str, frame: "DataFrame", paper: Mapping[str, Any]) -> list[Table]:
+def make_tables(
+    name: str, frame: "DataFrame", paper: Mapping[str, Any], reference: str | None = None
+) -> list[Table]:
     """One table per backbone, steps and size that has finished clips, the largest first."""
     groups: dict[tuple, list[Record]] = {}
     for r in read_records(frame):
@@ -209,10 +155,12 @@ def make_tables(name: str, frame: "DataFrame", paper: Mapping[str, Any]) -> list
             groups.setdefault(tuple(r[k] for k in GROUP), []).append(r)
     groups = {key: rs for key, rs in groups.items() if any(map(is_done, rs))}
     by_size = sorted(groups.values(), key=lambda rs: -sum(map(is_done, rs)))
-    return [make_table(name, records, paper) for records in by_size]
+    return [make_table(name, records, paper, reference) for records in by_size]
 
 
-def make_table(name: str, records: list[Record], paper: Mapping[str, Any]) -> Table:
+def make_table(
+    name: str, records: list[Record], paper: Mapping[str, Any], reference: str | None = None
+) -> Table:
     """The table of one group of records, the paper's rows first and in its order."""
     held = choose_held(name, [r for r in records if is_done(r)], paper)
     ours: dict[tuple, list[Record]] = {}
@@ -224,22 +172,60 @@ def make_table(name: str, records: list[Record], paper: Mapping[str, Any]) -> Ta
     extras = sorted((key for key in ours if key not in theirs), key=str)
 
     used = [r for rs in ours.values() for r in rs]
-    clips = len({(r["prompt"], r["seed"]) for r in used})
+    clips = len({tuple(r[k] for k in CLIP) for r in used})
     scores = _score_names(used)
-    rows = []
+    rows, labelled = [], {}
     for key in (*theirs, *extras):
         clip_rows, paper_row = ours.get(key, []), theirs.get(key)
         label = row_label(name, clip_rows[0] if clip_rows else paper_row)
+        if clip_rows:
+            labelled[label] = clip_rows
         cells = {"setting": label} | our_cells(name, clip_rows, clips, scores)
         rows.append(cells | their_cells(name, paper_row))
     if name == "table2":
         _add_speedup(rows)
+    usual = ours.get(next((k for k, row in theirs.items() if is_usual(row, paper)), None), [])
+    base = choose_reference(labelled, usual, reference)
+    differences = {} if base is None else row_differences(labelled, base, scores)
     first = records[0]
     group = {k: first[k] for k in GROUP}
     left_out = sum(map(is_done, records)) - sum(map(is_done, used))
-    notes = [_held_note(held, first["steps"]), *_provenance_notes(name, ours, left_out)]
-    notes += [*_score_notes(name, ours, scores), _paper_note(paper)]
-    return Table(f"Table {name[-1]}, {TABLES[name].title}: {_describe(group)}", group, rows, notes)
+    notes = [held_note(held, first["steps"]), *provenance_notes(labelled, left_out)]
+    notes += difference_note(base if differences else None)
+    notes += [*score_notes(labelled, scores), paper_note(paper)]
+    title = f"Table {name[-1]}, {TABLES[name].title}: {describe(group)}"
+    return Table(title, group, rows, notes, base, differences)
+
+
+def is_usual(row: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
+    """Whether a row of the paper is S2Flow at the setting that its other tables hold."""
+    setting = {k: paper["setting"][k] for k in ("sparsity", "order", "t_i")}
+    setting |= {"method": "s2flow", "windows": "adaptive"}
+    return all(row.get(k) in (None, v) for k, v in setting.items())
+
+
+def choose_reference(
+    ours: dict[str, list[Record]], usual: list[Record], run_id: str | None
+) -> str | None:
+    """The setting that the others are compared with; None where no row has a finished clip."""
+    done = {label: rs for label, rs in ours.items() if any(map(is_done, rs))}
+    wanted = [label for label, rs in done.items() if rs[0]["run_id"] == run_id]
+    wanted += [label for label, rs in done.items() if rs is usual]
+    return next(iter([*wanted, *done]), None)
+
+
+def row_differences(
+    ours: dict[str, list[Record]], base: str, scores: list[str]
+) -> dict[str, dict[str, PairedDifference]]:
+    """Of each row but `base`, by its label: every score minus that of `base`, by column."""
+    columns = {f"VBench {s}": s for s in scores if s in VBENCH} | AGGREGATES
+    columns |= {f"own {s}": s for s in scores if s not in VBENCH}
+    reference, found = scores_by_clip(ours[base]), {}
+    for label, records in ours.items():
+        if label != base and any(map(is_done, records)):
+            of = metrics.paired_runs(scores_by_clip(records), reference, columns.values())
+            found[label] = {column: of[score] for column, score in columns.items()}
+    return found
 
 
 def _largest_run(records: list[Record]) -> list[Record]:
@@ -260,7 +246,7 @@ def our_cells(name: str, records: list[Record], clips: int, scores: list[str]) -
         cells["HR speed-up"] = None  # filled in when all rows are known
     means = {score: _average(done, f"score_{score}") for score in scores}
     cells |= {f"VBench {s}": means[s] for s in scores if s in VBENCH}
-    cells |= {title: aggregate(means) for title, aggregate in AGGREGATES.items()}
+    cells |= {title: metrics.AGGREGATES[k](means) for title, k in AGGREGATES.items()}
     cells |= {f"own {s}": means[s] for s in scores if s not in VBENCH}
     cells["run"] = records[0]["run_id"] if records else None
     return cells
@@ -300,116 +286,6 @@ def _add_speedup(rows: list[Record]) -> None:
             row["HR speed-up"] = full / row["seconds hr"]
 
 
-# -- notes ------------------------------------------------------------------------------------
-
-
-def _describe(group: Record) -> str:
-    return (
-        f"backbone {group['backbone']}, {group['steps']} steps, "
-        f"{group['height']}×{group['width']} (height×width), {group['frames']} frames"
-    )
-
-
-def _held_note(held: Record, steps: int | None) -> str:
-    said = {k: v for k, v in held.items() if v is not None}
-    if "t_i" in said:
-        said["t_i"] = f"{said['t_i']} of {steps}"
-    return "held: " + (", ".join(f"{k}={v}" for k, v in said.items()) or "nothing")
-
-
-def _provenance_notes(name: str, ours: dict[tuple, list[Record]], left_out: int) -> list[str]:
-    used = [r for rs in ours.values() for r in rs]
-    prompts, seeds = len({r["prompt"] for r in used}), len({r["seed"] for r in used})
-    made = f"device {_values(used, 'device')}; commit {_values(used, 'commit')}"
-    notes = [f"ours: {prompts} prompts, {seeds} seeds; {made}"]
-    notes.append("s: the share that is kept; f: share of query-key pairs really computed")
-    if left_out:
-        notes.append(f"left out: {left_out} finished clips made with other settings")
-    done = [frozenset((r["prompt"], r["seed"]) for r in rs if is_done(r)) for rs in ours.values()]
-    if len(set(done)) > 1:
-        notes.append("CAUTION: rows cover different clips, so their means are not paired")
-    if len({r.get("device") for r in used}) > 1:
-        notes.append("CAUTION: several devices, so seconds are not comparable")
-    finished = [r for r in used if is_done(r) and r["method"] != "native"]
-    reused = sum(r.get("seconds_lr") is None for r in finished)
-    if reused:
-        why = "seconds lr is over the others, seconds total lacks it; compare seconds hr"
-        notes.append(f"{reused} of {len(finished)} clips reused an LR flow: {why}")
-    for rs in ours.values():
-        failed = sum(not is_done(r) for r in rs)
-        if failed:
-            notes.append(f"{row_label(name, rs[0])}: {failed} clips failed")
-    return notes
-
-
-def _score_notes(name: str, ours: dict[tuple, list[Record]], scores: list[str]) -> list[str]:
-    real = [s for s in scores if s in VBENCH]
-    own = ", ".join(s for s in scores if s not in VBENCH) or "none"
-    notes = [f"VBench dimensions: {', '.join(real) or 'none'}; our own, not VBench's: {own}"]
-    missing = ", ".join(s for s in metrics.SIX if s not in real)
-    if missing:
-        notes.append(f"Temporal, Visual, Mean need all their dimensions; not scored: {missing}")
-    for rs in ours.values():
-        done = [r for r in rs if is_done(r)]
-        for s in scores:
-            scored = sum(r.get(f"score_{s}") is not None for r in done)
-            if 0 < scored < len(done):
-                note = f"{s} is over {scored} of {len(done)} clips"
-                notes.append(f"{row_label(name, rs[0])}: {note}")
-    return notes
-
-
-def _paper_note(paper: Mapping[str, Any]) -> str:
-    s = paper["setting"]
-    size = "×".join(map(str, reversed(s["high_resolution"])))
-    made = f"{s['backbone']} on {s['gpus']}, {s['steps']} steps, {size}, {s['frames']} frames"
-    return f"{PAPER}{made}, {s['prompts']} VBench prompts, as published ({paper['source']})"
-
-
-def _values(records: list[Record], column: str) -> str:
-    return ", ".join(sorted({str(r[column]) for r in records if r.get(column)})) or "unknown"
-
-
-# -- output -----------------------------------------------------------------------------------
-
-
-def to_markdown(table: Table) -> str:
-    """A heading, the table and its notes."""
-    columns = list(table.rows[0])
-    cells = [columns, *([_cell(c, row[c]) for c in columns] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    return "\n".join([f"### {table.title}", "", *lines, "", *(f"- {n}" for n in table.notes)])
-
-
-def to_csv(tables: list[Table]) -> str:
-    """All groups below each other, numbers unrounded, empty where nothing is."""
-    rows = [table.group | row for table in tables for row in table.rows]
-    columns = list(dict.fromkeys(c for row in rows for c in row))
-    columns.sort(key=lambda c: c.startswith(PAPER))  # stable: the paper's stay right
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return DASH
-    if isinstance(value, str):
-        return value.replace("|", "\\|").replace("\n", " ")
-    if "speed-up" in column or "seconds" in column:
-        return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-    if column.endswith("minutes"):
-        return f"{value:g}"
-    return f"{value:.4f}"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Print one table; 1 if there is nothing to print yet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -418,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         "--runs", type=Path, default=Path("runs"), help="the store (default: runs)"
     )
     parser.add_argument("--format", choices=("md", "csv"), default="md")
+    parser.add_argument("--reference", help="run id of the row that others are compared with")
     args = parser.parse_args(argv)
     paper = json.loads(PAPER_FILE.read_text(encoding="utf-8"))
     tables = []
@@ -425,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         from s2flow.store import load_records
 
         try:
-            tables = make_tables(args.table, load_records(args.runs), paper)
+            tables = make_tables(args.table, load_records(args.runs), paper, args.reference)
         except ValueError as error:  # a score on another scale, or a store that cannot be read
             print(f"{args.table}: {error}", file=sys.stderr)
             return 1
@@ -433,6 +310,13 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"no finished clips for {args.table} in {args.runs}/; make them with: "
             f"python run.py experiment={args.table}",
+            file=sys.stderr,
+        )
+        return 1
+    runs = [row["run"] for table in tables for row in table.rows if row["run"]]
+    if args.reference is not None and args.reference not in runs:
+        print(
+            f"--reference {args.reference} is no row of {args.table}; type one of {', '.join(runs)}",
             file=sys.stderr,
         )
         return 1

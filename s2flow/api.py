@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -36,8 +37,8 @@ from s2flow.errors import UserError
 from s2flow.timing import Clock
 
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
-             "device", "threads", "seed", "context_parallel", "compile", "offload", "fp8", "plan",
-             "tflops", "memory", "check_memory"}  # fmt: skip
+             "device", "threads", "seed", "seeds", "context_parallel", "compile", "offload", "fp8",
+             "plan", "tflops", "memory", "check_memory", "keep_latents"}  # fmt: skip
 KNOBS = tuple(f.name for f in fields(Config) if f.name not in NOT_KNOBS)
 UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
 DIFFUSERS = {  # its words for our knobs
@@ -112,6 +113,8 @@ def generate(
                 made = methods.generate(backbone, recipe, prompts, seeds, **how)
         except Stopped as stop:
             return Result(None, _array(stop.low_video), None, [], **found)
+        if not torch.isfinite(made.latent).all():
+            raise FloatingPointError("the latent holds NaN or infinity")
         low = None if made.low_video is None else _array(made.low_video)
         return Result(_array(made.video), low, made.latent, made.reports, **found)
 

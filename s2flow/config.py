@@ -74,6 +74,7 @@ class PromptsConf:
 
     source: str = MISSING
     file: str | None = None
+    augmented: str | None = None
     subset: str = "full"
     count: int | None = None
     subset_seed: int = 0
@@ -106,6 +107,7 @@ class Config:
     solver: str = "lri"
     steps: int | None = None
     seed: int = 0
+    seeds: int = 1
     prompt: str | None = None
     low: list[int] | None = None
     high: list[int] | None = None
@@ -140,6 +142,7 @@ class Config:
     context_parallel: Any = 1
     compile: bool = False
     offload: str = "none"
+    keep_latents: bool = False
     plan: bool = False
     tflops: float | None = None
     memory: float | None = None

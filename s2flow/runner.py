@@ -1,6 +1,8 @@
 """One job: for each clip not yet in the store, generate, write, score, record.
 
-A clip is a prompt text and a seed; list entries with the same text share one. Whatever is already
+A clip is a prompt text and a seed; list entries with the same text share one. With `seeds` above 1
+all prompts get their first seed before any gets its second: whenever a job is stopped, as many
+prompts as possible have a clip, and prompts are what statistics count. Whatever is already
 recorded is skipped, so re-issuing a command continues it. A clip that fails leaves its traceback,
 the others go on, and the job ends non-zero with counts and the command to type. Within one process
 a backbone is loaded once, and an LR flow is computed once for all HR variants of a sweep that
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 
 from s2flow import methods
 from s2flow.backbones import checkpoint
@@ -35,13 +38,14 @@ from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.lowflow import LowFlowCache
+from s2flow.outcome import outcome
 from s2flow.parallel import Team, join, own_device
 from s2flow.planning import plan, refuse
-from s2flow.prompts import load_prompts
+from s2flow.prompts import Prompt, load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.score import Scoring
-from s2flow.store import Store, clip_key, sha256_of, written_whole
+from s2flow.store import Store, clip_key, sha256_of, without_nan, written_whole
 from s2flow.summary import Progress, print_failure, print_run
 from s2flow.timing import Clock
 from s2flow.tracking import Track, tracked
@@ -52,16 +56,20 @@ _loaded: dict[tuple, Backbone] = {}  # at most one
 
 @dataclass(frozen=True)
 class Task:
-    """One clip to make: text, seed, its places in the prompt list, its key in the store."""
+    """One clip to make: text, seed, its places in the prompt list, its key in the store.
+
+    original: the entry that an augmented text stands for; None: it is the text.
+    """
 
     prompt: str
     seed: int
     indices: tuple[int, ...]
+    original: str | None = None
 
     @property
     def key(self) -> str:
         """See `store.clip_key`."""
-        return clip_key(self.prompt, self.seed)
+        return clip_key(self.prompt, self.seed, self.original)
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -139,33 +147,47 @@ def _what_failed(summary: dict[str, Any]) -> str:
 
 
 def clip_tasks(cfg: DictConfig) -> list[Task]:
-    """The clips of a config: one `prompt`, or the prompts group; equal texts merged."""
+    """The clips of a config: one `prompt`, or the prompts group; equal texts merged.
+
+    Two entries are equal if both what the model is given and what is scored are. Seed by seed.
+    """
+    if cfg.seeds < 1:
+        raise UserError(f"seeds={cfg.seeds} asks for no clip of a prompt; type seeds=1 or more")
     if cfg.prompt is not None:
         if cfg.shard != "1/1":
             raise UserError(
-                f"shard={cfg.shard} splits a list, prompt= is one clip; drop one of them"
+                f"shard={cfg.shard} splits a list, prompt= is one prompt; drop one of them"
+            )
+        if cfg.prompts.augmented is not None:
+            raise UserError(
+                f"prompts.augmented={cfg.prompts.augmented} maps a list, prompt= is one prompt; "
+                "drop one of them"
             )
         if not cfg.prompt.strip():
             raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
         if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
             raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
-        entries = [(0, cfg.prompt)]
+        entries = [Prompt(0, cfg.prompt)]
     else:
         p = cfg.prompts
-        found = load_prompts(
+        entries = load_prompts(
             p.source,
             file=p.file,
+            augmented=p.augmented,
             subset=p.subset,
             seed=p.subset_seed,
             shard=cfg.shard,
             count=p.count,
             world=cfg.backbone.name if cfg.backbone.family == "tiny" else "micro",
         )
-        entries = [(e.index, e.text) for e in found]
-    places: dict[str, list[int]] = {}
-    for index, text in entries:
-        places.setdefault(text, []).append(index)
-    return [Task(text, cfg.seed, tuple(where)) for text, where in places.items()]
+    places: dict[tuple[str, str | None], list[int]] = {}
+    for entry in entries:
+        places.setdefault((entry.text, entry.original), []).append(entry.index)
+    return [
+        Task(text, seed, tuple(where), original)
+        for seed in range(cfg.seed, cfg.seed + cfg.seeds)
+        for (text, original), where in places.items()
+    ]
 
 
 def family(name: str) -> ModuleType:
@@ -323,6 +345,9 @@ class Job:
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
             with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
                 contact_sheet(temporary, rows, task.prompt)
+            if self.cfg.keep_latents:
+                with written_whole(store.path("latents", f"{task.key}.safetensors")) as temporary:
+                    save_file({"latent": made.latent[i].float().cpu().contiguous()}, temporary)
         sigma, sigma_high = (
             [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
             for k in (recipe.shift, recipe.shift_high)
@@ -332,6 +357,7 @@ class Job:
             "run_id": recipe.run_id,
             "recipe": recipe.identity(),
             "prompt": task.prompt,
+            **({} if task.original is None else {"original_prompt": task.original}),
             "prompt_index": list(task.indices),
             "seed": task.seed,
             "video": f"clips/{task.key}.mp4",
@@ -341,13 +367,15 @@ class Job:
             "height": video.shape[1],
             "width": video.shape[2],
             "fps": fps,
+            **outcome(video, made.latent[i]),
+            "token_pixels": self.cfg.backbone.multiple,
             "windows": recipe.windows_label,
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
             if "t_i" in recipe.knobs
             else None,
-            **made.reports[i],
+            **without_nan(made.reports[i]),
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},

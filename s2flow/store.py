@@ -3,6 +3,7 @@
     runs/<run_id>/recipe.json              what was run
                   clips/<key>.mp4          the video;  <key>.low.mp4 the LR one
                   sheets/<key>.png         LR and HR frames side by side
+                  latents/<key>.safetensors  the final latent, with keep_latents=true
                   records/<key>.json       written last: a clip is done when its record exists
                   scores/*.jsonl           what scorers said of it, see scorebook.py
                   failures/<key>.json      traceback of a clip that failed; tried again next time
@@ -15,6 +16,7 @@ folder.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import socket
 import uuid
@@ -32,9 +34,14 @@ from s2flow.scorebook import ScoreBook
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
 
 
-def clip_key(prompt: str, seed: int) -> str:
-    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run."""
-    return hashlib.sha256(f"{seed}\0{prompt}".encode()).hexdigest()[:16]
+def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
+    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run.
+
+    original: the entry that an augmented prompt stands for. It decides no pixel, but what the clip
+    is scored with, so that two entries with one augmented prompt are two clips.
+    """
+    entry = "" if original in (None, prompt) else f"\0{original}"
+    return hashlib.sha256(f"{seed}\0{prompt}{entry}".encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -57,6 +64,15 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     with written_whole(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """The same nest of dicts and lists with None for every NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of(path: Path) -> str:
@@ -151,6 +167,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     simple = (
         "run_id",
         "prompt",
+        "original_prompt",
         "seed",
         "status",
         "height",

@@ -72,7 +72,9 @@ class Progress:
         self.bars.update(self.rows["clips"], completed=self.done)
         stages = "  ".join(f"{k} {v:.1f}s" for k, v in record["seconds"].items() if v >= 0.05)
         text = json.dumps(record["prompt"], ensure_ascii=False)
-        line = f"  {self.done}/{self.todo} {escape(text)}  [dim]{stages}[/]"
+        found = record.get("outcome", "ok")
+        ended = "" if found == "ok" else f"  [bold red]{found}[/]"
+        line = f"  {self.done}/{self.todo} {escape(text)}{ended}  [dim]{stages}[/]"
         self.console.print(line, soft_wrap=True)
 
 

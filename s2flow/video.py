@@ -16,14 +16,14 @@ from torch import Tensor
 def write_video(path: Path, video: Tensor, fps: int) -> None:
     """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; sides must be even.
 
+    What is NaN or infinite becomes black; `s2flow.outcome` counts it, the file cannot tell.
     Raises ValueError for odd sides and OSError if ffmpeg could not finish the file.
     """
     if video.shape[1] % 2 or video.shape[2] % 2:
         raise ValueError(f"yuv420p needs even sides, not {video.shape[1]}x{video.shape[2]}")
-    frames = (video.clamp(0, 1) * 255).round().byte().cpu().numpy()
     iio.imwrite(
         path,
-        frames,
+        to_bytes(video).cpu().numpy(),
         plugin="FFMPEG",
         fps=fps,
         codec="libx264",
@@ -36,12 +36,32 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
         raise OSError(f"ffmpeg could not finish {path.name}")
 
 
+def to_bytes(video: Tensor) -> Tensor:
+    """Values in [0, 1] at 8 bits, as they are saved; NaN and infinity are 0, uint8 stays as it is."""
+    if video.dtype == torch.uint8:
+        return video
+    finite = video.nan_to_num(0.0, 0.0, 0.0)
+    return (finite.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def luminance(video: Tensor) -> Tensor:
+    """Y = .299 R + .587 G + .114 B of (..., 3), uint8 or in [0, 1] -> (...) float32 in [0, 1]."""
+    scale = 255.0 if video.dtype == torch.uint8 else 1.0
+    weights = torch.tensor([0.299, 0.587, 0.114], device=video.device) / scale
+    return video.float() @ weights
+
+
 class Undecodable(ValueError):
     """A file that is no video, or one that breaks off."""
 
 
 def read_video(path: Path) -> Tensor:
-    """Read a video file as (T, H, W, 3), float32 in [0, 1]; in this process, by PyAV.
+    """Read a video file as (T, H, W, 3), float32 in [0, 1]. Raises Undecodable."""
+    return read_frames(path).float().div_(255)
+
+
+def read_frames(path: Path) -> Tensor:
+    """Read a video file as (T, H, W, 3), uint8; in this process, by PyAV.
 
     Raises Undecodable if it is missing, empty or broken.
     """
@@ -50,7 +70,17 @@ def read_video(path: Path) -> Tensor:
         stated = container.streams.video[0].frames
     if not frames or len(frames) < stated:
         raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
-    return torch.from_numpy(np.stack(frames)).float() / 255
+    return torch.from_numpy(np.stack(frames))
+
+
+def frame_count(path: Path) -> int:
+    """Frames of a video file: all are decoded, none is kept. Raises Undecodable as `read_video`."""
+    with _opened(path) as container:
+        found = sum(1 for _ in container.decode(video=0))
+        stated = container.streams.video[0].frames
+    if found < max(stated, 1):
+        raise Undecodable(f"{path} breaks off after {found} of {stated} frames")
+    return found
 
 
 def stated_size(path: Path) -> tuple[int, int, int]:
@@ -80,7 +110,7 @@ def contact_sheet(
     strips = []
     for label, video in rows:
         pick = torch.linspace(0, len(video) - 1, min(columns, len(video))).round().long()
-        images = [Image.fromarray(f) for f in (video[pick].clamp(0, 1) * 255).byte().cpu().numpy()]
+        images = [Image.fromarray(f) for f in to_bytes(video[pick]).cpu().numpy()]
         scale = height / images[0].height
         size = (round(images[0].width * scale), height)
         strips.append((label, [im.resize(size, Image.Resampling.NEAREST) for im in images]))

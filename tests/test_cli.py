@@ -118,6 +118,10 @@ REFUSED = {  # what is typed -> what the line must say: the value, and what to t
     "coverage_rows=0": "coverage_rows=0 type coverage_rows=",
     "shard=5/3": "shard=5/3 type shard=k/n",
     "prompts.count=0": "prompts.count=0 type 1",
+    "seeds=0": "seeds=0 type seeds=1",
+    "seeds=-2": "seeds=-2 type seeds=1",
+    "seeds=1.5": "seeds=1.5 type whole number seeds",
+    "prompts.augmented=none.txt": "prompts.augmented=none.txt does not exist",
     "batch=0": "batch=0 type batch=1",
     "threads=0": "threads=0 type threads=1",
     "device=foo": "device=foo type device=auto|cpu|cuda",
@@ -156,6 +160,11 @@ def test_prompt_files_that_are_missing_or_empty(command, capsys, tmp_path):
         line = refusal(command("prompts=file", f"prompts.file={file}"), capsys)
         assert said in line and str(file) in line
     assert "prompts.file=prompts.txt" in refusal(command("prompts=file"), capsys)
+
+
+def test_an_augmented_list_beside_a_single_prompt(command, capsys):
+    line = refusal(command("prompt=cat", "prompts.augmented=long.txt"), capsys)
+    assert "prompts.augmented=long.txt" in line and "drop one" in line
 
 
 def test_runs_dir_below_a_file(command, capsys, tmp_path):

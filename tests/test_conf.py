@@ -70,6 +70,7 @@ COMMANDS = {  # what may be typed -> how many different runs it is
     "-m stencil=grid,central lr_time=sigma,snr": 3,  # the stencil is unused at equal snr
     "-m upsample=bilinear,nearest,bicubic": 3,
     "-m seed=0,1,2": 1,
+    "-m seeds=1,4 prompts.augmented=long.txt": 1,
     "-m 'low=[32,48],[32,32]'": 2,
     "-m rope=none,interpolate,ntk temperature=null,auto shift_high=null,3": 12,
     "high=[96,144] steps=30 frames=4 guidance=2 shift=3": 1,
@@ -161,8 +162,20 @@ def test_the_defaults_of_schema_and_file_agree():
 
 def test_help_explains_every_knob_and_choice():
     text = (CONF / "hydra" / "help" / "s2flow.yaml").read_text(encoding="utf-8")
-    knobs = {"sparsity", "density", "t_i", "order", "steps", "seed", "prompt", "low", "high"}
+    knobs = {
+        "sparsity",
+        "density",
+        "t_i",
+        "order",
+        "steps",
+        "seed",
+        "seeds",
+        "prompt",
+        "low",
+        "high",
+    }
     knobs |= {"frames", "guidance", "brick_low", "brick_high", "coverage_rows", "runs_dir"}
+    knobs |= {"prompts.subset", "prompts.count", "prompts.subset_seed", "prompts.augmented"}
     knobs |= {"backbone.source", "backbone.revision", "backbone.dtype"}
     knobs |= {"fp8", "vae_tile", "plan", "tflops", "memory", "check_memory"}
     knobs |= {"shard", "batch", "device", "threads", "windows.exponents"}

@@ -63,14 +63,50 @@ def test_sign_is_first_minus_second_and_seed_decides():
     assert (other.low, other.high) == pytest.approx((-one.high, -one.low))
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(100):
-        d = rng.normal(0.1, 1.0, 40)
-        got = metrics.paired_difference(d, np.zeros(40), seed=trial)
-        covered += got.low <= 0.1 <= got.high
-    assert 86 <= covered <= 99  # nominal 95 of 100
+def simulated(n, rng, trials=3000):
+    """Differences (trials, n) of many kinds, and the true mean of each."""
+    three = (trials, n, 3)  # seeds of a prompt, which has a level of its own
+    levels = rng.choice([-1, 0, 1], p=(0.1, 0.6, 0.3), size=(trials, n, 1))
+    return {
+        "normal": (rng.normal(0.3, 1, (trials, n)), 0.3),
+        "exponential": (rng.exponential(1, (trials, n)) - 0.7, 0.3),
+        ".1 .5 .4": (rng.choice([-1.0, 0, 1], p=(0.1, 0.5, 0.4), size=(trials, n)), 0.3),
+        ".1 .7 .2": (rng.choice([-1.0, 0, 1], p=(0.1, 0.7, 0.2), size=(trials, n)), 0.1),
+        "3 seeds": (rng.normal(size=(trials, n, 1)) + 0.3 + rng.normal(0, 0.5, three), 0.3),
+        "3 seeds, -1/0/+1": (levels * (rng.random(three) < 0.7), 0.2 * 0.7),
+    }
+
+
+def coverage(d, truth):
+    low, high = metrics.bootstrap_interval(d, 0.95, resamples=2000)
+    assert np.isfinite(low).all() and np.isfinite(high).all()
+    return ((low <= truth + 1e-12) & (truth - 1e-12 <= high)).mean()
+
+
+RARE = {".02 .96 .02": (0.02, 0.96, 0.02), ".05 .90 .05": (0.05, 0.9, 0.05)}
+
+
+@pytest.mark.parametrize("chances", RARE.values(), ids=RARE)
+def test_no_difference_between_runs_that_rarely_differ_passes_for_one(chances):
+    rng = np.random.default_rng(1)
+    d = rng.choice([-1.0, 0, 1], p=chances, size=(3000, 64))
+    got = coverage(d, 0)
+    print(64, chances, f"{got:.3f}")
+    assert got >= 0.94
+
+
+@pytest.mark.parametrize("n", [16, 64])
+def test_intervals_cover_the_truth_as_often_as_they_say(n):
+    for kind, (d, truth) in simulated(n, np.random.default_rng(1)).items():
+        by_prompt = d.mean(axis=2) if d.ndim == 3 else d
+        got = coverage(by_prompt, truth)
+        print(n, kind, f"{got:.3f}")
+        assert 0.92 <= got <= 0.98, f"{kind}, n={n}: {got:.3f}"
+
+
+def test_seeds_taken_for_prompts_would_claim_too_much():
+    d, truth = simulated(64, np.random.default_rng(1))["3 seeds"]
+    assert coverage(d[:500].reshape(500, -1), truth) < 0.85
 
 
 def test_a_wider_level_gives_a_wider_interval():
@@ -85,6 +121,71 @@ def test_mappings_pair_by_prompt_whatever_their_order():
     b = {"failed": 1.0, "y": 1.5, "x": 0.5, "only b": 9.0}
     got = metrics.paired_difference(a, b)
     assert got.mean == pytest.approx(0.5) and got.n == 2 and got.dropped == 3
+
+
+def test_seeds_are_averaged_within_the_prompt_and_only_those_of_both_sides():
+    a = {("x", 0): 0.9, ("x", 1): 0.5, ("x", 2): 9.0, ("y", 0): 0.3, ("z", 0): 1.0}
+    b = {("x", 0): 0.5, ("x", 1): 0.3, ("x", 3): 9.0, ("y", 0): 0.3, ("z", 0): None}
+    got = metrics.paired_clips(a, b)
+    assert got.mean == pytest.approx((0.3 + 0.0) / 2)  # x counts once, whatever its seeds
+    assert (got.n, got.dropped, got.clips) == (2, 1, 3)
+    assert (got.wins, got.ties) == (0.75, 1)
+    one = metrics.paired_difference({"x": 0.7, "y": 0.3}, {"x": 0.4, "y": 0.3})
+    assert (got.low, got.high) == pytest.approx((one.low, one.high))
+
+
+def test_order_of_records_does_not_move_the_interval():
+    rng = np.random.default_rng(5)
+    a = {(f"p{i}", s): x for (i, s), x in np.ndenumerate(rng.normal(size=(12, 2)))}
+    b = dict.fromkeys(a, 0.1)
+    mixed = dict(reversed(a.items()))
+    assert metrics.paired_clips(a, b) == metrics.paired_clips(mixed, b)
+
+
+def test_wins_count_ties_half_and_rounding_is_no_win():
+    a, b = [0.1 + 0.2, 0.5, 0.1, 0.9], [0.3, 0.4, 0.4, 0.2]
+    got = metrics.paired_difference(a, b)
+    assert (got.wins, got.ties) == (0.625, 1)
+    assert metrics.paired_difference(b, a).wins == 0.375
+
+
+def test_ties_only_give_a_finite_interval_around_zero():
+    got = metrics.paired_difference([0.4] * 9, [0.4] * 9)
+    assert (got.mean, got.low, got.high, got.wins, got.ties) == (0, 0, 0, 0.5, 9)
+    assert not got.is_real
+    got = metrics.paired_difference([1.0] + [0.0] * 8, [0.0] * 9)  # most resamples see no win
+    assert -math.inf < got.low < got.mean < got.high < math.inf and not got.is_real
+    one = metrics.paired_difference([1.0] + [0.0] * 15, [0.0] * 16)  # exact (binomial): up to .302
+    assert one.high == pytest.approx(0.302, abs=0.1) and one.high > 3 / 16  # percentile: 3 of 16
+
+
+def test_a_difference_is_real_where_its_interval_leaves_out_zero_over_enough_prompts():
+    rng = np.random.default_rng(0)
+    d = rng.normal(1, 0.1, 6)
+    assert metrics.paired_difference(d, np.zeros(6)).is_real
+    assert metrics.paired_difference(-d, np.zeros(6)).is_real
+    few = metrics.paired_difference(d[:5], np.zeros(5))
+    assert few.low > 0 and not few.is_real  # five of one sign are chance once in sixteen
+    assert not metrics.paired_difference(d - 1, np.zeros(6)).is_real
+    tied = metrics.paired_difference([*d[:5], *[0.0] * 3], np.zeros(8))
+    assert tied.low > 0 and not tied.is_real  # ties are no witnesses
+    assert not metrics.paired_difference([1.0], [0.0]).is_real
+
+
+def test_runs_are_compared_by_score_and_aggregates_only_where_all_six_are_there():
+    better = {name: value + 0.06 for name, value in ROW.items()}
+    partial = {name: v for name, v in better.items() if name != "motion_smoothness"}
+    a = {("x", 0): better, ("y", 0): better, ("z", 0): partial}
+    b = dict.fromkeys(a, ROW)
+    names = ("mean", "temporal", "visual", "imaging_quality", "world_agreement")
+    got = metrics.paired_runs(a, b, names)
+    assert list(got) == list(names)
+    assert got["mean"].mean == pytest.approx(0.06)
+    assert [got[k].n for k in names] == [2, 2, 3, 3, 0]
+    assert got["mean"].dropped == got["temporal"].dropped == 1
+    assert got["world_agreement"].mean is None and got["world_agreement"].wins is None
+    with pytest.raises(ValueError, match="divide by 100"):
+        metrics.paired_runs({("x", 0): {**ROW, "imaging_quality": 66}}, b, ["mean"])
 
 
 def test_too_few_pairs_claim_no_interval():

@@ -1,7 +1,9 @@
 """Prompts: literal text, stable indices, disjoint shards, and errors that say what to type."""
 
+import hashlib
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from s2flow import prompts
 from s2flow.backbones.tiny import world as worlds
 from s2flow.errors import UserError
 from s2flow.prompts import load_prompts
+from s2flow.prompts.__main__ import main
 
 NASTY = (
     '  a ${oc.env:HOME} "cat", it\'s = {x: 1}, %s \\n # no comment \u2028 \x0c 🦊  ',
@@ -211,6 +214,108 @@ def test_the_real_list_has_946_entries_and_a_half_of_473():
     assert len(load("vbench", subset="half")) == 473
     assert len(load("vbench", subset="temporal_flickering")) == 75
     assert len(load("vbench", subset="overall_consistency")) == 93
+
+
+PUBLISHED = json.loads(
+    Path(prompts.__file__).with_name("vbench_half.json").read_text(encoding="utf-8")
+)
+
+
+def test_the_published_half_is_what_its_seed_draws_of_any_946_entries():
+    """The draw knows only how many entries there are, so this needs no package."""
+    entries = [prompts.Prompt(i, "") for i in range(946)]
+    drawn = [p.index for p in prompts.select(entries, "half", PUBLISHED["seed"])]
+    assert drawn == PUBLISHED["indices"] and len(drawn) == PUBLISHED["count"] == 473
+    lines = "".join(f"{i}\n" for i in PUBLISHED["indices"])
+    assert hashlib.sha256(lines.encode()).hexdigest() == PUBLISHED["sha256"]
+    assert PUBLISHED["source"] == prompts.VBENCH and set(PUBLISHED) == {
+        *("source", "subset", "seed", "count", "sha256", "indices"),
+    }
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("vbench") is None,
+    reason=f"vbench is not installed ({prompts.INSTALL_VBENCH})",
+)
+def test_the_command_writes_the_published_half_of_the_installed_list(tmp_path, capsys):
+    assert main(["vbench", "half", "--out", str(tmp_path / "half.json")]) == 0
+    assert json.loads((tmp_path / "half.json").read_text()) == PUBLISHED
+    assert capsys.readouterr() == ("", "")  # its hash is the known one: no warning
+
+
+def test_the_command_prints_any_subset_with_hashes(vbench, capsys):
+    assert main(["vbench", "temporal_flickering", "--file", vbench]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["indices"] == [3, 30] and found["count"] == 2
+    assert found["sha256"] == hashlib.sha256(b"3\n30\n").hexdigest()
+    content = Path(vbench).read_bytes()
+    assert found["source"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert found["source"]["entries"] == 40
+    assert "scene" not in out  # indices, not texts
+    assert main(["demo", "half", "--seed", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["demo", "halv"], "did you mean half?"),
+        (["file", "half"], "prompts.file=prompts.txt"),
+        (["demo", "half", "--out", "/nowhere/x.json"], "/nowhere/x.json"),
+        (["demo", "half", "--file", "x.txt"], "prompts=file prompts.file=x.txt"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words, says, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert says in err and err.startswith("error: ") and err.count("\n") == 1 and not out
+
+
+def test_another_list_than_the_known_one_is_said(vbench, capsys):
+    load("vbench", file=vbench)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.count("\n") == 1
+    assert vbench in warning and prompts.VBENCH["sha256"][:12] in warning
+
+
+# -- augmented prompts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("long.txt", "".join(f"long {i}\n" for i in range(6))),
+        ("long.json", json.dumps([f"long {i}" for i in range(6)])),
+        ("long.jsonl", "".join(json.dumps({"prompt": f"long {i}"}) + "\n" for i in range(6))),
+        ("long.csv", "prompt\n" + "".join(f"long {i}\n" for i in range(6))),
+    ],
+)
+def test_augmented_texts_are_mapped_by_the_index_in_the_uncut_source(tmp_path, name, text):
+    file = write(tmp_path / name, text)
+    got = load("demo", augmented=file, subset="half", seed=3, shard="2/2")
+    plain = load("demo", subset="half", seed=3, shard="2/2")
+    assert [(p.index, p.original) for p in got] == [(p.index, p.text) for p in plain]
+    assert [p.text for p in got] == [f"long {p.index}" for p in plain]
+
+
+def test_dimensions_and_entries_of_one_text_keep_their_own_long_prompts(vbench, tmp_path):
+    texts = [f"a long scene {i}" for i in range(40)]
+    texts[7] = "scene 7"  # the same as the entry
+    got = load("vbench", file=vbench, augmented=write(tmp_path / "l.txt", "\n".join(texts)))
+    assert got[5].original == got[30].original == "scene 5" and got[5].text != got[30].text
+    assert got[7].original is None and got[7].text == "scene 7"
+    assert got[17].dimensions == ("overall_consistency", "imaging_quality")
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_an_augmented_list_of_another_length_is_refused(count, tmp_path):
+    file = write(tmp_path / "long.txt", "x\n" * count)
+    message = refused("demo", augmented=file, subset="smoke", count=count)
+    assert f"prompts.augmented={file} holds {count} prompts, the uncut source 6" in message
+    assert "prompts.augmented=none.txt does not exist" in refused("demo", augmented="none.txt")
+    bad = write(tmp_path / "bad.txt", "a\n\nb")
+    assert "bad.txt, line 2: the prompt is empty" in refused("demo", augmented=bad)
 
 
 # -- cutting ----------------------------------------------------------------------------------

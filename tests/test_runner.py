@@ -10,11 +10,15 @@ import torch
 from finished import fresh_flows
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from safetensors.torch import load_file
 
-from s2flow import methods, runner
+from s2flow import cascade, methods, runner
+from s2flow.backbones import tiny
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.prompts import DEMO
+from s2flow.scorers.builtin import TemporalFlickering
+from s2flow.scorers.fidelity import psnr
 from s2flow.store import clip_key, load_records, sha256_of
 from s2flow.video import read_video
 
@@ -167,6 +171,60 @@ def test_shards_are_disjoint_and_complete(tmp_path):
     assert sorted(t.prompt for tasks in shards for t in tasks) == sorted(DEMO)
 
 
+def test_seeds_make_so_many_clips_of_each_prompt(tmp_path):
+    cfg = config(
+        tmp_path, "method=bicubic", "scorer=[none]", "prompts.count=2", "seed=3", "batch=3"
+    )
+    first = runner.run(cfg)
+    cfg.seeds = 2
+    both = runner.run(cfg)
+    assert both["run_id"] == first["run_id"] and both["made"] == 2 and both["clips"] == 4
+    made = [(r["prompt"], r["seed"]) for r in both["records"]]
+    assert made == [(DEMO[0], 3), (DEMO[1], 3), (DEMO[0], 4), (DEMO[1], 4)]
+    assert len({r["sha256"] for r in both["records"]}) == 4
+    assert both["records"][:2] == first["records"]
+
+
+def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
+    tasks = [
+        runner.clip_tasks(config(tmp_path, "prompts.count=3", "seeds=2", f"shard={k}/2"))
+        for k in (1, 2)
+    ]
+    assert [[(t.indices, t.seed) for t in shard] for shard in tasks] == [
+        [((0,), 0), ((2,), 0), ((0,), 1), ((2,), 1)],
+        [((1,), 0), ((1,), 1)],
+    ]
+    (one, two) = runner.clip_tasks(config(tmp_path, "prompt=cat", "seeds=2"))
+    assert (one.prompt, one.seed, two.seed) == ("cat", 0, 1)
+
+
+def test_augmented_prompts_are_given_to_the_model_and_the_entry_to_scorers(tmp_path, monkeypatch):
+    seen = []
+    flickering = TemporalFlickering.__call__
+    monkeypatch.setattr(
+        TemporalFlickering,
+        "__call__",
+        lambda s, clip: seen.append(clip.prompt) or flickering(s, clip),
+    )
+    (tmp_path / "short.txt").write_text("a red ball\na blue star\na blue star\n")
+    (tmp_path / "long.txt").write_text("a large red ball\na blue star\na large red ball\n")
+    words = ("prompts=file", f"prompts.file={tmp_path}/short.txt", "scorer=[builtin]")
+    words += (f"prompts.augmented={tmp_path}/long.txt", "method=bicubic", "batch=3")
+    summary = runner.run(config(tmp_path / "runs", *words))
+    red, star, other = summary["records"]  # one text, two entries: two clips, scored apart
+    assert red["prompt"] == other["prompt"] == "a large red ball"
+    assert (red["original_prompt"], other["original_prompt"]) == ("a red ball", "a blue star")
+    assert "original_prompt" not in star and star["prompt"] == "a blue star"
+    assert red["video"] != other["video"]
+    assert sorted(seen) == ["a blue star", "a blue star", "a red ball"]
+    assert Path(star["video"]).stem == clip_key("a blue star", 0)
+
+    reference = ("scorer=[fidelity]", f"scorer.fidelity.reference='{summary['run_id']}'")
+    others = runner.run(config(tmp_path / "runs", *words, *reference, "upsample=nearest"))
+    assert all(r["scores"]["psnr"] > 0 for r in others["records"])
+    assert runner.run(config(tmp_path / "runs", *words))["made"] == 0
+
+
 # -- failures -----------------------------------------------------------------------------------
 
 
@@ -208,20 +266,64 @@ def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
     assert all(after[k] == v for k, v in before.items() if "failures" not in k)
 
 
-def test_a_latent_that_is_no_number_fails(monkeypatch, tmp_path):
+@pytest.mark.parametrize("method", ["native", "s2flow"])
+def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(method, monkeypatch, tmp_path, capsys):
+    """One clip of a batch loses its numbers at HR; the other one is as if it were alone."""
+    words = (f"method={method}", "steps=4", "t_i=3")  # as many as a cosine needs
+    alone = runner.run(config(tmp_path / "alone", *words, "prompts.count=1"))
+    taylor_step = cascade.taylor_step
+
+    def spoiled(z, *rest):
+        z = taylor_step(z, *rest)
+        if z.shape[-2] == 16:  # HR
+            z[1:] = torch.nan
+        return z
+
+    monkeypatch.setattr(cascade, "taylor_step", spoiled)
+    cfg = config(tmp_path / "both", *words, "prompts.count=2", "batch=2")
+    summary = runner.run(cfg)
+    whole, lost = summary["records"]
+    assert (summary["failed"], whole["outcome"], lost["outcome"]) == (0, "ok", "nan")
+    assert (whole["nan_share"], lost["nan_share"], lost["black_frames"]) == (0, 1, None)
+    folder = Path(summary["folder"])
+    same = (read_video(Path(f) / whole["video"]) for f in (folder, alone["folder"]))
+    assert psnr(*same) > 40  # batches round in another order
+    assert lost["status"] == "ok" and "nan" in capsys.readouterr().err
+    assert read_video(folder / lost["video"]).max() == 0  # black, where bytes of NaN are anything
+    if method == "s2flow":
+        assert lost["derivative_cosine"]["lri"] == {"2": None}
+    assert runner.run(cfg)["made"] == 0  # it is done, and not tried again
+
+
+def test_the_latent_alone_tells_of_lost_numbers(monkeypatch, tmp_path):
     method = methods.method("bicubic")
     generate = method.generate
 
-    def spoiled(cascade):
-        made = generate(cascade)
+    def spoiled(run):
+        made = generate(run)
         made.latent[0, 0, 0, 0, 0] = torch.nan
         return made
 
     monkeypatch.setattr(method, "generate", spoiled)
     monkeypatch.setattr(runner, "low_flows", fresh_flows())  # the spoiled one is not shared
-    with pytest.raises(UserError, match="1 of 1 clips failed"):
-        runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))
-    assert names(tmp_path, "records") == set()
+    (record,) = runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))["records"]
+    assert record["outcome"] == "nan" and record["nan_share"] == 0
+
+
+def test_latents_are_kept_when_asked_for_and_change_nothing_else(made, tmp_path):
+    summary, runs_dir = made
+    words = ("prompts.count=1", "seed=5", "keep_latents=true")
+    kept = runner.run(config(tmp_path, *words))
+    assert kept["run_id"] == summary["run_id"]  # placement: the recipe does not know of it
+    assert kept["records"][0]["sha256"] == summary["records"][0]["sha256"]
+    (path,) = tmp_path.glob("*/latents/*")
+    assert path.name == clip_key(DEMO[0], 5) + ".safetensors"
+    latent = load_file(path)["latent"]
+    assert latent.dtype == torch.float32 and latent.shape[-3:] == (2, 16, 24)
+    assert not list(runs_dir.glob("*/latents"))
+    with torch.no_grad():
+        video = tiny.load("micro", "cpu").decode(latent[None])[0]
+    assert psnr(video, read_video(Path(kept["folder"]) / kept["records"][0]["video"])) > 30
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -136,6 +136,11 @@ def test_keys_depend_on_prompt_and_seed_and_stay_as_they_are():
     assert KEY == "9a98f8333c6492b1"
     texts = ["a cat", "a cat ", "A cat", "", "1\0a cat", "🦊"]
     assert len({clip_key(t, s) for t in texts for s in (0, 1, -1, 11)}) == 4 * len(texts)
+    assert clip_key(PROMPT, SEED, PROMPT) == clip_key(PROMPT, SEED, None) == KEY
+    assert clip_key(PROMPT, SEED, "a short one") not in (
+        KEY,
+        clip_key("a short one", SEED, PROMPT),
+    )
 
 
 def test_a_clip_is_done_when_its_record_is(store):

@@ -15,10 +15,13 @@ import pytest
 from s2flow import metrics
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
 spec = importlib.util.spec_from_file_location("s2flow_tables", ROOT / "experiments" / "tables.py")
 tables = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = tables  # dataclasses look their module up
 spec.loader.exec_module(tables)
+
+output = sys.modules["output"]
 
 PAPER = json.loads((ROOT / "experiments" / "paper.json").read_text(encoding="utf-8"))
 BASE = {
@@ -297,7 +300,124 @@ def test_absent_columns_leave_dashes():
     (table,) = tables.make_tables("table2", frame, PAPER)
     row = by_setting(table)["s=0.5 adaptive"]
     assert row["f"] is None and row["clips"] == "2 of 2"
-    assert tables.DASH in tables.to_markdown(table)
+    assert output.DASH in tables.to_markdown(table)
+
+
+# -- what is a real difference ----------------------------------------------------------------
+
+
+def scored(values, seeds=1, **changed):
+    """Clips of one run with these agreements, one per prompt; later seeds score a little higher."""
+    return [
+        {**r, "prompt": f"p{i}", "seed": s, "score_world_agreement": v + 0.01 * s}
+        for i, v in enumerate(values)
+        for s, r in enumerate(clips(seeds, **changed))
+    ]
+
+
+EASY = [0.3 + 0.05 * i for i in range(8)]  # prompts differ by more than the rows
+HARD = [v - 0.02 - 0.001 * i for i, v in enumerate(EASY)]
+SHUFFLED = [v + 0.02 * (-1) ** i for i, v in enumerate(EASY)]
+
+
+def test_real_differences_from_the_papers_setting_are_marked():
+    (table,) = make(
+        "table2",
+        scored(HARD, sparsity=0.25),
+        scored(EASY, sparsity=0.5),
+        scored(SHUFFLED, sparsity=0.75),
+    )
+    assert table.reference == "s=0.5 adaptive"
+    assert list(table.differences) == ["s=0.25 adaptive", "s=0.75 adaptive"]
+    worse = table.differences["s=0.25 adaptive"]["own world_agreement"]
+    assert worse.mean == pytest.approx(-0.0235) and worse.n == 8 and worse.wins == 0
+    assert worse.is_real and worse.high < 0
+    assert not table.differences["s=0.75 adaptive"]["own world_agreement"].is_real
+    text = output.to_markdown(table)
+    assert "| minus s=0.5 adaptive |" in text
+    first, second = (
+        [line for line in text.splitlines() if line.startswith(f"| {s} adaptive")]
+        for s in ("s=0.25", "s=0.75")
+    )
+    assert "0.4515*" in first[0] and "-0.0235* [" in first[1] and "wins 0%" in first[1]
+    assert "*" not in second[0] + second[1] and "| 8 " in second[1]
+    assert any(n.startswith("minus s=0.5 adaptive: ") for n in table.notes)
+
+
+def test_each_table_is_compared_with_its_row_of_the_papers_setting():
+    others = {
+        "table1": [clips(method="native"), clips(method="cascade")],
+        "table2": [clips(sparsity=0.25), clips(windows="fixed")],
+        "table3": [clips(order=1), clips(solver="ab2")],
+        "table4": [clips(t_i=16), clips(t_i=4)],
+    }
+    names = ("s2flow", "s=0.5 adaptive", "order 2", "t_i=12 of 20")  # 12 of 20 is 30 of 50
+    for (name, runs), reference in zip(others.items(), names, strict=True):
+        (table,) = make(name, *runs, clips())
+        assert table.reference == reference, name
+        assert len(table.differences) == 2
+    (table,) = make("table2", clips(sparsity=0.75), clips(sparsity=0.25))
+    assert table.reference == "s=0.25 adaptive"  # the first row, where nobody ran the paper's
+    (table,) = make("table2", clips())
+    assert not table.differences and "minus" not in output.to_markdown(table)
+
+
+def test_seeds_of_a_prompt_are_one_witness():
+    once = make("table2", scored(HARD, sparsity=0.25), scored(EASY))[0]
+    often = make("table2", scored(HARD, 4, sparsity=0.25), scored(EASY, 4))[0]
+    a, b = (t.differences["s=0.25 adaptive"]["own world_agreement"] for t in (once, often))
+    assert (a.n, a.clips, b.n, b.clips) == (8, 8, 8, 32)
+    assert (a.low, a.high) == pytest.approx((b.low, b.high))
+
+
+def test_only_shared_clips_are_compared_and_lost_prompts_counted():
+    (table,) = make("table2", scored(HARD[:6], sparsity=0.25), scored(EASY))
+    found = table.differences["s=0.25 adaptive"]["own world_agreement"]
+    assert (found.n, found.dropped) == (6, 2)
+    assert "| 6 (2 dropped) " in output.to_markdown(table)
+
+
+def test_mean_is_compared_only_where_all_six_dimensions_are_there():
+    six = {f"score_{d}": 0.5 for d in metrics.SIX}
+    better = clips(8, sparsity=0.25, **dict.fromkeys(six, 0.6))
+    del better[0]["score_imaging_quality"]
+    (table,) = make("table2", better, clips(8, **six))
+    found = table.differences["s=0.25 adaptive"]
+    assert found["Mean"].mean == pytest.approx(0.1)
+    assert [found[c].n for c in ("Mean", "Visual", "Temporal")] == [7, 7, 8]
+    assert ", 7 prompts" in output.to_markdown(table)
+
+
+def test_augmented_prompts_of_two_entries_stay_two_prompts():
+    rows = [*clips(8), *clips(8, sparsity=0.25)]
+    for i, r in enumerate(rows):
+        r |= {"prompt": "one long text", "original_prompt": f"entry {i % 8}"}
+    (table,) = make("table2", rows)
+    assert table.differences["s=0.25 adaptive"]["own world_agreement"].n == 8
+    assert by_setting(table)["s=0.5 adaptive"]["clips"] == "8 of 8"
+    assert any(n.startswith("ours: 8 prompts, 1 seeds") for n in table.notes)
+
+
+def test_the_reference_can_be_named_and_a_wrong_name_is_one_line(monkeypatch, tmp_path, capsys):
+    frame = pd.DataFrame([*scored(HARD, sparsity=0.25), *scored(EASY)])
+    run = frame["run_id"][0]
+    assert run_main(monkeypatch, tmp_path, frame, "table2", "--reference", run) == 0
+    assert "minus s=0.25 adaptive" in capsys.readouterr().out
+    assert run_main(monkeypatch, tmp_path, frame, "table2", "--reference", "abc") == 1
+    out, err = capsys.readouterr()
+    assert not out and "--reference abc" in err and run in err and err.count("\n") == 1
+
+
+def test_csv_has_the_differences_beside_the_scores(monkeypatch, tmp_path, capsys):
+    frame = pd.DataFrame([*scored(HARD, sparsity=0.25), *scored(EASY)])
+    assert run_main(monkeypatch, tmp_path, frame, "table2", "--format", "csv") == 0
+    rows = {r["setting"]: r for r in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    worse, reference = rows["s=0.25 adaptive"], rows["s=0.5 adaptive"]
+    assert float(worse["own world_agreement minus"]) == pytest.approx(-0.0235)
+    assert worse["own world_agreement real"] == "1" and worse["minus"] == "s=0.5 adaptive"
+    assert worse["own world_agreement prompts"] == "8"
+    assert float(worse["own world_agreement low"]) < float(worse["own world_agreement high"]) < 0
+    assert reference["own world_agreement minus"] == ""
 
 
 # -- output -----------------------------------------------------------------------------------
@@ -318,7 +438,7 @@ def test_markdown_keeps_the_papers_columns_right_and_labelled(monkeypatch, tmp_p
     columns = [c.strip() for c in header.strip("|").split("|")]
     labelled = [c.startswith("HunyuanVideo 8×H800: ") for c in columns]
     assert labelled == sorted(labelled) and sum(labelled) == 5
-    widths = {line.count("|") for line in out.splitlines() if line.startswith("|")}
+    widths = {line.count("|") for line in out.split("\n\n")[1].splitlines()}
     assert len(widths) == 1
     assert "VBench dimensions: temporal_flickering; our own, not VBench's: world_agreement" in out
 

@@ -13,13 +13,17 @@ scorer may state of itself decides, beside its arguments, which scores are still
     names           the scores that it gives, always all of them
     version         raised when its definition changes; 1 unless stated
     weights         {file: sha256} or a short hash, of scorers that have weights
+    arguments       those that decide its scores, where not all do
     preprocessing   what is done to the frames first, in words
     device          where it computes; "cpu" unless stated
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
-    fidelity.py   PSNR, SSIM and relative error against the same clip of another run
+    fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
+    highres.py    detail, doubling, seams, fine flicker, black and frozen frames
+    musiq.py      MUSIQ on native crops, where its weights are
     world.py      does a clip of the toy world show what its caption says? how often? how sharply?
+    vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
 
 A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.
@@ -32,13 +36,15 @@ from typing import Any
 
 from torch import Tensor
 
-from s2flow.video import read_video
+from s2flow.video import read_frames, read_video, to_bytes
 
 
 @dataclass(frozen=True)
 class Clip:
     """A generated clip as the scorers see it; decoded when first asked for, and once.
 
+    prompt: the list's own entry, also where the model was given an augmented text of it, which is
+    `record["prompt"]`: VBench's overall consistency must see the short one.
     path: the mp4; low_path: that of the cascade's LR flow, where there was one.
     runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
     record: of the clip in the store; {} for a clip from elsewhere.
@@ -52,9 +58,14 @@ class Clip:
     record: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def frames(self) -> Tensor:
+        """(T, H, W, 3) uint8, as saved. Raises Undecodable."""
+        return read_frames(self.path)
+
+    @cached_property
     def video(self) -> Tensor:
         """(T, H, W, 3) float32 in [0, 1]. Raises Undecodable."""
-        return read_video(self.path)
+        return self.frames.float().div_(255)
 
     @cached_property
     def low(self) -> Tensor | None:
@@ -65,5 +76,5 @@ class Clip:
     def of(cls, video: Tensor, prompt: str, seed: int = 0, runs_dir: Path = Path()) -> "Clip":
         """A clip that is in memory only."""
         clip = cls(Path(), prompt, seed, runs_dir)
-        vars(clip)["video"] = video
+        vars(clip).update(video=video, frames=to_bytes(video))
         return clip

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from s2flow.scorers import Clip
+from s2flow.video import to_bytes
 
 
 class TemporalFlickering:
@@ -29,14 +30,14 @@ class TemporalFlickering:
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
-        return {"temporal_flickering": temporal_flickering(clip.video)}
+        return {"temporal_flickering": temporal_flickering(clip.frames)}
 
 
 def temporal_flickering(video: Tensor) -> float | None:
-    """(T, H, W, 3) in [0, 1] -> score of the frames at the 8 bits they were saved with."""
+    """(T, H, W, 3), uint8 or in [0, 1] -> score of the frames at 8 bits, as they are saved."""
     if len(video) < 2:
         return None
-    frames = (video * 255).round().clamp(0, 255).to(torch.uint8)
+    frames = to_bytes(video)
     maes = [
         (after.short() - before.short()).abs().sum(dtype=torch.int64).item() / before.numel()
         for before, after in pairwise(frames)

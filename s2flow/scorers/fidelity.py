@@ -1,69 +1,220 @@
 """How near a clip is to the same prompt and seed in another run (say, full attention).
 
-With clip a and reference b, both (T, H, W, 3) in [0, 1]:
+With clip a and reference b, both (T, H, W, 3) in [0, 1], and z, z_b their final latents:
 
     psnr           = -10 log10 mean (a - b)^2                      in dB, at most 100 (see below)
     ssim           = mean of (2 m_a m_b + c1)(2 s_ab + c2) / ((m_a^2 + m_b^2 + c1)(s_a + s_b + c2))
     relative_error = |a - b| / |b|                                 root of the sums of squares
+    lpips          = distance of AlexNet features as Zhang et al. 2018 weigh them, mean over frames
+    latent_relative_error = |z - z_b| / |z_b|
 
 SSIM follows Wang et al. 2004: means m, variances s and covariance s_ab under an 11 x 11 Gaussian
 of deviation 1.5, c1 = 0.01^2, c2 = 0.03^2, only where the window fits; per frame and colour
 channel, then averaged. PSNR is cut at 100 dB because JSON has no infinity: 100 means identical.
+LPIPS needs `pip install --no-deps lpips torchvision` and AlexNet's weights where torchvision keeps
+them (nothing is downloaded); latents are there if both runs were made with keep_latents=true, and
+are compared if they have one shape. What is missing is None.
 
 Where it fails: it is distance, not quality. The reference is off-distribution itself when it runs
 beyond its training resolution, and a clip that repairs it is punished for doing so; a shift by
 one pixel costs more than a blur. Both clips went through a lossy mp4, which bounds PSNR from
-above.
+above; the latents did not.
 """
 
 import json
 import math
+import warnings
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
-from s2flow.video import read_video
+from s2flow.video import read_frames
 
 PSNR_OF_IDENTICAL = 100.0
+PATCH = (128, 192)  # of SSIM's map at once: what fits a core's cache
+ALEXNET = "alexnet-owt-7be5be79.pth"
+ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET}"
 
 
 class Fidelity:
-    """{"psnr", "ssim", "relative_error"} against run `reference`, an id in the same runs folder.
+    """Distance to run `reference`, an id in the same runs folder; see the module.
 
-    Raises UserError if that run has no such clip, or one of another size.
+    reference="auto" is the clip of the same recipe with full attention and Euler steps, wherever it
+    lies in the runs folder; for methods that are no cascade every score is then None. Raises
+    UserError if the reference has no such clip, or one of another size.
     """
 
+    def __init__(self, reference: str):
+        self.reference = reference
+        self._parts = {
+            "fidelity": Pixels(reference),
+            "fidelity_latent": Latent(reference),
+            "fidelity_lpips": Lpips(reference),
+        }
+        self.names = tuple(name for part in self._parts.values() for name in part.names)
+
+    def parts(self) -> dict[str, Any]:
+        """Pixels, latents and LPIPS: each may be missing without the others."""
+        return dict(self._parts)
+
+    def __call__(self, clip: Clip) -> dict[str, float | None]:
+        """All at once."""
+        scores: dict[str, float | None] = {}
+        for part in self._parts.values():
+            missing = getattr(part, "missing", None)
+            scores |= dict.fromkeys(part.names) if missing else part(clip)
+        return scores
+
+
+class Pixels:
+    """{"psnr", "ssim", "relative_error"} of the frames as they were saved."""
+
     names = ("psnr", "ssim", "relative_error")
+    version = 2  # 2: from bytes
 
     def __init__(self, reference: str):
         self.reference = reference
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
-        path = find_clip(clip.runs_dir, self.reference, clip.prompt, clip.seed)
-        other = read_video(path)
-        if other.shape != clip.video.shape:
-            raise UserError(
-                f"fidelity compares clips of one size: this one is {_size(clip.video)}, that of "
-                f"run {self.reference} is {_size(other)}: name a reference of the same resolution"
-            )
-        return {
-            "psnr": psnr(clip.video, other),
-            "ssim": ssim(clip.video, other),
-            "relative_error": relative_error(clip.video, other),
-        }
+        path = find_reference(clip, self.reference)
+        if path is None:
+            return dict.fromkeys(self.names)
+        a, b = clip.frames, _frames_like(clip, path)
+        return {"psnr": psnr(a, b), "ssim": ssim(a, b), "relative_error": relative_error(a, b)}
 
 
-def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
-    """The mp4 of a prompt and seed in a run; the UserError says what to type."""
+class Latent:
+    """{"latent_relative_error"}; None where one of the two kept no latent, or of another shape."""
+
+    names = ("latent_relative_error",)
+
+    def __init__(self, reference: str):
+        self.reference = reference
+
+    def __call__(self, clip: Clip) -> dict[str, float | None]:
+        """See the class."""
+        path = find_reference(clip, self.reference)
+        z, other = (None if p is None else _latent(p) for p in (clip.path, path))
+        comparable = z is not None and other is not None and z.shape == other.shape
+        return {"latent_relative_error": relative_error(z, other) if comparable else None}
+
+
+class Lpips:
+    """{"lpips"}, lower is nearer; `missing` names what it lacks, and then there is no score."""
+
+    names = ("lpips",)
+    preprocessing = "frames at their own size, in [-1, 1]"
+
+    def __init__(self, reference: str):
+        self.reference = reference
+
+    def __call__(self, clip: Clip) -> dict[str, float | None]:
+        """See the class."""
+        path = find_reference(clip, self.reference)
+        if path is None:
+            return {"lpips": None}
+        a, b = clip.frames, _frames_like(clip, path)
+        values = [self._of_frame(x, y) for x, y in zip(a, b, strict=True)]
+        return {"lpips": sum(values) / len(values)}
+
+    @property
+    def missing(self) -> list[str]:
+        """The package and the file that are not here, each with what to do about it."""
+        found = []
+        try:
+            import lpips  # noqa: F401
+        except Exception as error:  # torchvision for another torch raises RuntimeError
+            found.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
+        if not _alexnet().exists():
+            found.append(f"{_alexnet()} from {ALEXNET_URL}")
+        return found
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """{file: sha256} of the backbone; the linear heads are those of the package."""
+        from s2flow.store import sha256_of
+
+        return {ALEXNET: sha256_of(_alexnet())} if _alexnet().exists() else {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """LPIPS 0.1 with AlexNet, read from its file: the package itself would download it."""
+        import lpips
+
+        with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an older way
+            model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        state = torch.load(_alexnet(), map_location="cpu", weights_only=True)
+        for part in model.net.children():  # slices of AlexNet, whose layers keep their numbers
+            part.load_state_dict({k: state[f"features.{k}"] for k in part.state_dict()})
+        return model.eval()
+
+    @torch.no_grad()
+    def _of_frame(self, a: Tensor, b: Tensor) -> float:
+        a, b = (x.movedim(-1, 0)[None].float() / 127.5 - 1 for x in (a, b))
+        return self.model(a, b).item()
+
+
+def _alexnet() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+
+
+# -- the clip to compare with -----------------------------------------------------------------
+
+
+def find_reference(clip: Clip, reference: str) -> Path | None:
+    """The mp4 to compare with; None if reference="auto" and the clip is of no cascade."""
+    run_id = reference
+    if reference == "auto":
+        identity = clip.record.get("recipe") or {}
+        if "t_i" not in identity:
+            return None
+        run_id = find_full(clip.runs_dir, identity)
+    given = clip.record.get("prompt")
+    return find_clip(clip.runs_dir, run_id, clip.prompt, clip.seed, given)
+
+
+def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
+    """The run of the same recipe with full attention and Euler steps, as s2flow or as cascade."""
+    wanted = _of_cascade(identity)
+    for path in sorted(Path(runs_dir).glob("*/recipe.json")):
+        found = json.loads(path.read_text())
+        plain = found["method"] == "cascade" or (
+            found.get("solver") == "euler" and found.get("windows") == {"name": "full"}
+        )
+        if plain and _of_cascade(found) == wanted:
+            return path.parent.name
+    raise UserError(
+        "reference=auto finds no run of this recipe with full attention and Euler steps; "
+        "make it with `python run.py method=cascade ...` and the same other words first"
+    )
+
+
+def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides the pixels of a cascade that attends everything and takes Euler steps."""
+    own = {"method", "version", "windows", "sparsity", "density", "brick_low", "brick_high"}
+    own |= {"coverage_rows", "attention", "solver", "order", "stencil", "lr_time", "upsample"}
+    return {k: v for k, v in identity.items() if k not in own}
+
+
+def find_clip(
+    runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
+) -> Path:
+    """The mp4 of a prompt and seed in a run; the UserError says what to type.
+
+    given: what the model was given in place of the prompt, if that was another text.
+    """
     from s2flow.store import clip_key
 
     run = Path(runs_dir) / run_id
-    record = run / "records" / f"{clip_key(prompt, seed)}.json"
+    named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
+    record = run / "records" / f"{clip_key(*named)}.json"
     # The record of a failed clip names no video.
     video = json.loads(record.read_text()).get("video") if record.exists() else None
     if not video or not (run / video).exists():
@@ -74,14 +225,34 @@ def find_clip(runs_dir: Path, run_id: str, prompt: str, seed: int) -> Path:
     return run / video
 
 
+def _frames_like(clip: Clip, path: Path) -> Tensor:
+    """The frames of the reference. Raises UserError if they are of another size than the clip's."""
+    other = read_frames(path)
+    if other.shape != clip.frames.shape:
+        raise UserError(
+            f"fidelity compares clips of one size: this one is {_size(clip.frames)}, that of run "
+            f"{path.parents[1].name} is {_size(other)}: name a reference of the same resolution"
+        )
+    return other
+
+
+def _latent(path: Path) -> Tensor | None:
+    """The final latent that was kept beside a run's mp4."""
+    kept = path.parent.parent / "latents" / f"{path.stem}.safetensors"
+    return load_file(kept)["latent"] if kept.exists() else None
+
+
 def _size(video: Tensor) -> str:
     frames, height, width = video.shape[:3]
     return f"{frames} frames of {height}x{width}"
 
 
+# -- the numbers ------------------------------------------------------------------------------
+
+
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of signals in [0, 1], over the whole clip."""
-    error = (a.double() - b.double()).square().mean().item()
+    """Peak signal-to-noise ratio in dB over the whole clip; (T, H, W, 3), both uint8 or in [0, 1]."""
+    error = _square_error(a, b) / a.numel() / _peak(a) ** 2
     if error == 0:
         return PSNR_OF_IDENTICAL
     return min(-10 * math.log10(error), PSNR_OF_IDENTICAL)
@@ -89,31 +260,66 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def relative_error(a: Tensor, b: Tensor) -> float | None:
     """|a - b| / |b|; None for a black reference, which has no scale."""
-    scale = b.double().norm().item()
-    return (a.double() - b.double()).norm().item() / scale if scale else None
+    scale = _square_error(b, torch.zeros_like(b[:1]).expand_as(b))
+    return math.sqrt(_square_error(a, b) / scale) if scale else None
+
+
+def _square_error(a: Tensor, b: Tensor) -> float:
+    """|a - b|^2, frame by frame; of bytes it is exact, because float32 holds their squares."""
+    errors = (
+        (x.float() - y.float()).square_().sum(dtype=torch.float64)
+        for x, y in zip(a, b, strict=True)
+    )
+    return sum(e.item() for e in errors)
+
+
+def _peak(x: Tensor) -> float:
+    return 255.0 if x.dtype == torch.uint8 else 1.0
 
 
 def ssim(a: Tensor, b: Tensor) -> float | None:
-    """Structural similarity in [-1, 1]; None for frames under 11 pixels, where no window fits."""
-    if min(a.shape[1:3]) < 11:
+    """Structural similarity in [-1, 1] of (T, H, W, 3), both uint8 or in [0, 1].
+
+    None for frames under 11 pixels, where no window fits.
+    """
+    height, width = a.shape[1] - 10, a.shape[2] - 10
+    if min(height, width) < 1:
         return None
-    k = torch.arange(11, dtype=torch.float32, device=a.device) - 5
-    window = torch.exp(-k.square() / (2 * 1.5**2))
-    window = (window / window.sum()).expand(3, 1, 1, 11)
+    rows, columns = PATCH
+    total = 0.0
+    for x, y in zip(a, b, strict=True):
+        for i in range(0, height, rows):
+            for j in range(0, width, columns):
+                piece = (slice(i, i + rows + 10), slice(j, j + columns + 10))
+                total += _ssim_map(x[piece], y[piece]).sum(dtype=torch.float64).item()
+    return total / (len(a) * height * width * 3)
 
-    def smooth(x: Tensor) -> Tensor:  # the Gaussian is separable
-        rows = F.conv2d(x, window, groups=3)
-        return F.conv2d(rows, window.transpose(-1, -2), groups=3)
 
-    def of_frame(x: Tensor, y: Tensor) -> float:
-        x, y = x.movedim(-1, 0)[None].float(), y.movedim(-1, 0)[None].float()
-        mx, my = smooth(x), smooth(y)
-        vx, vy = smooth(x * x) - mx * mx, smooth(y * y) - my * my
-        vxy = smooth(x * y) - mx * my
-        c1, c2 = 0.01**2, 0.03**2
-        top = (2 * mx * my + c1) * (2 * vxy + c2)
-        return (top / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean().item()
+def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """(h, w, 3) twice -> SSIM of the windows inside, (3, h - 10, w - 10)."""
+    # Variances do not depend on where zero is; around 1/2 their rounding errors are smallest.
+    x, y = (t.movedim(-1, 0).float() / _peak(t) - 0.5 for t in (a, b))
+    mx, my, squares, product = _smooth(torch.stack([x, y, x * x + y * y, x * y]))
+    covariance, variances = product - mx * my, squares - mx * mx - my * my
+    mx, my = mx + 0.5, my + 0.5
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mx * my + c1) * (2 * covariance + c2)
+    return top / ((mx * mx + my * my + c1) * (variances + c2))
 
-    # Frame by frame: a long HR clip would need gigabytes at once.
-    values = [of_frame(x, y) for x, y in zip(a, b, strict=True)]
-    return sum(values) / len(values)
+
+def _smooth(x: Tensor) -> Tensor:
+    """Gaussian of deviation 1.5 over the last two axes, where its 11 x 11 window fits.
+
+    Sums of shifted copies, which a CPU does twice as fast as a convolution of so few channels.
+    """
+    k = torch.arange(6, dtype=torch.float64) - 5
+    half = torch.exp(-k.square() / (2 * 1.5**2))
+    half = (half / (2 * half.sum() - 1)).tolist()  # exp(0) = 1 stands in it once, not twice
+    for axis in (-2, -1):
+        size = x.shape[axis] - 10
+        out = x.narrow(axis, 5, size) * half[5]
+        for i in range(5):
+            pair = x.narrow(axis, i, size) + x.narrow(axis, 10 - i, size)
+            out.add_(pair, alpha=half[i])
+        x = out
+    return x

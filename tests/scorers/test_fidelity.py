@@ -1,15 +1,26 @@
 """Fidelity: known errors give known numbers, and a missing reference says what to type."""
 
 import json
-import sys
-from types import ModuleType
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip, fidelity
-from s2flow.scorers.fidelity import Fidelity, psnr, relative_error, ssim
+from s2flow.scorers import Clip
+from s2flow.scorers.fidelity import (
+    ALEXNET,
+    Fidelity,
+    Lpips,
+    find_clip,
+    psnr,
+    relative_error,
+    ssim,
+)
+from s2flow.store import clip_key
+from s2flow.video import read_frames, write_video
 
 
 def clip(frames: int = 3, seed: int = 0) -> torch.Tensor:
@@ -64,37 +75,138 @@ def test_black_reference_has_no_relative_error():
     assert relative_error(clip(), torch.zeros(3, 32, 48, 3)) is None
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """A runs folder with one finished and one failed clip in run `ref`."""
-    store = ModuleType("s2flow.store")
-    store.clip_key = lambda prompt, seed: f"{prompt.replace(' ', '-')}-{seed}"
-    monkeypatch.setitem(sys.modules, "s2flow.store", store)
-    monkeypatch.setattr(fidelity, "read_video", torch.load)
-    (tmp_path / "ref/records").mkdir(parents=True)
-    (tmp_path / "ref/clips").mkdir()
-    torch.save(clip(), tmp_path / "ref/clips/a.mp4")
-    record = {"prompt": "a ball", "video": "clips/a.mp4"}
-    (tmp_path / "ref/records/a-ball-0.json").write_text(json.dumps(record))
-    (tmp_path / "ref/records/a-ball-1.json").write_text(json.dumps({"error": "killed"}))
-    return tmp_path
+@pytest.mark.parametrize("size", [(3, 32, 48), (2, 141, 207), (1, 11, 300)])
+def test_bytes_give_the_definition_in_float64(size):
+    """In pieces, from bytes or floats: the same to 1e-6 as the equations written down at once."""
+    draw = torch.Generator().manual_seed(4)
+    a = torch.randint(0, 256, (*size, 3), generator=draw, dtype=torch.uint8)
+    b = (a.int() + torch.randint(-9, 10, a.shape, generator=draw)).clamp(0, 255).byte()
+    x, y = (v.double().movedim(-1, 1) / 255 for v in (a, b))
+    k = torch.arange(11).double() - 5
+    w = torch.exp(-(k[:, None] ** 2 + k[None] ** 2) / 4.5)
+    w = (w / w.sum()).expand(3, 1, 11, 11)
+    mx, my, xx, yy, xy = (F.conv2d(v, w, groups=3) for v in (x, y, x * x, y * y, x * y))
+    top = (2 * mx * my + 1e-4) * (2 * (xy - mx * my) + 9e-4)
+    down = (mx * mx + my * my + 1e-4) * (xx - mx * mx + yy - my * my + 9e-4)
+    expected = {
+        ssim: (top / down).mean().item(),
+        psnr: -10 * math.log10((x - y).square().mean().item()),
+        relative_error: ((x - y).norm() / y.norm()).item(),
+    }
+    for score, value in expected.items():
+        assert score(a, b) == pytest.approx(value, abs=1e-6)
+        assert score(a.float() / 255, b.float() / 255) == pytest.approx(value, abs=1e-6)
 
 
-def test_finds_the_same_prompt_and_seed_in_the_reference(runs):
-    scores = Fidelity("ref")(Clip.of(clip() + 0.1, "a ball", 0, runs))
-    assert set(scores) == {"psnr", "ssim", "relative_error"}
-    assert scores["psnr"] == pytest.approx(20.0, abs=1e-3)
+# -- against another run ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("prompt", "seed"), [("a car", 0), ("a ball", 1), ("a ball", 2)])
-def test_missing_reference_says_what_to_type(runs, prompt, seed):
-    with pytest.raises(UserError) as error:
-        Fidelity("ref")(Clip.of(clip(), prompt, seed, runs))
-    message = str(error.value)
-    assert "\n" not in message
-    assert all(part in message for part in ("ref", repr(prompt), f"seed {seed}", "python run.py"))
+def add(folder, run, video, recipe, latent=None):
+    """A finished clip of "a ball", seed 0, in a run; its record."""
+    key = clip_key("a ball", 0)
+    for kind in ("records", "clips", "latents"):
+        (folder / run / kind).mkdir(parents=True, exist_ok=True)
+    write_video(folder / run / "clips" / f"{key}.mp4", video, 8)
+    if latent is not None:
+        save_file({"latent": latent}, folder / run / "latents" / f"{key}.safetensors")
+    record = {"prompt": "a ball", "video": f"clips/{key}.mp4", "recipe": recipe, "run_id": run}
+    (folder / run / "records" / f"{key}.json").write_text(json.dumps(record))
+    (folder / run / "recipe.json").write_text(json.dumps({"version": 1, **recipe}))
+    return Clip(folder / run / "clips" / f"{key}.mp4", "a ball", 0, folder, None, record)
 
 
-def test_other_resolution_is_refused(runs):
-    with pytest.raises(ValueError, match="32x48"):
-        Fidelity("ref")(Clip.of(torch.rand(3, 64, 96, 3), "a ball", 0, runs))
+FULL = {"method": "s2flow", "t_i": 8, "steps": 20, "windows": {"name": "full"}, "solver": "euler"}
+SPARSE = FULL | {"windows": {"name": "adaptive"}, "sparsity": 0.5, "solver": "lri", "order": 2}
+CASCADE = {"method": "cascade", "t_i": 8, "steps": 20}
+
+
+def test_finds_the_same_prompt_and_seed_in_the_reference(tmp_path):
+    add(tmp_path, "ref", clip(), FULL)
+    scores = Fidelity("ref")(add(tmp_path, "own", clip() * 0.8 + 0.1, SPARSE))
+    assert tuple(scores) == Fidelity("ref").names
+    expected = psnr(clip() * 0.8 + 0.1, clip())
+    assert scores["psnr"] == pytest.approx(expected, abs=0.3)
+    assert scores["latent_relative_error"] is None  # neither kept it
+
+
+def test_the_final_latents_are_compared_where_both_kept_theirs(tmp_path):
+    z = torch.randn(4, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    add(tmp_path, "ref", clip(), FULL, z)
+    add(tmp_path, "small", clip(), FULL, z[:, :1].contiguous())
+    own = add(tmp_path, "own", clip(), SPARSE, 1.25 * z)
+    name = "latent_relative_error"
+    assert Fidelity("ref")(own)[name] == pytest.approx(0.25, abs=1e-6)
+    assert Fidelity("own")(own)[name] == 0
+    assert Fidelity("small")(own)[name] is None
+
+
+@pytest.mark.parametrize("full", [FULL, CASCADE])
+def test_auto_finds_the_same_recipe_with_full_attention_and_euler_steps(full, tmp_path):
+    for i, other in enumerate((full | {"steps": 30}, SPARSE | {"windows": {"name": "full"}})):
+        add(tmp_path, f"a{i}", clip() * 0, other)
+    own = add(tmp_path, "own", clip(), SPARSE)
+    with pytest.raises(UserError, match="no run of this recipe with full attention"):
+        Fidelity("auto")(own)
+    add(tmp_path, "b", clip(), full)
+    assert Fidelity("auto")(own)["psnr"] == 100
+    native = add(tmp_path, "native", clip(), {"method": "native", "steps": 20})
+    assert set(Fidelity("auto")(native).values()) == {None}
+
+
+def test_a_missing_reference_says_what_to_type(tmp_path):
+    own = add(tmp_path, "own", clip(), SPARSE)
+    add(tmp_path, "ref", clip(), FULL)
+    record = next(tmp_path.glob("ref/records/*.json"))
+    for broken in (lambda: record.write_text('{"error": "killed"}'), record.unlink):
+        broken()
+        with pytest.raises(UserError) as error:
+            Fidelity("ref")(own)
+        message = str(error.value)
+        assert "\n" not in message
+        assert all(x in message for x in ("ref", "'a ball'", "seed 0", "python run.py"))
+
+
+def test_another_resolution_is_refused(tmp_path):
+    add(tmp_path, "ref", clip(), FULL)
+    with pytest.raises(UserError, match="32x48: name a reference of the same resolution"):
+        Fidelity("ref")(add(tmp_path, "own", torch.rand(3, 64, 96, 3), SPARSE))
+
+
+# -- LPIPS ------------------------------------------------------------------------------------
+
+
+def test_lpips_without_its_weights_names_them_and_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    part = Fidelity("ref").parts()["fidelity_lpips"]
+    assert str(tmp_path / "checkpoints" / ALEXNET) in part.missing[-1] and part.weights == {}
+    add(tmp_path, "ref", clip(), FULL)
+    assert Fidelity("ref")(add(tmp_path, "own", clip(), SPARSE))["lpips"] is None
+
+
+def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, monkeypatch):
+    """AlexNet with random weights, saved as torchvision names it: plumbing, no score."""
+    try:
+        import lpips
+        from torchvision.models import alexnet
+    except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the second
+        pytest.skip(f"lpips: {error}")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    backbone = alexnet(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "checkpoints" / ALEXNET)
+    add(tmp_path, "ref", clip(2), FULL)
+    own = add(tmp_path, "own", clip(2, seed=1), SPARSE)
+    part = Lpips("ref")
+    assert part.missing == [] and len(part.weights[ALEXNET]) == 64
+    with monkeypatch.context() as m:  # the package's own way, given the same backbone
+        m.setattr("lpips.pretrained_networks.tv.alexnet", lambda pretrained: backbone)
+        model = lpips.LPIPS(net="alex", verbose=False).eval()
+    frames = (own.frames, read_frames(find_clip(tmp_path, "ref", "a ball", 0)))
+    a, b = (f.movedim(-1, 1).float() / 127.5 - 1 for f in frames)
+    with torch.no_grad():
+        expected = model(a, b).mean().item()
+    assert expected > 0.001
+    assert part(own)["lpips"] == pytest.approx(expected, rel=1e-4)
+    assert Lpips("own")(own)["lpips"] == 0

@@ -11,29 +11,45 @@ complete). An entry keeps the index it has in its uncut source: 944 of VBench's 
 distinct, so entries are told apart by index, and the runner merges clips by text. Text is taken
 literally: nothing in it is interpolated, and only the line end is stripped.
 
-Deviation: the paper does not say which 473 prompts it drew; ours follow `prompts.subset_seed`.
+`augmented` names a second list, as long as the uncut source: its entry i is what the model is given
+in place of entry i (VBench's long prompts, say). What the clip is scored with stays entry i itself:
+
+    Prompt.text      what the model is given      record["prompt"], names the clip with the seed
+    Prompt.original  entry i, where it differs    record["original_prompt"], Clip.prompt of a scorer
+
+    python -m s2flow.prompts vbench half [--seed 0] [--out FILE]      # any subset with its hash
+
+Deviation: the paper does not say which 473 prompts it drew; ours follow `prompts.subset_seed`, and
+the half of seed 0 is published in `vbench_half.json`, as indices with hashes.
 """
 
-import csv
 import difflib
+import hashlib
 import importlib.util
-import io
-import json
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
+from s2flow.prompts.files import checked, parse_json, read_list, read_text
 
 SOURCES = ("demo", "world", "file", "vbench")
 SUBSETS = ("smoke", "half", "full")
 SMOKE = 8
 WORLD_COUNT = 16  # captions when `prompts=world` gives no count
 VBENCH_FILE = "VBench_full_info.json"
-INSTALL_VBENCH = "python -m pip install --no-deps vbench==0.1.5"  # its pins exclude diffusers
+VBENCH = {  # the list that the published half was drawn from
+    "package": "vbench==0.1.5",
+    "file": VBENCH_FILE,
+    "sha256": "5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd",
+    "entries": 946,
+}
+INSTALL_VBENCH = (
+    f"python -m pip install --no-deps {VBENCH['package']}"  # its pins exclude diffusers
+)
 
 DEMO = (
     "a large orange striped ring moves right over a cloudy sky",
@@ -47,11 +63,15 @@ DEMO = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """One entry: its place in the uncut source, its text, its VBench dimensions (if any)."""
+    """One entry: its place in the uncut source, what the model is given, its VBench dimensions.
+
+    original: the entry's own text, which scorers see, where the model is given another; else None.
+    """
 
     index: int
     text: str
     dimensions: tuple[str, ...] = ()
+    original: str | None = None
 
 
 def load_prompts(
@@ -63,12 +83,14 @@ def load_prompts(
     shard: str,
     count: int | None,
     world: str = "micro",
+    augmented: str | None = None,
 ) -> list[Prompt]:
     """The prompts of one job, sorted by index.
 
     `subset` is "full", "half" (drawn by `seed`), "smoke" (8, evenly spread) or, for VBench, the
     name of a dimension. `shard` is "k/n", 1-based; with more shards than prompts the last ones
     are empty lists. `world` names the embedded world, and `seed` also orders its captions.
+    `augmented` is a file of what the model is given instead, one text per entry of the uncut source.
 
     Raises `UserError` for anything that the user can mend.
     """
@@ -85,7 +107,7 @@ def load_prompts(
         )
     k, n = parse_shard(shard)
     if source == "file":
-        prompts = _numbered(_read_file(file))
+        prompts = _numbered(read_list(file, "prompts.file"))
     elif source == "vbench":
         prompts = _read_vbench(file)
     elif source == "world":
@@ -93,7 +115,26 @@ def load_prompts(
         prompts = _numbered(_world_captions(world, WORLD_COUNT if count is None else count, seed))
     else:
         prompts = _numbered(DEMO)
+    if augmented is not None:
+        prompts = augment(prompts, augmented)
     return select(prompts, subset, seed)[:count][k - 1 :: n]
+
+
+def augment(prompts: list[Prompt], file: str) -> list[Prompt]:
+    """The same entries, each with the text of its place in `file` for the model.
+
+    Raises UserError if the file holds more or fewer.
+    """
+    texts = read_list(file, "prompts.augmented")
+    if len(texts) != len(prompts):
+        raise UserError(
+            f"prompts.augmented={file} holds {len(texts)} prompts, the uncut source {len(prompts)}; "
+            "write one for each entry of the source, in its order, before any subset"
+        )
+    return [
+        p if text == p.text else replace(p, text=text, original=p.text)
+        for p, text in zip(prompts, texts, strict=True)
+    ]
 
 
 def select(prompts: list[Prompt], subset: str, seed: int) -> list[Prompt]:
@@ -135,8 +176,10 @@ def _world_captions(world: str, count: int, seed: int) -> list[str]:
 
 
 def _read_vbench(file: str | None) -> list[Prompt]:
-    path = Path(file).expanduser() if file is not None else _installed_vbench_file()
-    entries = _parse_json(_read_text(path), path)
+    path = Path(file).expanduser() if file is not None else installed_vbench_file()
+    text = read_text(path, "prompts.file")
+    _warn_of_another_list(path)
+    entries = parse_json(text, path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} holds no list of VBench entries; type a path to {VBENCH_FILE}")
     prompts = []
@@ -148,12 +191,23 @@ def _read_vbench(file: str | None) -> list[Prompt]:
                 f"{path}, entry {index}: no prompt_en and list of dimension, so this is not "
                 f"{VBENCH_FILE}; for prompts of your own type prompts=file prompts.file={path}"
             )
-        text = _checked(fields["prompt_en"], path, f"entry {index}")
+        text = checked(fields["prompt_en"], path, f"entry {index}")
         prompts.append(Prompt(index, text, tuple(str(d) for d in dimensions)))
     return prompts
 
 
-def _installed_vbench_file() -> Path:
+def _warn_of_another_list(path: Path) -> None:
+    """One line on stderr where the entries are not those of the published half."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != VBENCH["sha256"]:
+        print(
+            f"warning: {path} is not the list of {VBENCH['package']} (sha256 {found[:12]}, not "
+            f"{VBENCH['sha256'][:12]}): its indices and halves are not those of other people's runs",
+            file=sys.stderr,
+        )
+
+
+def installed_vbench_file() -> Path:
     """The JSON inside the installed package, found but not imported (slow, and needs CLIP)."""
     spec = importlib.util.find_spec("vbench")
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -165,120 +219,7 @@ def _installed_vbench_file() -> Path:
     )
 
 
-# -- files ------------------------------------------------------------------------------------
-
-
-def _read_file(file: str | None) -> list[str]:
-    if file is None:
-        raise UserError("prompts=file needs a file; type prompts=file prompts.file=prompts.txt")
-    path = Path(file).expanduser()
-    readers = {".txt": _lines, ".csv": _csv_rows, ".json": _json_items, ".jsonl": _json_lines}
-    if path.suffix.lower() not in readers:
-        raise UserError(
-            f"prompts.file={file} has a format that is not read here; "
-            f"type the name of a {', '.join(readers)} file"
-        )
-    read = readers[path.suffix.lower()]
-    prompts = [_checked(value, path, where) for where, value in read(_read_text(path), path)]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt; write at least one, or type prompts=demo")
-    return prompts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"prompts.file={path} does not exist below {Path.cwd()}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 and type the same again"
-        ) from None
-    except OSError as error:
-        raise UserError(f"prompts.file={path} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise UserError(f"{path} is empty; write at least one prompt, or type prompts=demo")
-    return text
-
-
-def _split_lines(text: str) -> list[str]:
-    """Lines without their ends. Not `splitlines`: it also cuts at form feeds and at U+2028."""
-    return re.split(r"\r\n|\n", text.rstrip("\r\n"))
-
-
-def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_split_lines(text), 1):
-        yield f"line {number}", line
-
-
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(rows)
-        if "prompt" not in header:
-            raise UserError(f"{path} has the columns {header}; name one of them prompt")
-        for row in rows:
-            if not row:
-                continue  # a blank line
-            if len(row) != len(header):
-                raise UserError(
-                    f"{path}, line {rows.line_num}: {len(row)} fields where the header has "
-                    f"{len(header)}; put prompts that hold commas in double quotes"
-                )
-            yield f"line {rows.line_num}", row[header.index("prompt")]
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {rows.line_num}: {error}; double a quote that is inside quotes"
-        ) from None
-
-
-def _json_items(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    items = _parse_json(text, path)
-    if not isinstance(items, list):
-        raise UserError(
-            f'{path} is no list; write ["a prompt", ...] or [{{"prompt": "..."}}, ...]'
-        )
-    for number, item in enumerate(items):
-        yield f"entry {number}", _prompt_of(item, path, f"entry {number}")
-
-
-def _json_lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_split_lines(text), 1):
-        item = _parse_json(line, path, f", line {number}")
-        yield f"line {number}", _prompt_of(item, path, f"line {number}")
-
-
-def _prompt_of(item: Any, path: Path, where: str) -> Any:
-    if not isinstance(item, dict):
-        return item
-    if "prompt_en" in item and "prompt" not in item:
-        raise UserError(f"{path} is a VBench list; type prompts=vbench prompts.file={path}")
-    if "prompt" not in item:
-        raise UserError(f'{path}, {where}: an object without "prompt"; write {{"prompt": "..."}}')
-    return item["prompt"]
-
-
-def _parse_json(text: str, path: Path, where: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = where or f", line {error.lineno}"
-        raise UserError(
-            f"{path}{where}, column {error.colno} is not JSON: {error.msg}; mend it there"
-        ) from None
-
-
-# -- checks -----------------------------------------------------------------------------------
-
-
-def _checked(value: Any, path: Path, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{path}, {where}: {value!r} is no text; write the prompt as a string")
-    if not value.strip():
-        raise UserError(f"{path}, {where}: the prompt is empty; write one there or remove it")
-    if any("\ud800" <= c <= "\udfff" for c in value):  # half an emoji, escaped in JSON
-        raise UserError(f"{path}, {where}: {value!r} holds half a character; write it as UTF-8")
-    return value
+# -- words ------------------------------------------------------------------------------------
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -1,0 +1,91 @@
+"""Finished clips of every run as plain rows, for the tables and for paired differences.
+
+A row is a dict: what `s2flow.store.load_records` gives, with the knobs that a run ignores blanked.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s2flow.metrics import ClipKey, Row
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+GROUP = ("backbone", "steps", "height", "width", "frames")
+WINDOW_KNOBS = ("sparsity", "density", "windows")
+SOLVER_KNOBS = ("solver", "order")
+KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
+OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
+OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
+OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
+CLIP = ("prompt", "original_prompt", "seed")
+FAILED = ("failed", "error")
+
+Record = dict[str, Any]
+
+
+def read_records(frame: "DataFrame") -> list[Record]:
+    """One dict per clip, None where a column or value is missing, and ignored knobs blanked.
+
+    A knob that a run ignores must not tell equal runs apart: methods other than S2Flow have no
+    windows and no solver, `native` and `bicubic` no hand-off, full attention no window shape,
+    the window policy `coverage` no sparsity, `order` belongs to the solver `lri`, whose order 1
+    is `euler`.
+    """
+    seen, records = set(), []
+    for raw in frame.to_dict("records"):
+        r = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"))
+        r |= {str(k): _plain(v) for k, v in raw.items()}
+        if r["windows"] == "full":
+            r["sparsity"] = 1
+        if r["method"] != "s2flow":
+            r |= dict.fromkeys((*WINDOW_KNOBS, *SOLVER_KNOBS))
+        if r["method"] in ("native", "bicubic"):
+            r["t_i"] = None
+        if r["sparsity"] == 1:
+            r |= {"windows": None, "density": None}
+        if r["windows"] == "coverage":
+            r |= {"sparsity": None, "density": None}
+        if r["solver"] == "euler":
+            r |= {"solver": "lri", "order": 1}
+        if r["solver"] not in (None, "lri"):
+            r["order"] = None
+        key = tuple(r[k] for k in ("run_id", *CLIP))
+        unnamed = None in (r["run_id"], r["prompt"], r["seed"])
+        if unnamed or key not in seen:
+            records.append(r)
+        seen.add(key)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """A pandas cell as a plain value: NaN is None, 12.0 is 12, 0.30000000000000004 is 0.3."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return int(value) if value.is_integer() else round(value, 12)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def is_done(record: Record) -> bool:
+    """Whether the clip was finished, rather than recorded as failed."""
+    return record["status"] not in FAILED
+
+
+def scores_by_clip(records: Iterable[Record]) -> dict[ClipKey, Row]:
+    """The scores of finished clips by (prompt, seed), as `metrics.paired_runs` takes them.
+
+    An augmented prompt and the entry that it stands for are together one prompt.
+    """
+    return {
+        ((r["prompt"], r["original_prompt"]), r["seed"]): {
+            k.removeprefix("score_"): v for k, v in r.items() if k.startswith("score_")
+        }
+        for r in records
+        if is_done(r)
+    }

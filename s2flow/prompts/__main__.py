@@ -1,0 +1,73 @@
+"""`python -m s2flow.prompts vbench half [--seed 0]`: a subset as indices, with hashes.
+
+Prints, or writes, one line of JSON: the hash of the source file, and of the indices as decimal numbers,
+one a line. The texts stay where they are. `vbench_half.json` beside this file was written by
+
+    python -m s2flow.prompts vbench half --out s2flow/prompts/vbench_half.json
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from s2flow.errors import UserError
+from s2flow.prompts import (
+    SOURCES,
+    SUBSETS,
+    VBENCH,
+    Prompt,
+    installed_vbench_file,
+    load_prompts,
+    select,
+)
+
+
+def published(source: Any, subset: str, seed: int, chosen: list[Prompt]) -> dict[str, Any]:
+    """What is written of a subset: everything that is needed to draw and to check it."""
+    indices = [p.index for p in chosen]
+    digest = hashlib.sha256("".join(f"{i}\n" for i in indices).encode()).hexdigest()
+    found = {"source": source, "subset": subset, "seed": seed, "count": len(indices)}
+    return found | {"sha256": digest, "indices": indices}
+
+
+def described(path: Path, entries: int) -> dict[str, Any]:
+    """A source file by name, hash and length."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = {"file": path.name, "sha256": digest, "entries": entries}
+    return VBENCH if digest == VBENCH["sha256"] else found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print or write a subset; 2 for what cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m s2flow.prompts", description="The indices of a subset of prompts, hashed."
+    )
+    parser.add_argument("source", choices=SOURCES)
+    parser.add_argument("subset", help=f"{', '.join(SUBSETS)}, or a dimension of VBench")
+    parser.add_argument("--seed", type=int, default=0, help="draws the half (default: 0)")
+    parser.add_argument("--file", help="a list of your own, or VBench's elsewhere")
+    parser.add_argument("--out", type=Path, help="write to this file instead of printing")
+    args = parser.parse_args(argv)
+    source, given = args.source, {"subset": "full", "seed": args.seed, "shard": "1/1"}
+    try:
+        whole = load_prompts(source, file=args.file, count=None, **given)
+        chosen = select(whole, args.subset, args.seed)
+        if source in ("file", "vbench"):
+            path = Path(args.file).expanduser() if args.file else installed_vbench_file()
+            source = described(path, len(whole))
+        text = json.dumps(published(source, args.subset, args.seed, chosen)) + "\n"
+        if args.out is None:
+            print(text, end="")
+        else:
+            args.out.write_text(text, encoding="utf-8")
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What VBench, which shrinks every frame, cannot see: detail, doubling, seams and fine flicker.
+
+Of frames as they were saved, with luminance Y in [0, 1], (T, H, W). All are None where they do not
+apply, and none is a VBench score.
+
+high_frequency_share = E_half / E
+    E is the spectral energy of a frame (mean removed, Hann window), E_half that above half its
+    Nyquist frequency on either axis; both summed over frames. It needs no LR clip.
+high_frequency_gain = 10 log10 (E_> + d) / (U_> + d), in dB
+    E_> is the energy above the LR clip's Nyquist frequency on either axis, U_> that of the LR clip
+    resized to H x W (bicubic); d = 1e-4 U, with U all energy of the resized clip, keeps the ratio
+    finite. 0: nothing that resizing would not give; 3: twice that. None without an LR clip, or if
+    it is as large, or flat.
+    Both fail: noise, ringing and seams count as detail, and the right amount depends on the scene.
+spatial_repetition = mean over frames of the highest peak of r(d), |d| > S/4
+    r(d) = sum_p X(p) X(p + d) / sum_p X(p)^2. X is Y, its shorter side S brought to at most 128,
+    minus its Gaussian blur of deviation S/8, and 0 outside. One object on a plain ground is near
+    0, two copies are 1/2, n in a row 1 - 1/n.
+    Fails: a periodic ground (bricks, grass, stripes) repeats as well, so compare equal prompts;
+    copies that differ, or stand nearer than S/4, are missed.
+tile_seams, window_seams = ln (J_on + q) / (J_off + q), q = 1/1020, a quarter of a grey level
+    J(c) = |Y(c-2) - 3 Y(c-1) + 3 Y(c) - Y(c+1)| / 2 is the jump between columns (or rows) c-1 and
+    c less what their neighbours continue; J_on its mean where c is a multiple of the period, J_off
+    where c is any other multiple of a token's side, because a decoder's own grid is everywhere.
+    The period is the stride of the autoencoder's tiles (vae_tile), or the brick that windows are
+    made of (brick_high), in pixels. 0: no seams; ln 2: twice the jump. None where nothing is cut,
+    the token is not known, or the period is one token, whose seams cannot be told from the
+    decoder's.
+    Fails: blended tiles differ by a ramp, which has no jump; an edge of the scene along a seam
+    counts; blocks of the mp4 (16 pixels) are not cancelled if tokens are smaller. On 64 clips of
+    micro s2flow does not differ from cascade (-.03 +- .02), and bicubic, which has no windows, is
+    .2 above both.
+high_frequency_flicker = mean |Z_{k+1} - Z_k| / mean |Z|
+    Z = Y minus its Gaussian blur of deviation 1 pixel. 0: frozen; sqrt 2: noise that is new in
+    every frame. None for one frame or no detail.
+    Fails: detail that moves counts as well, so a clip with little detail but moving edges is high.
+black_frames, frozen_frames
+    of `s2flow.outcome`, here of the file.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2flow.outcome import black_frames, frozen_frames
+from s2flow.scorers import Clip
+from s2flow.video import luminance
+
+FLOOR = 1e-4  # d / U
+QUARTER_LEVEL = 1 / 1020
+REPETITION_SIDE = 128
+
+
+class HighRes:
+    """The scores of the module, of any clip; see there.
+
+    token_pixels: side of a token in pixels, for clips whose record is too old to tell.
+    """
+
+    names = (
+        "high_frequency_share",
+        "high_frequency_gain",
+        "spatial_repetition",
+        "tile_seams",
+        "window_seams",
+        "high_frequency_flicker",
+        "black_frames",
+        "frozen_frames",
+    )
+
+    def __init__(self, token_pixels: int | None = None):
+        self.token_pixels = token_pixels
+
+    def __call__(self, clip: Clip) -> dict[str, float | None]:
+        """See the module."""
+        y = luminance(clip.frames)
+        low = None if clip.low is None else luminance(clip.low)
+        tile, brick, token = self._periods(clip.record)
+        return {
+            "high_frequency_share": high_frequency_share(y),
+            "high_frequency_gain": None if low is None else high_frequency_gain(y, low),
+            "spatial_repetition": spatial_repetition(y),
+            "tile_seams": seams(y, tile, token) if tile else None,
+            "window_seams": seams(y, brick, token) if brick else None,
+            "high_frequency_flicker": high_frequency_flicker(y),
+            "black_frames": black_frames(clip.frames),
+            "frozen_frames": frozen_frames(clip.frames),
+        }
+
+    def _periods(self, record: dict) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int]:
+        """Sides (height, width) in pixels of the tiles and of the bricks, and of a token."""
+        recipe = record.get("recipe") or {}
+        token = record.get("token_pixels") or self.token_pixels
+        tile, brick = recipe.get("vae_tile"), recipe.get("brick_high")
+        tile = (tile[1], tile[1]) if tile and token else None
+        brick = (brick[1] * token, brick[2] * token) if brick and token else None
+        return tile, brick, token or 1
+
+
+# -- detail -----------------------------------------------------------------------------------
+
+
+def high_frequency_share(y: Tensor) -> float | None:
+    """(T, H, W) -> in [0, 1]; None for flat frames."""
+    above, every = _energy(y, 0.25, 0.25)
+    return above / every if every else None
+
+
+def high_frequency_gain(y: Tensor, low: Tensor) -> float | None:
+    """(T, H, W) and (T', h, w) -> dB."""
+    (h, w), size = low.shape[1:], y.shape[1:]
+    cut = (h / (2 * size[0]), w / (2 * size[1]))
+    if min(cut) >= 0.5:
+        return None
+    resized = [F.interpolate(x[None, None], size, mode="bicubic", antialias=True) for x in low]
+    of_low, every = _energy(torch.cat(resized)[:, 0].clamp_(0, 1), *cut)
+    if not every:
+        return None
+    of_clip, floor = _energy(y, *cut)[0], FLOOR * every
+    return 10 * math.log10((of_clip + floor) / (of_low + floor))
+
+
+def _energy(y: Tensor, cut_down: float, cut_across: float) -> tuple[float, float]:
+    """Energy above a frequency in cycles per pixel on either axis, and all; mean over frames."""
+    height, width = y.shape[1:]
+    window = torch.outer(*(torch.hann_window(n, periodic=False) for n in (height, width)))
+    down, across = torch.fft.fftfreq(height).abs(), torch.fft.rfftfreq(width)
+    above = (down[:, None] > cut_down) | (across[None] > cut_across)
+    twice = torch.where((across == 0) | (across == 0.5), 1.0, 2.0)  # the half that is not computed
+    high = every = 0.0
+    for frame in y:
+        flat = frame.max() - frame.min() < QUARTER_LEVEL  # else rounding would be its detail
+        spectrum = torch.fft.rfft2((frame - frame.mean()) * window).abs().square() * twice
+        high += 0.0 if flat else spectrum[above].sum().item()
+        every += 0.0 if flat else spectrum.sum().item()
+    return high / len(y), every / len(y)
+
+
+# -- doubling ---------------------------------------------------------------------------------
+
+
+def spatial_repetition(y: Tensor) -> float | None:
+    """(T, H, W) -> in [0, 1]; None for flat frames."""
+    short = min(y.shape[1:])
+    if short > REPETITION_SIDE:
+        size = [max(1, round(n * REPETITION_SIDE / short)) for n in y.shape[1:]]
+        small = [F.interpolate(x[None, None], size, mode="bilinear", antialias=True) for x in y]
+        y, short = torch.cat(small)[:, 0], min(size)
+    height, width = y.shape[1:]
+    down = torch.arange(2 * height).sub(height)[:, None]
+    across = torch.arange(2 * width).sub(width)[None]
+    far = down.square() + across.square() > (short / 4) ** 2
+    found = []
+    for x in y.split(1):
+        x = x - _blurred(x, short / 8)
+        x = x - x.mean()
+        if x.abs().max() < QUARTER_LEVEL:
+            continue
+        spectrum = torch.fft.rfft2(x, s=(2 * height, 2 * width)).abs().square()
+        r = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(2 * height, 2 * width)), dim=(1, 2))
+        peak = (F.max_pool2d(r, 3, 1, 1) == r) & far
+        found.append((r[peak].max() / x.square().sum()).clamp(0, 1).item() if peak.any() else 0.0)
+    return sum(found) / len(found) if found else None
+
+
+# -- seams ------------------------------------------------------------------------------------
+
+
+def seams(y: Tensor, period: tuple[int, int], token: int) -> float | None:
+    """(T, H, W), period (down, across) and token in pixels -> ln of a ratio; None: nothing is cut."""
+    on, off = [], []
+    for side, x in zip(period, (y.transpose(1, 2), y), strict=True):
+        if x.shape[-1] < 4:
+            continue
+        jump = (x[..., :-3] - 3 * x[..., 1:-2] + 3 * x[..., 2:-1] - x[..., 3:]).abs().mean((0, 1))
+        c = torch.arange(2, x.shape[-1] - 1)
+        phase = c % side
+        near = torch.minimum(phase, side - phase)
+        others = (c % token == 0) & (near > 2)  # nearer ones see the same jump
+        if side <= token or not others.any():
+            continue
+        on.append(jump[phase == 0] / 2)
+        off.append(jump[others] / 2)
+    if not on or not sum(map(len, on)):
+        return None
+    on, off = (torch.cat(x).mean().item() + QUARTER_LEVEL for x in (on, off))
+    return math.log(on / off)
+
+
+# -- flicker ----------------------------------------------------------------------------------
+
+
+def high_frequency_flicker(y: Tensor) -> float | None:
+    """(T, H, W) -> in [0, 2]."""
+    change = detail = 0.0
+    before = None
+    for x in y.split(1):
+        z = x - _blurred(x, 1.0)
+        detail += z.abs().mean().item() / len(y)
+        change += 0.0 if before is None else (z - before).abs().mean().item() / (len(y) - 1)
+        before = z
+    return change / detail if len(y) > 1 and detail > QUARTER_LEVEL / 10 else None
+
+
+def _blurred(x: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of (T, H, W), cut at three deviations; the border is repeated outwards."""
+    reach = max(1, round(3 * deviation))
+    k = torch.arange(-reach, reach + 1) / deviation
+    kernel = torch.softmax(-k.square() / 2, 0)[None, None]
+    x = x[:, None]
+    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel[:, :, None])
+    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel[..., None])[:, 0]

@@ -1,0 +1,65 @@
+"""MUSIQ on native crops: plumbing with random weights of the real class; nothing is downloaded."""
+
+import os
+
+import pytest
+import torch
+
+from s2flow.scorers import Clip, musiq
+from s2flow.scorers.musiq import FILE, Musiq, crops
+
+
+def test_crops_are_pieces_of_the_frame_from_border_to_border():
+    frame = torch.arange(1100 * 1700).reshape(1100, 1700, 1)
+    found = crops(frame)
+    assert [tuple(c.shape[:2]) for c in found] == [(512, 512)] * 6  # 2 rows, 3 columns
+    assert found[0][0, 0] == frame[0, 0] and found[-1][-1, -1] == frame[-1, -1]
+    assert len(crops(torch.zeros(1536, 2560, 3))) == 9
+    assert [tuple(c.shape[:2]) for c in crops(torch.zeros(64, 96, 3))] == [(64, 96)]
+    assert [tuple(c.shape[:2]) for c in crops(torch.zeros(480, 832, 3))] == [(480, 512)]
+
+
+def test_what_is_missing_is_named_and_there_is_no_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    scorer = Musiq(cache_dir=tmp_path)
+    assert str(tmp_path / "pyiqa_model" / FILE) in scorer.missing[-1]
+    assert "https://" in scorer.missing[-1] and scorer.weights == {}
+    assert scorer(Clip.of(torch.rand(2, 32, 48, 3), "")) == {"musiq_512": None}
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "other"))
+    assert Musiq().path == tmp_path / "other" / "pyiqa_model" / FILE
+    monkeypatch.delenv("VBENCH_CACHE_DIR")
+    assert Musiq().path == musiq.Path("~/.cache/vbench/pyiqa_model").expanduser() / FILE
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The class of pyiqa; skips with the reason where it cannot be imported."""
+    try:
+        return musiq._network()
+    except (ImportError, RuntimeError) as error:  # torchvision for another torch raises the second
+        pytest.skip(f"pyiqa: {error}")
+
+
+def test_the_score_is_the_mean_over_native_crops(network, tmp_path):
+    torch.manual_seed(0)
+    model = network(pretrained=False).eval()
+    path = tmp_path / "pyiqa_model" / FILE
+    os.makedirs(path.parent)
+    torch.save(model.state_dict(), path)
+    scorer = Musiq(cache_dir=tmp_path)
+    assert scorer.missing == [] and len(scorer.weights[FILE]) == 64
+    video = torch.rand(1, 32, 1024, 3)
+    clip = Clip.of(video, "")
+    frames = clip.frames.movedim(-1, 1).float() / 255
+    with torch.no_grad():
+        values = [model(f[None, :, :, j : j + 512]).item() for f in frames for j in (0, 512)]
+    expected = sum(values) / len(values) / 100
+    assert scorer(clip)["musiq_512"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_file_that_is_more_than_tensors_is_refused(network, tmp_path):
+    path = tmp_path / "pyiqa_model" / FILE
+    os.makedirs(path.parent)
+    torch.save({"x": os.system}, path)
+    with pytest.raises(Exception, match="weights_only|Unsupported"):
+        Musiq(cache_dir=tmp_path)(Clip.of(torch.rand(1, 64, 64, 3), ""))
