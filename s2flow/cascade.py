@@ -23,22 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2flow.attention import window_attention
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
-from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
+from s2flow.plan import BY_VOLUME, Windows
+from s2flow.policies import decide
 from s2flow.recipe import Recipe
 from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
 from s2flow.timing import Clock
 from s2flow.windows import (
     Box,
-    Plan,
     brick_grid,
     coverage_by_heads,
     fraction_of_volume,
-    make_plan,
     sample_rows,
 )
 
@@ -186,7 +184,7 @@ class Cascade:
         z: Tensor,
         n_from: int,
         solver: Euler | None = None,
-        plan: Plan | None = None,
+        plan: Windows | None = None,
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
         """HR flow from n_from steps remaining to z_0 (Eq. 6), inside the plan's windows."""
@@ -194,7 +192,10 @@ class Cascade:
             for report in self.reports:
                 report["density"] = {str(n): 1.0 for n in range(n_from, 0, -1)}
         with self.clock("hr"), self.high_attention():
-            return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+            flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+        for clip, report in enumerate(self.reports if plan is not None else ()):
+            report |= plan.report(n_from, clip)
+        return flow
 
     @contextmanager
     def high_attention(self):
@@ -211,18 +212,15 @@ class Cascade:
 
     # -- what methods choose from -------------------------------------------------------------
 
-    def plan(self, low: LowFlow) -> Plan:
-        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9)."""
+    def plan(self, low: LowFlow) -> Windows:
+        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9), or their policy."""
         r = self.recipe
-        tokens = self.backbone.token_grid(self.high_shape)
+        grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
+        f = fraction_of_volume(r.sparsity, r.density) if r.windows.name in BY_VOLUME else None
+        for report in self.reports:
+            report["density_requested"] = 1.0 if r.whole_grid else f
         with self.clock("plan"):
-            f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
-            plan = make_plan(r.windows, f, low.coverage, low.bricks, tokens, r.brick_high, r.t_i)
-        for clip, report in enumerate(self.reports):
-            report["density_requested"] = None if r.windows.name == "coverage" else f
-            report["density"] = {str(n): plan.density(n, clip) for n in range(r.t_i, 0, -1)}
-            report["window_histogram"] = plan.histogram(r.t_i, clip)
-        return plan
+            return decide(r, low.coverage, low.bricks, *grids)
 
     def solver(self, low: LowFlow) -> Euler:
         """The recipe's source of higher derivatives (Eqs. 10-12)."""
@@ -306,7 +304,7 @@ class Cascade:
         z: Tensor,
         n_from: int,
         solver: Euler,
-        plan: Plan | None,
+        plan: Windows | None,
         correctors: Sequence[Corrector],
         stage: str,
         observe: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -329,7 +327,7 @@ class Cascade:
             windows = (
                 nullcontext()
                 if plan is None
-                else router.replacing(_windowed(plan, n, attention, router), _volumes(plan, n))
+                else router.replacing(plan.replacer(n, attention, router), plan.work(n))
             )
             with windows, router.observing(observe):
                 v = field(z, n)
@@ -339,36 +337,6 @@ class Cascade:
             self.progress(stage, n_from - n + 1, n_from)
         zs[0] = z.cpu()
         return Trajectory(grid, zs, vs)
-
-
-def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):
-    """Replacer for step n: every head inside its window; whole-grid layers stay with the model."""
-    g = plan.grid
-
-    def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        boxes = plan.boxes[n, layer]
-        if router.heads is not None:  # the others are with other ranks
-            boxes = boxes[:, router.heads]
-        clips = [[tuple(b) for b in heads] for heads in boxes.tolist()]
-        if attention == "auto" and all(b == g for heads in clips for b in heads):
-            return None  # the model's own dense call, bitwise
-        grid, text = (plan.tokens, plan.brick, attention), router.text
-        if all(heads == clips[0] for heads in clips):
-            return window_attention(q, k, v, clips[0], *grid, text)
-        rows = [
-            window_attention(
-                *(x[i : i + 1] for x in (q, k, v)), boxes, *grid, text and text[i : i + 1]
-            )
-            for i, boxes in enumerate(clips)
-        ]
-        return torch.cat(rows)
-
-    return replace
-
-
-def _volumes(plan: Plan, n: int):
-    """What each head of a layer costs in step n: bricks in its window, over the batch."""
-    return lambda layer: plan.boxes[n, layer].float().prod(-1).sum(0).tolist()
 
 
 def _of_clip(table: dict[str, dict[int, list[float]]], clip: int) -> dict[str, dict[str, float]]:

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 
+from s2flow.plan import Policy
 from s2flow.recipe import Recipe
-from s2flow.windows import Policy
 
 FIXED = Recipe(
     backbone="micro",
