@@ -1,4 +1,4 @@
-"""`python -m s2flow.calibrate`: each head's window, fixed offline over calibration prompts (windows=sta).
+"""`python -m s2flow.calibrate`: windows fixed offline over calibration prompts.
 
     python -m s2flow.calibrate windows.file=sta.json backbone=micro sparsity=0.5 prompts=world \
         prompts.count=8 prompts.subset_seed=1

@@ -20,7 +20,8 @@ from torch import Tensor
 from s2flow.attention import clip_by_clip
 from s2flow.windows import Box, brick_grid
 
-GATHERED = 2**28  # bytes of gathered keys and values that exist at once
+# bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
+GATHERED = {"cpu": 2**22, "cuda": 2**28}
 
 
 def brick_slots(tokens: Box, brick: Box) -> Tensor:
@@ -95,7 +96,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: 
 def gathering(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
     """One dense call over (clip, head, query brick), with the keys of each gathered beside it.
 
-    Only ragged grids need a mask. Query bricks are taken so many at once as GATHERED allows.
+    Only ragged grids need a mask. Query bricks are taken so many at once as memory allows.
     """
     slots, n_video = brick_slots(tokens, brick), math.prod(tokens)
     there = slots >= 0
@@ -110,7 +111,7 @@ def gathering(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, bric
     text = [x[:, :, n_video:].flatten(0, 1)[:, None] for x in (k, v)]
     pair = torch.arange(B * heads, device=q.device)[:, None, None]
     one = 2 * B * heads * (keep * slot + n_text) * d * q.element_size()
-    n = max(GATHERED // one, 1)
+    n = max(GATHERED.get(q.device.type, 2**28) // one, 1)
     for i in range(0, bricks, n):
         mine = chosen.flatten(0, 1)[:, i : i + n]
         c = mine.shape[1]

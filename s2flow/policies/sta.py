@@ -8,11 +8,13 @@ holds the hash of what decides the pixels, so neither the file's name nor its da
 import hashlib
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
 from s2flow.plan import Calibration, Policy
 from s2flow.recipe import Recipe
+from s2flow.store import write_json
 from s2flow.windows import Box, brick_grid
 
 HOW = "python -m s2flow.calibrate windows.file=FILE"
@@ -25,11 +27,17 @@ def content_hash(c: Calibration) -> str:
 
 
 def write(path: str, c: Calibration, **more: Any) -> None:
-    """One file; `more` is for people: commit, mean coverage and the like."""
-    boxes = [["x".join(map(str, b)) for b in heads] for heads in c.boxes]
-    from s2flow.store import write_json  # the store knows recipes
+    """One file; `more` is for people: commit, mean coverage and the like.
 
-    write_json(path, {**asdict(c), "boxes": boxes, **more})
+    Raises UserError if it cannot be written.
+    """
+    boxes = [[_word(b) for b in heads] for heads in c.boxes]
+    try:
+        write_json(Path(path), {**asdict(c), "boxes": boxes, **more})
+    except OSError as error:
+        raise UserError(
+            f"windows.file={path} cannot be written ({error.strerror}); type windows.file=FILE"
+        ) from None
 
 
 def read(path: str | None) -> Calibration:
@@ -57,11 +65,11 @@ def read(path: str | None) -> Calibration:
             boxes,
         )
         g = brick_grid(c.tokens, c.brick)
-        inside = all(
+        fits = all(
             1 <= w <= n for heads in boxes for b in heads for w, n in zip(b, g, strict=True)
         )
         whole = boxes and boxes[0] and len({len(heads) for heads in boxes}) == 1
-        if not inside or not whole:
+        if not fits or not whole:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         raise UserError(
@@ -110,12 +118,8 @@ def _word(sides: Box) -> str:
 
 def check_prompts(r: Recipe, prompts: list[str]) -> None:
     """Raises UserError if a run's windows were chosen on one of its own prompts."""
-    known = (
-        ()
-        if r.windows_label is None or not r.windows.calibration
-        else r.windows.calibration.prompts
-    )
-    both = [p for p in dict.fromkeys(prompts) if p in set(known)]
+    c = r.windows.calibration
+    both = [p for p in dict.fromkeys(prompts) if c is not None and p in set(c.prompts)]
     if both:
         raise UserError(
             f"{len(both)} of the prompts ({both[0]!r}, ...) are those that windows.file was "

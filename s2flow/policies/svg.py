@@ -7,8 +7,8 @@
 The patterns are boxes of equal density f: few frames, whole (exponents 1, 0, 0), or all frames, a small
 neighbourhood of each (0, 1/2, 1/2); `windows.exponents` may name others.
 
-Deviation: Sparse VideoGen (arXiv 2502.01776) has a band of frames and a slash per spatial position, plus
-the first frame for all; ours are boxes, so that all rows of a table share one attention.
+Deviation: Sparse VideoGen (arXiv 2502.01776) has a band of frames and a slash per spatial position,
+plus the first frame for all; ours are boxes, so that all rows of a table share one attention.
 """
 
 import itertools
