@@ -2,6 +2,9 @@
 
 The choice is part of the attention (`attention.bricks`): each forward makes its own, in the conditional
 and the unconditional pass alike. k = round(f * bricks) key bricks per query brick, its own among them.
+
+The choice jumps: where two bricks are alike to the last digits, rounding decides, and a clip made in
+another batch may differ by more than rounding (3e-4 of the norm after two steps on the embedded model).
 """
 
 import math
