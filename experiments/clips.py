@@ -47,7 +47,7 @@ def read_records(frame: "DataFrame") -> list[Record]:
             r["t_i"] = None
         if r["sparsity"] == 1:
             r |= {"windows": None, "density": None}
-        if r["windows"] == "coverage":
+        if r["windows"] in ("coverage", "inward"):
             r |= {"sparsity": None, "density": None}
         if r["solver"] == "euler":
             r |= {"solver": "lri", "order": 1}

@@ -34,6 +34,7 @@ from s2flow.cascade import Stopped
 from s2flow.config import BackboneConf, Config, resolve
 from s2flow.defaults import composed, conf_file, of_pipe
 from s2flow.errors import UserError
+from s2flow.policies import sta
 from s2flow.timing import Clock
 
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
@@ -103,6 +104,7 @@ def generate(
         cfg = composed(files, knobs)
         recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
         methods.check_layers(backbone, recipe)
+        sta.check_prompts(recipe, prompts)
         clock = Clock(backbone.device)
         how = {"clock": clock, "progress": progress}
         if on_low is not None:

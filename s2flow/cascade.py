@@ -25,22 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2flow.attention import window_attention
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
-from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.lowflow import LowFlow, LowFlowCache
+from s2flow.plan import BY_VOLUME, Windows
+from s2flow.policies import decide
 from s2flow.recipe import VERSION, Recipe
 from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
 from s2flow.timing import Clock
 from s2flow.windows import (
-    Plan,
     brick_grid,
     coverage_by_heads,
     fraction_of_volume,
-    make_plan,
     sample_rows,
 )
 
@@ -172,7 +170,7 @@ class Cascade:
         z: Tensor,
         n_from: int,
         solver: Euler | None = None,
-        plan: Plan | None = None,
+        plan: Windows | None = None,
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
         """HR flow from n_from steps remaining to n_to, usually 0 (Eq. 6), inside the plan's windows."""
@@ -181,7 +179,12 @@ class Cascade:
                 dense = {str(n): 1.0 for n in range(n_from, self.n_to, -1)}
                 report["density"] = report.get("density", {}) | dense
         with self.clock("hr"), self.high_attention():
-            return self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+            flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
+        steps = range(n_from, self.n_to, -1)
+        for clip, report in enumerate(self.reports if plan is not None else ()):
+            found = plan.report(steps, clip)
+            report |= found if n_from == self.recipe.t_i else _added(report, found)
+        return flow
 
     @contextmanager
     def high_attention(self):
@@ -198,22 +201,15 @@ class Cascade:
 
     # -- what methods choose from -------------------------------------------------------------
 
-    def plan(self, low: LowFlow) -> Plan:
-        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9)."""
+    def plan(self, low: LowFlow) -> Windows:
+        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9), or their policy."""
         r = self.recipe
-        tokens = self.backbone.token_grid(self.high_shape)
+        grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
+        f = fraction_of_volume(r.sparsity, r.density) if r.windows.name in BY_VOLUME else None
+        for report in self.reports:
+            report["density_requested"] = 1.0 if r.whole_grid else f
         with self.clock("plan"):
-            f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
-            steps = (low.bricks, tokens, r.brick_high, self.n_from)
-            plan = make_plan(r.windows, f, low.coverage, *steps)
-        for clip, report in enumerate(self.reports):
-            report["density_requested"] = None if r.windows.name == "coverage" else f
-            steps = range(self.n_from, self.n_to, -1)
-            density = {str(n): plan.density(n, clip) for n in steps}
-            report["density"] = report.get("density", {}) | density
-            used = Counter(plan.histogram(steps, clip)) + Counter(report.get("window_histogram"))
-            report["window_histogram"] = dict(used.most_common())
-        return plan
+            return decide(r, low.coverage, low.bricks, *grids, self.n_from)
 
     def solver(self, low: LowFlow) -> Euler:
         """The recipe's source of higher derivatives (Eqs. 10-12)."""
@@ -302,7 +298,7 @@ class Cascade:
         z: Tensor,
         n_from: int,
         solver: Euler,
-        plan: Plan | None,
+        plan: Windows | None,
         correctors: Sequence[Corrector],
         stage: str,
         observe: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -327,7 +323,7 @@ class Cascade:
             windows = (
                 nullcontext()
                 if plan is None
-                else router.replacing(_windowed(plan, n, attention, router), _volumes(plan, n))
+                else router.replacing(plan.replacer(n, attention, router), plan.work(n))
             )
             with windows, router.observing(observe):
                 v = field(z, n)
@@ -342,34 +338,15 @@ class Cascade:
         return Trajectory(grid, zs, vs)
 
 
-def _windowed(plan: Plan, n: int, attention: str, router: AttentionRouter):
-    """Replacer for step n: every head inside its window; whole-grid layers stay with the model."""
-    g = plan.grid
-
-    def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        boxes = plan.boxes[n, layer]
-        if router.heads is not None:  # the others are with other ranks
-            boxes = boxes[:, router.heads]
-        clips = [[tuple(b) for b in heads] for heads in boxes.tolist()]
-        if attention == "auto" and all(b == g for heads in clips for b in heads):
-            return None  # the model's own dense call, bitwise
-        grid, text = (plan.tokens, plan.brick, attention), router.text
-        if all(heads == clips[0] for heads in clips):
-            return window_attention(q, k, v, clips[0], *grid, text)
-        rows = [
-            window_attention(
-                *(x[i : i + 1] for x in (q, k, v)), boxes, *grid, text and text[i : i + 1]
-            )
-            for i, boxes in enumerate(clips)
-        ]
-        return torch.cat(rows)
-
-    return replace
-
-
-def _volumes(plan: Plan, n: int):
-    """What each head of a layer costs in step n: bricks in its window, over the batch."""
-    return lambda layer: plan.boxes[n, layer].float().prod(-1).sum(0).tolist()
+def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The report of one more level: its steps stand beside, its boxes are counted with the others."""
+    out = before | found
+    for k in before.keys() & found.keys():
+        if k == "window_histogram":
+            out[k] = dict((Counter(before[k]) + Counter(found[k])).most_common())
+        elif isinstance(found[k], dict):
+            out[k] = _added(before[k], found[k])
+    return out
 
 
 def _of_clip(table: dict[str, dict[int, list[float]]], clip: int) -> dict[str, dict[str, float]]:

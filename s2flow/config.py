@@ -16,8 +16,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy
+from s2flow.policies import moba, sta, svg
 from s2flow.recipe import Recipe
-from s2flow.windows import Box, Policy, brick_grid, candidates, fraction_of_volume
+from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume
 
 
 @dataclass
@@ -53,12 +55,15 @@ class BackboneConf:
 class WindowsConf:
     """One file of conf/windows: how each head's window is chosen."""
 
-    policy: str = MISSING  # adaptive | fixed | coverage | full
+    policy: str = (
+        MISSING  # adaptive | fixed | coverage | full | oracle | svg | moba | sta | inward
+    )
     exponents: list[Any] = field(default_factory=list)  # sides f^a, f^b, f^c; a+b+c = 1
     target: float = 0.95  # of policy coverage
     cap: float = 1.0  # of policy coverage: no window larger than this share of the volume
     dense_steps: int = 0  # so many first HR steps attend everything
     dense_layers: list[int] = field(default_factory=list)  # these layers attend everything
+    file: str | None = None  # of policy sta: what `python -m s2flow.calibrate` wrote
 
 
 @dataclass
@@ -221,10 +226,18 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         )
         for size in (low, high)
     )
-    if "windows" in knobs and policy.name in ("adaptive", "fixed"):
+    if "windows" in knobs and policy.name in BY_VOLUME and cfg.sparsity < 1:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
-        if f < 1:
-            candidates(f, policy.exponents, brick_grid(tokens, brick_low))
+        grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
+        if policy.name in BY_CANDIDATES:
+            candidates(f, policy.exponents, grid)
+        if policy.name == "svg":
+            svg.check(policy.exponents, f, grid)
+        if policy.name == "moba":
+            moba.check(f, grid_high)
+        if policy.name == "sta":
+            policy = sta.with_file(policy, cfg.windows.file)
+            sta.check(policy, cfg.windows.file, backbone.name, weights, tokens_high, brick_high, f)
     return Recipe(
         backbone=backbone.name,
         weights=weights,
@@ -325,6 +338,10 @@ def _stages(
         all(a > b for a, b in pairwise([*steps, 0])),
         f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
         "fewer than the one before: type more steps, or other switches",
+    )
+    _check(
+        levels == 1 or cfg.windows.policy != "sta" or "windows" not in knobs,
+        "windows=sta was calibrated for one HR size; leave scales out, or type windows=adaptive",
     )
     if cfg.noise == "aligned" and cfg.handoff != "noisy":
         odd = [k for k in scales[1:] if k != int(k)]
@@ -558,7 +575,7 @@ def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
 
 
 def _policy(w: Any) -> Policy:
-    names = ("adaptive", "fixed", "coverage", "full")
+    names = (*BY_VOLUME, "coverage", "full", "inward")
     _check(
         w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
     )
@@ -569,7 +586,7 @@ def _policy(w: Any) -> Policy:
             "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
         )
     exponents = [tuple(float(a) for a in e) for e in w.exponents]
-    if w.policy in ("adaptive", "fixed"):
+    if w.policy in BY_CANDIDATES:
         _check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
         exponents = [tuple(a / sum(e) for a in e) for e in exponents]
     if w.policy == "fixed":
@@ -587,7 +604,7 @@ def _policy(w: Any) -> Policy:
     _check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
     return Policy(
         w.policy,
-        tuple(exponents) if w.policy in ("adaptive", "fixed") else (),
+        tuple(exponents) if w.policy in BY_CANDIDATES else (),
         float(w.target) if w.policy == "coverage" else 0.0,
         float(w.cap) if w.policy == "coverage" else 1.0,
         w.dense_steps,

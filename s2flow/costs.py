@@ -50,8 +50,9 @@ from s2flow.backbones.blank import Answers
 from s2flow.backbones.placement import FP8, tile_vae
 from s2flow.flow import Trajectory, sigma_grid
 from s2flow.handoff import hand_off, resize_video
+from s2flow.plan import inward_box
 from s2flow.recipe import Recipe
-from s2flow.windows import coverage_bytes, fraction_of_volume
+from s2flow.windows import Box, coverage_bytes, fraction_of_volume, realised_density
 
 GIB = 2**30
 RATES = {"H200": 400, "H100": 400, "H800": 400, "B200": 800, "A100": 180, "4090": 120, "cpu": 0.05}
@@ -363,21 +364,29 @@ def _high_stage(backbone: Any, r: Recipe, shape: tuple, batch: int) -> Stage:
     steps = r.t_i if "t_i" in r.knobs else r.steps
     windowed = "windows" in r.knobs and not r.whole_grid
     dense = min(r.windows.dense_steps, steps) if windowed else steps
-    f = density(r, backbone.router.layers) if windowed else 1.0
+    grids = [
+        backbone.token_grid(backbone.latent_shape(*size, r.frames)) for size in (r.low, r.high)
+    ]
+    f = density(r, backbone.router.layers, *grids) if windowed else 1.0
     twice = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
     flops = twice * ((steps - dense) * once.flops(f) + dense * once.flops())
     peak = once.peak_with_windows(f) if windowed else once.peak
+    if windowed and r.windows.name in ("oracle", "svg"):  # rows of logits beside the forward
+        peak = max(peak, once.attending + 2 * coverage_bytes(once.q, r.coverage_rows))
     held = STATE * 4 * batch * math.prod(shape)
     return Stage("hr", "transformer", once.video, flops, peak + held, twice * steps, f)
 
 
-def density(r: Recipe, layers: int) -> float:
-    """f that windows are expected to keep: as requested; for the coverage policy its cap."""
-    f = (
-        r.windows.cap
-        if r.windows.name == "coverage"
-        else fraction_of_volume(r.sparsity, r.density)
-    )
+def density(r: Recipe, layers: int, low: Box, high: Box) -> float:
+    """f that windows are expected to keep: as requested; for the coverage policy its cap.
+
+    low, high: the token grids, by which `inward` goes.
+    """
+    f = fraction_of_volume(r.sparsity, r.density)
+    if r.windows.name == "coverage":
+        f = r.windows.cap
+    if r.windows.name == "inward":
+        f = realised_density(high, r.brick_high, inward_box(low, high, r.brick_high))
     return f + (1 - f) * len(r.windows.dense_layers) / layers
 
 

@@ -11,8 +11,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from s2flow.windows import Box, Policy
+from s2flow.plan import BY_VOLUME, Policy
+from s2flow.windows import Box
 
+UNREAD = {  # by windows that do not look at them
+    **{"coverage": {"sparsity", "density"}, "moba": {"brick_low", "coverage_rows"}},
+    "sta": {"brick_low", "coverage_rows"},
+    "inward": {"sparsity", "density", "brick_low", "coverage_rows"},
+}
 VERSION = 1  # raise it when the same recipe would give other pixels
 LATER = {  # fields that the first records did not have, at the values that those records mean
     **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
@@ -73,6 +79,9 @@ class Recipe:
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         own = json.loads(json.dumps(asdict(self)))
+        own["windows"].pop("calibration")  # `file` is the hash of it
+        if not self.windows.file:  # the first records had no files
+            own["windows"].pop("file")
         own = {k: own[k] for k in (*always, *self.knobs)}
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
@@ -80,8 +89,8 @@ class Recipe:
         if "windows" in own and self.whole_grid:
             own["windows"] = {"name": "full"}
             ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}
-        elif "windows" in own and self.windows.name == "coverage":
-            ignored |= {"sparsity", "density"}
+        elif "windows" in own:
+            ignored |= UNREAD.get(self.windows.name, set())
         if own.get("solver") == "lri" and self.order == 1:
             own["solver"] = "euler"
         if own.get("solver") != "lri":
@@ -102,8 +111,8 @@ class Recipe:
     @property
     def whole_grid(self) -> bool:
         """Whether every window is the whole grid, whatever it is called."""
-        shrinks = self.windows.name in ("adaptive", "fixed") and self.sparsity < 1
-        return not shrinks and self.windows.name != "coverage"
+        by_volume = self.windows.name in BY_VOLUME and self.sparsity >= 1
+        return by_volume or self.windows.name == "full"
 
     @property
     def windows_label(self) -> str | None:

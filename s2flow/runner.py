@@ -41,6 +41,7 @@ from s2flow.lowflow import LowFlowCache
 from s2flow.outcome import outcome
 from s2flow.parallel import Team, join, own_device
 from s2flow.planning import plan, refuse
+from s2flow.policies import sta
 from s2flow.prompts import Prompt, load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
@@ -88,6 +89,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         )
     weights = weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
     recipe = resolve(cfg, weights, knobs)
+    sta.check_prompts(recipe, [t.prompt for t in tasks])
     arguments = plain(cfg, "scorer")
     scorers = {name: instantiate(conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
@@ -407,7 +409,7 @@ def label(recipe: Recipe) -> str:
     words = [recipe.method]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
-        unused = recipe.whole_grid or recipe.windows.name == "coverage"
+        unused = recipe.whole_grid or recipe.windows.name in ("coverage", "inward")
         words.append(f"{recipe.windows_label}{'' if unused else s}")
         words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
     if "t_i" in recipe.knobs:

@@ -11,7 +11,7 @@ exact per-token definition and the reference for everything else.
     candidates   boxes of equal volume f: sides g f^a, g f^b, g f^c with a + b + c = 1
     coverage     r(w) = sum A M(w) / sum A per step, layer, head, from R sampled rows     (Eq. 8)
     choice       argmax over candidates                                                    (Eq. 9)
-    plan         the chosen boxes of all steps, layers and heads: a small integer table
+    plan         the chosen boxes of all steps, layers and heads, in `plan.py`
 
 Coverage is recorded once for *every* box size of the brick grid (three small contractions give them
 all), so that no sparsity, density, hand-off or candidate set ever needs the LR run again.
@@ -24,9 +24,7 @@ means -inf, and every window holds the query's own brick, so that no row is empt
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -234,49 +232,19 @@ def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
     return (A * M).sum((-1, -2)) / A.sum((-1, -2))
 
 
-def window_mask(tokens: Box, brick: Box, box: Box) -> Tensor:
-    """M of Eq. 7: (L, L) bool, entry [i, j] says whether query i may see key j."""
+def window_mask(tokens: Box, brick: Box, box: Box, rows: Tensor | None = None) -> Tensor:
+    """M of Eq. 7: (L, L) bool, entry [i, j] says whether query i may see key j; rows: of these i."""
     where = brick_of_token(tokens, brick)
-    mask = torch.ones(len(where), len(where), dtype=torch.bool)
+    mine = where if rows is None else where[rows]
+    mask = torch.ones(len(mine), len(where), dtype=torch.bool)
     for axis, (g, w) in enumerate(zip(brick_grid(tokens, brick), box, strict=True)):
-        start = torch.tensor(window_starts(g, w))[where[:, axis]][:, None]
+        start = torch.tensor(window_starts(g, w))[mine[:, axis]][:, None]
         key = where[:, axis][None, :]
         mask &= (key >= start) & (key < start + w)
     return mask
 
 
-# -- choice and plan (Eq. 9) ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Windows of every HR step: `boxes` (N+1, layers, B, heads, 3) int16, in bricks.
-
-    Indexed by steps remaining; rows of steps that the HR flow never takes are the whole grid.
-    """
-
-    boxes: Tensor
-    tokens: Box
-    brick: Box
-
-    @property
-    def grid(self) -> Box:
-        """Bricks per axis."""
-        return brick_grid(self.tokens, self.brick)
-
-    def density(self, n: int, clip: int = 0) -> float:
-        """Realised f of step n: mean over layers and heads of the valid pairs' share."""
-        counts = Counter(map(tuple, self.boxes[n][:, clip].flatten(0, -2).tolist()))
-        total = sum(counts.values())
-        return (
-            sum(c * realised_density(self.tokens, self.brick, b) for b, c in counts.items())
-            / total
-        )
-
-    def histogram(self, steps: Sequence[int], clip: int = 0) -> dict[str, int]:
-        """How many (step, layer, head) of these steps use each box, as {"8x2x6": 31, ...}."""
-        rows = self.boxes[list(steps)][:, :, clip].flatten(0, -2).tolist()
-        return dict(Counter("x".join(map(str, b)) for b in rows).most_common())
+# -- choice (Eq. 9) ---------------------------------------------------------------------------
 
 
 def choose(coverage: Tensor, boxes: list[Box]) -> Tensor:
@@ -331,76 +299,3 @@ def to_grid(boxes: Tensor, g_from: Box, tokens: Box, brick: Box, f: float | None
         new = torch.tensor(min(every, key=cost), dtype=boxes.dtype)
         out[(boxes == torch.tensor(box, dtype=boxes.dtype)).all(-1)] = new
     return out
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How windows are chosen; the `windows` group of the config.
-
-    name: "adaptive" (Eq. 9 over `exponents`), "fixed" (one candidate for all heads, layers and
-    steps: the 50 %* row), "coverage" (smallest box up to `cap` reaching `target`) or "full".
-    dense_steps: so many first HR steps, dense_layers: these layers, attend everything.
-    """
-
-    name: str
-    exponents: tuple[tuple[float, float, float], ...] = DEFAULT_EXPONENTS
-    target: float = 0.95
-    cap: float = 1.0
-    dense_steps: int = 0
-    dense_layers: tuple[int, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The policy in a word for tables; anything but the usual settings is spelt out."""
-        shapes = {
-            DEFAULT_EXPONENTS: "adaptive",
-            (CUBE,): "cubes",
-            ((0, 1 / 2, 1 / 2),): "temporal",
-        }
-        spelt = " ".join("[" + ",".join(f"{a:.3g}" for a in e) + "]" for e in self.exponents)
-        words = {
-            "adaptive": shapes.get(self.exponents, f"adaptive {spelt}"),
-            "fixed": "fixed" if self.exponents == (CUBE,) else f"fixed {spelt}",
-            "coverage": f"coverage {self.target:g}" + (f"<={self.cap:g}" if self.cap < 1 else ""),
-            "full": "full",
-        }[self.name]
-        words += f" dense_steps={self.dense_steps}" if self.dense_steps else ""
-        return words + (f" dense_layers={list(self.dense_layers)}" if self.dense_layers else "")
-
-
-def make_plan(
-    policy: Policy,
-    f: float,
-    coverage: Tensor,
-    low_bricks: Box,
-    tokens: Box,
-    brick: Box,
-    t_i: int,
-) -> Plan:
-    """Plan of the HR flow from the LR flow's recorded coverage.
-
-    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) over the LR brick grid `low_bricks`. `tokens`
-    and `brick` describe the HR grid.
-    """
-    g = brick_grid(tokens, brick)
-    shape = coverage.shape[:-3]
-    whole = torch.tensor(g, dtype=torch.int16).expand(*shape, 3).clone()
-    if policy.name == "full" or (f >= 1 and policy.name != "coverage"):
-        return Plan(whole, tokens, brick)
-    if policy.name == "coverage":
-        boxes = choose_by_target(coverage.float(), policy.target, policy.cap)
-        boxes = to_grid(boxes, low_bricks, tokens, brick, None)
-    else:
-        found = candidates(f, policy.exponents, low_bricks)
-        if policy.name == "fixed":
-            boxes = torch.tensor(found[0], dtype=torch.int16).expand(*shape, 3)
-        else:
-            boxes = choose(coverage.float(), found)  # (Eq. 9)
-        boxes = to_grid(boxes, low_bricks, tokens, brick, f)
-    plan = whole
-    plan[1 : t_i + 1] = boxes[1 : t_i + 1]
-    if policy.dense_steps:
-        plan[max(t_i - policy.dense_steps, 0) + 1 : t_i + 1] = torch.tensor(g, dtype=torch.int16)
-    for layer in policy.dense_layers:
-        plan[:, layer] = torch.tensor(g, dtype=torch.int16)
-    return Plan(plan, tokens, brick)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from s2flow import cascade, handoff
+from s2flow import plan as planning
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import noise, sigma_grid
@@ -81,7 +82,7 @@ def test_forced_bricks_do_replace_the_models_own_attention(run, monkeypatch):
         calls.append(args[3:])
         return torch.zeros_like(args[0])
 
-    monkeypatch.setattr(cascade, "window_attention", spy)
+    monkeypatch.setattr(planning, "window_attention", spy)
     engine = run("windows=full", "order=1", "attention=tiled")
     generate(engine)
     passes = 2  # of guidance: one plan for both
@@ -97,13 +98,13 @@ def test_windows_are_those_of_the_plan_step_by_step_and_clip_by_clip(run, monkey
     low = engine.low_flow()
     plan = engine.plan(low)
     assert not torch.equal(plan.boxes[:, :, 0], plan.boxes[:, :, 1])  # clips differ
-    seen, real = [], cascade.window_attention
+    seen, real = [], planning.window_attention
 
     def spy(q, k, v, boxes, *rest):
         seen.append(boxes)
         return real(q, k, v, boxes, *rest)
 
-    monkeypatch.setattr(cascade, "window_attention", spy)
+    monkeypatch.setattr(planning, "window_attention", spy)
     engine.high_flow(engine.hand_off(low), 3, plan=plan)
     expected = []
     for n in (3, 2, 1):
@@ -406,8 +407,8 @@ def test_windows_hold_in_the_second_evaluation_of_heun_too(run, monkeypatch):
     low = engine.low_flow()
     plan, z = engine.plan(low), engine.hand_off(low)
     calls = []
-    real = cascade.window_attention
-    monkeypatch.setattr(cascade, "window_attention", lambda *a: calls.append(1) or real(*a))
+    real = planning.window_attention
+    monkeypatch.setattr(planning, "window_attention", lambda *a: calls.append(1) or real(*a))
     engine.high_flow(z, 3, Heun(), plan)
     assert len(calls) == (2 * 3 - 1) * 6 * 2
 

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 
+from s2flow.plan import Policy
 from s2flow.recipe import Recipe
-from s2flow.windows import Policy
 
 FIXED = Recipe(
     backbone="micro",
@@ -95,6 +95,7 @@ def test_everything_that_changes_pixels_changes_the_id():
         {"cap": 0.5},
         {"dense_steps": 1},
         {"dense_layers": (0,)},
+        {"file": "0123456789ab"},
         {"exponents": ((0.0, 0.5, 0.5), (1.0, 0.0, 0.0))},  # the first one wins ties
     ],
 )
@@ -122,6 +123,13 @@ SAME = [  # (one command, another that makes the same pixels)
     ("windows=full sparsity=0.25", "windows=full density=per_axis"),
     ("windows=coverage sparsity=0.25", "windows=coverage density=per_axis"),
     ("sparsity=1", "sparsity=1 density=per_axis"),
+    ("sparsity=1", "sparsity=1 windows=oracle"),
+    ("sparsity=1", "sparsity=1 windows=sta"),  # no file is asked for
+    ("windows=full", "windows=moba sparsity=1 windows.dense_layers=[0]"),
+    ("windows=moba", "windows=moba brick_low=[1,2,2] coverage_rows=8"),
+    ("windows=moba", "windows=moba windows.exponents=[[1,0,0]] windows.file=unread"),
+    ("windows=inward", "windows=inward sparsity=0.25 density=per_axis coverage_rows=8"),
+    ("windows=oracle", "windows=adaptive windows.policy=oracle windows.target=0.5"),
     ("sparsity=1", "windows=full brick_high=[2,2,2] coverage_rows=8"),
     ("sparsity=1 windows=fixed", "sparsity=1 windows=adaptive"),
     ("order=1", "solver=euler"),
@@ -158,6 +166,14 @@ DIFFERENT = [
     ("windows=coverage", "windows=coverage windows.target=0.5"),
     ("windows=adaptive", "windows=cubes"),
     ("windows=fixed", "windows=cubes"),
+    ("windows=oracle", "windows=adaptive"),
+    ("windows=oracle", "windows=oracle coverage_rows=8"),
+    ("windows=svg", "windows=oracle windows.exponents=[[1,0,0],[0,0.5,0.5]]"),
+    ("windows=svg", "windows=svg coverage_rows=8"),
+    ("windows=moba", "windows=moba sparsity=0.25"),
+    ("windows=moba", "windows=moba brick_high=[2,2,2]"),
+    ("windows=moba", "windows=moba windows.dense_steps=1"),
+    ("windows=inward", "windows=inward brick_high=[1,1,1]"),
     ("sparsity=0.5", "sparsity=0.5 density=per_axis"),
     ("", "negative_prompt=blur"),
     ("method=cascade", "method=cascade rope=interpolate"),

@@ -9,7 +9,7 @@ import torch
 
 from s2flow import windows
 from s2flow.errors import UserError
-from s2flow.windows import Plan, Policy
+from s2flow.plan import Plan, Policy, make_plan
 
 BRICK_GRIDS = [(8, 4, 6), (8, 8, 12), (15, 12, 20)]
 GRIDS = [  # tokens, brick
@@ -377,7 +377,7 @@ def coverage():
 
 def plan_of(coverage, f=0.25, **policy):
     policy = Policy(**{"name": "adaptive", **policy})
-    return windows.make_plan(policy, f, coverage, LOW, TOKENS, BRICK, T_I)
+    return make_plan(policy, f, coverage, LOW, TOKENS, BRICK, T_I)
 
 
 def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
@@ -392,7 +392,7 @@ def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
 
 
 def test_plan_density_is_the_mean_over_heads_of_the_realised_one(coverage):
-    ragged = windows.make_plan(
+    ragged = make_plan(
         Policy("adaptive"), 0.25, coverage, LOW, (8, 7, 11), BRICK, T_I
     )  # the same bricks, some of them partly empty
     for plan, tokens in ((plan_of(coverage), TOKENS), (ragged, (8, 7, 11))):

@@ -11,7 +11,7 @@ thousand tokens; `tiled` never does, runs on any device, and is the fast path on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -45,12 +45,27 @@ def window_attention(
             f"attention={backend} is unknown; type attention=auto or one of {list(BACKENDS)}"
         )
     attend = BACKENDS[backend]
+    return clip_by_clip(
+        lambda clips, *qkv: attend(*qkv, boxes, tokens, brick), q, k, v, math.prod(tokens), text
+    )
+
+
+def clip_by_clip(
+    attend: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    n_video: int,
+    text: Sequence[int] | None,
+) -> Tensor:
+    """attend(clips, q, k, v) of the whole batch, or of each clip cut to its own text where it differs.
+
+    clips: the slice of the batch that it is given. What comes out for padding is 0.
+    """
     if text is None:
-        return attend(q, k, v, boxes, tokens, brick)
+        return attend(slice(None), q, k, v)
     out = q.new_zeros(q.shape)
     for i, n_text in enumerate(text):
-        real = slice(math.prod(tokens) + n_text)
-        out[i : i + 1, :, real] = attend(
-            *(x[i : i + 1, :, real] for x in (q, k, v)), boxes, tokens, brick
-        )
+        one, real = slice(i, i + 1), slice(n_video + n_text)
+        out[one, :, real] = attend(one, *(x[one, :, real] for x in (q, k, v)))
     return out

@@ -41,6 +41,20 @@ def relative(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
+def test_windows_decided_inside_the_forward_are_those_of_one_process(folders, ranks):
+    """Each rank sees its own heads; boxes, densities and regret are of all of them."""
+    alone = two_ranks.online(str(folders["hunyuan"]))
+    for name, (latent, reports) in alone.items():
+        for mine, said in (found["online"][name] for found in ranks):
+            assert relative(mine, latent) < 1e-4, name
+            for one, other in zip(said, reports, strict=True):
+                assert one["density"] == pytest.approx(other["density"]), name
+                assert one.get("window_histogram") == other.get("window_histogram"), name
+                if name == "oracle":
+                    for key, steps in other["oracle"].items():
+                        assert one["oracle"][key] == pytest.approx(steps, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", list(two_ranks.FAMILIES))
 def test_two_ranks_make_the_video_of_one(name, folders, ranks):
     """Coverage, plan and video, in windows that differ between heads; joint text of two lengths."""

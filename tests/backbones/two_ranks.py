@@ -28,9 +28,9 @@ SIZES += ["brick_high=[1,2,2]", "backbone.dtype=float32"]
 WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
 
 
-def recipe(name, *more):
+def recipe(name, *more, windows=WINDOWS):
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"backbone={CONF.get(name, name)}", *SIZES, *WINDOWS, *more])
+        cfg = compose("config", [f"backbone={CONF.get(name, name)}", *SIZES, *windows, *more])
     return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
 
 
@@ -68,6 +68,19 @@ def compiled(folder, group=None):
         compile_backbone(backbone, "eager")
     z = engine.noise(engine.low_shape, "low")
     return torch.cat([backbone.velocity(z, sigma, engine.condition) for sigma in (0.95, 0.7)])
+
+
+def online(folder, group=None):
+    """Windows that are decided inside the forward, with joint text of two lengths."""
+    backbone = hunyuan.from_origin(Origin("hunyuan", folder), "cpu")
+    if group is not None:
+        share_videos(backbone, group)
+    found = {}
+    for name in ("oracle", "svg", "moba"):
+        own = recipe("hunyuan", "coverage_rows=32", windows=[f"windows={name}"])
+        engine = Cascade(backbone, own, PROMPTS, [3, 4])
+        found[name] = (method("s2flow").generate(engine).latent, engine.reports)
+    return found
 
 
 def exchange(group=None):
@@ -125,5 +138,6 @@ if __name__ == "__main__":
     }
     found |= {"exchange": exchange(team.tensors), "failures": failures(team)}
     found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan_2_2_14b"], team.tensors)
+    found["online"] = online(dict(w.split("=") for w in folders)["hunyuan"], team.tensors)
     found["alone"] = alone(team)
     torch.save(found, f"{out}/{team.rank}.pt")

@@ -1,0 +1,129 @@
+"""Block-sparse attention: every query brick attends a few key bricks of its own choice (MoBA-like).
+
+    s(i, j) = (mean of q over brick i) . (mean of k over brick j)          per head, in float32
+    bricks of i = the `keep` largest s(i, .), with i itself always among them
+
+Text is not chosen: text keys are attended by every query, and text queries attend everything. On
+ragged grids a brick is what it has of tokens; the rest is masked.
+
+Deviation: MoBA (arXiv 2502.13189) gates per query token and is causal; here a whole query brick shares
+its choice, so that its keys are gathered once, and video is not causal.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2flow.attention import clip_by_clip
+from s2flow.windows import Box, brick_grid
+
+# bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
+GATHERED = {"cpu": 2**22, "cuda": 2**28}
+
+
+def brick_slots(tokens: Box, brick: Box) -> Tensor:
+    """(bricks, prod(brick)) tokens of every brick, row-major; -1 where a ragged brick has none."""
+    g = brick_grid(tokens, brick)
+    volume = torch.full([n * b for n, b in zip(g, brick, strict=True)], -1)
+    T, H, W = tokens
+    volume[:T, :H, :W] = torch.arange(math.prod(tokens)).view(tokens)
+    sides = [n for pair in zip(g, brick, strict=True) for n in pair]
+    return volume.view(sides).permute(0, 2, 4, 1, 3, 5).reshape(math.prod(g), -1)
+
+
+def pooled(x: Tensor, slots: Tensor) -> Tensor:
+    """Mean over the tokens of every brick: (B, heads, L, d) -> (B, heads, bricks, d) float32."""
+    there = (slots >= 0).to(x.device)
+    gathered = x[:, :, slots.clamp(min=0).to(x.device)].float() * there[..., None]
+    return gathered.sum(-2) / there.sum(-1, keepdim=True)
+
+
+def choose_bricks(q: Tensor, k: Tensor, keep: int, tokens: Box, brick: Box) -> Tensor:
+    """The key bricks of every query brick, (B, heads, bricks, keep), in ascending order."""
+    slots = brick_slots(tokens, brick)
+    scores = pooled(q, slots) @ pooled(k, slots).transpose(-1, -2)
+    scores.diagonal(dim1=-2, dim2=-1).fill_(math.inf)  # a query's own brick
+    return scores.topk(keep).indices.sort().values
+
+
+def brick_density(chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """Share of valid query-key pairs in the chosen bricks: (B, heads), float32."""
+    sizes = (brick_slots(tokens, brick) >= 0).sum(1).to(chosen.device, torch.float32)
+    sizes = sizes / sizes.sum()
+    return (sizes * sizes[chosen].sum(-1)).sum(-1)
+
+
+def brick_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    tokens: Box,
+    brick: Box,
+    backend: str = "auto",
+    text: Sequence[int] | None = None,
+) -> Tensor:
+    """Attention of every query brick over its chosen key bricks, and text.
+
+    q, k, v, text and result as in `s2flow.attention.window_attention`; chosen: (B, heads, bricks,
+    keep); backend: "reference" for the masked twin, else the gathering one.
+    """
+    attend = masked if backend == "reference" else gathering
+    return clip_by_clip(
+        lambda clips, *qkv: attend(*qkv, chosen[clips], tokens, brick),
+        *(q, k, v, math.prod(tokens), text),
+    )
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """The twin: a mask over all pairs, in float32. Memory is quadratic in the number of tokens."""
+    slots, n_video = brick_slots(tokens, brick), math.prod(tokens)
+    where = torch.empty(n_video, dtype=torch.long)
+    for i, slot in enumerate(slots):
+        where[slot[slot >= 0]] = i
+    allowed = torch.zeros(*chosen.shape[:3], len(slots), dtype=torch.bool)
+    allowed.scatter_(-1, chosen.cpu(), True)
+    M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
+    M[:, :, :n_video, :n_video] = allowed[:, :, where][..., where]
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    A = logits.masked_fill(~M.to(q.device), -math.inf).softmax(-1)
+    return (A @ v.float()).to(q.dtype)
+
+
+def gathering(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """One dense call over (clip, head, query brick), with the keys of each gathered beside it.
+
+    Only ragged grids need a mask. Query bricks are taken so many at once as memory allows.
+    """
+    slots, n_video = brick_slots(tokens, brick), math.prod(tokens)
+    there = slots >= 0
+    ragged = not bool(there.all())
+    there, index = there.to(q.device), slots.clamp(min=0).to(q.device)
+    B, heads, bricks, keep = chosen.shape
+    d, slot, n_text = q.shape[-1], slots.shape[1], q.shape[2] - n_video
+    out = torch.empty_like(q)
+    if n_text:  # text queries attend everything
+        out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
+    K, V = (x[:, :, index].flatten(0, 1) for x in (k, v))  # (B heads, bricks, slot, d)
+    text = [x[:, :, n_video:].flatten(0, 1)[:, None] for x in (k, v)]
+    pair = torch.arange(B * heads, device=q.device)[:, None, None]
+    one = 2 * B * heads * (keep * slot + n_text) * d * q.element_size()
+    n = max(GATHERED.get(q.device.type, 2**28) // one, 1)
+    for i in range(0, bricks, n):
+        mine = chosen.flatten(0, 1)[:, i : i + n]
+        c = mine.shape[1]
+        keys, values = (
+            torch.cat([x[pair, mine].flatten(2, 3), t.expand(-1, c, -1, -1)], 2)
+            for x, t in zip((K, V), text, strict=True)
+        )
+        mask = None
+        if ragged:
+            mask = F.pad(there[mine].flatten(2, 3), (0, n_text), value=True)[:, :, None]
+        queries = q[:, :, index[i : i + n]].flatten(0, 1)
+        found = F.scaled_dot_product_attention(queries, keys, values, mask)
+        valid = there[i : i + n]
+        out[:, :, index[i : i + n][valid]] = found.unflatten(0, (B, heads))[:, :, valid]
+    return out

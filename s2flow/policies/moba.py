@@ -1,0 +1,72 @@
+"""MoBA-like: every query brick attends the key bricks whose mean key its mean query likes best.
+
+The choice is part of the attention (`attention.bricks`): each forward makes its own, in the conditional
+and the unconditional pass alike. k = round(f * bricks) key bricks per query brick, its own among them.
+
+The choice jumps: where two bricks are alike to the last digits, rounding decides, and a clip made in
+another batch may differ by more than rounding (3e-4 of the norm after two steps on the embedded model).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2flow.attention.bricks import brick_attention, brick_density, choose_bricks
+from s2flow.backbones.routing import AttentionRouter, Replacer
+from s2flow.errors import UserError
+from s2flow.plan import Policy
+from s2flow.policies.online import per_clip
+from s2flow.windows import Box, brick_grid
+
+
+class Moba:
+    """Blocks of step n, layer and head as they come; only densities are kept."""
+
+    def __init__(self, policy: Policy, f: float, tokens: Box, brick: Box, t_i: int) -> None:
+        self.policy, self.tokens, self.brick, self.t_i = policy, tokens, brick, t_i
+        self.bricks = math.prod(brick_grid(tokens, brick))
+        self.keep = max(round(f * self.bricks), 1)
+        self.pairs: dict[int, list[Tensor]] = defaultdict(list)
+
+    def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
+        """See `plan.Windows`."""
+
+        def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+            dense = self.policy.dense(n, layer, self.t_i)
+            keep = self.bricks if dense else self.keep
+            if keep == self.bricks and attention == "auto":
+                self.pairs[n].append(torch.ones(len(q)))
+                return None  # the model's own dense call, bitwise
+            grid = (self.tokens, self.brick)
+            chosen = choose_bricks(q, k, keep, *grid)
+            kept = router.all_heads(brick_density(chosen, *grid))
+            self.pairs[n].append(kept.mean(1).cpu())
+            return brick_attention(q, k, v, chosen, *grid, attention, router.text)
+
+        return replace
+
+    def work(self, n: int) -> None:
+        """Every head costs the same."""
+
+    def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
+        """Realised density per step: mean over layers, heads and forwards."""
+        pairs = {n: self.pairs[n] for n in steps}
+        return {
+            "density": per_clip(pairs, clip),
+            "moba": {"bricks_kept": self.keep, "bricks": self.bricks},
+        }
+
+
+def check(f: float, g: Box) -> None:
+    """Raises UserError if f is under half a brick of the HR grid, naming the nearest that is not."""
+    bricks = math.prod(g)
+    if f * bricks < 0.5:
+        raise UserError(
+            f"windows=moba keeps whole bricks of the {g[0]}x{g[1]}x{g[2]} grid, and f = {f:.4g} is "
+            f"less than half of one; the nearest reachable f is {1 / bricks:.4g} "
+            f"(sparsity={1 / bricks:.4g} with density=volume)"
+        )

@@ -1,0 +1,67 @@
+"""Boxes chosen inside the HR forward, from the q, k, v that are about to be used.
+
+The first forward of a step decides for each layer and head, and its boxes hold for the rest of the
+step: for the unconditional pass (which comes second), as the LR flow's windows hold for both passes,
+and for the second evaluation of heun. What was chosen is kept as a plan, so that densities and
+histograms are those of the windows that ran.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2flow.backbones.routing import AttentionRouter, Replacer
+from s2flow.plan import Plan, Policy
+from s2flow.windows import Box, sample_rows
+
+
+class Online:
+    """A plan that fills as the HR flow runs; subclasses override `choose`.
+
+    plan: of whole grids, written to; boxes: the candidates; rows: query rows sampled per head.
+    """
+
+    def __init__(self, policy: Policy, plan: Plan, boxes: list[Box], rows: int, t_i: int) -> None:
+        self.plan, self.boxes, self.rows = plan, boxes, rows
+        self.open = {
+            (n, layer)
+            for n in range(1, t_i + 1)
+            for layer in range(plan.boxes.shape[1])
+            if not policy.dense(n, layer, t_i)
+        }
+
+    def choose(
+        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
+    ) -> Tensor:
+        """Boxes of step n for all heads of a layer, (B, heads, 3), from the heads that are here."""
+        raise NotImplementedError
+
+    def sampled(self, n: int, layer: int) -> Tensor:
+        """Query rows, seeded by step and layer: the same for a clip in any batch."""
+        g = self.plan.tokens
+        return sample_rows(g[0] * g[1] * g[2], self.rows, seed=1000 * n + layer)
+
+    def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
+        """See `plan.Windows`."""
+
+        def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+            if (n, layer) in self.open:
+                self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
+                self.open.discard((n, layer))
+            return self.plan.attend(n, layer, q, k, v, attention, router)
+
+        return replace
+
+    def work(self, n: int) -> None:
+        """Not known before the forward: ranks share heads in order."""
+
+    def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
+        """That of the plan which came about."""
+        return self.plan.report(steps, clip)
+
+
+def per_clip(values: dict[int, list[Tensor]], clip: int) -> dict[str, float]:
+    """{step: mean over layers} of one clip, from one (B,) tensor per layer."""
+    return {str(n): round(float(torch.stack(x)[:, clip].mean()), 6) for n, x in values.items()}

@@ -1,0 +1,54 @@
+"""Oracle: Eq. 9 from the HR flow's own attention, the ceiling of LR guidance.
+
+    r_hr(w)  = Eq. 8 of the HR q, k at this very step and layer, from sampled rows
+    w*       = argmax over the candidates of r_hr(w)                                     (Eq. 9)
+    regret   = mean over layers and heads of r_hr(w*) - r_hr(w_lr),  w_lr what the LR flow would choose
+
+It costs a full row of logits per sampled query and layer, which is what LR guidance is there to save.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from s2flow.backbones.routing import AttentionRouter
+from s2flow.plan import Plan
+from s2flow.policies.online import Online, per_clip
+from s2flow.windows import choose, coverage_by_heads
+
+
+class Oracle(Online):
+    """guided: the adaptive plan of the LR flow, for the regret."""
+
+    def __init__(self, policy, plan, boxes, rows, t_i, guided: Plan) -> None:
+        super().__init__(policy, plan, boxes, rows, t_i)
+        self.guided = guided
+        self.found: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+
+    def choose(
+        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
+    ) -> Tensor:
+        """See `Online`."""
+        rows, (tokens, brick) = self.sampled(n, layer), (self.plan.tokens, self.plan.brick)
+        r = coverage_by_heads(q, k, rows, tokens, brick, router.text)  # (Eq. 8)
+        r = router.all_heads(r.to(q.device)).cpu()
+        best, theirs = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
+        reached = coverage_of(r, best)
+        self.found["coverage"][n].append(reached.mean(1))
+        self.found["regret"][n].append((reached - coverage_of(r, theirs)).mean(1))
+        self.found["same_choice"][n].append((best == theirs).all(-1).float().mean(1))
+        return best
+
+    def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
+        """Coverage and regret per step beside the plan's densities; layers that chose count."""
+        own = {name: per_clip(steps, clip) for name, steps in self.found.items()}
+        return super().report(steps, clip) | {"oracle": own}
+
+
+def coverage_of(r: Tensor, boxes: Tensor) -> Tensor:
+    """r (B, heads, g_t, g_h, g_w) of all box sizes at one box per head, (B, heads, 3)."""
+    g = r.shape[-3:]
+    a, b, c = (boxes.long() - 1).unbind(-1)
+    return r.flatten(-3).gather(-1, ((a * g[1] + b) * g[2] + c)[..., None])[..., 0]

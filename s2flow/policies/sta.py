@@ -1,0 +1,127 @@
+"""Sliding-tile-like windows: one box per layer and head, fixed offline (`python -m s2flow.calibrate`).
+
+A file holds the boxes and what they are valid for: backbone, weights, HR grid, bricks and f must be
+those of the run, and the prompts of the run must not be those that the boxes were chosen on. The recipe
+holds the hash of what decides the pixels, so neither the file's name nor its date makes another run.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from s2flow.errors import UserError
+from s2flow.plan import Calibration, Policy
+from s2flow.recipe import Recipe
+from s2flow.store import write_json
+from s2flow.windows import Box, brick_grid
+
+HOW = "python -m s2flow.calibrate windows.file=FILE"
+
+
+def content_hash(c: Calibration) -> str:
+    """Twelve hexadecimal digits of grid, bricks and boxes."""
+    text = json.dumps([c.tokens, c.brick, c.boxes])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write(path: str, c: Calibration, **more: Any) -> None:
+    """One file; `more` is for people: commit, mean coverage and the like.
+
+    Raises UserError if it cannot be written.
+    """
+    boxes = [[_word(b) for b in heads] for heads in c.boxes]
+    try:
+        write_json(Path(path), {**asdict(c), "boxes": boxes, **more})
+    except OSError as error:
+        raise UserError(
+            f"windows.file={path} cannot be written ({error.strerror}); type windows.file=FILE"
+        ) from None
+
+
+def read(path: str | None) -> Calibration:
+    """What a file holds. Raises UserError if there is none, or it is no such file."""
+    if path is None:
+        raise UserError(f"windows=sta needs windows.file=FILE; make one with {HOW}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise UserError(
+            f"windows.file={path} cannot be read ({error.strerror}); make it with {HOW}"
+        ) from None
+    except ValueError:
+        found = None
+    try:
+        boxes = tuple(tuple(_box(b.split("x")) for b in heads) for heads in found["boxes"])
+        c = Calibration(
+            str(found["backbone"]),
+            str(found["weights"]),
+            _box(found["tokens"]),
+            _box(found["brick"]),
+            float(found["f"]),
+            tuple(map(str, found["prompts"])),
+            boxes,
+        )
+        g = brick_grid(c.tokens, c.brick)
+        fits = all(
+            1 <= w <= n for heads in boxes for b in heads for w, n in zip(b, g, strict=True)
+        )
+        whole = boxes and boxes[0] and len({len(heads) for heads in boxes}) == 1
+        if not fits or not whole:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        raise UserError(
+            f"windows.file={path} holds no windows that fit its grid; make it anew with {HOW}"
+        ) from None
+    return c
+
+
+def _box(sides: Any) -> Box:
+    t, h, w = map(int, sides)
+    return t, h, w
+
+
+def with_file(policy: Policy, path: str | None) -> Policy:
+    """The policy with the boxes of its file."""
+    c = read(path)
+    return replace(policy, file=content_hash(c), calibration=c)
+
+
+def check(
+    policy: Policy, path: str, backbone: str, weights: str, tokens: Box, brick: Box, f: float
+) -> None:
+    """Raises UserError unless the file was made for this model, grid and f.
+
+    weights: "" where they are not known yet.
+    """
+    c = policy.calibration
+    pairs = {
+        "backbone": (c.backbone, backbone),
+        "weights": (c.weights, weights or c.weights),
+        "HR grid": (_word(c.tokens), _word(tokens)),
+        "brick_high": (_word(c.brick), _word(brick)),
+        "f": (f"{c.f:.6g}", f"{f:.6g}"),
+    }
+    for name, (theirs, here) in pairs.items():
+        if theirs != here:
+            raise UserError(
+                f"windows.file={path} was calibrated for {name} {theirs}, and this run has {here}; "
+                f"calibrate again with {HOW} and the knobs of this run"
+            )
+
+
+def _word(sides: Box) -> str:
+    return "x".join(map(str, sides))
+
+
+def check_prompts(r: Recipe, prompts: list[str]) -> None:
+    """Raises UserError if a run's windows were chosen on one of its own prompts."""
+    c = r.windows.calibration
+    both = [p for p in dict.fromkeys(prompts) if c is not None and p in set(c.prompts)]
+    if both:
+        raise UserError(
+            f"{len(both)} of the prompts ({both[0]!r}, ...) are those that windows.file was "
+            "calibrated on; calibrate on others, e.g. with another prompts.subset_seed"
+        )
