@@ -182,7 +182,7 @@ def saved(folder: Path, y: torch.Tensor, name: str) -> Path:
 
 def test_every_name_of_a_clip_with_everything(tmp_path):
     path, low = saved(tmp_path, tiled(0.2), "a.mp4"), saved(tmp_path, smooth(3, 32, 48), "l.mp4")
-    record = {"recipe": {"vae_tile": [64, 32], "brick_high": [1, 2, 4]}, "token_pixels": 8}
+    record = {"recipe": {"vae_tile": [40, 32], "brick_high": [1, 2, 4]}, "token_pixels": 8}
     scores = HighRes()(Clip(path, "", 0, tmp_path, low, record))
     assert tuple(scores) == HighRes.names
     assert all(isinstance(x, float) and math.isfinite(x) for x in scores.values())
