@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.highres import (
     HighRes,
@@ -201,3 +202,9 @@ def test_what_does_not_apply_is_none():
     vars(clip)["frames"] = (tiled(0.2)[..., None].expand(-1, -1, -1, 3) * 255).byte()
     assert HighRes()(clip)["window_seams"] is None
     assert HighRes(token_pixels=8)(clip)["window_seams"] is not None
+
+
+@pytest.mark.parametrize("value", [0, -8, "8px", 7.5])
+def test_a_token_without_a_side_is_refused(value):
+    with pytest.raises(UserError, match="type the backbone's `multiple`"):
+        HighRes(token_pixels=value)
