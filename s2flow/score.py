@@ -76,7 +76,8 @@ class Scoring:
                 scorer.parts() if hasattr(scorer, "parts") else {name: scorer}
             ).items():
                 self.parts[part] = of
-                self.known[part] = {"arguments": own, "version": getattr(of, "version", 1)}
+                decisive = getattr(of, "arguments", own)
+                self.known[part] = {"arguments": decisive, "version": getattr(of, "version", 1)}
                 self.known[part]["weights"] = getattr(of, "weights", None)
         self.metric = {part: metric_hash(part, known) for part, known in self.known.items()}
 

@@ -73,6 +73,16 @@ def read_frames(path: Path) -> Tensor:
     return torch.from_numpy(np.stack(frames))
 
 
+def frame_count(path: Path) -> int:
+    """Frames of a video file: all are decoded, none is kept. Raises Undecodable as `read_video`."""
+    with _opened(path) as container:
+        found = sum(1 for _ in container.decode(video=0))
+        stated = container.streams.video[0].frames
+    if found < max(stated, 1):
+        raise Undecodable(f"{path} breaks off after {found} of {stated} frames")
+    return found
+
+
 def stated_size(path: Path) -> tuple[int, int, int]:
     """(frames, height, width) that a file's header states. Raises Undecodable as `read_video` does."""
     with _opened(path) as container:

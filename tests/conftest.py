@@ -4,11 +4,17 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+
+from s2flow.scorers.vbench import compat
+
+if importlib.util.find_spec("torchvision"):  # may not fit a CPU torch, and transformers imports it
+    compat.torchvision_operators()
 
 import s2flow.config as config
 from s2flow.backbones import tiny

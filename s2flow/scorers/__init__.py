@@ -13,6 +13,7 @@ scorer may state of itself decides, beside its arguments, which scores are still
     names           the scores that it gives, always all of them
     version         raised when its definition changes; 1 unless stated
     weights         {file: sha256} or a short hash, of scorers that have weights
+    arguments       those that decide its scores, where not all do
     preprocessing   what is done to the frames first, in words
     device          where it computes; "cpu" unless stated
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
@@ -22,6 +23,7 @@ scorer may state of itself decides, beside its arguments, which scores are still
     highres.py    detail, doubling, seams, fine flicker, black and frozen frames
     musiq.py      MUSIQ on native crops, where its weights are
     world.py      does a clip of the toy world show what its caption says? how often? how sharply?
+    vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
 
 A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.

@@ -1,0 +1,288 @@
+"""VBench itself: the package's own code on one clip at a time; each of six dimensions is a scorer.
+
+    dimension                what VBench 0.1.5 does                                        weights
+    temporal_flickering      1 - mean |x_{k+1} - x_k| / 255                                none
+    motion_smoothness        every second frame is interpolated anew and compared          AMT-S
+    background_consistency   cosines of CLIP features to the first and the last frame      CLIP ViT-B/32
+    overall_consistency      cosine between video and prompt, of 8 frames                  ViCLIP
+    aesthetic_quality        LAION's head on CLIP features, a frame at a time              CLIP ViT-L/14
+    imaging_quality          MUSIQ trained on SPAQ, a frame at a time, divided by 100      MUSIQ
+
+Values are VBench's per-video scores to the digit, on 0-1 (overall consistency is a cosine, about 0.2
+for a fitting clip). Two things VBench does only when it averages: imaging quality is divided by 100,
+which we do per clip; background consistency weighs clips by their number of frames less one, which
+changes nothing where all clips have the same length, and is left to the reader where they do not.
+The official total needs 16 dimensions and is never formed from these.
+
+    protocol=all_on_all   every dimension on every clip: what the paper's tables most likely are
+    protocol=standard     a dimension only on the prompts that VBench_full_info.json lists for it,
+                          found by index (two texts differ by case only); None for other clips
+
+Where it fails: everything but flickering and motion is looked at in 224 or 512 pixels, so detail beyond
+is unseen; flickering and smoothness are best for a frozen clip. Whole clips are held in memory as
+float32: at 117 frames of 1536x2560 about 7 GB of RAM, and motion smoothness, pinned to full resolution,
+grows with the square of the pixels.
+
+    worker.py    the six dimensions         compat.py    what the package needs to run here
+    weights.py   files, hashes, licences    twin.py      the same in an environment of VBench's own
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s2flow.errors import UserError
+from s2flow.provenance import provenance
+from s2flow.scorers import Clip
+from s2flow.scorers.vbench import weights, worker
+from s2flow.video import Undecodable, frame_count
+
+DIMENSIONS = tuple(worker.LOADERS)
+PROTOCOLS = ("all_on_all", "standard")
+VBENCH = "0.1.5"
+OURS = 1  # raised when what is handed to VBench, or taken from it, changes
+INSTALL = "python -m pip install --no-deps -r requirements/vbench.txt"
+CHECK = "python -m s2flow.scorers.vbench check"
+
+FRAMES = {
+    "temporal_flickering": 2,
+    "background_consistency": 2,
+    "motion_smoothness": 3,
+}  # at least
+CLIP_FRAMES = (
+    "shorter side to 224, bicubic, not antialiased; centre crop; CLIP's mean and deviation"
+)
+PREPROCESSING = {
+    "temporal_flickering": "all frames at full size, 8 bits, decoded by OpenCV",
+    "motion_smoothness": "all frames at full size, 8 bits, decoded by OpenCV; padded to 16; "
+    "every second one in, never rescaled by memory",
+    "background_consistency": f"all frames, decoded by decord; {CLIP_FRAMES}",
+    "overall_consistency": f"8 frames, the middles of equal spans, decoded by decord; {CLIP_FRAMES}",
+    "aesthetic_quality": f"all frames, decoded by decord; {CLIP_FRAMES}",
+    "imaging_quality": "all frames, decoded by decord; longer side to at most 512, bilinear without "
+    "antialiasing",
+}
+
+
+class Dimension:
+    """One dimension as a scorer: clip -> {its name: score on 0-1, or None}.
+
+    None where the protocol leaves the clip out, and for clips too short to have a value. Raises
+    Undecodable for files that VBench would drop or score in part.
+    """
+
+    def __init__(self, vbench: "VBench", name: str, found: list[weights.Found]) -> None:
+        self.vbench, self.name, self.names = vbench, name, (name,)
+        self.version = f"vbench-{VBENCH}{vbench.SUFFIX}/{OURS}"
+        self.weights = {f.weight.file: f.sha256 for f in found if f.sha256}
+        self.missing = [f.weight.file for f in found if f.state == "missing"]
+        self.preprocessing, self.protocol = PREPROCESSING[name], vbench.protocol
+        self.arguments = vbench.decisive
+        self.versions = vbench.versions
+
+    @property
+    def device(self) -> str:
+        """The processor's or card's name."""
+        return provenance(self.vbench.device)["device"]
+
+    def __call__(self, clip: Clip) -> dict[str, float | None]:
+        """See the class."""
+        if not self.vbench.applies(self.name, clip):
+            return {self.name: None}
+        if clip.path.suffix != ".mp4":
+            raise UserError(
+                f"VBench reads files that end in .mp4, not {clip.path}; rename the clip"
+            )
+        # VBench drops broken files from a mean in silence, or scores the frames before the break
+        if frame_count(clip.path) < FRAMES.get(self.name, 1):
+            return {self.name: None}
+        score = self.vbench.score(self.name, str(clip.path.absolute()), clip.prompt)
+        if score is None:
+            raise Undecodable(f"{clip.path} cannot be decoded by VBench, though others can")
+        return {self.name: score}
+
+
+class VBench:
+    """VBench in this process, as `parts()`: one scorer per dimension, loaded when first asked.
+
+    dimensions: of DIMENSIONS. on_missing: what becomes of a dimension whose weights are not there:
+    "error", or "skip": its scores are null, and so is every mean that needs it. allow_download: fetch
+    them. cache_dir: of the weights; null: VBENCH_CACHE_DIR or ~/.cache/vbench. device: auto, cpu, cuda
+    or cuda:n. full_info: VBench's list of prompts, for protocol=standard; null: the installed one.
+    sha256: {key of weights.TABLE: hash} of files that you vouch for.
+
+    Raises UserError for values that are none of these.
+    """
+
+    KEY, SUFFIX = "vbench", ""  # in conf/scorer; in the version
+
+    def __init__(
+        self,
+        dimensions: Iterable[str] = DIMENSIONS,
+        protocol: str = "all_on_all",
+        on_missing: str = "error",
+        allow_download: bool = False,
+        cache_dir: str | None = None,
+        device: str = "auto",
+        full_info: str | None = None,
+        sha256: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.dimensions = known_dimensions(dimensions)
+        _one_of("protocol", protocol, PROTOCOLS)
+        _one_of("on_missing", on_missing, ("error", "skip"))
+        self.protocol, self.on_missing, self.allow_download = protocol, on_missing, allow_download
+        self.cache, self.full_info = weights.cache_folder(cache_dir), full_info
+        self.own = {k: v for k, v in (sha256 or {}).items() if v is not None}
+        weights.check_own(self.own)
+        self.device = _device(device)
+        self._loaded: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        """Look for package and weights, load nothing. Raises one UserError for all that is missing."""
+        self.find_package()
+        found = self.found()
+        if self.allow_download:
+            for f in found:
+                if f.state == "missing":
+                    weights.fetch(f.weight, self.cache, self.own.get(f.weight.key, ""))
+            found = self.found()
+        wrong = [f for f in found if f.state == "wrong hash"]
+        if wrong:
+            raise UserError(
+                "these files are not the published ones: "
+                + "; ".join(f"{f.path} has sha256 {f.sha256}" for f in wrong)
+                + "; remove them, or vouch for them with "
+                + " ".join(f"scorer.{self.KEY}.sha256.{f.weight.key}={f.sha256}" for f in wrong)
+            )
+        missing = [f for f in found if f.state == "missing"]
+        if missing and self.on_missing == "error":
+            raise UserError(
+                f"{len(missing)} files of weights are missing: "
+                + "; ".join(f"{f.path} ({f.weight.size}) from {f.weight.url}" for f in missing)
+                + f"; put them there (`{CHECK}` lists them with their licences), type "
+                f"scorer.{self.KEY}.allow_download=true or scorer.{self.KEY}.on_missing=skip"
+            )
+        if self.protocol == "standard":
+            self.entries  # noqa: B018
+
+    def parts(self) -> dict[str, Dimension]:
+        """{"vbench.<dimension>": scorer}, each scored and resumed on its own."""
+        found = self.found()
+        of = {d: [f for f in found if f.weight.dimension == d] for d in self.dimensions}
+        return {f"{self.KEY}.{d}": Dimension(self, d, of[d]) for d in self.dimensions}
+
+    def found(self) -> list[weights.Found]:
+        """The files of these dimensions as they are now."""
+        return weights.look(self.dimensions, self.cache, self.own)
+
+    def score(self, dimension: str, path: str, prompt: str) -> float | None:
+        """What VBench says of one file, on 0-1; None where it drops it."""
+        if dimension not in self._loaded:
+            try:
+                self._loaded[dimension] = worker.load(dimension, **self.setup([dimension]))
+            except worker.NotBareWeights as error:
+                raise UserError(str(error)) from None
+        return self._loaded[dimension](path, prompt)
+
+    def setup(self, dimensions: Iterable[str]) -> dict[str, Any]:
+        """What `worker.load` is told beside the dimension."""
+        import torch
+
+        found = weights.look(dimensions, self.cache, self.own)
+        return {
+            "files": {f.weight.key: str(f.path) for f in found},
+            "device": self.device,
+            "cache": str(self.cache),
+            "trusted": [str(f.path.resolve()) for f in found if f.vouched],
+            "threads": torch.get_num_threads(),
+        }
+
+    def find_package(self) -> None:
+        """Raises UserError if VBench is not installed here, or another version of it."""
+        problem = package_problem(worker.versions().get("vbench"))
+        if problem:
+            raise UserError(f"{problem}; type {INSTALL}")
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """{package: version} of what scores."""
+        return worker.versions()
+
+    @cached_property
+    def decisive(self) -> dict[str, Any]:
+        """The arguments that decide a score; the rest is placement."""
+        if self.protocol == "all_on_all":
+            return {"protocol": self.protocol}
+        return {"protocol": self.protocol, "full_info": weights.sha256_of(self.info_path())}
+
+    def info_path(self) -> Path:
+        """VBench's list of prompts. Raises UserError if there is none."""
+        path = self.full_info or worker.full_info()
+        if path is None or not Path(path).expanduser().is_file():
+            raise UserError(
+                f"protocol=standard needs VBench_full_info.json, and full_info={path} is none; "
+                f"type scorer.{self.KEY}.full_info=path, or {INSTALL}"
+            )
+        return Path(path).expanduser()
+
+    @cached_property
+    def entries(self) -> list[tuple[str, list[str]]]:
+        """(text, dimensions) of every prompt of VBench."""
+        from s2flow.prompts import load_prompts
+
+        path = self.info_path()
+        found = load_prompts(
+            "vbench", file=str(path), subset="full", seed=0, shard="1/1", count=None
+        )
+        return [(p.text, p.dimensions) for p in found]
+
+    def applies(self, dimension: str, clip: Clip) -> bool:
+        """Whether the protocol has a dimension on a clip. Raises UserError for prompts not VBench's."""
+        if self.protocol == "all_on_all":
+            return True
+        indices = clip.record.get("prompt_index") or []
+        indices = [indices] if isinstance(indices, int) else list(indices)
+        for i in indices or [-1]:
+            if not 0 <= i < len(self.entries) or self.entries[i][0] != clip.prompt:
+                raise UserError(
+                    f"protocol=standard scores prompts of VBench, and prompt {indices} of this clip, "
+                    f"{clip.prompt!r}, is not there; type scorer.{self.KEY}.protocol=all_on_all"
+                )
+        return any(dimension in self.entries[i][1] for i in indices)
+
+
+def known_dimensions(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the six, each once. Raises UserError for any other."""
+    names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+    unknown = [n for n in names if n not in DIMENSIONS]
+    if unknown or not names:
+        what = f"dimension {unknown[0]} is none of" if unknown else "no dimension is named of"
+        raise UserError(f"{what} the six that are scored; type some of {', '.join(DIMENSIONS)}")
+    return names
+
+
+def package_problem(version: str | None) -> str | None:
+    """What is wrong with an installed version of VBench."""
+    if version is None:
+        return "the vbench package is not installed"
+    return None if version == VBENCH else f"vbench {version} is installed, not {VBENCH}"
+
+
+def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is unknown; type one of {', '.join(choices)}")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device={name} is not here; type auto, cpu or (with a GPU) cuda")
+    return name

@@ -1,0 +1,120 @@
+"""VBench's own environment, with the versions that it pins, at work beside s2flow's.
+
+VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which no solver puts beside diffusers 0.42.
+Here `worker.py` runs under a Python that you name, is started once, keeps its models, and answers one
+JSON line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; rows say
+`vbench-0.1.5-subprocess` and hold the versions of that environment.
+
+    python3.11 -m venv vbench-env
+    vbench-env/bin/python -m pip install vbench==0.1.5
+    python -m s2flow.score 'scorer=[vbench_subprocess]' \\
+        scorer.vbench_subprocess.python=vbench-env/bin/python
+
+A worker that dies costs the clip it was asked about, and is started again for the next; one that never
+gave a score is not.
+"""
+
+import json
+import subprocess
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s2flow.errors import UserError
+from s2flow.scorers.vbench import VBench, package_problem, worker
+
+
+class VBenchSubprocess(VBench):
+    """`VBench` in the environment of another Python; further arguments as there.
+
+    python: its interpreter. device auto means the one that s2flow would use.
+    """
+
+    KEY, SUFFIX = "vbench_subprocess", "-subprocess"
+
+    def __init__(self, python: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.python = str(python)
+        self._process: subprocess.Popen | None = None
+        self._answered = True  # whether the last worker gave any score
+        self._log: Any = None
+
+    def find_package(self) -> None:
+        """Start the worker. Raises UserError if there is no such Python, or no VBench in it."""
+        problem = package_problem(self.hello["versions"].get("vbench"))
+        if problem:
+            raise UserError(
+                f"{problem} for python={self.python}; type {self.python} -m pip install vbench==0.1.5"
+            )
+
+    @cached_property
+    def hello(self) -> dict[str, Any]:
+        """What the worker says of itself: versions, and where VBench's list of prompts is."""
+        return self._start()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """{package: version} in the worker's environment."""
+        return self.hello["versions"]
+
+    def info_path(self) -> Path:
+        """See `VBench`; the worker's copy unless one is given."""
+        self.full_info = self.full_info or self.hello["full_info"]
+        return super().info_path()
+
+    def score(self, dimension: str, path: str, prompt: str) -> float | None:
+        """See `VBench`. Raises UserError if the worker dies, RuntimeError for what it could not do."""
+        if self._process is None or self._process.poll() is not None:
+            if not self._answered:
+                raise UserError(self._obituary())
+            self._start()
+        answer = self._ask({"dimension": dimension, "video": path, "prompt": prompt})
+        self._answered = True
+        if "error" in answer:
+            raise RuntimeError(f"VBench under {self.python}: {answer['error']}")
+        return answer["score"]
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _start(self) -> dict[str, Any]:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._answered = False
+        try:
+            self._process = subprocess.Popen(
+                [self.python, "-I", worker.__file__],  # -I: nothing of ours on its path
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise UserError(
+                f"python={self.python} cannot be started ({error.strerror}); type the path of the "
+                "interpreter in VBench's environment, such as vbench-env/bin/python"
+            ) from None
+        return self._ask(self.setup(self.dimensions))
+
+    def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line.endswith("\n"):
+            self._process.wait()
+            raise UserError(self._obituary())
+        return json.loads(line)
+
+    def _obituary(self) -> str:
+        self._log.seek(0)
+        last = [line for line in self._log.read().splitlines() if line.strip()][-1:] or ["nothing"]
+        return (
+            f"the VBench worker under python={self.python} ended with code "
+            f"{self._process.returncode}, and said last: {last[0]}; mend that environment"
+        )

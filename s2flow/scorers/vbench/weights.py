@@ -1,0 +1,208 @@
+"""The weights of VBench: where each file belongs, where it comes from, whether it is the right one.
+
+    <cache>/clip_model/ViT-B-32.pt                             background consistency
+            clip_model/ViT-L-14.pt                             aesthetic quality
+            aesthetic_model/emb_reader/sa_0_4_vit_l_14_...pth  aesthetic quality
+            pyiqa_model/musiq_spaq_ckpt-358bb6af.pth           imaging quality
+            amt_model/amt-s.pth                                motion smoothness
+            ViCLIP/ViClip-InternVid-10M-FLT.pth                overall consistency
+            ViCLIP/bpe_simple_vocab_16e6.txt.gz                overall consistency
+
+The cache is VBench's own: VBENCH_CACHE_DIR, or ~/.cache/vbench. OpenAI's addresses hold the sha256 of
+the file, MUSIQ's name its first eight digits; of the others no published hash is known to us, so they
+are opened as bare weights only (`compat.guarded`), and what was found is recorded with every score.
+Anything can be vouched for with a hash of your own.
+
+Nothing is fetched unless asked for, and never by VBench, which starts wget: ours goes to a temporary
+name, is checked, and then renamed.
+"""
+
+import functools
+import hashlib
+import os
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2flow.errors import UserError
+from s2flow.scorers.vbench import compat
+from s2flow.store import written_whole
+
+OPENAI = "https://openaipublic.azureedge.net/clip/models"
+B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+L14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One file. `sha256` is whole, its first digits, or empty where it is not known."""
+
+    key: str
+    dimension: str
+    file: str  # below the cache folder
+    url: str
+    size: str  # about
+    licence: str
+    sha256: str = ""
+
+
+TABLE = (
+    Weight(
+        "clip_b32",
+        "background_consistency",
+        "clip_model/ViT-B-32.pt",
+        f"{OPENAI}/{B32}/ViT-B-32.pt",
+        "350 MB",
+        "MIT",
+        B32,
+    ),
+    Weight(
+        "clip_l14",
+        "aesthetic_quality",
+        "clip_model/ViT-L-14.pt",
+        f"{OPENAI}/{L14}/ViT-L-14.pt",
+        "930 MB",
+        "MIT",
+        L14,
+    ),
+    Weight(
+        "laion_head",
+        "aesthetic_quality",
+        "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
+        "https://github.com/LAION-AI/aesthetic-predictor/blob/main/"
+        "sa_0_4_vit_l_14_linear.pth?raw=true",
+        "4 kB",
+        "MIT",
+    ),
+    Weight(
+        "musiq_spaq",
+        "imaging_quality",
+        "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
+        "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/"
+        "musiq_spaq_ckpt-358bb6af.pth",
+        "110 MB",
+        "PolyForm-Noncommercial (pyiqa)",
+        "358bb6af",
+    ),
+    Weight(
+        "amt_s",
+        "motion_smoothness",
+        "amt_model/amt-s.pth",
+        "https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth",
+        "under 50 MB",
+        "CC BY-NC 4.0",
+    ),
+    Weight(
+        "viclip",
+        "overall_consistency",
+        "ViCLIP/ViClip-InternVid-10M-FLT.pth",
+        "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/"
+        "ViClip-InternVid-10M-FLT.pth",
+        "1.7 GB",
+        "see OpenGVLab's model card",
+    ),
+    Weight(
+        "bpe",
+        "overall_consistency",
+        compat.BPE,
+        "https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
+        "1.4 MB",
+        "MIT",
+        compat.BPE_SHA256,
+    ),
+)
+KEYS = tuple(w.key for w in TABLE)
+BUNDLED = ("bpe",)  # copied from openai-clip when it is not there
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file as it was found: `state` is there, wrong hash, missing, or bundled (with openai-clip).
+
+    vouched: its whole sha256 is the expected one, so that it may be opened as a pickle.
+    """
+
+    weight: Weight
+    path: Path
+    state: str
+    sha256: str = ""
+    vouched: bool = False
+
+
+def cache_folder(given: str | Path | None) -> Path:
+    """The folder of the weights: the one given, VBENCH_CACHE_DIR, or VBench's default."""
+    default = Path.home() / ".cache" / "vbench"
+    return Path(given or os.environ.get("VBENCH_CACHE_DIR") or default).expanduser().absolute()
+
+
+def look(
+    dimensions: Iterable[str], cache: Path, own: Mapping[str, str | None] | None = None
+) -> list[Found]:
+    """The files of these dimensions, hashed. own: {key: sha256} that the user vouches for."""
+    found, wanted = [], set(dimensions)
+    for weight in TABLE:
+        if weight.dimension not in wanted:
+            continue
+        path = cache / weight.file
+        expected = (own or {}).get(weight.key) or weight.sha256
+        if not path.is_file():
+            bundled = weight.key in BUNDLED
+            state = "bundled" if bundled else "missing"
+            found.append(Found(weight, path, state, expected if bundled else ""))
+            continue
+        digest = sha256_of(path)
+        state = "there" if digest.startswith(expected) else "wrong hash"
+        found.append(Found(weight, path, state, digest, digest == expected))
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, worked out again only if it changed."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_own(own: Mapping[str, str | None]) -> None:
+    """Raises UserError unless these are whole hashes of files in the table."""
+    for key, value in own.items():
+        if key not in KEYS:
+            raise UserError(f"sha256.{key} names no weights; type one of {', '.join(KEYS)}")
+        hexadecimal = isinstance(value, str) and not set(value) - set("0123456789abcdef")
+        if value is not None and not (hexadecimal and len(value) == 64):
+            raise UserError(
+                f"sha256.{key}={value} is no hash; type the 64 digits that sha256sum gives"
+            )
+
+
+def fetch(weight: Weight, cache: Path, expected: str = "") -> None:
+    """Download one file. Raises UserError if it does not arrive, or is not the expected one."""
+    expected = expected or weight.sha256
+    digest = hashlib.sha256()
+    try:
+        with (
+            written_whole(cache / weight.file) as temporary,
+            urllib.request.urlopen(weight.url, timeout=60) as source,
+            open(temporary, "wb") as target,
+        ):
+            while block := source.read(2**20):
+                digest.update(block)
+                target.write(block)
+            stated = source.headers.get("Content-Length")
+            if stated is not None and target.tell() != int(stated):
+                raise OSError(f"it broke off after {target.tell()} of {stated} bytes")
+            if not digest.hexdigest().startswith(expected):
+                raise UserError(
+                    f"{weight.url} came with sha256 {digest.hexdigest()} instead of {expected}; "
+                    "nothing was kept, try again or fetch it by hand"
+                )
+    except OSError as error:
+        raise UserError(
+            f"{weight.url} could not be fetched to {cache / weight.file}: {error}; fetch it by hand"
+        ) from None
