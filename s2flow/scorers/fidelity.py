@@ -185,7 +185,7 @@ def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
     wanted = _of_cascade(identity)
     for path in sorted(Path(runs_dir).glob("*/recipe.json")):
         found = json.loads(path.read_text())
-        plain = found["method"] == "cascade" or (
+        plain = found.get("method") == "cascade" or (
             found.get("solver") == "euler" and found.get("windows") == {"name": "full"}
         )
         if plain and _of_cascade(found) == wanted:
