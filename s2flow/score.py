@@ -150,7 +150,7 @@ class Scoring:
     def _verdict(
         self, record: dict, part: str, status: str, scores: dict, failure: Exception | None
     ) -> Verdict:
-        scorer = self.parts[part]
+        scorer, lacking = self.parts[part], getattr(self.parts[part], "missing", None)
         verdict = {k: record[k] for k in ("run_id", "prompt", "seed", "frames", "height", "width")}
         here = provenance("cpu")
         return verdict | {
@@ -163,6 +163,7 @@ class Scoring:
             "status": status,
             "scores": scores,
             **({} if failure is None else {"error": _words(failure)}),
+            **({"missing": list(lacking)} if lacking else {}),
             **self.known[part],
             "preprocessing": getattr(scorer, "preprocessing", None),
             "protocol": getattr(scorer, "protocol", None),
@@ -224,6 +225,9 @@ def score(cfg: DictConfig) -> None:
         counts.update(v["status"] for v in said)
         lines.append((folder.name, len(todo), len(records), said))
     _print(lines)
+    lacking = {name for *_, said in lines for v in said for name in v.get("missing", ())}
+    if lacking:
+        print(f"null for want of weights: {'; '.join(sorted(lacking))}", file=sys.stderr)
     if cfg.export is not None:
         _export(Path(cfg.export), folders)
     bad = {s: m for s, m in counts.items() if s not in SCORED}

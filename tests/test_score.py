@@ -269,6 +269,7 @@ def test_missing_weights_are_nulls_until_the_weights_are_there(tmp_path, half):
     half.missing, half.weights = ["clip/ViT-B-32.pt"], None
     assert scoring(folder, half).score(record) and not half.asked
     assert lines(folder)[0]["status"] == "missing_weights"
+    assert lines(folder)[0]["missing"] == ["clip/ViT-B-32.pt"]
     assert scoring(folder, half).missing(record) == []
     half.missing, half.weights = [], {"clip/ViT-B-32.pt": "abc"}
     assert scoring(folder, half).score(record)

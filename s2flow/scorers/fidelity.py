@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
+from s2flow.scorers.vbench import compat
 from s2flow.video import read_frames
 
 PSNR_OF_IDENTICAL = 100.0
@@ -129,6 +130,7 @@ class Lpips:
         """The package and the file that are not here, each with what to do about it."""
         found = []
         try:
+            compat.torchvision_operators()
             import lpips  # noqa: F401
         except Exception as error:  # torchvision for another torch raises RuntimeError
             found.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
@@ -185,7 +187,7 @@ def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
     wanted = _of_cascade(identity)
     for path in sorted(Path(runs_dir).glob("*/recipe.json")):
         found = json.loads(path.read_text())
-        plain = found["method"] == "cascade" or (
+        plain = found.get("method") == "cascade" or (
             found.get("solver") == "euler" and found.get("windows") == {"name": "full"}
         )
         if plain and _of_cascade(found) == wanted:

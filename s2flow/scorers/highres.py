@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2flow.errors import UserError
 from s2flow.outcome import black_frames, frozen_frames
 from s2flow.scorers import Clip
 from s2flow.video import luminance
@@ -71,6 +72,11 @@ class HighRes:
     )
 
     def __init__(self, token_pixels: int | None = None):
+        if token_pixels is not None and not (isinstance(token_pixels, int) and token_pixels > 0):
+            raise UserError(
+                f"scorer.highres.token_pixels={token_pixels} is no side of a token in pixels; type "
+                "the backbone's `multiple`, 8 for micro, or null"
+            )
         self.token_pixels = token_pixels
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:

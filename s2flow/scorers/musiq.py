@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from s2flow.scorers import Clip
+from s2flow.scorers.vbench import compat
 
 FILE = "musiq_spaq_ckpt-358bb6af.pth"
 URL = f"https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/{FILE}"
@@ -87,6 +88,7 @@ class Musiq:
 
 
 def _network() -> type[nn.Module]:
+    compat.torchvision_operators()
     from pyiqa.archs.musiq_arch import MUSIQ
 
     return MUSIQ

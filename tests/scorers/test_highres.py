@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.highres import (
     HighRes,
@@ -182,7 +183,7 @@ def saved(folder: Path, y: torch.Tensor, name: str) -> Path:
 
 def test_every_name_of_a_clip_with_everything(tmp_path):
     path, low = saved(tmp_path, tiled(0.2), "a.mp4"), saved(tmp_path, smooth(3, 32, 48), "l.mp4")
-    record = {"recipe": {"vae_tile": [64, 32], "brick_high": [1, 2, 4]}, "token_pixels": 8}
+    record = {"recipe": {"vae_tile": [40, 32], "brick_high": [1, 2, 4]}, "token_pixels": 8}
     scores = HighRes()(Clip(path, "", 0, tmp_path, low, record))
     assert tuple(scores) == HighRes.names
     assert all(isinstance(x, float) and math.isfinite(x) for x in scores.values())
@@ -201,3 +202,9 @@ def test_what_does_not_apply_is_none():
     vars(clip)["frames"] = (tiled(0.2)[..., None].expand(-1, -1, -1, 3) * 255).byte()
     assert HighRes()(clip)["window_seams"] is None
     assert HighRes(token_pixels=8)(clip)["window_seams"] is not None
+
+
+@pytest.mark.parametrize("value", [0, -8, "8px", 7.5])
+def test_a_token_without_a_side_is_refused(value):
+    with pytest.raises(UserError, match="type the backbone's `multiple`"):
+        HighRes(token_pixels=value)

@@ -6,7 +6,7 @@ JSON line per clip and dimension. It never imports s2flow. Everything else is as
 `vbench-0.1.5-subprocess` and hold the versions of that environment.
 
     python3.11 -m venv vbench-env
-    vbench-env/bin/python -m pip install vbench==0.1.5
+    vbench-env/bin/python -m pip install vbench==0.1.5 torch==2.13.0 torchvision==0.28.0
     python -m s2flow.score 'scorer=[vbench_subprocess]' \\
         scorer.vbench_subprocess.python=vbench-env/bin/python
 
