@@ -288,7 +288,7 @@ def test_static_plans_are_reported_as_before(run):
     plan = engine.plan(engine.low_flow())
     said = generate(run("sparsity=0.25")).reports[0]
     assert said["density"] == {str(n): plan.density(n) for n in (2, 1)}
-    assert said["window_histogram"] == plan.histogram(2)
+    assert said["window_histogram"] == plan.histogram((2, 1))
 
 
 def test_moba_with_all_bricks_is_the_dense_flow(run):
