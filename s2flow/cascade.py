@@ -27,7 +27,7 @@ from s2flow.attention import window_attention
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
 from s2flow.backbones.routing import AttentionRouter
-from s2flow.flow import Trajectory, noise, sigma_grid
+from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.recipe import Recipe
 from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
@@ -180,6 +180,11 @@ class Cascade:
             return hand_off(
                 low.flow, r.t_i, eps, r.handoff, backbone.decode, backbone.encode, r.high
             )
+
+    def restart(self, clean: Tensor) -> Tensor:
+        """A clean HR latent with fresh white noise of the level with t_i steps remaining."""
+        eps, sigma = self.noise(self.high_shape, "high"), float(self.sigma_high[self.recipe.t_i])
+        return add_noise(clean.to(eps), eps, sigma)
 
     def high_flow(
         self,

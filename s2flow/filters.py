@@ -1,4 +1,4 @@
-"""Spatial filters of the compared methods: 2-D, on every frame and channel of (B, C, T, H, W) by itself.
+"""Spatial filters of the compared methods, 2-D on every frame and channel of (B, C, T, H, W).
 
     low_pass   Butterworth: gain 1 / (1 + (rho / cutoff)^(2 order)) on the 2-D real FFT        (HiFlow)
     dwt, idwt  one level of db4 wavelets, symmetric extension: LL and three detail bands  (DiffuseHigh)

@@ -35,6 +35,7 @@ from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.parallel import Team, join, own_device
+from s2flow.params import changed
 from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
@@ -364,7 +365,7 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
-    words = [recipe.method]
+    words = [recipe.method, *(f"{k}={_short(v)}" for k, v in changed(recipe.params).items())]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
         unused = recipe.whole_grid or recipe.windows.name == "coverage"
@@ -373,6 +374,10 @@ def label(recipe: Recipe) -> str:
     if "t_i" in recipe.knobs:
         words.append(f"t_i={recipe.t_i}/{recipe.steps}")
     return ", ".join(words)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def device_here(name: str) -> str:

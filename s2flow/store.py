@@ -173,5 +173,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """A knob as one cell: sizes and bricks as "32x48"."""
+    """A knob as one cell: sizes and bricks as "32x48", parameters of a method as "alpha=1.0"."""
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items())
     return "x".join(map(str, value)) if isinstance(value, list) else value
