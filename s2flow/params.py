@@ -81,12 +81,13 @@ def usual_t_i(module: ModuleType, preset: str, steps: int) -> int | None:
     return None if preset != "own" or own is None else max(round(own * steps), 1)
 
 
-def changed(params: Any) -> dict[str, Any]:
-    """The parameters that are not at their defaults, to tell runs apart in tables."""
-    if params is None:
-        return {}
-    return {
-        f.name: getattr(params, f.name)
-        for f in fields(params)
-        if getattr(params, f.name) != f.default
-    }
+def variant(params: Any) -> str | None:
+    """The parameters that are not at their defaults, in words that tell runs apart in tables."""
+    words = []
+    for f in fields(params) if params is not None else ():
+        value = getattr(params, f.name)
+        if value != f.default:
+            words.append(
+                f"{f.name}={value:g}" if isinstance(value, float) else f"{f.name}={value}"
+            )
+    return " ".join(words) or None

@@ -35,7 +35,7 @@ from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.parallel import Team, join, own_device
-from s2flow.params import changed
+from s2flow.params import variant
 from s2flow.planning import plan, refuse
 from s2flow.prompts import load_prompts
 from s2flow.provenance import provenance
@@ -331,6 +331,7 @@ class Job:
             "width": video.shape[2],
             "fps": fps,
             "windows": recipe.windows_label,
+            "variant": variant(recipe.params),
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
@@ -365,7 +366,7 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
-    words = [recipe.method, *(f"{k}={_short(v)}" for k, v in changed(recipe.params).items())]
+    words = [" ".join(filter(None, (recipe.method, variant(recipe.params))))]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
         unused = recipe.whole_grid or recipe.windows.name == "coverage"
@@ -374,10 +375,6 @@ def label(recipe: Recipe) -> str:
     if "t_i" in recipe.knobs:
         words.append(f"t_i={recipe.t_i}/{recipe.steps}")
     return ", ".join(words)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def device_here(name: str) -> str:

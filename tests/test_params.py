@@ -11,7 +11,7 @@ from s2flow import defaults, methods
 from s2flow.config import BackboneConf, resolve
 from s2flow.errors import UserError
 from s2flow.methods import diffusehigh, hiflow
-from s2flow.params import PRESETS, changed, parameters, typed
+from s2flow.params import PRESETS, parameters, typed, variant
 
 CONF = Path(__file__).parents[1] / "conf"
 WITH = [name for name in methods.names() if parameters(methods.method(name))]
@@ -94,8 +94,9 @@ def test_one_line_says_what_was_typed_and_what_to_type(case):
 
 
 def test_only_what_differs_from_the_defaults_is_shown():
-    assert changed(None) == changed(hiflow.Params()) == {}
-    assert changed(diffusehigh.Params(2, "pixel")) == {"guided_steps": 2, "space": "pixel"}
+    assert variant(None) is variant(hiflow.Params()) is None
+    assert variant(hiflow.Params(0.0, cutoff=0.25)) == "alpha=0 cutoff=0.25"
+    assert variant(diffusehigh.Params(2, "pixel")) == "guided_steps=2 space=pixel"
 
 
 # -- s2flow.generate ----------------------------------------------------------------------------
