@@ -85,7 +85,7 @@ TABLES = {
 def row_key(name: str, r: Mapping[str, Any]) -> tuple:
     """What makes two clips, or a clip and a row of the paper, the same row of a table."""
     if name == "table1":
-        return (r["method"],)
+        return (r["method"], r.get("variant"))
     if name == "table2":
         return (r["sparsity"], r["windows"] if r["sparsity"] != 1 else None)
     if name == "table3":
@@ -96,7 +96,7 @@ def row_key(name: str, r: Mapping[str, Any]) -> tuple:
 def row_label(name: str, r: Mapping[str, Any]) -> str:
     """The row's name; `s` is the share that is kept."""
     if name == "table1":
-        return str(r["method"])
+        return " ".join(filter(None, (str(r["method"]), r.get("variant"))))
     if name == "table2" and r["sparsity"] is None:
         return str(r["windows"])
     if name == "table2":

@@ -92,7 +92,8 @@ def generate(
     on_low(low_frames): sees the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage starts.
     If it returns False, the call ends there and the result has no frames; what it raises, goes through.
     knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
-    guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like.
+    guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like,
+    or, with parameters of its own, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
     Raises UserError, in one line that says what to type, for values that cannot work, and
     FloatingPointError for a latent that is not finite.

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
-from s2flow.flow import Trajectory, noise, sigma_grid
+from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.lowflow import LowFlow, LowFlowCache
 from s2flow.plan import BY_VOLUME, Windows
@@ -164,6 +164,11 @@ class Cascade:
                 eps = aligned_noise(eps, low.flow.z[r.steps].to(eps))
             call = (flow, self.n_from, eps, r.handoff, backbone.decode, backbone.encode)
             return hand_off(*call, self.size, r.adain)
+
+    def restart(self, clean: Tensor) -> Tensor:
+        """A clean HR latent with fresh white noise of the level with t_i steps remaining."""
+        eps, sigma = self.noise(self.high_shape, "high"), float(self.sigma_high[self.recipe.t_i])
+        return add_noise(clean.to(eps), eps, sigma)
 
     def high_flow(
         self,
@@ -305,6 +310,7 @@ class Cascade:
         condition: Any = None,
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
+        condition = self.condition if condition is None else condition
         grid = self.sigma_high if stage == "hr" else self.sigma
         sigma = grid.tolist()
         zs: list[Tensor | None] = [None] * len(sigma)
@@ -312,7 +318,7 @@ class Cascade:
         router, attention = self.backbone.router, self.recipe.attention
 
         def field(z: Tensor, n: int) -> Tensor:
-            v = self.backbone.velocity(z, sigma[n], condition or self.condition)
+            v = self.backbone.velocity(z, sigma[n], condition)
             for corrector in correctors:
                 v = corrector(n, sigma[n], z, v)
             return v

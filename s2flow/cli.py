@@ -161,10 +161,24 @@ def one_line(error: BaseException) -> str:
 def _nearest(key: str) -> str:
     from s2flow.config import Config, ScoreConf
 
+    if key.startswith("method."):
+        return _of_methods(key)
     schema = ScoreConf if program().endswith("score") else Config
     groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
     known = [f.name for f in fields(schema)] + ["experiment"]
     known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
     beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
     close = difflib.get_close_matches(key, beside or known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _of_methods(key: str) -> str:
+    """What was meant by method.<parameter>, of any method."""
+    from s2flow.methods import by_parameter
+
+    known = by_parameter()
+    owners = known.get(key.partition(".")[2])
+    if owners:
+        return f" of this method (it is one of method={'|'.join(owners)})"
+    close = difflib.get_close_matches(key, [f"method.{name}" for name in known], 1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -16,6 +16,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.methods import method
+from s2flow.params import typed, usual_t_i
 from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy
 from s2flow.policies import moba, sta, svg
 from s2flow.recipe import Recipe
@@ -67,13 +69,6 @@ class WindowsConf:
 
 
 @dataclass
-class MethodConf:
-    """One file of conf/method."""
-
-    name: str = MISSING
-
-
-@dataclass
 class PromptsConf:
     """One file of conf/prompts."""
 
@@ -99,7 +94,7 @@ class Config:
     """Everything that can be typed; conf/config.yaml explains each key beside its default."""
 
     backbone: BackboneConf = field(default_factory=BackboneConf)
-    method: MethodConf = field(default_factory=MethodConf)
+    method: dict[str, Any] = field(default_factory=dict)  # typed by params.py and the method
     windows: WindowsConf = field(default_factory=WindowsConf)
     prompts: PromptsConf = field(default_factory=PromptsConf)
     scorer: dict[str, Any] = field(default_factory=dict)
@@ -202,6 +197,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     """
     backbone = cfg.backbone
     _check_choices(cfg)
+    module = method(str(cfg.method.name))
+    params = typed(module, cfg.method.name, plain(cfg, "method"))
     given = {
         name: getattr(backbone, name) if cfg[name] is None else cfg[name]
         for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
@@ -214,7 +211,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     )
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
     _check_all(cfg, given, sizes, knobs)
-    t_i = _usual_t_i(cfg, given, knobs) if cfg.t_i is None else cfg.t_i
+    t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), given["steps"])
+    t_i = t_i or _usual_t_i(cfg, given, knobs)
     stages = _stages(cfg, given, low, high, t_i, knobs) if "stages" in knobs else ()
     t_i = stages[0][1] if stages else t_i
     policy = _policy(cfg.windows)
@@ -242,6 +240,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         backbone=backbone.name,
         weights=weights,
         method=cfg.method.name,
+        params=params,
         low=low,
         high=high,
         t_i=t_i,

@@ -57,6 +57,7 @@ from s2flow.windows import Box, coverage_bytes, fraction_of_volume, realised_den
 GIB = 2**30
 RATES = {"H200": 400, "H100": 400, "H800": 400, "B200": 800, "A100": 180, "4090": 120, "cpu": 0.05}
 VAE_SHARE = 0.1  # of that rate, for the autoencoder's float32 convolutions
+HANDOFFS = {"macs": "latent"}  # of methods with a hand-off of their own; others use the VAE
 BUS = 25e9  # bytes a second from the CPU to a GPU
 RESERVE, SLACK = 1.0, 1.05  # GiB, and a factor
 STATE = 6  # latents in float32 that a flow holds: z, v, two derivatives, a step's temporaries
@@ -419,7 +420,8 @@ def vae_stages(backbone: Any, r: Recipe, batch: int) -> list[Stage]:
         N = 1  # any step: two states and one velocity stand for the whole flow
         flow = Trajectory(sigma_grid(N, r.shift), [latent(low)] * 2, [None, latent(low)])
         eps = latent(high)
-        call = (flow, N, eps, r.handoff, backbone.decode, backbone.encode, r.high)
+        mode = r.handoff if "handoff" in r.knobs else HANDOFFS.get(r.method, "x0")
+        call = (flow, N, eps, mode, backbone.decode, backbone.encode, r.high)
         cost = vae_cost(backbone.vae, lambda: hand_off(*call))
         held = 2 * eps.nbytes
         stages.append(Stage("handoff", "vae", 0, cost.flops, cost.peak + held))

@@ -6,6 +6,7 @@ and shift. Sizes: `low` is half of `high`, in whole tokens. Bricks: the file's w
 grids into one grid of full bricks, else derived from the token grids (`bricks`).
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
 from math import gcd, prod
@@ -49,7 +50,7 @@ def composed(files: list[DictConfig], knobs: dict[str, Any]) -> DictConfig:
     """The config that `run.py` would have composed. Raises UserError for a value of a wrong kind."""
     cfg = OmegaConf.structured(Config)
     cfg.backbone = files[0]
-    cfg.method.name = str(knobs.get("method", "s2flow"))
+    cfg.method = _method(knobs.get("method", "s2flow"))
     cfg.windows = _windows(knobs.get("windows", "adaptive"))
     for name in knobs.keys() - {"method", "windows"}:
         value = _plain(knobs[name])
@@ -142,6 +143,16 @@ def _windows(given: Any) -> DictConfig:
             f"windows={given!r} is refused; type the name of a file of conf/windows, or a dict of "
             f"{', '.join(f.name for f in fields(WindowsConf))}"
         ) from None
+
+
+def _method(given: Any) -> dict[str, Any]:
+    """A method by name, or its name and parameters."""
+    if isinstance(given, Mapping) and "name" not in given:
+        raise UserError(
+            f"method={dict(given)} has no name; type method={{'name': 'hiflow', 'alpha': 0.5}}"
+        )
+    found = {"name": given} if not isinstance(given, Mapping) else given
+    return {str(k): _plain(v) for k, v in found.items()} | {"name": str(found["name"])}
 
 
 def conf_file(group: str, name: str, schema: type) -> DictConfig:

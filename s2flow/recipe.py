@@ -23,6 +23,7 @@ VERSION = 1  # raise it when the same recipe would give other pixels
 LATER = {  # fields that the first records did not have, at the values that those records mean
     **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
     **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
+    "params": None,
 }
 
 
@@ -63,9 +64,8 @@ class Recipe:
     vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     guidance_2: float | None = None  # of the second expert of a model that has two
     adain: bool = False  # the hand-off keeps the LR mean and deviation
-    stages: tuple[
-        tuple[tuple[int, int], int], ...
-    ] = ()  # (size, steps left) of HR stages, if several
+    stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
+    params: Any = None  # the method's own Params; None for methods without
     knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
 
     def identity(self) -> dict[str, Any]:
@@ -77,12 +77,15 @@ class Recipe:
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
+        always += ("params",)
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         own = json.loads(json.dumps(asdict(self)))
         own["windows"].pop("calibration")  # `file` is the hash of it
         if not self.windows.file:  # the first records had no files
             own["windows"].pop("file")
         own = {k: own[k] for k in (*always, *self.knobs)}
+        for name in getattr(self.params, "ignored", tuple)():
+            del own["params"][name]
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame

@@ -40,6 +40,7 @@ from s2flow.flow import sigma_grid
 from s2flow.lowflow import LowFlowCache
 from s2flow.outcome import outcome
 from s2flow.parallel import Team, join, own_device
+from s2flow.params import variant
 from s2flow.planning import plan, refuse
 from s2flow.policies import sta
 from s2flow.prompts import Prompt, load_prompts
@@ -372,6 +373,7 @@ class Job:
             **outcome(video, made.latent[i]),
             "token_pixels": self.cfg.backbone.multiple,
             "windows": recipe.windows_label,
+            "variant": variant(recipe.params),
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
@@ -406,7 +408,7 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
-    words = [recipe.method]
+    words = [" ".join(filter(None, (recipe.method, variant(recipe.params))))]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
         unused = recipe.whole_grid or recipe.windows.name in ("coverage", "inward")

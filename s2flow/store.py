@@ -182,7 +182,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: _cell(recipe.get(name)) for name in knobs}
     fidelity = (record.get("scorers") or {}).get("fidelity", {})
     row["fidelity_reference"] = fidelity.get("arguments", {}).get("reference")
-    row["windows"] = record.get("windows")
+    row["windows"], row["variant"] = record.get("windows"), record.get("variant")
     row["realised_density"] = sum(density.values()) / len(density) if density else None
     row["seconds_total"] = generation_seconds(record)
     row |= {f"seconds_{k}": v for k, v in record["seconds"].items()}
@@ -190,5 +190,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """A knob as one cell: sizes and bricks as "32x48"."""
+    """A knob as one cell: sizes and bricks as "32x48", parameters of a method as "alpha=1.0"."""
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items())
     return "x".join(map(str, value)) if isinstance(value, list) else value

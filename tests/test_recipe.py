@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from s2flow.methods import diffusehigh, hiflow
 from s2flow.plan import Policy
 from s2flow.recipe import Recipe
 
@@ -74,12 +75,19 @@ OTHER = {  # one other value for every field
     "guidance_2": 2.0,
     "adain": True,
     "stages": (((48, 72), 12), ((64, 96), 6)),
+    "params": hiflow.Params(alpha=0.5),
 }
 
 
 def test_golden_id():
     """If this fails, every run on every disk is orphaned: raise VERSION only on purpose."""
     assert FIXED.run_id == "42165ed3a6"
+
+
+def test_golden_ids_of_methods_with_parameters():
+    """A parameter that is added later changes these, unless it is left out at its first value."""
+    assert replace(FIXED, method="hiflow", params=hiflow.Params()).run_id == "c26aca7483"
+    assert replace(FIXED, method="diffusehigh", params=diffusehigh.Params()).run_id == "2b68367d94"
 
 
 def test_everything_that_changes_pixels_changes_the_id():
@@ -154,6 +162,21 @@ SAME = [  # (one command, another that makes the same pixels)
     ("temperature=auto", "temperature=1.124135"),  # sqrt(ln 768 / ln 192)
     ("method=native", "method=native rope=ntk temperature=1.1 shift_high=3"),
     ("method=bicubic", "method=bicubic rope=ntk temperature=1.1 shift_high=3"),
+    ("method=macs", "method=macs sparsity=0.25 order=3 handoff=latent noise=aligned"),
+    ("method=hiflow", "method=hiflow method.alpha=1 method.beta=.5 windows=cubes"),
+    ("method=hiflow method.alpha=0", "method=hiflow method.alpha=0.0"),
+    ("method=hiflow method.alpha=0", "method=hiflow method.alpha=0 method.cutoff=0.5"),
+    ("method=hiflow", "method=hiflow method.preset=own"),  # it has no share of its own
+    ("method=native", "method=native method.preset=own"),
+    ("method=s2flow", "method=s2flow method.preset=own"),
+    ("method=macs steps=10 t_i=7", "method=macs steps=10 method.preset=own"),
+    ("method=macs t_i=3", "method=macs t_i=3 method.preset=own"),
+    ("method=diffusehigh t_i=6", "method=diffusehigh method.preset=own"),
+    ("method=diffusehigh", "method=diffusehigh method.guided_steps=5.0"),
+    (
+        "method=diffusehigh method.guided_steps=0",
+        "method=diffusehigh method.guided_steps=0 method.space=pixel",
+    ),
 ]
 
 DIFFERENT = [
@@ -180,6 +203,13 @@ DIFFERENT = [
     ("method=cascade", "method=cascade temperature=auto"),
     ("t_i=12", "t_i=12 shift_high=3"),
     ("", "fp8=true"),
+    ("method=hiflow", "method=hiflow method.alpha=0.5"),
+    ("method=hiflow", "method=hiflow method.cutoff=0.3"),
+    ("method=diffusehigh", "method=diffusehigh method.guided_steps=4"),
+    ("method=diffusehigh", "method=diffusehigh method.space=pixel"),
+    ("method=diffusehigh", "method=diffusehigh method.preset=own"),
+    ("method=macs", "method=macs method.preset=own"),
+    ("method=rectifiedhr", "method=rectifiedhr method.guidance=1"),
     ("backbone=wan_1_3b", "backbone=wan_1_3b vae_tile=[]"),
     ("backbone=wan_1_3b", "backbone=wan_1_3b vae_tile=[512,384]"),
 ]
@@ -199,7 +229,7 @@ def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
     shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
     shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
     shared += ("rope", "temperature", "shift_high")
-    shared += ("vae_tile", "adain", "stages")
+    shared += ("vae_tile", "adain", "stages", "params")
     for name, value in OTHER.items():
         same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
         assert same == (name in shared), name

@@ -48,7 +48,7 @@ BASE = {
     "score_world_agreement": 0.7,
 }
 KNOBS = ("method", "sparsity", "density", "windows", "order", "solver", "t_i", "noise")
-KNOBS += ("backbone", "steps", "height")  # what makes a run id here
+KNOBS += ("backbone", "steps", "height", "variant")  # what makes a run id here
 
 
 def clips(count=2, **changed):
@@ -68,6 +68,20 @@ def by_setting(table):
 
 def theirs(row, column):
     return row[tables.PAPER + column]
+
+
+def test_table1_keeps_methods_with_other_parameters_apart():
+    (table,) = make(
+        "table1",
+        clips(),
+        clips(method="hiflow", score_world_agreement=0.5, variant=None),
+        clips(method="hiflow", score_world_agreement=0.1, variant="alpha=0"),
+    )
+    rows = by_setting(table)
+    assert rows["hiflow"]["own world_agreement"] == pytest.approx(0.5)
+    assert theirs(rows["hiflow"], "Mean") == 0.7363
+    assert rows["hiflow alpha=0"]["own world_agreement"] == pytest.approx(0.1)
+    assert theirs(rows["hiflow alpha=0"], "Mean") is None
 
 
 def sparsity_sweep(**changed):

@@ -3,7 +3,8 @@
     KNOBS     names of the recipe's fields that this method reads, beyond those that all read
     generate(run: Cascade) -> Generated
 
-A new method is one such file and `conf/method/<name>.yaml`.
+and, for those with parameters of their own, Params and OWN (`s2flow.params`). A new method is one such
+file and `conf/method/<name>.yaml`, which lists the parameters with their defaults.
 """
 
 import importlib
@@ -15,6 +16,7 @@ from typing import Any
 from s2flow.backbones.base import Backbone
 from s2flow.cascade import Cascade, Generated
 from s2flow.errors import UserError
+from s2flow.params import COMMON, parameters
 from s2flow.recipe import Recipe
 
 CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
@@ -23,10 +25,23 @@ CASCADE_KNOBS += ("adain", "stages")
 
 def method(name: str) -> ModuleType:
     """The module of a method by name; raises UserError with the names that exist."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in names:
-        raise UserError(f"method={name} is unknown; type one of method={'|'.join(names)}")
+    if name not in names():
+        raise UserError(f"method={name} is unknown; type one of method={'|'.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def names() -> list[str]:
+    """All methods."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def by_parameter() -> dict[str, list[str]]:
+    """Every parameter of any method, with the methods that have it."""
+    found: dict[str, list[str]] = {name: [] for name in COMMON}
+    for name in names():
+        for parameter in parameters(method(name)):
+            found.setdefault(parameter, []).append(name)
+    return found
 
 
 def generate(
