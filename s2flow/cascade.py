@@ -9,9 +9,9 @@ The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR 
 on sparsity, windows, order, t_i or HR method, and is computed once for all clips that share it.
 
 `Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step,
-the HR flow calls ordered *correctors* on the velocity, then asks its solver for higher derivatives:
+the HR flow calls ordered *correctors* on the velocity, then lets its solver step:
 
-    v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
+    v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   solver.step
 """
 
 from collections import OrderedDict
@@ -30,8 +30,9 @@ from s2flow.backbones.routing import AttentionRouter
 from s2flow.flow import Trajectory, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.recipe import Recipe
-from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
+from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.timing import Clock
+from s2flow.unipc import UniPC
 from s2flow.windows import (
     Box,
     Plan,
@@ -231,7 +232,8 @@ class Cascade:
             return self.lri(low, r.order)
         if r.solver == "lri_cv":
             return LRICv(low.flow, self.upsample)
-        return {"euler": Euler, "ab2": AB2, "heun": Heun}[r.solver]()
+        own = {"euler": Euler, "ab2": AB2, "ab3": AB3, "unipc": UniPC, "heun": Heun}
+        return own[r.solver]()
 
     def lri(self, low: LowFlow, order: int) -> LRI:
         """The paper's solver at some order, with the recipe's stencil, LR time and U."""
@@ -333,9 +335,8 @@ class Cascade:
             )
             with windows, router.observing(observe):
                 v = field(z, n)
-                higher = solver.derivatives(n, sigma, z, v, field)
+                z = solver.step(n, sigma, z, v, field)  # (Eq. 10)
             vs[n] = v.cpu()
-            z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
             self.progress(stage, n_from - n + 1, n_from)
         zs[0] = z.cpu()
         return Trajectory(grid, zs, vs)

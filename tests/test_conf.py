@@ -64,7 +64,7 @@ COMMANDS = {  # what may be typed -> how many different runs it is
     "windows.dense_steps=2 windows.dense_layers=[0,1]": 1,
     "-m density=volume,per_axis": 2,
     "-m method=s2flow,cascade,native,bicubic": 4,
-    "-m solver=lri,euler,ab2,lri_cv,heun": 5,
+    "-m solver=lri,euler,ab2,ab3,lri_cv,unipc,heun": 7,
     "-m handoff=x0,latent,noisy": 3,
     "-m noise=fresh,aligned": 2,
     "-m stencil=grid,central lr_time=sigma,snr": 3,  # the stencil is unused at equal snr
