@@ -7,9 +7,9 @@ and V_j = (1 - sigma)^2 l_j + sigma^2,
 
     v = sum_i r_i(z) [(sigma - (1 - sigma) l_j) / V_j (z - (1 - sigma) mu_i)_j - mu_ij],
 
-r_i the posterior share of component i. Nothing is learned, LR and HR agree perfectly on what an image
-is, and the power of the spectrum says how much of an image the LR flow can know. `GaussianCascade` is the real
-engine around this pair, with an autoencoder that does nothing.
+r_i the posterior share of component i. Nothing is learned, LR and HR agree perfectly on what an
+image is, and the power of the spectrum says how much of an image the LR flow can know.
+`GaussianCascade` is the real engine around this pair, with an autoencoder that does nothing.
 """
 
 from contextlib import nullcontext
@@ -55,7 +55,7 @@ class Mixture:
 
 
 def images(power: float, side: int = SIDE, seed: int = 0) -> Mixture:
-    """Unit-variance images whose power spectrum falls as (1 + (k / 2)^2)^(-power / 2), k in half waves."""
+    """Unit-variance images with spectrum (1 + (k / 2)^2)^(-power / 2), k in half waves a side."""
     k = torch.arange(side, dtype=torch.float64)
     dct = torch.cos(torch.pi * (k[None] + 0.5) * k[:, None] / side)
     dct = dct / dct.norm(dim=1, keepdim=True)

@@ -1,15 +1,16 @@
 """Does borrowing derivatives from the LR flow pay? Error curves of all solvers.
 
-    python experiments/solver_error.py [--prompts 4] [--steps 10,20,40] [--backbone micro] [word=value ...]
-    python experiments/solver_error.py --flow gaussian [--power 4] [--prompts 32] [--steps 10,20,40,80]
+    python experiments/solver_error.py [--prompts 4] [--steps 10,20,40] [--backbone micro] [t_i=...]
+    python experiments/solver_error.py --flow gaussian [--power 4] [--prompts 32]
 
-From one hand-off state (of the LR flow with most steps), every solver integrates the HR flow with full
-attention, over several step counts N; the reference (s2flow/reference.py) cuts the finest of these steps
-in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaussian_flow.py) in the model's place. Prints,
-per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who wins; for each source of v' its
-cosine with the HR flow's own central difference and its relative error, mean over steps (the file has
-every step). Borrowed second order beats Euler where that relative error is below 1.
-Writes experiments/results/<backbone or flow>_solver_error.{json,png,pdf}; pictures need the extra `analysis`.
+From one hand-off state (of the LR flow with most steps), every solver integrates the HR flow with
+full attention, over several step counts N; the reference (s2flow/reference.py) cuts the finest of
+these steps in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaussian_flow.py) in the
+model's place. Prints, per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who
+wins; for each source of v' its cosine with the HR flow's own central difference and its relative
+error, mean over steps (the file has the cosine of every step); and lambda of lri_cv. Writes
+experiments/results/<backbone, or gaussian_power>_solver_error*.{json,png,pdf}; pictures need matplotlib, of
+the extra `analysis`.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from gaussian_flow import GaussianCascade
 from hydra import compose, initialize_config_dir
 from torch import Tensor
@@ -60,6 +60,7 @@ def main() -> None:
     settings = [(g, noise) for g in guidances for noise in ("fresh", "aligned")]
     rows = [r for g, noise in settings for r in measure(args, make, g, noise)]
     name = f"gaussian_{args.power:g}" if args.flow == "gaussian" else args.backbone
+    name = "_".join([name, "solver_error", *args.words])
     where = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
     command = "python experiments/solver_error.py " + " ".join(sys.argv[1:])
     result = {
@@ -69,14 +70,14 @@ def main() -> None:
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}_solver_error.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     show(rows)
     try:
         from error_plot import draw
     except ModuleNotFoundError as missing:
         print(f"no picture, {missing.name} is not installed; type pip install -e '.[analysis]'")
     else:
-        draw(rows, RESULTS / f"{name}_solver_error")
+        draw(rows, RESULTS / name)
 
 
 def parsed() -> argparse.Namespace:
@@ -145,7 +146,7 @@ def gaussian(args: argparse.Namespace) -> Make:
 def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -> list[Row]:
     """Errors of all solvers at all step counts, from one hand-off state."""
     words = [f"guidance={guidance}", f"noise={noise}"]
-    t_i = hand_off_steps(make(["steps=%d" % args.steps[-1]]).recipe.t_i, args.steps)
+    t_i = hand_off_steps(make([f"steps={args.steps[-1]}"]).recipe.t_i, args.steps)
     finest = make([*words, f"steps={args.steps[-1]}", f"t_i={t_i[-1]}"])
     z = finest.hand_off(finest.low_flow())
     reference = reference_flow(finest, z, t_i[-1], args.cut)
