@@ -9,8 +9,8 @@ these steps in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaus
 model's place. Prints, per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who
 wins; for each source of v' its cosine with the HR flow's own central difference and its relative
 error, mean over steps (the file has the cosine of every step); and lambda of lri_cv. Writes
-experiments/results/<backbone, or gaussian_power>_solver_error*.{json,png,pdf}; pictures need matplotlib, of
-the extra `analysis`.
+experiments/results/<backbone, or gaussian_power>_solver_error*.{json,png,pdf}; pictures need
+matplotlib, of the extra `analysis`.
 """
 
 import argparse
@@ -63,12 +63,8 @@ def main() -> None:
     name = "_".join([name, "solver_error", *args.words])
     where = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
     command = "python experiments/solver_error.py " + " ".join(sys.argv[1:])
-    result = {
-        "command": command.strip(),
-        "weights": make([]).recipe.weights,
-        **where,
-        "rows": rows,
-    }
+    result = {"command": command.strip(), "weights": make(_finest(args)).recipe.weights}
+    result |= {**where, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     show(rows)
@@ -146,7 +142,7 @@ def gaussian(args: argparse.Namespace) -> Make:
 def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -> list[Row]:
     """Errors of all solvers at all step counts, from one hand-off state."""
     words = [f"guidance={guidance}", f"noise={noise}"]
-    t_i = hand_off_steps(make([f"steps={args.steps[-1]}"]).recipe.t_i, args.steps)
+    t_i = hand_off_steps(make(_finest(args)).recipe.t_i, args.steps)
     finest = make([*words, f"steps={args.steps[-1]}", f"t_i={t_i[-1]}"])
     z = finest.hand_off(finest.low_flow())
     reference = reference_flow(finest, z, t_i[-1], args.cut)
@@ -170,6 +166,10 @@ def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -
         rows.append(row)
         print(f"guidance {guidance:g}, {noise}, N = {N}:", row["error"], file=sys.stderr)
     return rows
+
+
+def _finest(args: argparse.Namespace) -> list[str]:
+    return [f"steps={args.steps[-1]}"]
 
 
 def hand_off_steps(t_i: int, steps: list[int]) -> list[int]:
