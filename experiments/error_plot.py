@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 LOOK = {  # solver -> (name on the page, colour, marker, dashes)
     "euler": ("Euler", "#000000", "o", "-"),
@@ -40,9 +40,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(len(noises), figsize=(3.4, 2.35 * len(noises)), squeeze=False)
     for ax, noise in zip(axes[:, 0], noises, strict=True):
         panel(ax, [r for r in rows if r["noise"] == noise])
-        ax.set_title(f"{noise} noise at the hand-off", fontsize=7, loc="left", pad=3)
+        title = f"guidance {rows[0]['guidance']:g}, {noise} noise at the hand-off"
+        ax.set_title(title, fontsize=7, loc="left", pad=3)
     axes[-1, 0].set_xlabel("steps N of the whole grid")
-    figure.subplots_adjust(left=0.155, right=0.69, top=0.95, bottom=0.09, hspace=0.28)
+    figure.subplots_adjust(left=0.185, right=0.7, top=0.95, bottom=0.09, hspace=0.28)
     for end in ("png", "pdf"):
         figure.savefig(f"{path}.{end}", dpi=220)
     plt.close(figure)
@@ -60,6 +61,8 @@ def panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xticks(steps, [str(N) for N in steps])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.minorticks_off()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.set_ylabel("relative error of z₀")
     ax.grid(True, lw=0.3, color="#DDDDDD")
     for text, place in zip(ends, spread(ax, [e for e, _ in ends.values()]), strict=True):

@@ -226,7 +226,7 @@ class Cascade:
         return plan
 
     def solver(self, low: LowFlow) -> Euler:
-        """The recipe's source of higher derivatives (Eqs. 10-12)."""
+        """The recipe's solver (Eqs. 10-12), new: history never crosses a hand-off."""
         r = self.recipe
         if r.solver == "lri":
             return self.lri(low, r.order)
