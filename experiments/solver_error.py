@@ -1,123 +1,257 @@
-"""Does borrowing derivatives from the LR flow pay? Solver errors against a finer reference.
+"""Does borrowing derivatives from the LR flow pay? Error curves of all solvers.
 
-    python experiments/solver_error.py [--prompts 8] [--backbone micro]
+    python experiments/solver_error.py [--prompts 4] [--steps 10,20,40] [--backbone micro] [t_i=...]
+    python experiments/solver_error.py --flow gaussian [--power 4] [--prompts 32]
 
-From one hand-off state, every solver integrates the HR flow (full attention) on the same grid; the
-reference is Heun with every step cut in four. Prints, per guidance and hand-off noise, the relative
-error |z_0 - z_ref| / |z_ref| (mean over prompts), the cosine of U(dv_lr/dsigma) and of the HR
-backward difference with the HR flow's own central difference (mean over steps), and lambda of lri_cv.
-Writes experiments/results/<backbone>_solver_error.json. Expected from an earlier, barely trained
-spike: second order from LR no better than Euler, cosine near 0, ab2 about twice as good or better.
+From one hand-off state (of the LR flow with most steps), every solver integrates the HR flow with
+full attention, over several step counts N; the reference (s2flow/reference.py) cuts the finest of
+these steps in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaussian_flow.py) in the
+model's place. Prints, per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who
+wins; for each source of v' its cosine with the HR flow's own central difference and its relative
+error, mean over steps (the file has the cosine of every step); and lambda of lri_cv. Writes
+experiments/results/<backbone, or gaussian_power>_solver_error*.{json,png,pdf}; pictures need
+matplotlib, of the extra `analysis`.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-import torch
+from gaussian_flow import GaussianCascade
 from hydra import compose, initialize_config_dir
+from torch import Tensor
 
 import s2flow.config
-from s2flow import methods
-from s2flow.backbones import tiny
+from s2flow import methods, runner
+from s2flow.backbones.checkpoint import Origin
 from s2flow.cascade import Cascade
+from s2flow.errors import UserError
+from s2flow.flow import Trajectory
 from s2flow.provenance import provenance
-from s2flow.runner import clip_tasks
-from s2flow.solver import derivative_cosines
+from s2flow.reference import reference_flow
+from s2flow.solver import LRI, derivative_cosines, difference_weights
 
 ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
 SOLVERS = {
     "euler": ["solver=euler"],
     "lri order 2": ["solver=lri", "order=2"],
     "lri order 3": ["solver=lri", "order=3"],
     "lri order 2, equal SNR": ["solver=lri", "order=2", "lr_time=snr"],
-    "ab2": ["solver=ab2"],
     "lri_cv": ["solver=lri_cv"],
+    "ab2": ["solver=ab2"],
+    "ab3": ["solver=ab3"],
+    "unipc": ["solver=unipc"],
+    "heun": ["solver=heun"],
 }
-SETTINGS = [(g, noise) for g in (4.0, 1.0) for noise in ("fresh", "aligned")]
-CUT = 4
+Make = Callable[[list[str]], Cascade]
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure all settings, print and write them."""
+    """Measure all settings, print, write and draw them."""
+    args = parsed()
+    make = gaussian(args) if args.flow == "gaussian" else embedded(args)
+    guidances = (1.0,) if args.flow == "gaussian" else args.guidance
+    settings = [(g, noise) for g in guidances for noise in ("fresh", "aligned")]
+    rows = [r for g, noise in settings for r in measure(args, make, g, noise)]
+    name = f"gaussian_{args.power:g}" if args.flow == "gaussian" else args.backbone
+    name = "_".join([name, "solver_error", *args.words])
+    where = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
+    command = "python experiments/solver_error.py " + " ".join(sys.argv[1:])
+    result = {"command": command.strip(), "weights": make(_finest(args)).recipe.weights}
+    result |= {**where, "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    show(rows)
+    try:
+        from error_plot import draw
+    except ModuleNotFoundError as missing:
+        print(f"no picture, {missing.name} is not installed; type pip install -e '.[analysis]'")
+    else:
+        draw(rows, RESULTS / name)
+
+
+def parsed() -> argparse.Namespace:
+    """What was typed; ends with one line for what cannot work."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--backbone", default="micro")
-    args = parser.parse_args()
-    backbone = tiny.load(args.backbone, "cpu")
-    rows = [measure(args, backbone, g, noise) for g, noise in SETTINGS]
-    result = {
-        "command": f"python experiments/solver_error.py --prompts {args.prompts}",
-        "weights": tiny.weights_hash(args.backbone),
-        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
-        "rows": rows,
-    }
-    path = Path(__file__).parent / "results" / f"{args.backbone}_solver_error.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print("| guidance, noise |", " | ".join([*SOLVERS, "cos LR", "cos HR past", "lambda"]), "|")
-    print("|---|" + "---|" * (len(SOLVERS) + 3))
-    for r in rows:
-        cells = [*r["error"].values(), r["cosine_lri"], r["cosine_history"], r["lambda"]]
-        print(f"| {r['guidance']:g}, {r['noise']} |", " | ".join(f"{c:.3f}" for c in cells), "|")
-
-
-def measure(
-    args: argparse.Namespace, backbone: tiny.TinyBackbone, guidance: float, noise: str
-) -> dict:
-    """Errors of all solvers under one setting, for all prompts at once."""
-    words = [f"backbone={args.backbone}", f"guidance={guidance}", f"noise={noise}", "windows=full"]
-    words += ["prompts=world", f"prompts.count={args.prompts}"]
-    base = cascade(backbone, words)
-    low = base.low_flow()
-    t_i = base.recipe.t_i
-    z = base.hand_off(low)
-    fine = cascade(backbone, [*words, "solver=heun"])
-    fine.sigma = torch.cat(
-        [
-            torch.linspace(a, b, CUT + 1, dtype=torch.float64)[:-1]
-            for a, b in _pairs(base.sigma, t_i)
-        ]
-        + [base.sigma[t_i : t_i + 1]]
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--steps", default="10,20,40", help="N, separated by commas")
+    parser.add_argument("--guidance", default="4,1", help="for --flow model, separated by commas")
+    parser.add_argument("--cut", type=int, default=2, help="reference steps per finest step")
+    parser.add_argument("--flow", choices=("model", "gaussian"), default="model")
+    parser.add_argument(
+        "--power", type=float, default=4.0, help="spectral fall of --flow gaussian"
     )
-    reference = fine.high_flow(z, CUT * t_i, fine.solver(low)).z[0]
-    row: dict = {"guidance": guidance, "noise": noise, "error": {}}
-    for name, extra in SOLVERS.items():
-        one = cascade(backbone, words + extra)
-        solver = one.solver(low)
-        flow = one.high_flow(z, t_i, solver)
-        row["error"][name] = _relative(flow.z[0], reference)
-        if name == "euler":
-            cosines = derivative_cosines(flow, one.lri(low, 2), t_i)
-            row |= {f"cosine_{k}": _mean(v) for k, v in cosines.items()}
-        if name == "lri_cv":
-            row["lambda"] = _mean(solver.report["lambda"])
+    parser.add_argument("--backbone", default="micro")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("words", nargs="*", help="knobs of run.py, such as shift=7")
+    args = parser.parse_intermixed_args()
+    try:
+        args.steps = sorted({int(n) for n in args.steps.split(",")})
+        args.guidance = tuple(float(g) for g in args.guidance.split(","))
+    except ValueError as error:
+        parser.error(f"{error}; type --steps 10,20,40 --guidance 4,1")
+    if args.prompts < 1 or args.cut < 2 or args.steps[0] < 2:
+        parser.error("type --prompts 1, --cut 2 and --steps 2 or more")
+    return args
+
+
+# -- the two kinds of flow --------------------------------------------------------------------
+
+
+def composed(args: argparse.Namespace, words: list[str]):
+    """Config of some knobs."""
+    base = [f"backbone={args.backbone}", "windows=full", f"prompts.count={args.prompts}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=["prompts=world", *base, *args.words, *words])
+
+
+def embedded(args: argparse.Namespace) -> Make:
+    """Engines around a backbone, for its whole prompt list at once."""
+
+    def make(words: list[str]) -> Cascade:
+        cfg = composed(args, words)
+        weights = runner.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
+        recipe = s2flow.config.resolve(cfg, weights, methods.method("s2flow").KNOBS)
+        backbone = runner.load_backbone(cfg.backbone, args.device)
+        tasks = runner.clip_tasks(cfg)
+        return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
+
+    return make
+
+
+def gaussian(args: argparse.Namespace) -> Make:
+    """Engines around the closed-form pair; schedule and hand-off level are the backbone's."""
+
+    def make(words: list[str]) -> Cascade:
+        cfg = composed(args, ["handoff=latent", *words])
+        recipe = s2flow.config.resolve(cfg, "", methods.method("s2flow").KNOBS)
+        return GaussianCascade(args.power, recipe, args.prompts)
+
+    return make
+
+
+# -- measuring --------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -> list[Row]:
+    """Errors of all solvers at all step counts, from one hand-off state."""
+    words = [f"guidance={guidance}", f"noise={noise}"]
+    t_i = hand_off_steps(make(_finest(args)).recipe.t_i, args.steps)
+    finest = make([*words, f"steps={args.steps[-1]}", f"t_i={t_i[-1]}"])
+    z = finest.hand_off(finest.low_flow())
+    reference = reference_flow(finest, z, t_i[-1], args.cut)
+    trust = _relative(reference_flow(finest, z, t_i[-1], args.cut // 2), reference)
+    rows = []
+    for N, t in zip(args.steps, t_i, strict=True):
+        here = [*words, f"steps={N}", f"t_i={t}"]
+        low = make(here).low_flow()
+        row: Row = {"guidance": guidance, "noise": noise, "steps": N, "t_i": t}
+        row |= {"sigma": float(finest.sigma_high[t_i[-1]]), "reference_error": trust, "error": {}}
+        for name, extra in SOLVERS.items():
+            run = make(here + extra)
+            solver = run.solver(low)
+            flow = run.high_flow(z, t, solver)
+            row["error"][name] = _relative(flow.z[0], reference)
+            if name == "lri_cv":
+                row["lambda"] = _mean(solver.report["lambda"])
+            if name == "euler":
+                snr = make([*here, "lr_time=snr"]).lri(low, 2)
+                row |= sources(flow, run.lri(low, 2), snr, t)
+        rows.append(row)
+        print(f"guidance {guidance:g}, {noise}, N = {N}:", row["error"], file=sys.stderr)
+    return rows
+
+
+def _finest(args: argparse.Namespace) -> list[str]:
+    return [f"steps={args.steps[-1]}"]
+
+
+def hand_off_steps(t_i: int, steps: list[int]) -> list[int]:
+    """t_i of every grid at one noise level. Raises UserError if they do not share it."""
+    found = [t_i * N / steps[-1] for N in steps]
+    if any(t != int(t) or t < 1 for t in found):
+        words = ",".join(str(N) for N in steps)
+        raise UserError(
+            f"--steps {words}: the hand-off, t_i={t_i} of {steps[-1]}, is a node of the finest "
+            "grid and not of all; type --steps 10,20,40"
+        )
+    return [int(t) for t in found]
+
+
+def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
+    """Cosine and relative error of each source of v' with the HR central difference, by step."""
+    row: Row = {}
+    both = {"lri": derivative_cosines(high, lri, t_i), "snr": derivative_cosines(high, snr, t_i)}
+    cosines = {**both["lri"], "snr": both["snr"]["lri"]}
+    errors: dict[str, dict[int, list[float]]] = {name: {} for name in cosines}
+    sigma = high.sigma.tolist()
+    for n in range(t_i - 1, 1, -1):
+        nodes = (n + 1, n, n - 1)
+        weights = difference_weights([sigma[m] for m in nodes], sigma[n], 1)
+        truth = sum(w * high.v[m] for w, m in zip(weights, nodes, strict=True))
+        found = {
+            k: s.derivatives(n, sigma, None, None, None)[0]
+            for k, s in (("lri", lri), ("snr", snr))
+        }
+        found["history"] = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
+        for name, d in found.items():
+            errors[name][n] = _errors(d.cpu(), truth).tolist()
+    for name in cosines:
+        row[f"cosine_{name}"] = _mean(cosines[name])
+        row[f"derivative_error_{name}"] = _mean(errors[name])
+        row[f"cosine_{name}_by_step"] = {
+            str(n): round(fmean(c), 4) for n, c in cosines[name].items()
+        }
     return row
 
 
-def cascade(backbone: tiny.TinyBackbone, words: list[str]) -> Cascade:
-    """The engine of one config, for the config's whole prompt list."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    recipe = s2flow.config.resolve(cfg, "", methods.method("s2flow").KNOBS)
-    tasks = clip_tasks(cfg)
-    return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
+def _errors(z: Tensor, truth: Tensor) -> Tensor:
+    """|z - truth| / |truth| per clip."""
+    return (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
-def _mean(by_step: dict[int, list[float]]) -> float:
-    return fmean(x for clips in by_step.values() for x in clips)
+def _relative(z: Tensor, reference: Tensor) -> float:
+    return float(f"{_errors(z.cpu(), reference.cpu()).mean():.4g}")
 
 
-def _pairs(sigma: torch.Tensor, t_i: int) -> list[tuple[float, float]]:
-    s = sigma.tolist()
-    return [(s[n], s[n + 1]) for n in range(t_i)]
+def _mean(by_step: dict[int, list[float]]) -> float | None:
+    found = [x for clips in by_step.values() for x in clips]
+    return fmean(found) if found else None
 
 
-def _relative(z: torch.Tensor, reference: torch.Tensor) -> float:
-    error = (z - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
-    return round(float(error.mean()), 5)
+# -- showing ----------------------------------------------------------------------------------
+
+
+def show(rows: list[Row]) -> None:
+    """The table, and who wins each row among the solvers of one model call a step."""
+    columns = [*SOLVERS, "reference", "cos LR", "cos LR at SNR", "cos HR past"]
+    columns += ["v' err LR", "at SNR", "HR past", "lambda"]
+    print("| guidance, noise, N |", " | ".join(columns), "| wins |")
+    print("|---|" + "---|" * (len(columns) + 1))
+    for r in rows:
+        names = [
+            f"{kind}_{s}"
+            for kind in ("cosine", "derivative_error")
+            for s in ("lri", "snr", "history")
+        ]
+        cells = [*r["error"].values(), r["reference_error"], *(r[n] for n in names), r["lambda"]]
+        shown = " | ".join("" if c is None else f"{c:.4f}" for c in cells)
+        print(f"| {r['guidance']:g}, {r['noise']}, {r['steps']} | {shown} | {winner(r)} |")
+
+
+def winner(row: Row) -> str:
+    """Smallest error at one model call a step, that is without Heun."""
+    return min((e, name) for name, e in row["error"].items() if name != "heun")[1]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -9,9 +9,9 @@ The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR 
 on sparsity, windows, order, t_i or HR method, and is computed once for all clips that share it.
 
 `Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step,
-the HR flow calls ordered *correctors* on the velocity, then asks its solver for higher derivatives:
+the HR flow calls ordered *correctors* on the velocity, then lets its solver step:
 
-    v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   Taylor step
+    v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   solver.step
 """
 
 import copy
@@ -33,8 +33,9 @@ from s2flow.lowflow import LowFlow, LowFlowCache
 from s2flow.plan import BY_VOLUME, Windows
 from s2flow.policies import decide
 from s2flow.recipe import VERSION, Recipe
-from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, derivative_cosines, taylor_step
+from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.timing import Clock
+from s2flow.unipc import UniPC
 from s2flow.windows import (
     brick_grid,
     coverage_by_heads,
@@ -217,13 +218,14 @@ class Cascade:
             return decide(r, low.coverage, low.bricks, *grids, self.n_from)
 
     def solver(self, low: LowFlow) -> Euler:
-        """The recipe's source of higher derivatives (Eqs. 10-12)."""
+        """The recipe's solver (Eqs. 10-12), new: history never crosses a hand-off."""
         r = self.recipe
         if r.solver == "lri":
             return self.lri(low, r.order)
         if r.solver == "lri_cv":
             return LRICv(low.flow, self.upsample)
-        return {"euler": Euler, "ab2": AB2, "heun": Heun}[r.solver]()
+        own = {"euler": Euler, "ab2": AB2, "ab3": AB3, "unipc": UniPC, "heun": Heun}
+        return own[r.solver]()
 
     def lri(self, low: LowFlow, order: int) -> LRI:
         """The paper's solver at some order, with the recipe's stencil, LR time and U."""
@@ -336,9 +338,8 @@ class Cascade:
                 if n == last:  # the next level's hand-off needs it (Eq. 5)
                     vs[n] = v.cpu()
                     break
-                higher = solver.derivatives(n, sigma, z, v, field)
+                z = solver.step(n, sigma, z, v, field)  # (Eq. 10)
             vs[n] = v.cpu()
-            z = taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])  # (Eq. 10)
             self.progress(stage, n_from - n + 1, n_from - last)
         zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)

@@ -178,7 +178,7 @@ ConfigStore.instance().store(name="score_schema", node=ScoreConf)
 DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
     "density": ("volume", "per_axis"),
-    "solver": ("lri", "euler", "ab2", "lri_cv", "heun"),
+    "solver": ("lri", "euler", "ab2", "ab3", "lri_cv", "unipc", "heun"),
     "handoff": ("x0", "latent", "noisy"),
     "noise": ("fresh", "aligned"),
     "rope": ("none", "interpolate", "ntk"),

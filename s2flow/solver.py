@@ -8,9 +8,12 @@ one answer to one question: *where do the derivatives of this Taylor step come f
 
     Euler    nowhere (K = 1)
     LRI      the LR flow, which already knows the future (the paper's)
-    AB2      the HR flow's own past: a backward difference, Adams-Bashforth of order 2
+    AB2, AB3 the HR flow's own past: backward differences, Adams-Bashforth of order 2 and 3
     LRICv    the HR past, corrected by what the LR future adds (LR as a control variate)
     Heun     a second evaluation of the HR model, the expensive reference
+
+`s2flow.unipc` holds the one solver that is no Taylor step. A solver object belongs to one flow: a
+hand-off makes a new one, so that history never crosses it.
 
 Deviation: Eq. 11 assumes an even grid, and shifted schedules are not even (neighbouring steps differ
 by 5-24 %). `difference_weights` gives the weights for the actual nodes, equal to Eq. 11 when they
@@ -111,7 +114,8 @@ def lr_derivative_at_equal_snr(low: Trajectory, sigma: float, scale: float) -> T
 class Euler:
     """First order: no derivatives (Eq. 2). The base of the other solvers.
 
-    A solver overrides `derivatives`; `report` collects numbers per step and clip for the record.
+    A solver overrides `derivatives`, or `step` where it is no Taylor step; `report` collects numbers
+    per step and clip for the record.
     """
 
     def __init__(self) -> None:
@@ -122,6 +126,11 @@ class Euler:
     ) -> list[Tensor]:
         """[v', v'', ...] at node n, given the state and velocity there."""
         return []
+
+    def step(self, n: int, sigma: list[float], z: Tensor, v: Tensor, field: Field) -> Tensor:
+        """z_{n-1}, given the state and velocity at node n (Eq. 10)."""
+        higher = self.derivatives(n, sigma, z, v, field)
+        return taylor_step(z, sigma[n - 1] - sigma[n], [v, *higher])
 
 
 class LRI(Euler):
@@ -164,6 +173,30 @@ class AB2(Euler):
         if past is None:
             return []
         return [(v - past[1]) / (sigma[n] - sigma[past[0]])]
+
+
+class AB3(AB2):
+    """Adams-Bashforth 3 as a Taylor step: v', v'' of the parabola through three HR velocities.
+
+    The weights are those of the actual nodes. First step Euler, second AB2. That Euler step leaves
+    half a squared step of error, so from a hand-off the global order is 2, with a small constant;
+    it is 3 from true velocities before the first step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.older: tuple[int, Tensor] | None = None
+
+    def derivatives(self, n, sigma, z, v, field):
+        """See the class."""
+        older, self.older = self.older, self.past
+        first = super().derivatives(n, sigma, z, v, field)
+        if older is None:
+            return first
+        known = [(n, v), self.older, older]
+        nodes = [sigma[m] for m, _ in known]
+        weights = [difference_weights(nodes, sigma[n], k) for k in (1, 2)]
+        return [sum(a * x for a, (_, x) in zip(w, known, strict=True)) for w in weights]
 
 
 class LRICv(AB2):

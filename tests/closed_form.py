@@ -1,79 +1,104 @@
-"""A backbone whose velocity is exact: data from a mixture of two Gaussians, nothing to train.
+"""A rectified flow with a closed form, and the real engine around it.
 
-    x0 ~ sum_k w_k N(m_k, s^2 I),   z = a x0 + sigma eps,   a = 1 - sigma,   var = a^2 s^2 + sigma^2
-    p_k = softmax_k(log w_k - |z - a m_k|^2 / (2 var))
-    E[x0 | z] = sum_k p_k (m_k + a s^2 / var (z - a m_k)),   v = (z - E[x0 | z]) / sigma
+Data x0 ~ sum_i p_i N(mu_i, tau_i^2 I). With z = (1 - sigma) x0 + sigma eps and, for component i,
+V_i = (1 - sigma)^2 tau_i^2 + sigma^2, the probability flow has the exact velocity
 
-Means are smooth patterns that exist at every size; which of them is more likely depends on the prompt.
-The 'autoencoder' of factor 1 only moves channels, between [-1, 1] latents and [0, 1] videos.
+    v = E[eps - x0 | z] = sum_i r_i(z) [a_i (z - (1 - sigma) mu_i) - mu_i],
+    a_i = (sigma - (1 - sigma) tau_i^2) / V_i,      r_i the posterior share of component i,
+
+smooth on all of [0, 1] as tau_i > 0. Total derivatives along the flow are exact, by forward mode.
 """
 
-from contextlib import contextmanager
-from math import prod
+import dataclasses
+from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch.func import jvp
+
+from s2flow import cascade
+from s2flow.solver import Euler
+
+MU = torch.tensor([[1.2, -0.4], [-0.9, 0.8], [0.2, -1.3]], dtype=torch.float64)
+TAU2 = torch.tensor([0.30, 0.45, 0.36], dtype=torch.float64)
+WEIGHT = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
 
-class Router:
-    """No attention to replace or temper; observers see one head that finds all tokens alike."""
-
-    ranks, heads, text, layers = None, None, None, 1
-    observer = None
-
-    @contextmanager
-    def observing(self, observer):
-        self.observer = observer
-        yield
-        self.observer = None
-
-    def all_heads(self, x: Tensor) -> Tensor:
-        return x
+def velocity(z, sigma):
+    """Exact v of the mixture; z (B, 2, T, H, W), every pixel a sample of its own."""
+    mu, tau2, p = (x.to(z.dtype) for x in (MU, TAU2, WEIGHT))
+    x = z.movedim(1, -1)[..., None, :]  # (B, T, H, W, 1, 2)
+    V = (1 - sigma) ** 2 * tau2 + sigma**2
+    d = x - (1 - sigma) * mu
+    r = (p.log() - V.log() - (d * d).sum(-1) / (2 * V)).softmax(-1)
+    slope = (sigma - (1 - sigma) * tau2) / V
+    return (r[..., None] * (slope[:, None] * d - mu)).sum(-2).movedim(-1, 1)
 
 
-class Mixture:
-    """See the module; latents (B, 3, T, H, W), one token per 8 x 8 pixels."""
+def total_derivative(f):
+    """d/dsigma of f(z, sigma) along the flow: the partial one plus the Jacobian times v."""
 
-    name, device, multiple, frame_step, ropes, max_side = "mixture", "cpu", 8, 1, [], 512
-    spread = 0.3
+    def derivative(z, sigma):
+        return jvp(f, (z, sigma), (velocity(z, sigma), torch.ones_like(sigma)))[1]
 
-    def __init__(self) -> None:
-        self.router = Router()
-        self.told: list[tuple[tuple[int, int], float]] = []
+    return derivative
 
-    def encode_prompt(self, prompts, negative, guidance, *more) -> Tensor:
-        return torch.tensor([[0.7, 0.3] if "left" in p else [0.3, 0.7] for p in prompts])
 
-    def latent_shape(self, height, width, frames):
-        return (3, frames, height, width)
+V1 = total_derivative(velocity)
+V2 = total_derivative(V1)
 
-    def token_grid(self, shape):
-        return (shape[1], shape[2] // 8, shape[3] // 8)
 
-    def means(self, z: Tensor) -> Tensor:
-        """(2, 3, T, H, W): a slow wave along each axis."""
-        y = torch.linspace(0, torch.pi, z.shape[-2])[:, None].expand(z.shape[-2:])
-        x = torch.linspace(0, torch.pi, z.shape[-1]).expand(z.shape[-2:])
-        both = torch.stack([y.cos(), x.cos()]) * 0.6
-        return both[:, None, None].expand(2, *z.shape[1:])
+class Exact(Euler):
+    """Derivatives of the flow itself: what Eq. 10 would do if it had them."""
 
-    def posterior_mean(self, z: Tensor, sigma: float, weights: Tensor) -> Tensor:
-        m, a = self.means(z), 1 - sigma
-        var = a**2 * self.spread**2 + sigma**2
-        away = z[:, None] - a * m
-        log_p = weights.log() - away.square().flatten(2).sum(-1) / (2 * var)
-        p = log_p.softmax(1)[..., None, None, None, None]
-        return (p * (m + a * self.spread**2 / var * away)).sum(1)
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
 
-    def velocity(self, z: Tensor, sigma: float, condition: Tensor) -> Tensor:
-        self.told.append((tuple(z.shape[-2:]), sigma))
-        if self.router.observer is not None:
-            alike = torch.zeros(len(z), 1, prod(self.token_grid(z.shape[1:])), 4)
-            self.router.observer(0, alike, alike)
-        return (z - self.posterior_mean(z, sigma, condition)) / sigma
+    def derivatives(self, n, sigma, z, v, velocity):
+        at = torch.tensor(sigma[n], dtype=z.dtype)
+        return [f(z, at) for f in (V1, V2)[: self.order - 1]]
 
-    def decode(self, z: Tensor) -> Tensor:
-        return (z.movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
-    def encode(self, video: Tensor) -> Tensor:
-        return 2 * video.movedim(-1, 1) - 1
+def engine_around(recipe, steps, shift, model=velocity):
+    """The real Cascade around a closed-form model; the HR flow may begin anywhere."""
+    backbone = SimpleNamespace(
+        device="cpu",
+        latent_shape=lambda h, w, t: (2, 1, h, w),
+        encode_prompt=lambda prompts, negative, guidance: None,
+        velocity=lambda z, sigma, condition: model(z, sigma),
+        router=SimpleNamespace(observing=lambda _: cascade.nullcontext()),
+    )
+    r = dataclasses.replace(recipe, steps=steps, shift=shift, t_i=steps)
+    return cascade.Cascade(backbone, r, ["p"], [0])
+
+
+def start(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+Z1 = start(8, 2, 1, 1, 1)  # eight starts, one point each
+
+
+def reference(z, substeps=800, grid=None):
+    """z along the exact flow by classical Runge-Kutta: at 0, or at every node of a grid."""
+    nodes = [1.0, 0.0] if grid is None else grid.flip(0).tolist()
+    per = max(substeps // (len(nodes) - 1), 4)
+    found = [z]
+    for a, b in zip(nodes[:-1], nodes[1:], strict=True):
+        h = (b - a) / per
+        for i in range(per):
+            s = a + i * h
+            k1 = velocity(z, s)
+            k2 = velocity(z + h / 2 * k1, s + h / 2)
+            k3 = velocity(z + h / 2 * k2, s + h / 2)
+            k4 = velocity(z + h * k3, s + h)
+            z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        found.append(z)
+    return found[-1] if grid is None else found[::-1]
+
+
+def exact_path(grid, z=Z1):
+    """(z, v) of the exact flow at the nodes of a grid, v[0] missing."""
+    zs = reference(z, grid=grid)
+    vs = [velocity(x, s) for x, s in zip(zs, grid.tolist(), strict=True)]
+    return zs, [None, *vs[1:]]

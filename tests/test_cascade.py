@@ -193,7 +193,8 @@ def test_same_recipe_twice_is_bitwise_equal(run):
 
 
 @pytest.mark.parametrize(
-    ("clips", "overrides"), [((0, 1, 2), ()), ((1,), ("solver=lri_cv", "windows=coverage"))]
+    ("clips", "overrides"),
+    [((0, 1, 2), ()), ((1,), ("solver=lri_cv", "windows=coverage")), ((2,), ("solver=unipc",))],
 )
 def test_a_clip_is_the_same_in_any_batch(run, clips, overrides):
     seeds = [3, 4, 5]
@@ -320,6 +321,8 @@ def spy_on_calls(micro, monkeypatch):
         (("method=s2flow",), N, 3),
         (("method=s2flow", "order=3"), N, 3),  # higher orders are free
         (("method=s2flow", "solver=lri_cv"), N, 3),
+        (("method=s2flow", "solver=ab3"), N, 3),
+        (("method=s2flow", "solver=unipc"), N, 3),  # corrected by the next step's call
         (("method=s2flow", "solver=heun"), N, 2 * 3 - 1),  # twice a step, never at sigma = 0
         (("method=cascade",), N, 3),
         (("method=bicubic",), N, 0),

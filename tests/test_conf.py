@@ -69,7 +69,7 @@ COMMANDS = {  # what may be typed -> how many different runs it is
     "-m method=macs,diffusehigh,hiflow,rectifiedhr method.preset=paper_parity,own": 6,
     "-m method=hiflow method.alpha=0,0.5,1 method.cutoff=0.2,0.3": 5,
     "method=diffusehigh method.space=pixel method.guided_steps=3": 1,
-    "-m solver=lri,euler,ab2,lri_cv,heun": 5,
+    "-m solver=lri,euler,ab2,ab3,lri_cv,unipc,heun": 7,
     "-m handoff=x0,latent,noisy": 3,
     "-m noise=fresh,aligned": 2,
     "-m stencil=grid,central lr_time=sigma,snr": 3,  # the stencil is unused at equal snr

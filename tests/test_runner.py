@@ -399,6 +399,7 @@ def test_the_table_of_a_run(made, capsys):
         ((), "s2flow, adaptive s=0.5, lri K=2, t_i=2/3"),
         (("density=per_axis", "order=3"), "s2flow, adaptive s=0.5³, lri K=3, t_i=2/3"),
         (("windows=full", "solver=ab2"), "s2flow, full, ab2, t_i=2/3"),
+        (("windows=full", "solver=unipc"), "s2flow, full, unipc, t_i=2/3"),
         (("method=cascade",), "cascade, t_i=2/3"),
         (("method=native",), "native"),
     ],

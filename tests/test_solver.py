@@ -1,109 +1,22 @@
-"""LRI-HiSolver (Eqs. 10-12) on flows with a closed form, through the engine that runs the model.
+"""LRI-HiSolver (Eqs. 10-12) on a flow with a closed form, through the engine that runs the model."""
 
-Data x0 ~ sum_i p_i N(mu_i, tau_i^2 I). With z = (1 - sigma) x0 + sigma eps and, for component i,
-V_i = (1 - sigma)^2 tau_i^2 + sigma^2, the probability flow has the exact velocity
-
-    v = E[eps - x0 | z] = sum_i r_i(z) [a_i (z - (1 - sigma) mu_i) - mu_i],
-    a_i = (sigma - (1 - sigma) tau_i^2) / V_i,      r_i the posterior share of component i,
-
-smooth on all of [0, 1] as tau_i > 0. Total derivatives along the flow are exact, by forward mode.
-"""
-
-import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.func import jvp
+from closed_form import V1, Z1, engine_around, exact_path, reference, start, velocity
 
-from s2flow import cascade, solver
+from s2flow import solver
 from s2flow.flow import Trajectory, equal_snr_sigma, sigma_grid
-from s2flow.solver import AB2, LRI, Euler, Heun, LRICv, difference_weights, taylor_step
-
-MU = torch.tensor([[1.2, -0.4], [-0.9, 0.8], [0.2, -1.3]], dtype=torch.float64)
-TAU2 = torch.tensor([0.30, 0.45, 0.36], dtype=torch.float64)
-WEIGHT = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-
-
-def velocity(z, sigma):
-    """Exact v of the mixture; z (B, 2, T, H, W), every pixel a sample of its own."""
-    mu, tau2, p = (x.to(z.dtype) for x in (MU, TAU2, WEIGHT))
-    x = z.movedim(1, -1)[..., None, :]  # (B, T, H, W, 1, 2)
-    V = (1 - sigma) ** 2 * tau2 + sigma**2
-    d = x - (1 - sigma) * mu
-    r = (p.log() - V.log() - (d * d).sum(-1) / (2 * V)).softmax(-1)
-    slope = (sigma - (1 - sigma) * tau2) / V
-    return (r[..., None] * (slope[:, None] * d - mu)).sum(-2).movedim(-1, 1)
-
-
-def total_derivative(f):
-    """d/dsigma of f(z, sigma) along the flow: the partial one plus the Jacobian times v."""
-
-    def derivative(z, sigma):
-        return jvp(f, (z, sigma), (velocity(z, sigma), torch.ones_like(sigma)))[1]
-
-    return derivative
-
-
-V1 = total_derivative(velocity)
-V2 = total_derivative(V1)
-
-
-class Exact(Euler):
-    """Derivatives of the flow itself: what Eq. 10 would do if it had them."""
-
-    def __init__(self, order):
-        super().__init__()
-        self.order = order
-
-    def derivatives(self, n, sigma, z, v, velocity):
-        at = torch.tensor(sigma[n], dtype=z.dtype)
-        return [f(z, at) for f in (V1, V2)[: self.order - 1]]
+from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, difference_weights, taylor_step
+from s2flow.unipc import UniPC
 
 
 @pytest.fixture(scope="module")
 def engine(recipe):
     """engine(steps, shift, model): the real Cascade around a closed-form model."""
     base = recipe()
-
-    def make(steps, shift, model=velocity):
-        backbone = SimpleNamespace(
-            device="cpu",
-            latent_shape=lambda h, w, t: (2, 1, h, w),
-            encode_prompt=lambda prompts, negative, guidance: None,
-            velocity=lambda z, sigma, condition: model(z, sigma),
-            router=SimpleNamespace(observing=lambda _: cascade.nullcontext()),
-        )
-        r = dataclasses.replace(base, steps=steps, shift=shift, t_i=steps)
-        return cascade.Cascade(backbone, r, ["p"], [0])
-
-    return make
-
-
-def start(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def reference(z, substeps=800, grid=None):
-    """z along the exact flow by classical Runge-Kutta: at 0, or at every node of a grid."""
-    nodes = [1.0, 0.0] if grid is None else grid.flip(0).tolist()
-    per = max(substeps // (len(nodes) - 1), 4)
-    found = [z]
-    for a, b in zip(nodes[:-1], nodes[1:], strict=True):
-        h = (b - a) / per
-        for i in range(per):
-            s = a + i * h
-            k1 = velocity(z, s)
-            k2 = velocity(z + h / 2 * k1, s + h / 2)
-            k3 = velocity(z + h / 2 * k2, s + h / 2)
-            k4 = velocity(z + h * k3, s + h)
-            z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        found.append(z)
-    return found[-1] if grid is None else found[::-1]
-
-
-Z1 = start(8, 2, 1, 1, 1)  # eight starts, one point each
+    return lambda steps, shift, model=velocity: engine_around(base, steps, shift, model)
 
 
 @pytest.fixture(scope="module")
@@ -111,56 +24,7 @@ def truth():
     return reference(Z1)
 
 
-def measured_order(engine, truth, shift, steps, make_solver):
-    """log2 of the error's fall over the last doubling of N; make_solver(run, N)."""
-    errors = []
-    for N in steps:
-        run = engine(N, shift)
-        z0 = run.high_flow(Z1, N, make_solver(run, N)).z[0]
-        errors.append(float((z0 - truth).square().mean().sqrt()))
-    slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    print(f"shift {shift}: errors {[f'{e:.2e}' for e in errors]}, orders {slopes}")
-    return slopes[-1]
-
-
-# -- global order (the paper's claim, and what borrowed derivatives leave of it) --------------
-
-
-def test_the_oracle_is_the_flow_of_the_mixture():
-    """Velocities against E[eps - x0 | z] by importance sampling; derivatives by differences."""
-    generator = torch.Generator().manual_seed(0)
-    which = torch.multinomial(WEIGHT, 400_000, replacement=True, generator=generator)
-    noise = torch.randn(400_000, 2, generator=generator, dtype=torch.float64)
-    x0 = MU[which] + TAU2[which, None].sqrt() * noise
-    z, sigma = torch.tensor([0.3, -0.2], dtype=torch.float64), 0.7
-    eps = (z - (1 - sigma) * x0) / sigma
-    w = (-(eps * eps).sum(-1) / 2).softmax(0)
-    expected = (w[:, None] * (eps - x0)).sum(0)
-    assert torch.allclose(velocity(z.view(1, 2, 1, 1, 1), sigma).flatten(), expected, atol=0.01)
-    s, h = torch.tensor(0.4, dtype=torch.float64), 1e-4
-    path = reference(Z1, grid=torch.tensor([0.4 - h, 0.4, 0.4 + h, 1.0], dtype=torch.float64))
-    v = [velocity(x, float(s) + i * h) for i, x in zip((-1, 0, 1), path, strict=False)]
-    assert torch.allclose((v[2] - v[0]) / (2 * h), V1(path[1], s), atol=1e-6)
-    assert torch.allclose((v[2] - 2 * v[1] + v[0]) / h**2, V2(path[1], s), atol=1e-4)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])
-@pytest.mark.parametrize("K", [1, 2, 3])
-def test_exact_derivatives_give_global_order_K(engine, truth, K, shift):
-    found = measured_order(engine, truth, shift, (40, 80), lambda run, N: Exact(K))
-    assert found == pytest.approx(K, abs=0.2)
-
-
-@pytest.mark.parametrize("shift", [1.0, 7.0])
-@pytest.mark.parametrize("K", [1, 2, 3])
-def test_derivatives_borrowed_from_an_euler_path_give_order_two_at_most(engine, truth, K, shift):
-    """LRI with the identity for U: K = 1 is Euler, every K >= 2 is globally of order 2."""
-
-    def borrowed(run, N):
-        return LRI(run.high_flow(Z1, N), upsample=lambda d: d, order=K)
-
-    found = measured_order(engine, truth, shift, (80, 160), borrowed)
-    assert found == pytest.approx(min(K, 2), abs=0.25)
+# -- Eq. 11 on the exact flow -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("N", [20, 50])
@@ -177,13 +41,6 @@ def test_weights_of_the_actual_nodes_beat_equation_11_on_an_uneven_grid(N):
     print(errors)
     assert errors["grid"] < 0.5 * errors["central"]
     assert errors["central"] > 0.02  # the 5-24 % by which neighbouring steps differ
-
-
-@pytest.mark.parametrize("shift", [1.0, 7.0])
-@pytest.mark.parametrize("kind", [AB2, Heun])
-def test_history_and_second_evaluations_give_order_two(engine, truth, kind, shift):
-    found = measured_order(engine, truth, shift, (80, 160), lambda run, N: kind())
-    assert found == pytest.approx(2, abs=0.25)
 
 
 # -- Eq. 10 -----------------------------------------------------------------------------------
@@ -288,6 +145,18 @@ def test_central_stencil_is_equation_11_as_printed_and_one_sided_at_the_ends():
         assert torch.allclose(d, derivative(1, float(sigma[n])), rtol=1e-8)
 
 
+def test_central_stencil_is_the_grid_one_on_even_grids_and_another_on_uneven_ones(engine):
+    for shift, same in ((1.0, True), (3.0, False)):
+        run = engine(12, shift)
+        low = run.high_flow(Z1, 12)
+        grid, central = (
+            run.high_flow(Z1, 12, LRI(low, lambda d: d, 2, stencil)).z[0]
+            for stencil in ("grid", "central")
+        )
+        assert torch.allclose(grid, central, atol=1e-12) == same
+        assert float((grid - central).abs().max()) < 0.1  # still the same flow
+
+
 def test_lri_applies_U_to_every_derivative():
     sigma = sigma_grid(10, 3.0)
     low, derivative = polynomial_flow(sigma, 2)
@@ -339,13 +208,6 @@ def test_at_scale_one_equal_snr_is_equal_sigma_along_a_real_flow():
 
 
 # -- LR as a control variate ------------------------------------------------------------------
-
-
-def exact_path(grid, z=Z1):
-    """(z, v) of the exact flow at the nodes of a grid, v[0] missing."""
-    zs = reference(z, grid=grid)
-    vs = [velocity(x, s) for x, s in zip(zs, grid.tolist(), strict=True)]
-    return zs, [None, *vs[1:]]
 
 
 def test_uninformative_lr_flow_makes_lri_cv_ab2(engine):
@@ -410,15 +272,33 @@ def test_lambda_is_fitted_per_clip(engine):
 
 
 def test_history_starts_at_the_hand_off(engine):
-    """The first step of ab2 and lri_cv is Euler wherever the flow begins."""
+    """The first step of whatever remembers is Euler wherever the flow begins."""
     run = engine(10, 3.0)
     low = run.high_flow(Z1, 10)
-    for make in (AB2, lambda: LRICv(low, lambda d: d)):
+    for make in (AB2, AB3, lambda: LRICv(low, lambda d: d)):
         path = run.high_flow(Z1, 6, make())
         euler = run.high_flow(Z1, 6)
         assert torch.equal(path.z[5], euler.z[5])
         assert not torch.equal(path.z[4], euler.z[4])
         assert path.z[7] is None and path.v[7] is None
+
+
+def test_ab3_starts_as_euler_then_ab2_and_then_takes_the_parabola(engine):
+    """Third step: the integral of the parabola through three velocities, on an uneven grid."""
+    run = engine(10, 7.0)
+    two, three = run.high_flow(Z1, 6, AB2()), run.high_flow(Z1, 6, AB3())
+    assert torch.equal(two.z[4], three.z[4]) and not torch.equal(two.z[3], three.z[3])
+    s = run.sigma.tolist()
+    powers = torch.tensor([[x**j for j in range(3)] for x in s[6:3:-1]], dtype=torch.float64)
+    a = torch.linalg.solve(powers, torch.stack([three.v[n].flatten() for n in (6, 5, 4)]))
+    whole = sum(a[j] * (s[3] ** (j + 1) - s[4] ** (j + 1)) / (j + 1) for j in range(3))
+    assert torch.allclose(three.z[3], three.z[4] + whole.view(Z1.shape), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [AB2, AB3, Heun])
+def test_a_flow_of_one_step_is_euler(engine, kind):
+    run = engine(4, 3.0)
+    assert torch.equal(run.high_flow(Z1, 1, kind()).z[0], run.high_flow(Z1, 1).z[0])
 
 
 def test_heun_is_the_trapezoid_rule_and_never_asks_at_zero(engine):
@@ -494,6 +374,7 @@ def test_order_two_is_worth_its_name_in_float32_and_lost_in_bfloat16(engine, tru
 def test_state_stays_float32_when_the_model_answers_in_bfloat16(engine):
     run = engine(8, 3.0, lambda z, sigma: velocity(z.bfloat16(), sigma))
     low = run.high_flow(Z1.float(), 8)
-    for solve in (Euler(), LRI(low, lambda d: d, 3), AB2(), LRICv(low, lambda d: d), Heun()):
+    solvers = (Euler(), LRI(low, lambda d: d, 3), AB2(), AB3(), LRICv(low, lambda d: d))
+    for solve in (*solvers, UniPC(), Heun()):
         path = run.high_flow(Z1.float(), 8, solve)
         assert all(z.dtype == torch.float32 for z in path.z)

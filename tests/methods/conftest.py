@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closed_form import Mixture
+from mixture import Mixture
 
 from s2flow.cascade import Cascade, LowFlowCache
 from s2flow.methods import method
