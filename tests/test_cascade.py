@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2flow import cascade, handoff
+from s2flow import handoff, solver
 from s2flow import plan as planning
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
@@ -121,7 +121,7 @@ def test_windows_are_those_of_the_plan_step_by_step_and_clip_by_clip(run, monkey
 @pytest.mark.parametrize("name", ["s2flow", "cascade"])
 def test_sigma_told_is_sigma_added_is_sigma_stepped(run, micro, monkeypatch, name):
     told, model_time, added, stepped = [], [], [], []
-    velocity, add_noise, step = micro.velocity, handoff.add_noise, cascade.taylor_step
+    velocity, add_noise, step = micro.velocity, handoff.add_noise, solver.taylor_step
 
     def spy_velocity(z, sigma, condition):
         told.append(sigma)
@@ -137,7 +137,7 @@ def test_sigma_told_is_sigma_added_is_sigma_stepped(run, micro, monkeypatch, nam
 
     monkeypatch.setattr(micro, "velocity", spy_velocity)
     monkeypatch.setattr(handoff, "add_noise", spy_add)
-    monkeypatch.setattr(cascade, "taylor_step", spy_step)
+    monkeypatch.setattr(solver, "taylor_step", spy_step)
     hook = micro.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: model_time.append(kwargs["timestep"]), with_kwargs=True
     )
