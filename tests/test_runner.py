@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-from s2flow import cascade, methods, runner
+from s2flow import methods, runner, solver
 from s2flow.backbones import tiny
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
@@ -271,7 +271,7 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(method, monkeypatch,
     """One clip of a batch loses its numbers at HR; the other one is as if it were alone."""
     words = (f"method={method}", "steps=4", "t_i=3")  # as many as a cosine needs
     alone = runner.run(config(tmp_path / "alone", *words, "prompts.count=1"))
-    taylor_step = cascade.taylor_step
+    taylor_step = solver.taylor_step
 
     def spoiled(z, *rest):
         z = taylor_step(z, *rest)
@@ -279,7 +279,7 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(method, monkeypatch,
             z[1:] = torch.nan
         return z
 
-    monkeypatch.setattr(cascade, "taylor_step", spoiled)
+    monkeypatch.setattr(solver, "taylor_step", spoiled)
     cfg = config(tmp_path / "both", *words, "prompts.count=2", "batch=2")
     summary = runner.run(cfg)
     whole, lost = summary["records"]
