@@ -23,6 +23,7 @@ from typing import Any
 
 from gaussian_flow import GaussianCascade
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from torch import Tensor
 
 import s2flow.config
@@ -108,7 +109,11 @@ def composed(args: argparse.Namespace, words: list[str]):
     """Config of some knobs."""
     base = [f"backbone={args.backbone}", "windows=full", f"prompts.count={args.prompts}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=["prompts=world", *base, *args.words, *words])
+        try:
+            return compose("config", overrides=["prompts=world", *base, *args.words, *words])
+        except HydraException as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"{said} Type knobs of python run.py --help") from error
 
 
 def embedded(args: argparse.Namespace) -> Make:
