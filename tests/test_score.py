@@ -37,7 +37,7 @@ def lines(folder):
     return [
         json.loads(line)
         for path in (folder / "scores").glob("*.jsonl")
-        for line in path.read_text().splitlines()
+        for line in path.read_text().split("\n")[:-1]  # the last one may be on its way
     ]
 
 

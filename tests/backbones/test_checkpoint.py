@@ -14,7 +14,7 @@ from test_runner import state
 from s2flow import runner
 from s2flow.backbones import checkpoint, hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
-from s2flow.store import read_record
+from s2flow.store import read_run
 
 SIZES = ("low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "device=cpu")
 BRICKS = ("brick_low=[1,1,1]", "brick_high=[1,2,2]")
@@ -67,7 +67,8 @@ def typed(family, folder, command):
 
 
 def records(tmp_path):
-    return [read_record(p) for p in sorted(tmp_path.glob("runs/*/records/*.json"))]
+    folders = sorted(p.parent for p in tmp_path.glob("runs/*/records"))
+    return [record for folder in folders for record in read_run(folder)]
 
 
 # -- the whole of run.py ------------------------------------------------------------------------

@@ -269,7 +269,8 @@ def test_windows_reach_every_layer(case, typed):
     low = engine.low_flow()
     plan = engine.plan(low)
     assert plan.boxes.shape[1] == case.backbone.router.layers
-    assert all(abs(f - 0.25) < 0.01 for f in engine.reports[0]["density"].values())
+    density = plan.report(range(1, engine.n_from + 1), 0)["density"]
+    assert density and all(abs(f - 0.25) < 0.01 for f in density.values())
     z, replaced = engine.hand_off(low), set()
     dense = case.backbone.velocity(z, 0.5, engine.condition)
     for layer in range(case.backbone.router.layers):
