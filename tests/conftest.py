@@ -21,7 +21,7 @@ from s2flow.backbones import tiny
 from s2flow.methods import method
 from s2flow.recipe import Recipe
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 CONF = Path(__file__).parents[1] / "conf"
 
