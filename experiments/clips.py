@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s2flow.methods import method
 from s2flow.metrics import ClipKey, Row
+from s2flow.recipe import LATER
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,6 +23,8 @@ KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
 OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
 OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
 OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
+USUAL = {k: "none" if v in (None, []) else v for k, v in LATER.items() if k != "params"}
+OTHER_KNOBS += tuple(USUAL)
 CLIP = ("prompt", "original_prompt", "seed")
 FAILED = ("failed", "error")
 
@@ -39,6 +43,7 @@ def read_records(frame: "DataFrame") -> list[Record]:
     for raw in frame.to_dict("records"):
         r = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"))
         r |= {str(k): _plain(v) for k, v in raw.items()}
+        r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r["method"], k)}
         if r["windows"] == "full":
             r["sparsity"] = 1
         if r["method"] != "s2flow":
@@ -59,6 +64,13 @@ def read_records(frame: "DataFrame") -> list[Record]:
             records.append(r)
         seen.add(key)
     return records
+
+
+def _reads(method_name: str | None, knob: str) -> bool:
+    """Whether a method's pixels depend on a knob of LATER."""
+    if knob in ("dtype", "fp8", "vae_tile", "guidance_2") or method_name is None:
+        return True
+    return knob in method(method_name).KNOBS
 
 
 def _plain(value: Any) -> Any:

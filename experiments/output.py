@@ -7,11 +7,12 @@ second table gives the differences themselves; in CSV they are columns beside th
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clips import CLIP, Record, is_done
+from clips import CLIP, USUAL, Record, is_done
 
 from s2flow import metrics
 from s2flow.metrics import PairedDifference
@@ -54,7 +55,7 @@ def describe(group: Record) -> str:
 
 def held_note(held: Record, steps: int | None) -> str:
     """The knobs that a table does not vary."""
-    said = {k: v for k, v in held.items() if v is not None}
+    said = {k: v for k, v in held.items() if v is not None and USUAL.get(k) != v}
     if "t_i" in said:
         said["t_i"] = f"{said['t_i']} of {steps}"
     return "held: " + (", ".join(f"{k}={v}" for k, v in said.items()) or "nothing")
@@ -80,10 +81,19 @@ def provenance_notes(ours: dict[str, list[Record]], left_out: int) -> list[str]:
     if reused:
         why = "seconds lr is over the others, seconds total lacks it; compare seconds hr"
         notes.append(f"{reused} of {len(finished)} clips reused an LR flow: {why}")
+    if len({r.get("metrics") for r in used if is_done(r)} - {None}) > 1:
+        notes.append(
+            "CAUTION: clips were scored by different scorers, versions or weights; "
+            "`python -m s2flow.score` over all runs mends that"
+        )
     for label, rs in ours.items():
         failed = sum(not is_done(r) for r in rs)
         if failed:
             notes.append(f"{label}: {failed} clips failed")
+        ended = Counter(r.get("outcome") for r in rs)
+        bad = sorted(f"{n} {word}" for word, n in ended.items() if word not in (None, "ok"))
+        if bad:
+            notes.append(f"CAUTION: of the {len(rs)} clips of {label} {', '.join(bad)}")
     return notes
 
 

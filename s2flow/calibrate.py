@@ -78,6 +78,12 @@ class MeanCoverage:
         return torch.stack([self.sums[i] / self.count[i] for i in sorted(self.sums)])
 
 
+CALIBRATED_ALONE = (  # knobs, with the only values that a calibration can have
+    *(("context_parallel", 1), ("compile", False), ("shard", "1/1")),
+    *(("plan", False), ("scales", None), ("switches", None)),
+)
+
+
 def calibrate(cfg: DictConfig) -> Calibration:
     """Choose the windows of a config, and write them to `windows.file`.
 
@@ -86,7 +92,7 @@ def calibrate(cfg: DictConfig) -> Calibration:
     path = cfg.windows.file
     if path is None:
         raise UserError("windows.file is not set; type windows.file=sta.json: it is written there")
-    for name, only in (("context_parallel", 1), ("compile", False), ("shard", "1/1")):
+    for name, only in CALIBRATED_ALONE:
         if cfg[name] != only:
             raise UserError(f"{name}={cfg[name]} is not for calibration; leave {name} out")
     device = device_here(cfg.device)

@@ -18,10 +18,10 @@ from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.methods import method
 from s2flow.params import typed, usual_t_i
-from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy
+from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy, candidates_of
 from s2flow.policies import moba, sta, svg
 from s2flow.recipe import Recipe
-from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume
+from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
 
 
 @dataclass
@@ -63,7 +63,7 @@ class WindowsConf:
     exponents: list[Any] = field(default_factory=list)  # sides f^a, f^b, f^c; a+b+c = 1
     target: float = 0.95  # of policy coverage
     cap: float = 1.0  # of policy coverage: no window larger than this share of the volume
-    dense_steps: int = 0  # so many first HR steps attend everything
+    dense_steps: int = 0  # so many first steps of every HR size attend everything
     dense_layers: list[int] = field(default_factory=list)  # these layers attend everything
     file: str | None = None  # of policy sta: what `python -m s2flow.calibrate` wrote
 
@@ -224,11 +224,19 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         )
         for size in (low, high)
     )
+    if "windows" in knobs and policy.name == "coverage":
+        bricks = math.prod(brick_grid(tokens, brick_low))
+        _check(
+            policy.cap * bricks >= 1 - 1e-9,
+            f"windows.cap={policy.cap:g} is less than one of the {bricks} bricks, which every query "
+            f"keeps; type windows.cap={1 / bricks:.4g} or more",
+        )
     if "windows" in knobs and policy.name in BY_VOLUME and cfg.sparsity < 1:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
         grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
         if policy.name in BY_CANDIDATES:
             candidates(f, policy.exponents, grid)
+            _check_density(policy, f, grid, tokens_high, brick_high)
         if policy.name == "svg":
             svg.check(policy.exponents, f, grid)
         if policy.name == "moba":
@@ -291,6 +299,18 @@ def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
 
 
+def _check_density(policy: Policy, f: float, grid: Box, tokens: Box, brick: Box) -> None:
+    """Refuse HR bricks so coarse that every candidate there keeps another share than was asked for."""
+    boxes = candidates_of(policy, f, grid, tokens, brick)
+    reached = [realised_density(tokens, brick, box) for box in boxes]
+    nearest = min(reached, key=lambda x: abs(math.log(x / f)))
+    _check(
+        abs(math.log(nearest / f)) < math.log(1.25),
+        f"brick_high={list(brick)} cannot keep f = {f:.4g} of the {'x'.join(map(str, tokens))} tokens; "
+        f"the nearest that it reaches is {nearest:.4g}: type smaller bricks, or another sparsity",
+    )
+
+
 def _stages(
     cfg: DictConfig,
     given: dict[str, Any],
@@ -312,6 +332,11 @@ def _stages(
     _check(
         len(scales) >= 2 and scales[0] == 1 and all(a < b for a, b in pairwise(scales)),
         f"scales={list(scales)} does not grow from 1; type scales=[1,{(1 + r) / 2:g},{r:g}]",
+    )
+    _check(
+        abs(r - high[1] / low[1]) < 1e-3,
+        f"high=[{high[0]},{high[1]}] is {r:g} x {high[1] / low[1]:g} times low, and scales needs one "
+        "factor for both; type another high, or leave scales out",
     )
     _check(
         max(abs(scales[-1] * a - b) for a, b in zip(low, high, strict=True)) < 1e-3 * max(high),
@@ -489,7 +514,7 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
     _check_ranks(cfg.context_parallel)
     _check_compile(cfg)
     _check(
-        0 <= cfg.lr_cache_gib < math.inf,
+        0 <= cfg.lr_cache_gib < 1e6,
         f"lr_cache_gib={cfg.lr_cache_gib:g} is no size; type lr_cache_gib=10, or 0 to keep none",
     )
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
@@ -607,7 +632,7 @@ def _policy(w: Any) -> Policy:
         float(w.target) if w.policy == "coverage" else 0.0,
         float(w.cap) if w.policy == "coverage" else 1.0,
         w.dense_steps,
-        tuple(w.dense_layers),
+        tuple(sorted(set(w.dense_layers))),
     )
 
 

@@ -32,7 +32,7 @@ from s2flow.recipe import VERSION
 from s2flow.scorebook import ScoreBook
 from s2flow.store import STAGES, clip_key, generation_seconds, read_record, written_whole
 
-Row = tuple[str, int]  # prompt, seed
+Row = tuple[str, int, str | None]  # prompt, seed, the prompt that an augmented one stands for
 Address = Callable[[Path], str]  # of a video, as the page names it
 LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
 LOW += ("dtype", "version")  # what decides the pixels of an LR clip
@@ -115,13 +115,13 @@ def _read_run(folder: Path) -> Run:
         prompt, seed = failure.get("prompt"), failure.get("seed")
         if isinstance(prompt, str) and isinstance(seed, int):
             prompt = prompt.encode("utf-8", "replace").decode()
-            failures[prompt, seed] = str(failure.get("error"))
+            failures[_row_of(failure | {"prompt": prompt})] = str(failure.get("error"))
         else:
             broken[path.stem] = f"failures/{path.name}"
     for path in sorted(folder.glob("records/[!.]*.json")):
         record = read_record(path)
         if record is not None and _sound(record):
-            records[record["prompt"], record["seed"]] = book.joined(record)
+            records[_row_of(record)] = book.joined(record)
             recipe = {"version": recipe.get("version", VERSION), **record["recipe"]}
         else:
             broken[path.stem] = f"records/{path.name}"
@@ -130,6 +130,11 @@ def _read_run(folder: Path) -> Run:
         nested = isinstance(value, dict)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
     return Run(folder, flat, records, failures, broken)
+
+
+def _row_of(record: dict[str, Any]) -> Row:
+    """Clips of one augmented text that stand for two prompts are two rows."""
+    return record["prompt"], record["seed"], record.get("original_prompt")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def _sound(record: dict[str, Any]) -> bool:
         whole = [record[k] for k in ("seed", "height", "width", "bytes")]
         whole += [height, width, record.get("prompt_index", [0])[0]]
         numbers = [*record["seconds"].values(), *(record.get("density") or {}).values()]
-        numbers += [s for s in record["scores"].values() if s is not None]
+        numbers += [s for s in record.get("scores", {}).values() if s is not None]
         return all(isinstance(x, int) for x in whole) and all(map(math.isfinite, numbers))
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return False

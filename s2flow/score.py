@@ -88,9 +88,22 @@ class Scoring:
 
     def missing(self, record: dict[str, Any]) -> list[str]:
         """The scorers whose verdict on a clip is still wanted."""
-        final = () if self.retry else FINAL
-        settled = {v["scorer"] for v in self.verdicts(record) if v["status"] in (*final, "ok")}
-        return [part for part in self.parts if part not in settled]
+        final = ("ok",) if self.retry else FINAL
+        settled = {v["scorer"]: v for v in self.verdicts(record) if v["status"] in final}
+        return [part for part in self.parts if self._open(part, settled.get(part), record)]
+
+    def _open(self, part: str, said: Verdict | None, record: dict[str, Any]) -> bool:
+        """Whether a verdict is wanted: there is none, or what it was taken with has changed."""
+        if said is None:
+            return True
+        if said["status"] == "missing_weights" and not getattr(self.parts[part], "missing", None):
+            return True
+        return said.get("depends") != self._depends(part, record)
+
+    def _depends(self, part: str, record: dict[str, Any]) -> Any:
+        """What a score depends on beside the clip: the reference that it is compared with."""
+        depends = getattr(self.parts[part], "depends", None)
+        return None if depends is None else depends(self._clip(record))
 
     def score(self, record: dict[str, Any]) -> bool:
         """Enter the verdicts that a finished clip lacks; whether it has its scores now."""
@@ -100,7 +113,7 @@ class Scoring:
             started = time.perf_counter()
             status, scores, failure = "ok", {}, None
             try:
-                clip = clip or self._clip(record, path)
+                clip = clip or self._checked(record, path)
                 scores = self._ask(part, clip)
                 if any(x is not None and not math.isfinite(x) for x in scores.values()):
                     status = "nan"
@@ -126,13 +139,19 @@ class Scoring:
         said = self.verdicts(record)
         return len(said) == len(self.parts) and all(v["status"] in SCORED for v in said)
 
-    def _clip(self, record: dict[str, Any], path: Path) -> Clip:
+    def _checked(self, record: dict[str, Any], path: Path) -> Clip:
+        """The clip, if it is what was recorded. Raises Altered."""
         if not path.exists() or sha256_of(path) != record["sha256"]:
             what = "is not the file that was recorded" if path.exists() else "is gone"
-            raise Altered(f"{path} {what}; `python run.py` with its recipe makes it again")
+            again = self.folder / "records" / f"{path.stem}.json"
+            raise Altered(f"{path} {what}; remove {again}, and run.py makes the clip again")
         found, told = stated_size(path), tuple(record[k] for k in ("frames", "height", "width"))
         if found != told:
             raise Altered(f"{path} is {_size(found)}, and its record says {_size(told)}")
+        return self._clip(record)
+
+    def _clip(self, record: dict[str, Any]) -> Clip:
+        path = self.folder / record["video"]
         low = path.with_suffix(".low.mp4")
         text, seed = record.get("original_prompt") or record["prompt"], record["seed"]
         low = low if low.exists() else None
@@ -164,6 +183,7 @@ class Scoring:
             "scores": scores,
             **({} if failure is None else {"error": _words(failure)}),
             **({"missing": list(lacking)} if lacking else {}),
+            **({"depends": self._depends(part, record)} if hasattr(scorer, "depends") else {}),
             **self.known[part],
             "preprocessing": getattr(scorer, "preprocessing", None),
             "protocol": getattr(scorer, "protocol", None),
@@ -203,6 +223,9 @@ def score(cfg: DictConfig) -> None:
     k, n = parse_shard(cfg.shard)
     if cfg.threads is not None:
         import torch
+
+        if cfg.threads < 1:
+            raise UserError(f"threads={cfg.threads} is not positive; type threads=1, or null")
 
         torch.set_num_threads(cfg.threads)
     built: dict[str, Any] = {}  # by arguments: heavy weights are loaded once for all runs

@@ -31,6 +31,7 @@ from typing import Any
 import pandas as pd
 
 FINAL = ("ok", "nan", "undecodable", "missing_weights")  # asking again would change nothing
+SCORES = ("ok", "nan")
 NAMED = {
     "key",
     "clip",
@@ -99,17 +100,21 @@ class ScoreBook:
     def joined(self, record: dict[str, Any]) -> dict[str, Any]:
         """A record with `scores` {name: value or None} and `scorers` {name: how they were taken}.
 
-        Of several metrics of one scorer the latest is seen. Records older than the book bring scores of
-        their own, which stand until a verdict takes their place.
+        Of several metrics of one scorer the latest is seen; of a clip that was NaN no score is.
+        Records older than the book bring scores of their own, until a verdict takes their place.
         """
         scores, scorers = dict(record.get("scores") or {}), dict(record.get("scorers") or {})
+        latest: dict[str, Verdict] = {}  # of each scorer the last that scored, else the last
         for verdict in sorted(self._of(record).values(), key=lambda v: v["at"]):
-            if verdict["status"] in ("ok", "nan"):
-                scores |= verdict["scores"]
-            else:
-                scores = verdict["scores"] | scores
+            before = latest.get(verdict["scorer"])
+            if before is None or verdict["status"] in SCORES or before["status"] not in SCORES:
+                latest[verdict["scorer"]] = verdict
+        for verdict in sorted(latest.values(), key=lambda v: (v["status"] in SCORES, v["at"])):
+            scores |= verdict["scores"]
             how = ("arguments", "version", "weights", "metric", "status", "protocol")
             scorers[verdict["scorer"]] = {k: verdict[k] for k in how if k in verdict}
+        if record.get("outcome") == "nan":  # its video is black where nobody generated black
+            scores = dict.fromkeys(scores)
         return record | {"scores": scores, "scorers": scorers}
 
     def _take(self, verdict: Verdict) -> None:

@@ -182,7 +182,12 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: _cell(recipe.get(name)) for name in knobs}
     fidelity = (record.get("scorers") or {}).get("fidelity", {})
     row["fidelity_reference"] = fidelity.get("arguments", {}).get("reference")
-    row["windows"], row["variant"] = record.get("windows"), record.get("variant")
+    row |= {name: record.get(name) for name in ("windows", "variant", "outcome")}
+    row["metrics"] = " ".join(
+        f"{name}:{how['metric']}"
+        for name, how in sorted((record.get("scorers") or {}).items())
+        if how.get("metric") and not name.startswith("fidelity")  # whose reference is a column
+    )
     row["realised_density"] = sum(density.values()) / len(density) if density else None
     row["seconds_total"] = generation_seconds(record)
     row |= {f"seconds_{k}": v for k, v in record["seconds"].items()}

@@ -478,3 +478,21 @@ def test_what_cannot_work_is_one_line(recipe, words, said):
 def test_methods_without_windows_ask_for_no_file(recipe):
     assert recipe("method=cascade", "windows=sta").run_id == recipe("method=cascade").run_id
     assert brick_grid((8, 8, 12), (1, 2, 2)) == (8, 4, 6) and DEFAULT_EXPONENTS[0] == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("brick_high=[100,100,100]",), r"cannot keep f = 0.5 of the .* the nearest .* is 1"),
+        (("windows=oracle", "brick_high=[8,16,24]"), "cannot keep f = 0.5"),
+        (("windows=coverage", "windows.cap=1e-7"), "is less than one of the"),
+    ],
+)
+def test_bricks_that_no_window_fits(words, said, recipe):
+    with pytest.raises(UserError, match=said):
+        recipe(*words)
+
+
+def test_dense_layers_are_a_set(recipe):
+    ids = {recipe(f"windows.dense_layers={x}").run_id for x in ("[0,1]", "[1,0]", "[0,1,1]")}
+    assert len(ids) == 1

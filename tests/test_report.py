@@ -11,9 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from finished import finished_run
 
 from s2flow import report
-from s2flow.store import Store, clip_key
+from s2flow.scorebook import ScoreBook
+from s2flow.store import Store, clip_key, read_record
 
 ROOT = Path(__file__).parents[1]
 EVIL = "<script>alert(1)</script> \"q\" 's' & {{ 7 * 7 }} $x"
@@ -307,3 +309,32 @@ def test_the_template_is_shipped_with_the_package():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
     assert any(fnmatch.fnmatch("report.html", p) for p in patterns)
+
+
+def test_runs_that_were_made_and_scored_now_are_shown(tmp_path):
+    """Records hold no scores of their own: those of the book are joined first."""
+    folder = finished_run(tmp_path, [("a cat", 0), ("a dog", 0)])
+    book = ScoreBook(folder)
+    (one, two) = map(read_record, sorted((folder / "records").glob("*.json")))
+    book.add(
+        {"key": Path(one["video"]).stem, "clip": one["sha256"], "scorer": "half", "metric": "m"}
+        | {"status": "ok", "scores": {"half": 0.5}, "at": 1.0}
+    )
+    (run,) = report.read_runs(tmp_path)
+    assert not run.broken and len(run.records) == 2
+    assert [r["scores"] for r in run.records.values()] == [{"half": 0.5}, {}]
+    assert two["prompt"] in {row[0] for row in run.records}
+
+
+def test_two_prompts_with_one_augmented_text_are_two_rows(tmp_path):
+    folder = finished_run(tmp_path, [("long text", 0), ("another", 0)])
+    for path, original in zip(
+        sorted((folder / "records").glob("*.json")), ("a", "b"), strict=True
+    ):
+        record = json.loads(path.read_text()) | {
+            "prompt": "long text",
+            "original_prompt": original,
+        }
+        path.write_text(json.dumps(record))
+    (run,) = report.read_runs(tmp_path)
+    assert {row[2] for row in run.records} == {"a", "b"}

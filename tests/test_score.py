@@ -308,3 +308,32 @@ def test_a_scorer_sees_the_clip_the_record_and_the_lr_clip(tmp_path, half, monke
     assert clip.video.shape == (3, 32, 48, 3) and clip.low.shape == (3, 16, 24, 3)
     assert clip.prompt == "clip 0" and clip.record["video"] == record["video"]
     assert clip.runs_dir == tmp_path
+
+
+def test_what_a_score_depends_on_beside_the_clip_makes_it_stale(tmp_path, half):
+    folder = finished_run(tmp_path, 1)
+    (record,) = read_run(folder)
+    half.reference = "abc"
+    half.depends = lambda clip: [half.reference]
+    assert scoring(folder, half).score(record) and scoring(folder, half).missing(record) == []
+    half.reference = "made anew"
+    assert scoring(folder, half).missing(record) == ["half"]
+    assert scoring(folder, half).score(record) and len(half.asked) == 2
+    assert scoring(folder, half).missing(record) == []
+
+
+def test_a_package_that_came_later_is_noticed(tmp_path, half):
+    folder = finished_run(tmp_path, 1)
+    (record,) = read_run(folder)
+    half.missing, half.weights = ["pyiqa: pip install pyiqa"], {"file": "abc"}
+    scoring(folder, half).score(record)
+    assert scoring(folder, half).missing(record) == []
+    half.missing = []  # the same weights, and now the package
+    assert scoring(folder, half).missing(record) == ["half"]
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads(threads, tmp_path):
+    finished_run(tmp_path, 1)
+    with pytest.raises(UserError, match=f"threads={threads} is not positive"):
+        score(config(tmp_path, "scorer=[builtin]", f"threads={threads}"))

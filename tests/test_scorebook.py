@@ -158,6 +158,24 @@ def test_a_record_with_the_latest_metric_of_each_scorer(tmp_path):
     assert len(book.verdicts()) == 3
 
 
+def test_what_is_shown_and_how_it_was_taken_are_one_verdict(tmp_path):
+    book = ScoreBook(tmp_path)
+    book.add(verdict(at=1, metric="A", flicker=0.5))
+    book.add(verdict(at=2, metric="B", status="failed", flicker=None))
+    joined = book.joined(record())
+    assert joined["scores"] == {"flicker": 0.5} and joined["scorers"]["builtin"]["metric"] == "A"
+    book.add(verdict(at=3, metric="B", flicker=0.7))
+    joined = book.joined(record())
+    assert joined["scores"] == {"flicker": 0.7} and joined["scorers"]["builtin"]["metric"] == "B"
+
+
+def test_a_clip_that_was_nan_has_no_scores(tmp_path):
+    book = ScoreBook(tmp_path)
+    book.add(verdict(flicker=1.0))  # of the black video in its place
+    assert book.joined(record(outcome="nan"))["scores"] == {"flicker": None}
+    assert book.joined(record(outcome="black"))["scores"] == {"flicker": 1.0}
+
+
 def test_a_row_per_clip_dimension_and_metric(tmp_path):
     said = [verdict(0, a=0.1, b=None), verdict(1, metric="n", a=0.3) | {"arguments": {"x": 1}}]
     table = rows(said)

@@ -15,6 +15,7 @@ scorer may state of itself decides, beside its arguments, which scores are still
     weights         {file: sha256} or a short hash, of scorers that have weights
     arguments       those that decide its scores, where not all do
     preprocessing   what is done to the frames first, in words
+    depends(clip)   what its scores of a clip depend on beside the clip, such as a reference's hash
     device          where it computes; "cpu" unless stated
     parts()         {name: scorer} of one that is several, each scored and resumed on its own
 

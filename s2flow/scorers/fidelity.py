@@ -82,6 +82,10 @@ class Pixels:
     def __init__(self, reference: str):
         self.reference = reference
 
+    def depends(self, clip: Clip) -> list[Any] | None:
+        """See `reference_now`."""
+        return reference_now(clip, self.reference)
+
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
@@ -99,6 +103,10 @@ class Latent:
     def __init__(self, reference: str):
         self.reference = reference
 
+    def depends(self, clip: Clip) -> list[Any] | None:
+        """See `reference_now`."""
+        return reference_now(clip, self.reference)
+
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
@@ -115,6 +123,10 @@ class Lpips:
 
     def __init__(self, reference: str):
         self.reference = reference
+
+    def depends(self, clip: Clip) -> list[Any] | None:
+        """See `reference_now`."""
+        return reference_now(clip, self.reference)
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
@@ -170,12 +182,24 @@ def _alexnet() -> Path:
 # -- the clip to compare with -----------------------------------------------------------------
 
 
+def reference_now(clip: Clip, reference: str) -> list[Any] | None:
+    """Hash of the clip to compare with, and whether both latents are there; None without one."""
+    try:
+        path = find_reference(clip, reference)
+    except UserError:
+        return None
+    if path is None:
+        return None
+    record = json.loads((path.parents[1] / "records" / f"{path.stem}.json").read_text())
+    return [record.get("sha256"), *(_kept(p).exists() for p in (clip.path, path))]
+
+
 def find_reference(clip: Clip, reference: str) -> Path | None:
-    """The mp4 to compare with; None if reference="auto" and the clip is of no cascade."""
+    """The mp4 to compare with; None if reference="auto" and the clip is not of s2flow or cascade."""
     run_id = reference
     if reference == "auto":
         identity = clip.record.get("recipe") or {}
-        if "t_i" not in identity:
+        if identity.get("method") not in ("cascade", "s2flow"):
             return None
         run_id = find_full(clip.runs_dir, identity)
     given = clip.record.get("prompt")
@@ -240,8 +264,11 @@ def _frames_like(clip: Clip, path: Path) -> Tensor:
 
 def _latent(path: Path) -> Tensor | None:
     """The final latent that was kept beside a run's mp4."""
-    kept = path.parent.parent / "latents" / f"{path.stem}.safetensors"
-    return load_file(kept)["latent"] if kept.exists() else None
+    return load_file(_kept(path))["latent"] if _kept(path).exists() else None
+
+
+def _kept(path: Path) -> Path:
+    return path.parent.parent / "latents" / f"{path.stem}.safetensors"
 
 
 def _size(video: Tensor) -> str:

@@ -16,7 +16,7 @@ The official total needs 16 dimensions and is never formed from these.
 
     protocol=all_on_all   every dimension on every clip: what the paper's tables most likely are
     protocol=standard     a dimension only on the prompts that VBench_full_info.json lists for it,
-                          found by index (two texts differ by case only); None for other clips
+                          found by its text to the letter (two differ by case only); None for others
 
 Where it fails: everything but flickering and motion is looked at in 224 or 512 pixels, so detail beyond
 is unseen; flickering and smoothness are best for a frozen clip. Whole clips are held in memory as
@@ -241,15 +241,14 @@ class VBench:
         """Whether the protocol has a dimension on a clip. Raises UserError for prompts not VBench's."""
         if self.protocol == "all_on_all":
             return True
-        indices = clip.record.get("prompt_index") or []
-        indices = [indices] if isinstance(indices, int) else list(indices)
-        for i in indices or [-1]:
-            if not 0 <= i < len(self.entries) or self.entries[i][0] != clip.prompt:
-                raise UserError(
-                    f"protocol=standard scores prompts of VBench, and prompt {indices} of this clip, "
-                    f"{clip.prompt!r}, is not there; type scorer.{self.KEY}.protocol=all_on_all"
-                )
-        return any(dimension in self.entries[i][1] for i in indices)
+        # A clip stands for every entry of its text: two of VBench's texts occur twice.
+        listed = [dimensions for text, dimensions in self.entries if text == clip.prompt]
+        if not listed:
+            raise UserError(
+                f"protocol=standard scores prompts of VBench, and {clip.prompt!r} is none of them; "
+                f"type scorer.{self.KEY}.protocol=all_on_all"
+            )
+        return any(dimension in dimensions for dimensions in listed)
 
 
 def known_dimensions(names: Iterable[str]) -> tuple[str, ...]:
