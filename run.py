@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-import s2flow.config  # noqa: F401  (registers the schema behind conf/)
+import s2flow.schema  # noqa: F401  (registers the schema behind conf/)
 from s2flow.cli import reported, terminal
 
 

@@ -113,7 +113,9 @@ def compare(
 
 def _line(row: dict[str, Any], base: str) -> str:
     own = {k: v for k, v in row["differs"].items() if v is not None}
-    own = ", ".join(f"{k}={v.get('name', v) if isinstance(v, dict) else v}" for k, v in own.items())
+    own = ", ".join(
+        f"{k}={v.get('name', v) if isinstance(v, dict) else v}" for k, v in own.items()
+    )
     interval = "" if row["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*row["interval"])
     alone = "" if row["one_object"] is None else f"  one object {row['one_object']:.0%}"
     return (

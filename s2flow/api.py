@@ -31,10 +31,11 @@ from s2flow import methods
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.placement import tiled
 from s2flow.cascade import Stopped
-from s2flow.config import BackboneConf, Config, resolve
+from s2flow.config import resolve
 from s2flow.defaults import composed, conf_file, of_pipe
 from s2flow.errors import UserError
 from s2flow.policies import sta
+from s2flow.schema import BackboneConf, Config
 from s2flow.timing import Clock
 
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",

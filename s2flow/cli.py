@@ -159,7 +159,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _nearest(key: str) -> str:
-    from s2flow.config import Config, ScoreConf
+    from s2flow.schema import Config, ScoreConf
 
     if key.startswith("method."):
         return _of_methods(key)

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2flow.backbones.base import Backbone
 from s2flow.cli import WANTED
-from s2flow.config import BackboneConf, Config, WindowsConf
 from s2flow.errors import UserError
+from s2flow.schema import BackboneConf, Config, WindowsConf
 from s2flow.windows import Box
 
 CONF = Path(__file__).parent / "conf"  # a link, which a wheel turns into a folder of the package

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from s2flow import cli, runner
 from s2flow.backbones import tiny
-from s2flow.config import Config
+from s2flow.schema import Config
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("steps=3", "t_i=2", "frames=2")

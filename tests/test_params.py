@@ -8,10 +8,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from s2flow import defaults, methods
-from s2flow.config import BackboneConf, resolve
+from s2flow.config import resolve
 from s2flow.errors import UserError
 from s2flow.methods import diffusehigh, hiflow
 from s2flow.params import PRESETS, parameters, typed, variant
+from s2flow.schema import BackboneConf
 
 CONF = Path(__file__).parents[1] / "conf"
 WITH = [name for name in methods.names() if parameters(methods.method(name))]

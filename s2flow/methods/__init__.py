@@ -6,9 +6,9 @@
 and, for those with parameters of their own, Params and OWN (`s2flow.params`). A new method is one such
 file and `conf/method/<name>.yaml`, which lists the parameters with their defaults.
 
-Not here: Jenga's progressive resolution is `cascade` with `scales` and `handoff=latent`, and what it has
-beyond that (a bias on text attention, skipped steps) needs hooks inside the attention; FreeSwim's second
-path overrides cross-attention, which HunyuanVideo does not have (its window is `windows=inward`).
+Not here: Jenga's progressive resolution is `cascade` with `scales` and `handoff=latent`, and what it
+has beyond that (a bias on text attention, skipped steps) needs hooks inside the attention; FreeSwim's
+second path overrides cross-attention, which HunyuanVideo lacks (its window is `windows=inward`).
 """
 
 import importlib

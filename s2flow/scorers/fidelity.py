@@ -73,11 +73,8 @@ class Fidelity:
         return scores
 
 
-class Pixels:
-    """{"psnr", "ssim", "relative_error"} of the frames as they were saved."""
-
-    names = ("psnr", "ssim", "relative_error")
-    version = 2  # 2: from bytes
+class Compared:
+    """What pixels, latents and LPIPS have in common: a reference that may be made anew."""
 
     def __init__(self, reference: str):
         self.reference = reference
@@ -85,6 +82,13 @@ class Pixels:
     def depends(self, clip: Clip) -> list[Any] | None:
         """See `reference_now`."""
         return reference_now(clip, self.reference)
+
+
+class Pixels(Compared):
+    """{"psnr", "ssim", "relative_error"} of the frames as they were saved."""
+
+    names = ("psnr", "ssim", "relative_error")
+    version = 2  # 2: from bytes
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
@@ -95,17 +99,10 @@ class Pixels:
         return {"psnr": psnr(a, b), "ssim": ssim(a, b), "relative_error": relative_error(a, b)}
 
 
-class Latent:
+class Latent(Compared):
     """{"latent_relative_error"}; None where one of the two kept no latent, or of another shape."""
 
     names = ("latent_relative_error",)
-
-    def __init__(self, reference: str):
-        self.reference = reference
-
-    def depends(self, clip: Clip) -> list[Any] | None:
-        """See `reference_now`."""
-        return reference_now(clip, self.reference)
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
@@ -115,18 +112,11 @@ class Latent:
         return {"latent_relative_error": relative_error(z, other) if comparable else None}
 
 
-class Lpips:
+class Lpips(Compared):
     """{"lpips"}, lower is nearer; `missing` names what it lacks, and then there is no score."""
 
     names = ("lpips",)
     preprocessing = "frames at their own size, in [-1, 1]"
-
-    def __init__(self, reference: str):
-        self.reference = reference
-
-    def depends(self, clip: Clip) -> list[Any] | None:
-        """See `reference_now`."""
-        return reference_now(clip, self.reference)
 
     def __call__(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
