@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention import clip_by_clip
+from s2flow.attention.batches import clip_by_clip
 from s2flow.windows import Box, brick_grid
 
 # bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
@@ -72,10 +72,11 @@ def brick_attention(
     keep); backend: "reference" for the masked twin, else the gathering one.
     """
     attend = masked if backend == "reference" else gathering
+    lengths = None if text is None else list(text)
     return clip_by_clip(
-        lambda clips, *qkv: attend(*qkv, chosen[clips], tokens, brick),
-        *(q, k, v, math.prod(tokens), text),
-    )
+        lambda clips, *qkv: (attend(*qkv, chosen[clips], tokens, brick), None),
+        *(q, k, v, math.prod(tokens), lengths),
+    )[0]
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:

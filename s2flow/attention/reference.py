@@ -8,17 +8,37 @@ import math
 import torch
 from torch import Tensor
 
+from s2flow.attention.batches import clip_by_clip
 from s2flow.windows import Box, window_mask
+
+IN_BRICKS = False
+
+
+def unusable(q: Tensor, brick: Box) -> str | None:
+    """Why it cannot be used for such q; never."""
+    return None
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, boxes: list[Box], tokens: Box, brick: Box
-) -> Tensor:
-    """See `s2flow.attention.window_attention`. Memory is quadratic in the number of tokens."""
-    L, n_video = q.shape[2], math.prod(tokens)
-    M = torch.ones(len(boxes), L, L, dtype=torch.bool)
-    for head, box in enumerate(boxes):
-        M[head, :n_video, :n_video] = window_mask(tokens, brick, box)
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    A = logits.masked_fill(~M.to(q.device), -math.inf).softmax(-1)  # (Eq. 7)
-    return (A @ v.float()).to(q.dtype)
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: list[int] | None = None,
+    lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `s2flow.attention`. Memory is quadratic in the number of tokens."""
+    n_video = math.prod(tokens)
+
+    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
+        for clip, boxes in enumerate(windows[clips].tolist()):
+            for head, box in enumerate(boxes):
+                M[clip, head, :n_video, :n_video] = window_mask(tokens, brick, tuple(box))
+        logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+        logits = logits.masked_fill(~M.to(q.device), -math.inf)
+        return (logits.softmax(-1) @ v.float()).to(q.dtype), logits.logsumexp(-1)  # (Eq. 7)
+
+    return clip_by_clip(attend, q, k, v, n_video, text, lse)

@@ -1,0 +1,96 @@
+"""Which backend computes: the first usable one, where usable means seen to be right on this device.
+
+A backend is a module of this package with
+
+    IN_BRICKS                     whether it takes its video tokens in brick order (`order.py`)
+    unusable(q, brick)            why it cannot be used for such q (device, dtype, head_dim), or None
+    window_attention(q, k, v, windows, tokens, brick, text, lse) -> (out, lse or None)
+                                  windows: (B, heads, 3) int32 on the CPU, checked before
+
+`unusable` asks for devices and packages. Before the first use, a small problem is computed and compared
+with the reference: kernels exist that return dense attention where they cannot do better, and say
+nothing. Each answer holds for a device, dtype, head_dim and brick, and is kept for the process.
+"""
+
+import functools
+import importlib
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from s2flow.errors import UserError
+from s2flow.windows import Box
+
+FASTEST_FIRST = ("tiled",)
+NAMES = (*FASTEST_FIRST, "reference")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # of the self-check
+
+
+def module(name: str) -> ModuleType:
+    """The module of a backend."""
+    return importlib.import_module(f"s2flow.attention.{name}")
+
+
+def choose(q: Tensor, brick: Box) -> str:
+    """The fastest backend that is usable for such q and bricks."""
+    return next(name for name in FASTEST_FIRST if why_not(name, q, brick) is None)
+
+
+def demand(name: str, q: Tensor, brick: Box) -> str:
+    """`name`, if it is usable for such q. Raises UserError with the reason if it is not."""
+    if name not in NAMES:
+        raise UserError(
+            f"attention={name} is unknown; type attention=auto or one of {list(NAMES)}"
+        )
+    reason = why_not(name, q, brick)
+    if reason is not None:
+        raise UserError(f"attention={name} cannot be used: {reason}; type attention=auto")
+    return name
+
+
+def why_not(name: str, q: Tensor, brick: Box) -> str | None:
+    """Why a backend cannot be used for such q and bricks, in a line; None if it can."""
+    return _why_not(name, q.device, q.dtype, q.shape[-1], tuple(brick))
+
+
+@functools.cache
+def _why_not(
+    name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box
+) -> str | None:
+    probe = torch.empty(1, 1, 1, d, device=device, dtype=dtype)
+    if (reason := module(name).unusable(probe, brick)) is not None or name == "reference":
+        return reason
+    try:
+        off = self_check(name, device, dtype, d, brick)
+    except Exception as error:  # whatever a kernel or its compiler may raise: it is not usable
+        return f"its self-check failed with {type(error).__name__}: {str(error).splitlines()[0]}"
+    if not off <= TOLERANCE.get(dtype, 1e-4):  # NaN is not
+        return f"its self-check is off by {off:.2g}"
+    return None
+
+
+@torch.no_grad()
+def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> float:
+    """|out - reference| / |reference| on a ragged grid of a few bricks with text and padding."""
+    tokens = tuple(3 * b if b == 1 else 3 * b - b // 2 for b in brick)
+    n_text, windows = 7, torch.tensor([[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]).int()
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 2, 2, math.prod(tokens) + n_text, d)
+    q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
+    call = (windows, tokens, brick)
+    from s2flow.attention import window_attention
+
+    text = [5, 7]
+    truth = module("reference").window_attention(q, k, v, *call, text)[0].float()
+    attend = module(name)
+    if attend.IN_BRICKS:
+        from s2flow.attention.order import brick_order, reordered
+
+        order, inverse = brick_order(tokens, brick, device)
+        q, k, v = (reordered(x, order) for x in (q, k, v))
+    out = attend.window_attention(q, k, v, *call, text, False)[0].float()
+    if attend.IN_BRICKS:
+        out = reordered(out, inverse)
+    return float((out - truth).norm() / truth.norm())

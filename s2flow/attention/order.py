@@ -1,0 +1,46 @@
+"""Brick order: the tokens of one brick stand together, bricks row-major, text behind them all.
+
+A kernel then reads a window as w_t w_h runs of w_w bricks, each run contiguous in memory. On ragged
+grids the last bricks of an axis are smaller; nothing is padded, brick i is tokens offset[i] ... offset[i+1].
+Attention over all tokens does not care for their order, so a whole forward can stay in it
+(`AttentionRouter.ordered`): tokens are permuted once, not in every layer.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from s2flow.windows import Box, brick_grid, brick_of_token
+
+
+def brick_ids(tokens: Box, brick: Box) -> Tensor:
+    """(L,) the brick of every token, tokens and bricks row-major."""
+    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick)
+    return (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
+
+
+@functools.lru_cache(maxsize=16)
+def brick_order(tokens: Box, brick: Box, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(order, inverse), both (L,): x[order] is in brick order, x[order][inverse] is x."""
+    order = brick_ids(tokens, brick).argsort(stable=True)
+    return order.to(device), order.argsort().to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def brick_offsets(tokens: Box, brick: Box, device: torch.device) -> Tensor:
+    """(bricks + 1,) int32: where each brick starts in brick order, and the end of the last."""
+    sizes = torch.bincount(brick_ids(tokens, brick))
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(device, torch.int32)
+
+
+def reordered(x: Tensor, index: Tensor, dim: int = 2) -> Tensor:
+    """The first len(index) tokens of x in another order; what stands behind them, text, stays."""
+    n = len(index)
+    if x.shape[dim] == n:
+        return x.index_select(dim, index)
+    out = torch.empty_like(x)
+    video, text = out.narrow(dim, 0, n), out.narrow(dim, n, x.shape[dim] - n)
+    video.copy_(x.index_select(dim, index))
+    text.copy_(x.narrow(dim, n, x.shape[dim] - n))
+    return out
