@@ -18,19 +18,20 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s2flow.attention import dispatch
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.lowflow import LowFlow, LowFlowCache
-from s2flow.plan import BY_VOLUME, Windows
+from s2flow.plan import BY_VOLUME, Plan, Windows
 from s2flow.policies import decide
 from s2flow.recipe import VERSION, Recipe
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
@@ -184,7 +185,7 @@ class Cascade:
             for report in self.reports:
                 dense = {str(n): 1.0 for n in range(n_from, self.n_to, -1)}
                 report["density"] = report.get("density", {}) | dense
-        with self.clock("hr"), self.high_attention():
+        with self.clock("hr"), self.high_attention(), self.brick_order(plan):
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
         for clip, report in enumerate(self.reports if plan is not None else ()):
@@ -204,6 +205,20 @@ class Cascade:
             if r.temperature != 1.0:
                 stack.enter_context(backbone.router.tempered(r.temperature))
             yield
+
+    def brick_order(self, plan: Windows | None) -> AbstractContextManager:
+        """Video tokens in brick order for the whole HR flow, if its attention wants them so."""
+        order, model = self.backbone.router.order, self.backbone.transformer
+        if order is None or not isinstance(plan, Plan) or plan.whole(plan.boxes):
+            return nullcontext()
+        like = {"device": self.backbone.device, "dtype": model.dtype}
+        q = torch.empty(0, model.config.attention_head_dim, **like)
+        name = dispatch.resolve(self.recipe.attention, q, plan.brick)
+        for report in self.reports:
+            report["attention"] = name
+        if not dispatch.module(name).IN_BRICKS:
+            return nullcontext()
+        return order.of(plan.tokens, plan.brick, self.backbone.device)
 
     # -- what methods choose from -------------------------------------------------------------
 

@@ -151,20 +151,14 @@ class Plan:
         boxes = self.boxes[n, layer]
         if router.heads is not None:  # the others are with other ranks
             boxes = boxes[:, router.heads]
-        clips = [[tuple(b) for b in heads] for heads in boxes.tolist()]
-        g = self.grid
-        if attention == "auto" and all(b == g for heads in clips for b in heads):
+        if attention == "auto" and self.whole(boxes):
             return None  # the model's own dense call, bitwise
-        grid, text = (self.tokens, self.brick, attention), router.text
-        if all(heads == clips[0] for heads in clips):
-            return window_attention(q, k, v, clips[0], *grid, text)
-        rows = [
-            window_attention(
-                *(x[i : i + 1] for x in (q, k, v)), boxes, *grid, text and text[i : i + 1]
-            )
-            for i, boxes in enumerate(clips)
-        ]
-        return torch.cat(rows)
+        grid = (self.tokens, self.brick, attention)
+        return window_attention(q, k, v, boxes, *grid, router.text, ordered=router.ordered)
+
+    def whole(self, boxes: Tensor) -> bool:
+        """Whether all of these boxes are the whole grid."""
+        return bool((boxes == torch.tensor(self.grid)).all())
 
     def work(self, n: int) -> Work:
         """Bricks in each head's window, over the batch."""

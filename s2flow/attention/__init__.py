@@ -1,6 +1,6 @@
 """Window attention: one function, several backends (Eq. 7).
 
-    A = softmax(q k^T / sqrt(d) + log M),      out = A v,      lse = log sum_j exp(q k_j^T / sqrt(d)) M_j
+    A = softmax(q k^T / sqrt(d) + log M),    out = A v,    lse = log sum_j M_j exp(q k_j^T / sqrt(d))
 
 with M the 0/1 mask of each head's window. Video tokens come first, on a (T, H, W) grid, row-major or in
 brick order (`order.py`); text tokens (if any) follow: they are always attended and always attend
@@ -52,10 +52,9 @@ def window_attention(
     (B, heads, T*H*W + n_text) float32, -inf for padding. Raises UserError for a backend that is
     unknown or cannot be used here, and for a window that is empty or larger than the grid.
     """
-    name = dispatch.choose(q, brick) if backend == "auto" else dispatch.demand(backend, q, brick)
-    module = dispatch.module(name)
+    module = dispatch.module(dispatch.resolve(backend, q, brick))
     table = window_table(windows, q.shape[:2], brick_grid(tokens, brick))
-    permuted = module.IN_BRICKS != ordered
+    permuted = ordered != module.IN_BRICKS
     if permuted:
         order, inverse = brick_order(tokens, brick, q.device)
         there, back = (inverse, order) if ordered else (order, inverse)

@@ -46,7 +46,7 @@ def boxes_of(table: Tensor) -> tuple[list[Box], bool]:
 
 
 def log_sum_exp(q: Tensor, k: Tensor, at_once: int = 2**24) -> Tensor:
-    """log sum_j exp(q k_j^T / sqrt(d)): (..., L, d) and (..., K, d) -> (..., L) float32, by pieces of q."""
+    """log sum_j exp(q k_j^T / sqrt(d)) by pieces of q: (..., L, d), (..., K, d) -> (..., L) float32."""
     n = max(at_once // (math.prod(q.shape[:-2]) * k.shape[-2]), 1)
     keys = k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
     return torch.cat([(x.float() @ keys).logsumexp(-1) for x in q.split(n, -2)], -1)

@@ -20,6 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 from s2flow.windows import Box
 
@@ -31,6 +32,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # 
 def module(name: str) -> ModuleType:
     """The module of a backend."""
     return importlib.import_module(f"s2flow.attention.{name}")
+
+
+def resolve(backend: str, q: Tensor, brick: Box) -> str:
+    """The backend that `attention=backend` means for such q and bricks. Raises as `demand` does."""
+    return choose(q, brick) if backend == "auto" else demand(backend, q, brick)
 
 
 def choose(q: Tensor, brick: Box) -> str:
@@ -80,14 +86,10 @@ def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, bric
     shape = (3, 2, 2, math.prod(tokens) + n_text, d)
     q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
     call = (windows, tokens, brick)
-    from s2flow.attention import window_attention
-
     text = [5, 7]
     truth = module("reference").window_attention(q, k, v, *call, text)[0].float()
     attend = module(name)
     if attend.IN_BRICKS:
-        from s2flow.attention.order import brick_order, reordered
-
         order, inverse = brick_order(tokens, brick, device)
         q, k, v = (reordered(x, order) for x in (q, k, v))
     out = attend.window_attention(q, k, v, *call, text, False)[0].float()

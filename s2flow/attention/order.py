@@ -1,7 +1,7 @@
 """Brick order: the tokens of one brick stand together, bricks row-major, text behind them all.
 
 A kernel then reads a window as w_t w_h runs of w_w bricks, each run contiguous in memory. On ragged
-grids the last bricks of an axis are smaller; nothing is padded, brick i is tokens offset[i] ... offset[i+1].
+grids the last bricks of an axis are smaller; nothing is padded: brick i is tokens offset[i] onwards.
 Attention over all tokens does not care for their order, so a whole forward can stay in it
 (`AttentionRouter.ordered`): tokens are permuted once, not in every layer.
 """

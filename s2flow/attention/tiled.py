@@ -11,10 +11,11 @@ the box of every position on it is a contiguous stretch of that band, and all po
 borders are one batch of overlapping views. Heads of equal windows go together, so many at once that
 the copies stay small.
 
-Where boxes are many and tiny, one dense call under a mask is faster and takes their place; it needs
-tokens^2 bytes, so only small grids are computed like that.
+Where boxes are many and tiny, one dense call under a mask is faster and takes their place (`masked`);
+it needs tokens^2 bytes, so only small grids are computed like that.
 """
 
+import functools
 import itertools
 import math
 
@@ -23,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.batches import boxes_of, clip_by_clip, log_sum_exp
-from s2flow.windows import Box, brick_grid, window_mask, window_starts
+from s2flow.windows import Box, brick_grid, realised_density, window_mask, window_starts
 
 IN_BRICKS = False
+MASKED = 2048  # tokens up to which a mask may be faster
+CALL = 5e6  # what a call costs beside its work, in query-key pairs times head_dim (two CPU cores)
 COPIED = {"cpu": 2**24, "cuda": 2**28}  # bytes of keys and values copied at once
 
 
@@ -68,7 +71,12 @@ def window_attention(
                 sums[:, :, n_video:] = log_sum_exp(q[:, :, n_video:], k)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
-            for some in _at_once(heads, k, box, tokens, brick):
+            if not lse and masked(box, tokens, brick, q.shape[-1] * len(heads)):
+                M = _mask(tokens, brick, box, q.shape[2] - n_video, q.device)
+                found = F.scaled_dot_product_attention(*(x[:, heads] for x in (q, k, v)), M)
+                out[:, heads, :n_video] = found[:, :, :n_video]
+                continue
+            for some in _at_once(heads, k, tokens):
                 _windowed(q, k, v, some, box, tokens, brick, out, sums)
         return out, sums
 
@@ -76,7 +84,24 @@ def window_attention(
     return clip_by_clip(attend, q, k, v, n_video, text, lse, alike)
 
 
-def _at_once(heads: list[int], k: Tensor, box: Box, tokens: Box, brick: Box):
+def masked(box: Box, tokens: Box, brick: Box, width: int) -> bool:
+    """Whether one call under a mask is faster; width: head_dim times the heads of this window."""
+    n = math.prod(tokens)
+    if n > MASKED:
+        return False
+    positions = sorted(g - w + 1 for g, w in zip(brick_grid(tokens, brick), box, strict=True))
+    calls = positions[0] * positions[1] * min(positions[2], 3)
+    saved = width * n**2 * (1.3 - realised_density(tokens, brick, box))  # the mask is read, too
+    return calls * CALL > saved
+
+
+@functools.lru_cache(maxsize=32)
+def _mask(tokens: Box, brick: Box, box: Box, n_text: int, device: torch.device) -> Tensor:
+    M = window_mask(tokens, brick, box)
+    return F.pad(M, (0, n_text, 0, n_text), value=True).to(device)
+
+
+def _at_once(heads: list[int], k: Tensor, tokens: Box):
     """Heads of one window, in slices or lists of as many as may be copied at once."""
     keys = math.prod(tokens)
     one = 2 * len(k) * keys * k.shape[-1] * k.element_size()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin
+from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.errors import UserError
 from s2flow.windows import Box
@@ -71,6 +72,7 @@ class HunyuanVideoBackbone:
         self.scale_s: int = self.vae.config.spatial_compression_ratio
         self.multiple = self.scale_s * config.patch_size
         self.router = self._route()
+        self.router.order = TokenOrder(self.transformer)
 
     def _route(self) -> AttentionRouter:
         model = self.transformer

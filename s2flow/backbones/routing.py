@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.ulysses import Heads, Ulysses
 from s2flow.errors import UserError
 
@@ -61,6 +62,7 @@ class AttentionRouter:
         self.unmasked = False  # whether the model's mask is known to be all true
         self.ranks: Ulysses | None = None  # those who share each video's tokens
         self.heads: list[int] | None = None  # the model's heads that are handed out; None: all
+        self.order: TokenOrder | None = None  # of the video tokens, where it can be changed
         self._stock = module._stock_dispatch
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
@@ -88,6 +90,13 @@ class AttentionRouter:
         """Give every layer back the processor that it had; this router is of no use after that."""
         for layer, own in self._before:
             layer.set_processor(own)
+        if self.order is not None:
+            self.order.remove()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether video tokens are handed out in brick order, not row-major."""
+        return self.order is not None and self.order.index is not None
 
     @contextlib.contextmanager
     def observing(self, observer: Observer | None) -> Iterator[None]:

@@ -66,8 +66,8 @@ class Ulysses:
             return self.cut(args[0]), *args[1:]
 
         first.register_forward_pre_hook(cut)
-        last.register_forward_hook(
-            lambda module, args, out: gather_tokens(out, self.handle, self.tokens)
+        last.register_forward_hook(  # before any hook that wants all tokens
+            lambda module, args, out: gather_tokens(out, self.handle, self.tokens), prepend=True
         )
 
     # -- tokens -------------------------------------------------------------------------------

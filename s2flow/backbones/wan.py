@@ -21,6 +21,7 @@ from torch import Tensor
 
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin
+from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.windows import Box
 
@@ -73,6 +74,7 @@ class WanBackbone:
         self.router = AttentionRouter(
             transformer_wan, *([block.attn1 for block in m.blocks] for m in experts)
         )
+        self.router.order = TokenOrder(*experts)
         self._mean, self._std = (
             torch.tensor(x).view(1, -1, 1, 1, 1)
             for x in (self.vae.config.latents_mean, self.vae.config.latents_std)

@@ -69,6 +69,7 @@ def test_two_ranks_make_the_video_of_one(name, folders, ranks):
         assert relative(mine["latent"], alone["latent"]) < 1e-5
         assert float((mine["video"] - alone["video"]).abs().max()) < 1e-5
         assert relative(mine["odd"], alone["odd"]) < 1e-5
+        assert relative(mine["ordered"], alone["odd"]) < 1e-5  # in brick order inside
         assert {h for h, _ in mine["heads"]} == {1} and {h for h, _ in alone["heads"]} == {2}
         assert [n for _, n in mine["heads"]] == [n for _, n in alone["heads"]]
 

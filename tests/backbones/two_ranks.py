@@ -48,13 +48,17 @@ def clip(name, folder, group=None):
     odd = engine.noise(backbone.latent_shape(48, 48, 1), "low")
     heads = []
     with backbone.router.observing(lambda layer, q, k: heads.append(tuple(q.shape[1:3]))):
-        odd = backbone.velocity(odd, 0.7, engine.condition)
+        velocity = backbone.velocity(odd, 0.7, engine.condition)
+    grid = backbone.token_grid(odd.shape[1:])
+    with backbone.router.order.of(grid, (1, 2, 2), "cpu"):
+        ordered = backbone.velocity(odd, 0.7, engine.condition)
     return {
         "coverage": low.coverage,
         "boxes": plan.boxes,
         "latent": made.latent,
         "video": made.video,
-        "odd": odd,
+        "odd": velocity,
+        "ordered": ordered,
         "heads": heads,
     }
 
