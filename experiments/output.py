@@ -76,10 +76,10 @@ def provenance_notes(ours: dict[str, list[Record]], left_out: int) -> list[str]:
         notes.append("CAUTION: rows cover different clips, so their means are not paired")
     if len({r.get("device") for r in used}) > 1:
         notes.append("CAUTION: several devices, so seconds are not comparable")
-    finished = [r for r in used if is_done(r) and r["method"] != "native"]
-    reused = sum(r.get("seconds_lr") is None for r in finished)
+    finished = [r for r in used if is_done(r) and r.get("low_flow_reused") is not None]
+    reused = sum(r["low_flow_reused"] for r in finished)
     if reused:
-        why = "seconds lr is over the others, seconds total lacks it; compare seconds hr"
+        why = "their seconds lr, and so total, are what making it once took; compare seconds hr"
         notes.append(f"{reused} of {len(finished)} clips reused an LR flow: {why}")
     if len({r.get("metrics") for r in used if is_done(r)} - {None}) > 1:
         notes.append(

@@ -307,9 +307,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.table}: {error}", file=sys.stderr)
             return 1
     if not tables:
+        where = "" if args.runs == Path("runs") else f" runs_dir={args.runs}"
         print(
             f"no finished clips for {args.table} in {args.runs}/; make them with: "
-            f"python run.py experiment={args.table}",
+            f"python run.py experiment={args.table}{where}",
             file=sys.stderr,
         )
         return 1

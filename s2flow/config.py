@@ -16,7 +16,7 @@ from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.methods import method
-from s2flow.params import typed, usual_t_i
+from s2flow.params import typed, usual_t_i, within
 from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy, candidates_of
 from s2flow.policies import moba, sta, svg
 from s2flow.recipe import Recipe
@@ -95,7 +95,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         backbone=backbone.name,
         weights=weights,
         method=cfg.method.name,
-        params=params,
+        params=within(params, t_i),
         low=low,
         high=high,
         t_i=t_i,

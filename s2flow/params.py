@@ -3,8 +3,9 @@
 A method module may state two things beyond KNOBS and generate:
 
     Params   a frozen dataclass of its parameters: float, int or Literal[...] fields with defaults;
-             __post_init__ refuses values that cannot work, and ignored(), if it is there, names
-             the parameters that change nothing beside the others' values
+             __post_init__ refuses values that cannot work; ignored(), if it is there, names the
+             parameters that change nothing beside the others' values, and within(t_i), if it is
+             there, brings what t_i HR steps cannot tell apart to one value
     OWN      share of the steps that remain at the hand-off by the method's own default, e.g. 15 / 50
 
 `preset` is common to all methods and changes defaults only, so it is in no recipe. Under paper_parity
@@ -81,12 +82,21 @@ def usual_t_i(module: ModuleType, preset: str, steps: int) -> int | None:
     return None if preset != "own" or own is None else max(round(own * steps), 1)
 
 
-def variant(params: Any) -> str | None:
-    """The parameters that are not at their defaults, in words that tell runs apart in tables."""
+def within(params: Any, t_i: int) -> Any:
+    """The parameters as t_i HR steps see them, so that the same pixels are one run."""
+    return params.within(t_i) if hasattr(params, "within") else params
+
+
+def variant(params: Any, t_i: int) -> str | None:
+    """The parameters that are not at their defaults, in words that tell runs apart in tables.
+
+    A default that t_i HR steps cut short is one still.
+    """
     words = []
+    usual = None if params is None else within(type(params)(), t_i)
     for f in fields(params) if params is not None else ():
         value = getattr(params, f.name)
-        if value != f.default:
+        if value != getattr(usual, f.name):
             words.append(
                 f"{f.name}={value:g}" if isinstance(value, float) else f"{f.name}={value}"
             )

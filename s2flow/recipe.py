@@ -25,6 +25,8 @@ LATER = {  # fields that the first records did not have, at the values that thos
     **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
     "params": None,
 }
+LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
+LOW += ("dtype", "fp8", "guidance_2")  # what decides the LR flow
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,7 @@ class Recipe:
 
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
-        names = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-        names += ("negative_prompt", "brick_low", "coverage_rows", "dtype", "fp8", "guidance_2")
+        names = (*LOW, "brick_low", "coverage_rows")  # the last two of its coverage
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property

@@ -28,14 +28,12 @@ from jinja2 import Environment, StrictUndefined
 
 from s2flow.cli import one_line
 from s2flow.errors import UserError
-from s2flow.recipe import VERSION
+from s2flow.recipe import LATER, LOW, VERSION
 from s2flow.scorebook import ScoreBook
 from s2flow.store import STAGES, clip_key, generation_seconds, read_record, written_whole
 
 Row = tuple[str, int, str | None]  # prompt, seed, the prompt that an augmented one stands for
 Address = Callable[[Path], str]  # of a video, as the page names it
-LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
-LOW += ("dtype", "version")  # what decides the pixels of an LR clip
 
 
 @dataclass(frozen=True)
@@ -224,8 +222,8 @@ def _shown(found: list[Run], address: Address) -> dict[str, Any]:
     lows: dict[str, list[Run]] = {}
     for run in runs:
         if "low" in run.recipe and run.records:
-            lows.setdefault(str([run.recipe.get(k) for k in LOW]), []).append(run)
-    differ = _differing({k: g[0].recipe.get(k) for k in LOW} for g in lows.values())
+            lows.setdefault(str(_low_knobs(run)), []).append(run)
+    differ = _differing(_low_knobs(group[0]) for group in lows.values())
     records = [record for run in runs for record in run.records.values()]
     scores = list(dict.fromkeys(name for record in records for name in record["scores"]))
     rows = []
@@ -279,11 +277,16 @@ def _cell(run: Run, row: Row, scores: list[str], address: Address) -> dict[str, 
     }
 
 
+def _low_knobs(run: Run) -> dict[str, Any]:
+    """What decides a run's LR clips: runs that agree in it share them."""
+    return {k: run.recipe.get(k, LATER.get(k)) for k in (*LOW, "version")}
+
+
 def _low_cell(group: list[Run], differ: set[str], row: Row, address: Address) -> dict[str, Any]:
     """The LR clip of a row, from the first run that has it of those that share it."""
-    recipe = group[0].recipe
+    recipe = _low_knobs(group[0])
     words = [f"LR {'×'.join(map(str, recipe['low']))}"]
-    words += [f"{k}={_text(recipe.get(k))}" for k in sorted(differ - {"low"})]
+    words += [f"{k}={_text(recipe[k])}" for k in sorted(differ - {"low"})]
     cell: dict[str, Any] = {"run": None, "label": ", ".join(words), "note": None}
     for run in (run for run in group if row in run.records):
         name = f"{Path(run.records[row]['video']).stem}.low.mp4"

@@ -373,7 +373,7 @@ class Job:
             **outcome(video, made.latent[i]),
             "token_pixels": self.cfg.backbone.multiple,
             "windows": recipe.windows_label,
-            "variant": variant(recipe.params),
+            "variant": variant(recipe.params, recipe.t_i),
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
@@ -408,7 +408,7 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
-    words = [" ".join(filter(None, (recipe.method, variant(recipe.params))))]
+    words = [" ".join(filter(None, (recipe.method, variant(recipe.params, recipe.t_i))))]
     if "windows" in recipe.knobs:
         s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
         unused = recipe.whole_grid or recipe.windows.name in ("coverage", "inward")

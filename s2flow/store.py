@@ -182,7 +182,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: _cell(recipe.get(name)) for name in knobs}
     fidelity = (record.get("scorers") or {}).get("fidelity", {})
     row["fidelity_reference"] = fidelity.get("arguments", {}).get("reference")
-    row |= {name: record.get(name) for name in ("windows", "variant", "outcome")}
+    others = ("windows", "variant", "outcome", "low_flow_reused")
+    row |= {name: record.get(name) for name in others}
     row["metrics"] = " ".join(
         f"{name}:{how['metric']}"
         for name, how in sorted((record.get("scorers") or {}).items())

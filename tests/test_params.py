@@ -95,9 +95,10 @@ def test_one_line_says_what_was_typed_and_what_to_type(case):
 
 
 def test_only_what_differs_from_the_defaults_is_shown():
-    assert variant(None) is variant(hiflow.Params()) is None
-    assert variant(hiflow.Params(0.0, cutoff=0.25)) == "alpha=0 cutoff=0.25"
-    assert variant(diffusehigh.Params(2, "pixel")) == "guided_steps=2 space=pixel"
+    assert variant(None, 8) is variant(hiflow.Params(), 8) is None
+    assert variant(hiflow.Params(0.0, cutoff=0.25), 8) == "alpha=0 cutoff=0.25"
+    assert variant(diffusehigh.Params(2, "pixel"), 8) == "guided_steps=2 space=pixel"
+    assert variant(diffusehigh.Params(3), 3) is None  # as many as the default gives there
 
 
 # -- s2flow.generate ----------------------------------------------------------------------------

@@ -175,6 +175,13 @@ SAME = [  # (one command, another that makes the same pixels)
     ("method=macs t_i=3", "method=macs t_i=3 method.preset=own"),
     ("method=diffusehigh t_i=6", "method=diffusehigh method.preset=own"),
     ("method=diffusehigh", "method=diffusehigh method.guided_steps=5.0"),
+    *(
+        (
+            f"method=diffusehigh t_i={t} method.guided_steps={t}",
+            f"method=diffusehigh t_i={t}{more}",
+        )
+        for t, more in ((6, " method.guided_steps=7"), (3, ""))
+    ),
     (
         "method=diffusehigh method.guided_steps=0",
         "method=diffusehigh method.guided_steps=0 method.space=pixel",
@@ -210,6 +217,7 @@ DIFFERENT = [
     ("method=hiflow", "method=hiflow method.alpha=0.5"),
     ("method=hiflow", "method=hiflow method.cutoff=0.3"),
     ("method=diffusehigh", "method=diffusehigh method.guided_steps=4"),
+    ("method=diffusehigh t_i=6", "method=diffusehigh t_i=6 method.guided_steps=6"),
     ("method=diffusehigh", "method=diffusehigh method.space=pixel"),
     ("method=diffusehigh", "method=diffusehigh method.preset=own"),
     ("method=macs", "method=macs method.preset=own"),

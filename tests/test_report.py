@@ -14,6 +14,7 @@ import pytest
 from finished import finished_run
 
 from s2flow import report
+from s2flow.recipe import LOW
 from s2flow.scorebook import ScoreBook
 from s2flow.store import Store, clip_key, read_record
 
@@ -135,14 +136,33 @@ def test_labels_hold_only_what_differs(tmp_path):
     assert report.labels(report.read_runs(only)) == {"a": "s2flow"}
 
 
-def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path):
+OTHER_LOW = {  # one other value for all that decides an LR flow
+    **{"backbone": "tiny", "weights": "def", "steps": 8, "shift": 3.0, "frames": 4},
+    **{"guidance": 5.0, "negative_prompt": "blur", "dtype": "bfloat16", "fp8": True},
+    **{"guidance_2": 2.0, "low": [48, 48]},
+}
+
+
+@pytest.mark.parametrize("knob", LOW)
+def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path, knob):
     clip(tmp_path, "a", "a cat")
-    clip(tmp_path, "b", "a cat", recipe={"sparsity": 0.25})
-    clip(tmp_path, "c", "a cat", low=b"other", recipe={"steps": 8})
+    clip(tmp_path, "b", "a cat", recipe={"sparsity": 0.25, "brick_low": [1, 2, 2]})
+    clip(tmp_path, "c", "a cat", low=b"other", recipe={knob: OTHER_LOW[knob]})
     page = make(tmp_path)
-    low = [v for v in page.videos if "low" in v]
-    assert [(tmp_path / v).read_bytes() for v in low] == [b"low", b"other"]
-    assert "LR 32×48, steps=8" in page.figures[1]
+    shown = {}
+    for figure, video in zip(page.figures, page.videos, strict=True):
+        if "low" in video:
+            shown[" ".join(figure.split())] = (tmp_path / video).read_bytes()
+    assert sorted(shown.values()) == [b"low", b"other"]
+    (own,) = [words for words, found in shown.items() if found == b"other"]
+    said = str(OTHER_LOW[knob]).replace("True", "true")
+    assert own.startswith("LR 48×48" if knob == "low" else f"LR 32×48, {knob}={said}")
+
+
+def test_an_lr_flow_of_a_first_record_is_labelled_by_what_it_means(tmp_path):
+    clip(tmp_path, "a", "a cat")
+    clip(tmp_path, "c", "a cat", recipe={"dtype": "bfloat16", "fp8": True})
+    assert make(tmp_path).figure("dtype=float32").startswith("LR 32×48, dtype=float32, fp8=false")
 
 
 def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):

@@ -5,14 +5,18 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from finished import finished_run
 
 from s2flow import metrics
+from s2flow.recipe import LATER
+from s2flow.store import load_records
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
@@ -222,6 +226,56 @@ def test_two_recipes_that_look_alike_are_not_averaged():
     assert "left out: 1 finished clips made with other settings" in table.notes
 
 
+OTHER = {  # one other value for every later knob, as recipes hold it
+    "rope": "ntk",
+    "temperature": 1.05,
+    "shift_high": 3.0,
+    "adain": True,
+    "stages": [[[48, 72], 12], [[64, 96], 6]],
+    "dtype": "bfloat16",
+    "fp8": True,
+    "vae_tile": [32, 16],
+    "guidance_2": 2.0,
+}
+EVERY = ("dtype", "fp8", "vae_tile", "guidance_2")  # decide the pixels of all methods
+
+
+def stored(runs_dir, run_id, count, recipe, **record):
+    """A run in a store, of clips p0, p1, ..., whose recipe and records hold this too."""
+    folder = finished_run(runs_dir, [(f"p{i}", 0) for i in range(count)], run_id)
+    for path in folder.glob("records/*.json"):
+        made = json.loads(path.read_text())
+        made["recipe"] |= {"method": "s2flow", "steps": 20, "t_i": 8, "solver": "lri"} | recipe
+        path.write_text(json.dumps(made | record))
+
+
+@pytest.mark.parametrize("knob", sorted(set(LATER) - {"params"}))
+def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path):
+    """Where it is not recorded, it has the value that the first records mean."""
+    for order, count in ((1, 1), (2, 1)):
+        stored(tmp_path, f"old{order}", count, {"order": order})
+    stored(tmp_path, "new3", 1, {"order": 3, knob: OTHER[knob]})
+    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    assert [row["run"] for row in table.rows] == ["old1", "old2", None]
+    assert "left out: 1 finished clips made with other settings" in table.notes
+    assert not any(f"{knob}=" in n for n in table.notes)
+
+    stored(tmp_path, "new2", 2, {"order": 2, knob: OTHER[knob]})
+    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    assert [row["run"] for row in table.rows] == [None, "new2", "new3"]
+    assert any(n.startswith("held: ") and f"{knob}=" in n for n in table.notes)
+
+
+@pytest.mark.parametrize("knob", sorted(set(LATER) - {"params"}))
+def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
+    stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
+    stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})
+    stored(tmp_path, "other", 1, {"method": "native"})
+    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
+    row = by_setting(table)["native"]
+    assert row["run"] == (None if knob in EVERY else "other")
+
+
 def test_failed_clips_are_counted_but_never_averaged():
     bad = clips(1, sparsity=0.25, status="failed", score_world_agreement=0.0)
     bad[0]["prompt"] = "p2"
@@ -247,12 +301,43 @@ def test_rows_over_different_clips_and_devices_are_flagged():
     assert not [n for n in table.notes if n.startswith("CAUTION")]
 
 
-def test_a_reused_lr_flow_is_said_because_the_total_lacks_it():
-    (table,) = make("table2", clips(sparsity=0.25), clips(seconds_lr=math.nan, seconds_total=3.0))
-    assert by_setting(table)["s=0.5 adaptive"]["seconds lr"] is None
+def test_a_reused_lr_flow_is_said_because_its_seconds_are_of_another_time(tmp_path):
+    """From what the runner records: True, False, and nothing for a method without LR flow."""
+    methods = {"cascade": False, "macs": True, "native": None}
+    for name, reused in methods.items():
+        lr = {} if reused is None else {"low_flow_reused": reused}
+        stored(tmp_path, name, 2, {"method": name}, **lr)
+    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
     assert any(n.startswith("2 of 4 clips reused an LR flow") for n in table.notes)
-    (table,) = make("table2", sparsity_sweep())
+    (table,) = make("table1", clips(low_flow_reused=False), clips(method="cascade"))
     assert not any("reused" in n for n in table.notes)
+
+
+@pytest.mark.parametrize("word", ["nan", "black", "frozen"])
+def test_clips_that_ended_badly_are_flagged(word, tmp_path):
+    stored(tmp_path, "one", 3, {"order": 1}, outcome="ok")
+    stored(tmp_path, "two", 3, {"order": 2}, outcome="ok")
+    path = next(tmp_path.glob("two/records/*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": word}))
+    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    cautions = [n for n in table.notes if n.startswith("CAUTION")]
+    assert cautions == [f"CAUTION: of the 3 clips of order 2 1 {word}"]
+
+
+def test_scores_by_different_metrics_are_flagged(tmp_path):
+    def cautions(*metrics, name="highres"):
+        for order, metric in enumerate(metrics, 1):
+            shutil.rmtree(tmp_path / f"run{order}", ignore_errors=True)
+            stored(
+                tmp_path, f"run{order}", 1, {"order": order}, scorers={name: {"metric": metric}}
+            )
+        (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+        return [n for n in table.notes if n.startswith("CAUTION")]
+
+    assert cautions("abc", "abc") == []
+    (caution,) = cautions("abc", "def")
+    assert "different scorers" in caution and "python -m s2flow.score" in caution
+    assert cautions("abc", "def", name="fidelity") == []  # another reference makes another metric
 
 
 def test_one_clip_recorded_twice_counts_once():
@@ -484,9 +569,13 @@ def test_nothing_to_show_prints_the_command_that_makes_it(monkeypatch, tmp_path,
     assert "python run.py experiment=table2" in captured.err and not captured.out
 
 
-def test_a_missing_store_is_nothing_too(tmp_path, capsys):
+def test_a_missing_store_is_nothing_too(tmp_path, capsys, monkeypatch):
     assert tables.main(["table4", "--runs", str(tmp_path / "none")]) == 1
-    assert "python run.py experiment=table4" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"python run.py experiment=table4 runs_dir={tmp_path / 'none'}\n" in err
+    monkeypatch.chdir(tmp_path)
+    assert tables.main(["table4"]) == 1  # where run.py writes unless it is told
+    assert capsys.readouterr().err.endswith("python run.py experiment=table4\n")
 
 
 def test_a_score_on_another_scale_is_one_line(monkeypatch, tmp_path, capsys):

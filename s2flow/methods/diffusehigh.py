@@ -14,7 +14,7 @@ eta = 0; fresh noise after each exchange would leave the flow that all methods h
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,10 @@ class Params:
         """Without guided steps no band is exchanged."""
         return () if self.guided_steps else ("space",)
 
+    def within(self, t_i: int) -> "Params":
+        """No more steps are guided than there are."""
+        return replace(self, guided_steps=min(self.guided_steps, t_i))
+
 
 def generate(run: Cascade) -> Generated:
     """LR flow to its end, sharpened restart, HR flow whose first steps keep the LR video's LL band."""
@@ -55,7 +59,7 @@ def generate(run: Cascade) -> Generated:
         z = run.restart(reference)
     correctors: list[Corrector] = []
     if params.guided_steps:
-        steps = range(run.recipe.t_i, max(run.recipe.t_i - params.guided_steps, 0), -1)
+        steps = range(run.recipe.t_i, run.recipe.t_i - params.guided_steps, -1)
         replaced = latent_bands(reference) if params.space == "latent" else pixel_bands(run, video)
         correctors = [structure(steps, replaced)]
     return run.finish(run.high_flow(z, run.recipe.t_i, correctors=correctors), low)

@@ -17,7 +17,8 @@ scorer may state of itself decides, beside its arguments, which scores are still
     preprocessing   what is done to the frames first, in words
     depends(clip)   what its scores of a clip depend on beside the clip, such as a reference's hash
     device          where it computes; "cpu" unless stated
-    parts()         {name: scorer} of one that is several, each scored and resumed on its own
+    parts()         {name: scorer} of one that is several, each scored and resumed on its own; such
+                    a one is never called itself, and has no `names`
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
     fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
@@ -30,13 +31,16 @@ scorer may state of itself decides, beside its arguments, which scores are still
 A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from s2flow.errors import UserError
 from s2flow.video import read_frames, read_video, to_bytes
 
 
@@ -79,3 +83,15 @@ class Clip:
         clip = cls(Path(), prompt, seed, runs_dir)
         vars(clip).update(video=video, frames=to_bytes(video))
         return clip
+
+
+def device_of(knob: str, name: str) -> str:
+    """The device that `knob=name` means. Raises UserError if it is not here."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
+        raise UserError(f"{knob}={name} is unknown; type one of {knob}=auto|cpu|cuda|cuda:1")
+    if name == "auto":
+        return "cuda" if cards else "cpu"
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= cards:
+        raise UserError(f"{knob}={name}: torch finds {cards} CUDA devices here; type {knob}=cpu")
+    return name

@@ -47,30 +47,20 @@ class Fidelity:
     """Distance to run `reference`, an id in the same runs folder; see the module.
 
     reference="auto" is the clip of the same recipe with full attention and Euler steps, wherever it
-    lies in the runs folder; for methods that are no cascade every score is then None. Raises
-    UserError if the reference has no such clip, or one of another size.
+    lies in the runs folder; for methods other than s2flow and cascade every score is then None. The
+    parts raise UserError if the reference has no such clip, or one of another size.
     """
 
     def __init__(self, reference: str):
         self.reference = reference
-        self._parts = {
-            "fidelity": Pixels(reference),
-            "fidelity_latent": Latent(reference),
-            "fidelity_lpips": Lpips(reference),
-        }
-        self.names = tuple(name for part in self._parts.values() for name in part.names)
 
     def parts(self) -> dict[str, Any]:
         """Pixels, latents and LPIPS: each may be missing without the others."""
-        return dict(self._parts)
-
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
-        """All at once."""
-        scores: dict[str, float | None] = {}
-        for part in self._parts.values():
-            missing = getattr(part, "missing", None)
-            scores |= dict.fromkeys(part.names) if missing else part(clip)
-        return scores
+        return {
+            "fidelity": Pixels(self.reference),
+            "fidelity_latent": Latent(self.reference),
+            "fidelity_lpips": Lpips(self.reference),
+        }
 
 
 class Compared:

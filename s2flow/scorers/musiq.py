@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, device_of
 from s2flow.scorers.vbench import compat
 
 FILE = "musiq_spaq_ckpt-358bb6af.pth"
@@ -33,14 +33,15 @@ SIDE, FRAMES, CROPS = 512, 4, 3
 class Musiq:
     """{"musiq_512": in [0, 1], higher is better}, with pyiqa and its weights; see the module.
 
-    device: where it computes. cache_dir: of VBench's weights; None: $VBENCH_CACHE_DIR or its default.
+    device: auto, cpu, cuda or cuda:n. cache_dir: of VBench's weights; None: $VBENCH_CACHE_DIR or its
+    default. Raises UserError for a device that is not here.
     """
 
     names = ("musiq_512",)
     preprocessing = "native 512x512 crops, 4 frames of at most 3x3"
 
     def __init__(self, device: str = "cpu", cache_dir: str | None = None):
-        self.device = device
+        self.device = device_of("scorer.musiq.device", device)
         where = cache_dir or os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench"
         self.path = Path(where).expanduser() / "pyiqa_model" / FILE
 

@@ -170,6 +170,8 @@ def records(runs_dir):
         "peak_mib",
         "command",
         "threads",
+        "commit",  # somebody may commit meanwhile
+        "dirty",
         "context_parallel",
         "sha256",
         "bytes",

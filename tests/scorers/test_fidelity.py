@@ -15,6 +15,7 @@ from s2flow.scorers.fidelity import (
     Fidelity,
     Lpips,
     find_clip,
+    find_reference,
     psnr,
     relative_error,
     ssim,
@@ -120,13 +121,23 @@ SPARSE = FULL | {"windows": {"name": "adaptive"}, "sparsity": 0.5, "solver": "lr
 CASCADE = {"method": "cascade", "t_i": 8, "steps": 20}
 
 
+def scores(reference, clip):
+    """What the parts say that lack nothing, under the names that they state."""
+    found = {}
+    for part in Fidelity(reference).parts().values():
+        if not getattr(part, "missing", None):
+            said = part(clip)
+            assert tuple(said) == part.names
+            found |= said
+    return found
+
+
 def test_finds_the_same_prompt_and_seed_in_the_reference(tmp_path):
     add(tmp_path, "ref", clip(), FULL)
-    scores = Fidelity("ref")(add(tmp_path, "own", clip() * 0.8 + 0.1, SPARSE))
-    assert tuple(scores) == Fidelity("ref").names
+    found = scores("ref", add(tmp_path, "own", clip() * 0.8 + 0.1, SPARSE))
     expected = psnr(clip() * 0.8 + 0.1, clip())
-    assert scores["psnr"] == pytest.approx(expected, abs=0.3)
-    assert scores["latent_relative_error"] is None  # neither kept it
+    assert found["psnr"] == pytest.approx(expected, abs=0.3)
+    assert found["latent_relative_error"] is None  # neither kept it
 
 
 def test_the_final_latents_are_compared_where_both_kept_theirs(tmp_path):
@@ -135,9 +146,9 @@ def test_the_final_latents_are_compared_where_both_kept_theirs(tmp_path):
     add(tmp_path, "small", clip(), FULL, z[:, :1].contiguous())
     own = add(tmp_path, "own", clip(), SPARSE, 1.25 * z)
     name = "latent_relative_error"
-    assert Fidelity("ref")(own)[name] == pytest.approx(0.25, abs=1e-6)
-    assert Fidelity("own")(own)[name] == 0
-    assert Fidelity("small")(own)[name] is None
+    assert scores("ref", own)[name] == pytest.approx(0.25, abs=1e-6)
+    assert scores("own", own)[name] == 0
+    assert scores("small", own)[name] is None
 
 
 @pytest.mark.parametrize("full", [FULL, CASCADE])
@@ -146,11 +157,30 @@ def test_auto_finds_the_same_recipe_with_full_attention_and_euler_steps(full, tm
         add(tmp_path, f"a{i}", clip() * 0, other)
     own = add(tmp_path, "own", clip(), SPARSE)
     with pytest.raises(UserError, match="no run of this recipe with full attention"):
-        Fidelity("auto")(own)
+        scores("auto", own)
     add(tmp_path, "b", clip(), full)
-    assert Fidelity("auto")(own)["psnr"] == 100
-    native = add(tmp_path, "native", clip(), {"method": "native", "steps": 20})
-    assert set(Fidelity("auto")(native).values()) == {None}
+    assert scores("auto", own)["psnr"] == 100
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"method": "native", "steps": 20},
+        CASCADE | {"method": "macs"},
+        CASCADE | {"method": "diffusehigh", "params": {"guided_steps": 5, "space": "latent"}},
+        CASCADE | {"method": "hiflow", "params": {"alpha": 1.0, "beta": 0.5, "cutoff": 0.2}},
+        CASCADE | {"method": "rectifiedhr", "params": {"guidance": 2.0}},
+    ],
+    ids=lambda other: other["method"],
+)
+def test_auto_has_no_reference_for_methods_that_are_no_such_cascade(other, tmp_path):
+    for name, full in (("s2flow", FULL), ("cascade", CASCADE)):
+        add(tmp_path, name, clip(), full)
+    own = add(tmp_path, "own", clip(), other)
+    assert find_reference(own, "auto") is None
+    assert set(scores("auto", own).values()) == {None}
+    for part in Fidelity("auto").parts().values():
+        assert part.depends(own) is None
 
 
 def test_a_missing_reference_says_what_to_type(tmp_path):
@@ -160,7 +190,7 @@ def test_a_missing_reference_says_what_to_type(tmp_path):
     for broken in (lambda: record.write_text('{"error": "killed"}'), record.unlink):
         broken()
         with pytest.raises(UserError) as error:
-            Fidelity("ref")(own)
+            scores("ref", own)
         message = str(error.value)
         assert "\n" not in message
         assert all(x in message for x in ("ref", "'a ball'", "seed 0", "python run.py"))
@@ -169,7 +199,7 @@ def test_a_missing_reference_says_what_to_type(tmp_path):
 def test_another_resolution_is_refused(tmp_path):
     add(tmp_path, "ref", clip(), FULL)
     with pytest.raises(UserError, match="32x48: name a reference of the same resolution"):
-        Fidelity("ref")(add(tmp_path, "own", torch.rand(3, 64, 96, 3), SPARSE))
+        scores("ref", add(tmp_path, "own", torch.rand(3, 64, 96, 3), SPARSE))
 
 
 # -- LPIPS ------------------------------------------------------------------------------------
@@ -180,8 +210,6 @@ def test_lpips_without_its_weights_names_them_and_downloads_nothing(tmp_path, mo
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
     part = Fidelity("ref").parts()["fidelity_lpips"]
     assert str(tmp_path / "checkpoints" / ALEXNET) in part.missing[-1] and part.weights == {}
-    add(tmp_path, "ref", clip(), FULL)
-    assert Fidelity("ref")(add(tmp_path, "own", clip(), SPARSE))["lpips"] is None
 
 
 def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from s2flow.errors import UserError
 from s2flow.scorers import Clip, musiq
 from s2flow.scorers.musiq import FILE, Musiq, crops
 
@@ -29,6 +30,23 @@ def test_what_is_missing_is_named_and_there_is_no_score(tmp_path, monkeypatch):
     assert Musiq().path == tmp_path / "other" / "pyiqa_model" / FILE
     monkeypatch.delenv("VBENCH_CACHE_DIR")
     assert Musiq().path == musiq.Path("~/.cache/vbench/pyiqa_model").expanduser() / FILE
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "cuda:-1", None])
+def test_a_device_that_is_not_here_costs_a_line(device):
+    with pytest.raises(UserError, match=rf"^scorer\.musiq\.device={device}\b.* type ") as raised:
+        Musiq(device=device)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_device_can_be_left_to_the_machine(monkeypatch):
+    for cards, device in ((0, "cpu"), (2, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda n=cards: n > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda n=cards: n)
+        assert Musiq(device="auto").device == device
+    assert Musiq(device="cuda:1").device == "cuda:1"
+    with pytest.raises(UserError, match=r"device=cuda:2: torch finds 2 CUDA devices"):
+        Musiq(device="cuda:2")
 
 
 @pytest.fixture(scope="module")

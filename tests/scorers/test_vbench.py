@@ -244,7 +244,7 @@ def test_the_installed_list_is_read_for_standard(cache):
         ({"protocol": "mine"}, "protocol=mine"),
         ({"on_missing": "ignore"}, "on_missing=ignore"),
         ({"device": "tpu"}, "device=tpu"),
-        ({"device": "meta"}, "device=meta"),
+        ({"device": "meta"}, "scorer.vbench.device=meta"),
         ({"sha256": {"clip": "ab"}}, "sha256.clip"),
         ({"sha256": {"clip_b32": "ab"}}, "sha256sum"),
     ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
-from s2flow.scorers.vbench import VBench, __main__, compat, weights
+from s2flow.scorers.vbench import VBench, __main__, compat, twin, weights
 
 FIVE = [w for w in weights.TABLE if w.key != "bpe"]
 needs_vbench = pytest.mark.skipif(
@@ -26,6 +27,19 @@ needs_vbench = pytest.mark.skipif(
 @pytest.fixture
 def installed(monkeypatch):
     monkeypatch.setattr(VBench, "find_package", lambda self: None)
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99"])
+def test_a_device_that_is_not_here_costs_a_line(device):
+    for scorer, key in (
+        (VBench, "vbench"),
+        (partial(twin.VBenchSubprocess, "python"), "vbench_subprocess"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^scorer\.{key}\.device={device}\b.* type "
+        ) as raised:
+            scorer(device=device)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.fixture

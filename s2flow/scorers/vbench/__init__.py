@@ -34,7 +34,7 @@ from typing import Any
 
 from s2flow.errors import UserError
 from s2flow.provenance import provenance
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, device_of
 from s2flow.scorers.vbench import weights, worker
 from s2flow.video import Undecodable, frame_count
 
@@ -135,7 +135,7 @@ class VBench:
         self.cache, self.full_info = weights.cache_folder(cache_dir), full_info
         self.own = {k: v for k, v in (sha256 or {}).items() if v is not None}
         weights.check_own(self.own)
-        self.device = _device(device)
+        self.device = device_of(f"scorer.{self.KEY}.device", device)
         self._loaded: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -271,17 +271,3 @@ def package_problem(version: str | None) -> str | None:
 def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{key}={value} is unknown; type one of {', '.join(choices)}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        kind = None
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device={name} is not here; type auto, cpu or (with a GPU) cuda")
-    return name
