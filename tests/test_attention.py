@@ -1,13 +1,16 @@
 """Window attention (Eq. 7): every backend is masked softmax attention, and masked means masked."""
 
+import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from s2flow.attention import window_attention
+from s2flow.attention import dispatch, tiled, window_attention
+from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 from s2flow.windows import brick_grid, window_mask
 
@@ -194,3 +197,184 @@ def test_unknown_backend_says_what_to_type():
     with pytest.raises(UserError, match="attention=flash") as error:
         window_attention(q, k, v, [(1, 1, 1)], (2, 2, 2), (1, 1, 1), "flash")
     assert "tiled" in str(error.value) and "reference" in str(error.value)
+
+
+# -- what every backend must hold, here tiled ----------------------------------------------------
+
+
+def hard(kind, tokens, heads, n_text, d=16):
+    """q, k, v of two clips that strain a softmax."""
+    q, k, v = qkv(tokens, heads, n_text, d=d).unbind()
+    if kind == "peaked":  # one key takes nearly all
+        q, k = q * 12, k * 3
+    if kind == "flat":
+        q = q * 0
+    if kind == "large":  # scores far beyond what exp can hold
+        q, k, v = q * 300, k * 300, v * 1e4
+    return q, k, v
+
+
+def error(found, truth):
+    return float((found.double() - truth.double()).norm() / truth.double().norm())
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked", "flat", "large"])
+@pytest.mark.parametrize(("tokens", "brick"), [((4, 8, 6), (2, 4, 2)), ((5, 7, 6), (2, 4, 4))])
+def test_tiled_and_its_lse_on_hard_inputs(kind, tokens, brick):
+    g = brick_grid(tokens, brick)
+    boxes = torch.tensor([[(1, 1, 1), g, (1, 2, 1)], [(2, 1, 2), (1, 1, 1), (1, 2, 2)]])
+    for n_text in (0, 5):
+        q, k, v = hard(kind, tokens, 3, n_text)
+        call = (q, k, v, boxes, tokens, brick)
+        truth, truth_lse = window_attention(*call, "reference", lse=True)
+        found, lse = window_attention(*call, "tiled", lse=True)
+        assert error(found, truth) < 1e-5 and lse.dtype == torch.float32
+        assert float(((lse - truth_lse) / truth_lse.abs().clamp(min=1)).abs().max()) < 1e-5
+        assert error(window_attention(*call, "tiled"), truth) < 1e-5  # may take another path
+
+
+def test_bfloat16_is_no_worse_than_dense_bfloat16_twice_over():
+    tokens, brick = (4, 8, 6), (2, 4, 2)
+    boxes = [(1, 1, 1), (2, 2, 2), (1, 2, 3)]
+    q, k, v = (x.bfloat16() for x in hard("random", tokens, 3, 5))
+    exact = window_attention(*(x.double() for x in (q, k, v)), boxes, tokens, brick, "tiled")
+    dense = F.scaled_dot_product_attention(q, k, v)
+    limit = 2 * error(dense, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v))))
+    assert error(window_attention(q, k, v, boxes, tokens, brick, "tiled"), exact) < limit
+
+
+@pytest.mark.parametrize("lse", [False, True])
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_every_element_is_written(tokens, brick, lse, monkeypatch):
+    """Fresh memory is poisoned: what nobody writes stays NaN."""
+    q, k, v = qkv(tokens, 3, n_text=3)
+    boxes = some_boxes(tokens, brick, 3)
+    real_like, real = torch.empty_like, torch.empty
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **b: real_like(*a, **b).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty", lambda *a, **b: real(*a, **b).fill_(math.nan))
+    found = window_attention(q, k, v, boxes, tokens, brick, "tiled", lse=lse)
+    for x in found if lse else (found,):
+        assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_padding_has_no_lse_and_clips_have_windows_of_their_own(backend):
+    tokens, brick, text = (4, 4, 6), (1, 2, 2), (2, 0)
+    boxes = torch.tensor([[(1, 1, 1), (4, 2, 3)], [(2, 1, 2), (1, 2, 1)]])
+    q, k, v = qkv(tokens, 2, n_text=4)
+    out, lse = window_attention(q, k, v, boxes, tokens, brick, backend, text, lse=True)
+    for clip, n in enumerate(text):
+        real = slice(math.prod(tokens) + n)
+        one = [x[clip : clip + 1, :, real] for x in (q, k, v)]
+        alone, alone_lse = window_attention(*one, boxes[clip], tokens, brick, backend, lse=True)
+        assert error(out[clip, :, real], alone[0]) < 1e-6
+        assert error(lse[clip, :, real], alone_lse[0]) < 1e-6
+        assert torch.isneginf(lse[clip, :, real.stop :]).all()
+        assert not out[clip, :, real.stop :].any()
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_tokens_in_brick_order_stay_in_it(backend):
+    tokens, brick = (3, 5, 7), (1, 2, 3)
+    order = brick_order(tokens, brick, torch.device("cpu"))[0]
+    q, k, v = qkv(tokens, 2, n_text=3).unbind()
+    call = ([(1, 2, 1), (3, 1, 2)], tokens, brick, backend)
+    truth = window_attention(q, k, v, *call)
+    found = window_attention(*(reordered(x, order) for x in (q, k, v)), *call, ordered=True)
+    assert torch.equal(found, reordered(truth, order))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([(0, 1, 1)] * 2, r"window \(0, 1, 1\) is no box of the 4x2x3 brick grid"),
+        ([(1, 1, 1), (4, 3, 3)], r"window \(4, 3, 3\)"),
+        ([(1, 1, 1)], r"shape \(1, 3\) do not fit 2 clips of 2 heads"),
+        (torch.ones(3, 2, 3), "do not fit"),
+    ],
+)
+def test_a_plan_that_would_empty_a_row_is_refused(boxes, said):
+    q, k, v = qkv((4, 4, 6), 2)
+    with pytest.raises(UserError, match=said):
+        window_attention(q, k, v, boxes, (4, 4, 6), (1, 2, 2))
+
+
+# -- the dispatcher ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """The dispatcher as at start-up: nothing checked, and nothing that a test finds is kept."""
+    monkeypatch.setattr(dispatch, "_why_not", functools.cache(dispatch._why_not.__wrapped__))
+
+
+def stand_in(attend):
+    def window_attention(q, k, v, windows, tokens, brick, text=None, lse=False):
+        return attend(q, k, v, windows, tokens, brick, text, lse)
+
+    return SimpleNamespace(
+        IN_BRICKS=False,
+        AUTO=("cpu",),
+        unusable=lambda q, brick: None,
+        window_attention=window_attention,
+    )
+
+
+def dense(q, k, v, *rest):
+    return F.scaled_dot_product_attention(q, k, v), None
+
+
+def off_in_one_head(*args):
+    out, lse = tiled.window_attention(*args)
+    out[:, -1] = out[:, -1].roll(1, 1)
+    return out, lse
+
+
+def raising(*args):
+    raise RuntimeError("no kernel image\nfor this device")
+
+
+@pytest.mark.parametrize(
+    ("attend", "said"),
+    [(dense, "is off by"), (off_in_one_head, "is off by"), (raising, "RuntimeError: no kernel")],
+)
+def test_a_backend_that_is_wrong_here_is_not_used(attend, said, fresh, monkeypatch):
+    """Upstream kernels return dense attention where they cannot do better, and say nothing."""
+    broken, real = stand_in(attend), dispatch.module
+    first = dispatch.FASTEST_FIRST[0]
+    monkeypatch.setattr(dispatch, "module", lambda n: broken if n == first else real(n))
+    q, k, v = qkv((4, 4, 6), 1)
+    if first == "tiled":
+        pytest.skip("no other backend is known")
+    assert dispatch.choose(q, (1, 2, 2)) == "tiled"
+    with pytest.raises(UserError, match=said) as caught:
+        window_attention(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2), first)
+    assert "attention=auto" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_backend_that_is_right_is_used_and_checked_once(fresh, monkeypatch):
+    calls, real = [], dispatch.module
+
+    def attend(*args):
+        calls.append(1)
+        return tiled.window_attention(*args)
+
+    monkeypatch.setattr(dispatch, "FASTEST_FIRST", ("good", "tiled"))
+    monkeypatch.setattr(dispatch, "module", lambda n: stand_in(attend) if n == "good" else real(n))
+    q, k, v = qkv((4, 4, 6), 1)
+    for _ in range(3):
+        window_attention(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2))
+    assert len(calls) == 3 + 1
+
+
+def test_where_boxes_are_many_and_tiny_one_masked_call_takes_their_place(monkeypatch):
+    """And never where its mask would be large."""
+    tokens, brick, box = (8, 4, 6), (1, 1, 1), (4, 2, 3)
+    assert tiled.masked(box, tokens, brick, width=128)
+    assert not tiled.masked((8, 4, 3), (8, 24, 40), (2, 4, 4), width=128)
+    q, k, v = qkv(tokens, 2, n_text=3)
+    both = []
+    for limit in (0, 2048):
+        monkeypatch.setattr(tiled, "MASKED", limit)
+        both.append(window_attention(q, k, v, [box, (1, 1, 1)], tokens, brick, "tiled"))
+    assert error(*both) < 1e-6 and not torch.equal(*both)

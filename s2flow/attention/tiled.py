@@ -27,6 +27,7 @@ from s2flow.attention.batches import boxes_of, clip_by_clip, log_sum_exp
 from s2flow.windows import Box, brick_grid, realised_density, window_mask, window_starts
 
 IN_BRICKS = False
+AUTO = ("cpu", "cuda", "mps")
 MASKED = 2048  # tokens up to which a mask may be faster
 CALL = 5e6  # what a call costs beside its work, in query-key pairs times head_dim (two CPU cores)
 COPIED = {"cpu": 2**24, "cuda": 2**28}  # bytes of keys and values copied at once
@@ -63,18 +64,20 @@ def window_attention(
 
     def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
         boxes, _ = boxes_of(windows[clips])
+        whole, len_text = brick_grid(tokens, brick), q.shape[2] - n_video
         out = torch.empty_like(q)
         sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
-        if q.shape[2] > n_video:  # text queries attend everything
+        if len_text:  # text queries attend everything
             out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
             if sums is not None:
                 sums[:, :, n_video:] = log_sum_exp(q[:, :, n_video:], k)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
-            if not lse and masked(box, tokens, brick, q.shape[-1] * len(heads)):
-                M = _mask(tokens, brick, box, q.shape[2] - n_video, q.device)
-                found = F.scaled_dot_product_attention(*(x[:, heads] for x in (q, k, v)), M)
-                out[:, heads, :n_video] = found[:, :, :n_video]
+            width = q.shape[-1] * len(heads)
+            if not lse and (box == whole or masked(box, tokens, brick, width)):
+                M = None if box == whole else _mask(tokens, brick, box, len_text, q.device)
+                qkv = q[:, heads, :n_video], k[:, heads], v[:, heads]
+                out[:, heads, :n_video] = F.scaled_dot_product_attention(*qkv, M)
                 continue
             for some in _at_once(heads, k, tokens):
                 _windowed(q, k, v, some, box, tokens, brick, out, sums)
@@ -97,8 +100,7 @@ def masked(box: Box, tokens: Box, brick: Box, width: int) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def _mask(tokens: Box, brick: Box, box: Box, n_text: int, device: torch.device) -> Tensor:
-    M = window_mask(tokens, brick, box)
-    return F.pad(M, (0, n_text, 0, n_text), value=True).to(device)
+    return F.pad(window_mask(tokens, brick, box), (0, n_text), value=True).to(device)
 
 
 def _at_once(heads: list[int], k: Tensor, tokens: Box):
