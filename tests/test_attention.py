@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from s2flow.attention import dispatch, tiled, window_attention
 from s2flow.attention.order import brick_order, reordered
+from s2flow.costs import tracing
 from s2flow.errors import UserError
-from s2flow.windows import brick_grid, window_mask
+from s2flow.windows import DEFAULT_EXPONENTS, brick_grid, candidates, window_mask
 
 GRIDS = [  # tokens, brick
     ((4, 4, 6), (1, 1, 1)),
@@ -378,3 +379,19 @@ def test_where_boxes_are_many_and_tiny_one_masked_call_takes_their_place(monkeyp
         monkeypatch.setattr(tiled, "MASKED", limit)
         both.append(window_attention(q, k, v, [box, (1, 1, 1)], tokens, brick, "tiled"))
     assert error(*both) < 1e-6 and not torch.equal(*both)
+
+
+def test_tiled_needs_a_tenth_more_memory_than_dense_attention_at_most():
+    """At the paper's size, counted on tensors without data; a mask of all pairs would take 25 GiB."""
+    tokens, brick, n_text = (30, 96, 160), (2, 8, 8), 256
+    shape = (1, math.prod(tokens) + n_text, 24, 128)
+    like = {"dtype": torch.bfloat16, "device": "meta"}
+    q, k, v = (torch.empty(shape, **like).transpose(1, 2) for _ in range(3))
+    boxes = candidates(0.5, list(DEFAULT_EXPONENTS), brick_grid(tokens, brick))
+    table = torch.tensor([[boxes[i % 2 - 2] for i in range(24)]]).int()
+    with tracing() as trace:
+        tiled.window_attention(q, k, v, table, tokens, brick)
+    dense = 4 * q.numel() * q.element_size()  # q, k, v and what comes out
+    assert 3 / 4 * dense + trace.peak < 1.1 * dense
+    pairs = trace.flops / (4 * 128 * 24)
+    assert pairs == pytest.approx(0.5 * math.prod(tokens) ** 2, rel=0.02)

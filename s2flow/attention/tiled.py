@@ -74,13 +74,14 @@ def window_attention(
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
             width = q.shape[-1] * len(heads)
-            if not lse and (box == whole or masked(box, tokens, brick, width)):
-                M = None if box == whole else _mask(tokens, brick, box, len_text, q.device)
-                qkv = q[:, heads, :n_video], k[:, heads], v[:, heads]
-                out[:, heads, :n_video] = F.scaled_dot_product_attention(*qkv, M)
-                continue
+            plain = not lse and (box == whole or masked(box, tokens, brick, width))
+            M = _mask(tokens, brick, box, len_text, q.device) if plain and box != whole else None
             for some in _at_once(heads, k, tokens):
-                _windowed(q, k, v, some, box, tokens, brick, out, sums)
+                if plain:
+                    qkv = q[:, some, :n_video], k[:, some], v[:, some]
+                    out[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
+                else:
+                    _windowed(q, k, v, some, box, tokens, brick, out, sums)
         return out, sums
 
     alike = boxes_of(windows)[1]
