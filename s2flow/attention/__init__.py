@@ -52,7 +52,8 @@ def window_attention(
     (B, heads, T*H*W + n_text) float32, -inf for padding. Raises UserError for a backend that is
     unknown or cannot be used here, and for a window that is empty or larger than the grid.
     """
-    name = dispatch.choose(q, brick) if backend == "auto" else dispatch.demand(backend, q, brick)
+    call = (q, brick, tokens)
+    name = dispatch.choose(*call) if backend == "auto" else dispatch.demand(backend, *call)
     module = dispatch.module(name)
     table = window_table(windows, q.shape[:2], brick_grid(tokens, brick))
     permuted = module.IN_BRICKS != ordered

@@ -26,6 +26,7 @@ from s2flow.attention.batches import boxes_of, clip_by_clip, log_sum_exp
 from s2flow.windows import Box, brick_grid, window_mask, window_starts
 
 IN_BRICKS = False
+AUTO = ("cpu", "cuda", "mps")
 COPIED = {"cpu": 2**24, "cuda": 2**28}  # bytes of keys and values copied at once
 
 
