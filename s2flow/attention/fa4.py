@@ -9,8 +9,9 @@ full ones, in ascending order: the kernel walks a list from its end and cuts the
 at the length of the keys, so that text needs no mask. Clips whose text differs go one by one. Ragged
 grids would need a mask in the kernel's own language: they are left to other backends (`RAGGED`).
 
-Not yet run on a GPU: 4.0.0b36 was read (interface.py, block_sparsity.py, block_sparse_utils.py), and
-`dispatch.py` compares it with the reference before it is used.
+Not yet run on a GPU. 4.0.0b36 was read (interface.py, block_sparsity.py, block_sparse_utils.py); its
+own cross-compilation takes these lists for sm_90 and refuses what `unsupported` refuses, blocks of 64
+at head_dim over 128 apart. `dispatch.py` compares it with the reference before it is used.
 
 Source: https://pypi.org/project/flash-attn-4
 """
