@@ -96,6 +96,9 @@ def test_bfloat16_is_within_twice_the_error_of_dense_bfloat16():
 @usable
 def test_a_plan_of_seven_windows_on_three_grids_makes_two_graphs():
     """One for a window that one head has, one for windows that several share."""
+    assert (
+        dispatch.why_not("flex", torch.empty(1, 1, 1, 16), BRICK) is None
+    )  # its graph is not ours
     flex._compiled.cache_clear()
     torch._dynamo.reset()
     counters.clear()

@@ -153,10 +153,8 @@ def _computed(Q, K, V, lists, grid, lse: bool) -> tuple[Tensor, Tensor | None]:
         torch._dynamo.mark_static(x, (2, 3))
     on_cpu = Q.device.type == "cpu"
     limit = torch._dynamo.config.patch(recompile_limit=GRAPHS)
-    with (
-        limit,
-        torch.fx.experimental._config.patch(use_duck_shape=False),
-    ):  # equal today, not always
+    apart = torch.fx.experimental._config.patch(use_duck_shape=False)  # sizes equal by chance
+    with limit, apart:
         out, sums = _compiled()(Q, K, V, *lists, grid, lse and not on_cpu)
     return out, _second_pass(Q, K, *lists, grid) if lse and on_cpu else sums
 
