@@ -213,7 +213,7 @@ class Cascade:
             return nullcontext()
         like = {"device": self.backbone.device, "dtype": model.dtype}
         q = torch.empty(0, model.config.attention_head_dim, **like)
-        name = dispatch.resolve(self.recipe.attention, q, plan.brick)
+        name = dispatch.resolve(self.recipe.attention, q, plan.brick, plan.tokens)
         for report in self.reports:
             report["attention"] = name
         if not dispatch.module(name).IN_BRICKS:

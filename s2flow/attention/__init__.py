@@ -52,7 +52,7 @@ def window_attention(
     (B, heads, T*H*W + n_text) float32, -inf for padding. Raises UserError for a backend that is
     unknown or cannot be used here, and for a window that is empty or larger than the grid.
     """
-    module = dispatch.module(dispatch.resolve(backend, q, brick))
+    module = dispatch.module(dispatch.resolve(backend, q, brick, tokens))
     table = window_table(windows, q.shape[:2], brick_grid(tokens, brick))
     permuted = ordered != module.IN_BRICKS
     if permuted:

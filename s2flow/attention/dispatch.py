@@ -3,6 +3,8 @@
 A backend is a module of this package with
 
     IN_BRICKS                     whether it takes its video tokens in brick order (`order.py`)
+    AUTO                          the device types on which `auto` considers it
+    RAGGED                        False: only grids that the brick divides (default True)
     unusable(q, brick)            why it cannot be used for such q (device, dtype, head_dim), or None
     window_attention(q, k, v, windows, tokens, brick, text, lse) -> (out, lse or None)
                                   windows: (B, heads, 3) int32 on the CPU, checked before
@@ -24,7 +26,7 @@ from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 from s2flow.windows import Box
 
-FASTEST_FIRST = ("tiled",)
+FASTEST_FIRST = ("fa4", "flex", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # of the self-check
 
@@ -34,30 +36,38 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"s2flow.attention.{name}")
 
 
-def resolve(backend: str, q: Tensor, brick: Box) -> str:
-    """The backend that `attention=backend` means for such q and bricks. Raises as `demand` does."""
-    return choose(q, brick) if backend == "auto" else demand(backend, q, brick)
+def resolve(backend: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str:
+    """The backend that `attention=backend` means for such q, bricks and grid; see `demand`."""
+    call = (q, brick, tokens)
+    return choose(*call) if backend == "auto" else demand(backend, *call)
 
 
-def choose(q: Tensor, brick: Box) -> str:
-    """The fastest backend that is usable for such q and bricks."""
-    return next(name for name in FASTEST_FIRST if why_not(name, q, brick) is None)
+def choose(q: Tensor, brick: Box, tokens: Box | None = None) -> str:
+    """The fastest backend that is usable for such q, bricks and grid."""
+    return next(
+        name
+        for name in FASTEST_FIRST
+        if q.device.type in module(name).AUTO and why_not(name, q, brick, tokens) is None
+    )
 
 
-def demand(name: str, q: Tensor, brick: Box) -> str:
+def demand(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str:
     """`name`, if it is usable for such q. Raises UserError with the reason if it is not."""
     if name not in NAMES:
         raise UserError(
             f"attention={name} is unknown; type attention=auto or one of {list(NAMES)}"
         )
-    reason = why_not(name, q, brick)
+    reason = why_not(name, q, brick, tokens)
     if reason is not None:
         raise UserError(f"attention={name} cannot be used: {reason}; type attention=auto")
     return name
 
 
-def why_not(name: str, q: Tensor, brick: Box) -> str | None:
-    """Why a backend cannot be used for such q and bricks, in a line; None if it can."""
+def why_not(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str | None:
+    """Why a backend cannot be used for such q, bricks and grid, in a line; None if it can."""
+    whole = tokens is None or not any(n % b for n, b in zip(tokens, brick, strict=True))
+    if not whole and not getattr(module(name), "RAGGED", True):
+        return f"bricks {tuple(brick)} do not divide the {tokens[0]}x{tokens[1]}x{tokens[2]} grid"
     return _why_not(name, q.device, q.dtype, q.shape[-1], tuple(brick))
 
 
@@ -80,7 +90,9 @@ def _why_not(
 @torch.no_grad()
 def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> float:
     """|out - reference| / |reference| on a ragged grid of a few bricks with text and padding."""
-    tokens = tuple(3 * b if b == 1 else 3 * b - b // 2 for b in brick)
+    attend = module(name)
+    cut = getattr(attend, "RAGGED", True)
+    tokens = tuple(3 * b - b // 2 if cut and b > 1 else 3 * b for b in brick)
     n_text, windows = 7, torch.tensor([[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]).int()
     generator = torch.Generator().manual_seed(0)
     shape = (3, 2, 2, math.prod(tokens) + n_text, d)
@@ -88,7 +100,6 @@ def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, bric
     call = (windows, tokens, brick)
     text = [5, 7]
     truth = module("reference").window_attention(q, k, v, *call, text)[0].float()
-    attend = module(name)
     if attend.IN_BRICKS:
         order, inverse = brick_order(tokens, brick, device)
         q, k, v = (reordered(x, order) for x in (q, k, v))

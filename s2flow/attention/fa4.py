@@ -1,0 +1,114 @@
+"""flash-attn-4's block sparsity: an optional extra (`pip install -e .[fa4]`), Hopper and Blackwell.
+
+A block is a brick, so its volume must be what the kernel tiles: 64 or 128 tokens on compute
+capability 9, a multiple of 256 on 10, where two query tiles of 128 are computed together. Elsewhere
+it is refused: on sm80 the kernel takes the lists, returns dense attention and says nothing.
+
+Pairs of one window go together as a batch and share one list (`blocks.py`). All blocks are given as
+full ones, in ascending order: the kernel walks a list from its end and cuts the first block it meets
+at the length of the keys, so that text needs no mask. Clips whose text differs go one by one. Ragged
+grids would need a mask in the kernel's own language: they are left to other backends (`RAGGED`).
+
+Not yet run on a GPU. 4.0.0b36 was read (interface.py, block_sparsity.py, block_sparse_utils.py); its
+own cross-compilation takes these lists for sm_90 and refuses what `unsupported` refuses, blocks of 64
+at head_dim over 128 apart. `dispatch.py` compares it with the reference before it is used.
+
+Source: https://pypi.org/project/flash-attn-4
+"""
+
+import importlib.metadata
+import math
+
+import torch
+from torch import Tensor
+
+from s2flow.attention.batches import clip_by_clip
+from s2flow.attention.blocks import COPIED, attend_text, pairs_by_window, window_blocks
+from s2flow.windows import Box, brick_grid
+
+IN_BRICKS = True
+AUTO = ("cuda",)
+RAGGED = False
+
+
+def unusable(q: Tensor, brick: Box) -> str | None:
+    """Why it cannot be used for such q and bricks, or None."""
+    if q.device.type != "cuda":
+        return f"flash-attn-4 runs on CUDA, not on {q.device.type}"
+    try:
+        importlib.metadata.version("flash-attn-4")
+    except importlib.metadata.PackageNotFoundError:
+        return "flash-attn-4 is not installed (pip install -e .[fa4])"
+    major = torch.cuda.get_device_capability(q.device)[0]
+    return unsupported(major, q.dtype, q.shape[-1], math.prod(brick))
+
+
+def unsupported(capability: int, dtype: torch.dtype, d: int, n: int) -> str | None:
+    """Why its kernel has no block-sparse form for such a device, q and bricks of n tokens, or None."""
+    if capability not in (9, 10):
+        return f"flash-attn-4 is block-sparse on compute capability 9 and 10, not on {capability}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn-4 takes float16 or bfloat16, not {dtype}"
+    if d % 8 or not 8 <= d <= 128:
+        return f"flash-attn-4 takes head_dim 8, 16 ... 128 here, not {d}"
+    if capability == 9 and n not in (64, 128):
+        return f"flash-attn-4 takes blocks of 64 or 128 tokens here, and bricks have {n}"
+    if capability == 10 and n % 256:
+        return f"flash-attn-4 takes blocks of 256, 512 ... tokens here, and bricks have {n}"
+    return None
+
+
+def block_list(g: Box, box: Box, n_text: int, n: int, device: torch.device | str) -> Tensor:
+    """(1, 1, bricks, blocks in a row) int32: each row's window and then the blocks of text."""
+    bricks = math.prod(g)
+    texts = torch.arange(bricks, bricks + math.ceil(n_text / n), dtype=torch.int32, device=device)
+    return torch.cat([window_blocks(g, box, device), texts.expand(bricks, -1)], 1)[None, None]
+
+
+def arguments(blocks: Tensor, n: int) -> dict[str, Tensor | tuple[int, int]]:
+    """Of BlockSparseTensorsTorch: `blocks` as full blocks, and no others."""
+    rows = blocks.shape[:3]
+    return {
+        "mask_block_cnt": blocks.new_zeros(rows),
+        "mask_block_idx": blocks.new_zeros(*rows, 1),
+        "full_block_cnt": blocks.new_full(rows, blocks.shape[3]),
+        "full_block_idx": blocks,
+        "block_size": (n, n),
+    }
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: list[int] | None = None,
+    lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `s2flow.attention`; inference only, on grids that the brick divides."""
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.interface import flash_attn_func
+
+    n_video, n, g = math.prod(tokens), math.prod(brick), brick_grid(tokens, brick)
+
+    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        out = torch.empty_like(q)
+        sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
+        attend_text(q, k, v, n_video, out, sums)
+        one = 3 * q.shape[2] * q.shape[3] * q.element_size()
+        for box, *pairs in pairs_by_window(windows[clips], COPIED // one):
+            pairs = tuple(i.to(q.device) for i in pairs)
+            blocks = block_list(g, box, q.shape[2] - n_video, n, q.device)
+            lists = BlockSparseTensorsTorch(**arguments(blocks, n))
+            # its layout is (batch, L, heads, d): each pair is a batch of one head
+            Q, K, V = (x[pairs][:, :, None] for x in (q[:, :, :n_video], k, v))
+            found = flash_attn_func(Q, K, V, block_sparse_tensors=lists, return_lse=lse)
+            out[(*pairs, slice(n_video))] = found[0][:, :, 0]
+            if sums is not None:
+                sums[(*pairs, slice(n_video))] = found[1][:, 0]
+        return out, sums
+
+    with torch.no_grad():
+        return clip_by_clip(attend, q, k, v, n_video, text, lse)

@@ -1,0 +1,212 @@
+"""FlexAttention over block lists that are computed, not searched for (`blocks.py`).
+
+A block is a brick. A (clip, head) pair is a row of the batch, and all pairs of one window go
+together: they share one list, and nothing of the size of the score matrix exists
+(`create_block_mask` would form it). Queries, keys and values are laid out in whole blocks: bricks,
+on ragged grids with room for all that fit in one, then text, padded to whole blocks.
+
+    full blocks      window bricks of grids that the brick divides: no mask is evaluated
+    partial blocks   text, and all bricks of a ragged grid: place x of n belongs to block j = x // n,
+                     a brick of min(T - b_t j_t, b_t) ... tokens; x is real if x mod n is one of them
+
+so no mask is stored. Ragged grids cost what they would if their bricks were whole. Clips whose text
+differs go one by one.
+
+Always compiled: flex that is not compiled ignores block lists and returns dense attention without a
+word, as the self-check of `dispatch.py` finds out. `fullgraph=True` turns every silent way back to
+it into an error. Sizes are dynamic: no window, plan, number of heads, grid or text length compiles
+anew; what does is the dtype, head_dim, volume of a brick, one pair against several, and lse.
+
+On CUDA blocks must divide into tiles of 16 or more; not yet run on a GPU. On a CPU (x86 with AVX2
+and a C++ compiler) it takes ten seconds a graph to compile and serves to check the lists; the kernel
+there returns no lse, which then comes from a second pass in plain torch, and it does not compile if a
+mask reads a table of dynamic size (PyTorch 2.13), which is why real places are computed.
+
+Source: torch.nn.attention.flex_attention, PyTorch 2.11 to 2.13.
+"""
+
+import functools
+import importlib.util
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from s2flow.attention.batches import clip_by_clip
+from s2flow.attention.blocks import (
+    COPIED,
+    attend_text,
+    pairs_by_window,
+    window_blocks,
+)
+from s2flow.attention.order import brick_offsets
+from s2flow.windows import Box, brick_grid
+
+IN_BRICKS = True
+AUTO = ("cuda",)  # on a CPU only by name: it would compile for longer than `tiled` computes
+GRAPHS = 64  # recompile limit; beyond it an error, never eager flex
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def tile(n: int) -> int:
+    """The largest power of two, up to 128, that divides a block of n tokens."""
+    return min(n & -n, 128)
+
+
+def unusable(q: Tensor, brick: Box) -> str | None:
+    """Why it cannot be used for such q and bricks, or None."""
+    n, d = math.prod(brick), q.shape[-1]
+    if q.dtype not in DTYPES:
+        return f"FlexAttention takes float32, float16 or bfloat16, not {q.dtype}"
+    if q.device.type == "cpu":
+        from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported
+
+        return None if check_cpu_supported() else "FlexAttention on a CPU needs x86 with AVX2"
+    if q.device.type != "cuda":
+        return f"FlexAttention was never tried on {q.device.type}"
+    if not importlib.util.find_spec("triton"):
+        return "FlexAttention on CUDA needs Triton, which is not installed"
+    if d < 16:
+        return f"FlexAttention on CUDA needs head_dim 16 or more, not {d}"
+    if tile(n) < 16:
+        return f"FlexAttention's tiles of 16 tokens and more do not divide bricks of {n}"
+    return None
+
+
+def _attend(q, k, v, full, n_full, part, n_part, grid, lse: bool):
+    """q (P, Q, n, d), k and v (P, K, n, d), lists (1, 1, Q, .), grid (10,) -> like q, and lse."""
+    n = q.shape[2]
+
+    def real(b: Tensor, h: Tensor, q_idx: Tensor, x: Tensor) -> Tensor:
+        T, H, W, b_t, b_h, b_w, g_h, g_w, bricks, end = (grid[i] for i in range(10))
+        j = x // n
+        size = (
+            torch.minimum(T - j // (g_h * g_w) * b_t, b_t)
+            * torch.minimum(H - j // g_w % g_h * b_h, b_h)
+            * torch.minimum(W - j % g_w * b_w, b_w)
+        )
+        return torch.where(j < bricks, x % n < size, x < end)
+
+    Q, K, V = (x.flatten(1, 2)[:, None] for x in (q, k, v))
+    mask = BlockMask.from_kv_blocks(
+        *(n_part, part, n_full, full),
+        BLOCK_SIZE=n,
+        mask_mod=real,
+        seq_lengths=(Q.shape[2], K.shape[2]),
+        compute_q_blocks=False,
+    )
+    options = {"FORCE_USE_FLEX_ATTENTION": True}
+    if n % 128:
+        options |= {"BLOCK_M": tile(n), "BLOCK_N": tile(n)}
+    aux = AuxRequest(lse=True) if lse else None
+    found = flex_attention(Q, K, V, block_mask=mask, kernel_options=options, return_aux=aux)
+    out, sums = (found[0], found[1].lse.view(q.shape[:-1])) if lse else (found, None)
+    return out.view(q.shape), sums
+
+
+@functools.cache
+def _compiled():
+    return torch.compile(_attend, dynamic=True, fullgraph=True)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: list[int] | None = None,
+    lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `s2flow.attention`; inference only. Copies so many heads at once as fit COPIED bytes."""
+    n_video, n, g = math.prod(tokens), math.prod(brick), brick_grid(tokens, brick)
+    places = None if math.prod(g) * n == n_video else real_places(tokens, brick, q.device)
+
+    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        out = torch.empty_like(q)
+        sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
+        attend_text(q, k, v, n_video, out, sums)
+        numbers = (*tokens, *brick, *g[1:], math.prod(g), math.prod(g) * n + q.shape[2] - n_video)
+        grid = torch.tensor(numbers, dtype=torch.int32).to(q.device)
+        one = 3 * q.shape[2] * q.shape[3] * q.element_size()
+        for box, *pairs in pairs_by_window(windows[clips], COPIED // one):
+            pairs = tuple(i.to(q.device) for i in pairs)
+            whole = (x[pairs] for x in (q[..., :n_video, :], k, v))
+            Q, K, V = (in_blocks(x, n_video, places, math.prod(g), n) for x in whole)
+            lists = block_lists(g, box, K, places is not None)
+            for x, parts in zip((out, sums), _computed(Q, K, V, lists, grid, lse), strict=True):
+                if x is not None:
+                    parts = parts.flatten(1, 2)
+                    x[(*pairs, slice(n_video))] = parts if places is None else parts[:, places]
+        return out, sums
+
+    with torch.inference_mode(False), torch.no_grad():  # one mode, one graph
+        return clip_by_clip(attend, q, k, v, n_video, text, lse)
+
+
+def _computed(Q, K, V, lists, grid, lse: bool) -> tuple[Tensor, Tensor | None]:
+    """The compiled call, and on a CPU the lse that its kernel does not give."""
+    for x in (Q, K, V):
+        torch._dynamo.mark_static(x, (2, 3))
+    on_cpu = Q.device.type == "cpu"
+    limit = torch._dynamo.config.patch(recompile_limit=GRAPHS)
+    apart = torch.fx.experimental._config.patch(use_duck_shape=False)  # sizes equal by chance
+    with limit, apart:
+        out, sums = _compiled()(Q, K, V, *lists, grid, lse and not on_cpu)
+    return out, _second_pass(Q, K, *lists, grid) if lse and on_cpu else sums
+
+
+def real_places(tokens: Box, brick: Box, device: torch.device) -> Tensor:
+    """Where the tokens, in brick order, stand when every brick has room for all that fit in it."""
+    size, n = brick_offsets(tokens, brick, device).diff(), math.prod(brick)
+    return (torch.arange(n, device=device) < size[:, None]).flatten().nonzero()[:, 0]
+
+
+def in_blocks(x: Tensor, n_video: int, places: Tensor | None, bricks: int, n: int) -> Tensor:
+    """Tokens in whole blocks, 0 where there are none: (P, L, d) -> (P, blocks, n, d)."""
+    n_text = x.shape[1] - n_video
+    if places is None and n_text % n == 0:
+        return x.unflatten(1, (-1, n))
+    blocks = x.new_zeros(len(x), (bricks + math.ceil(n_text / n)) * n, x.shape[2])
+    blocks[:, slice(n_video) if places is None else places] = x[:, :n_video]
+    blocks[:, bricks * n : bricks * n + n_text] = x[:, n_video:]
+    return blocks.unflatten(1, (-1, n))
+
+
+def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]:
+    """(full, their counts, partial, their counts): (1, 1, bricks, columns) and (1, 1, bricks) int32.
+
+    Lists are as wide as a row is long, not as the grid; only the kernel of CPUs insists on the grid.
+    """
+    full, bricks = window_blocks(g, box, K.device), math.prod(g)
+    part = torch.arange(bricks, K.shape[1], device=K.device, dtype=torch.int32)
+    part = part.expand(bricks, -1)
+    if ragged:
+        full, part = full[:, :0], torch.cat([full, part], 1)
+    found = []
+    for blocks in (full, part):
+        width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]
+        width = max(width, 2)  # sizes of 0 and 1 would be compiled apart
+        found.append(F.pad(blocks, (0, width - blocks.shape[1]))[None, None])
+        found.append(blocks.new_full((1, 1, bricks), blocks.shape[1]))
+    return tuple(found)
+
+
+def _second_pass(Q, K, full, n_full, part, n_part, grid, at_once: int = 2**24) -> Tensor:
+    """log sum_j exp(q k_j^T / sqrt(d)) over the listed blocks: (P, bricks, n) float32."""
+    T, H, W, b_t, b_h, b_w, _, _, bricks, end = grid.tolist()
+    size = brick_offsets((T, H, W), (b_t, b_h, b_w), K.device).diff()
+    texts = end - torch.arange(bricks, K.shape[1]) * K.shape[2]
+    none = torch.arange(K.shape[2]) >= torch.cat([size, texts])[:, None]
+    blocks = torch.cat([full[0, 0, :, : n_full[0, 0, 0]], part[0, 0, :, : n_part[0, 0, 0]]], 1)
+    rows = max(at_once // (len(K) * blocks.shape[1] * K.shape[2] * K.shape[3]), 1)
+    sums = []
+    for queries, keys in zip(Q.split(rows, 1), blocks.split(rows), strict=True):
+        logits = queries.float() @ K[:, keys].flatten(2, 3).float().transpose(-1, -2)
+        hidden = none[keys].flatten(1, 2)[:, None]
+        logits = (logits / math.sqrt(K.shape[3])).masked_fill(hidden, -math.inf)
+        sums.append(logits.logsumexp(-1))
+    return torch.cat(sums, 1)
