@@ -136,14 +136,20 @@ class Bench:
         )
 
     def boxes(self, f: float) -> list[Box]:
-        """Candidates of density f, or none where this grid has none (listed as left out)."""
-        try:
-            return candidates(f, DEFAULT_EXPONENTS, self.g)
-        except UserError as error:
-            line = f"{self.name}, f = {f:g}: {error}"
-            if line not in self.result.found.get("left_out", []):
-                self.result.add("left_out", line)
-            return []
+        """Candidates of density f, or of the nearest number of bricks within a tenth of it.
+
+        None where this grid has neither, which is listed as left out.
+        """
+        bricks = math.prod(self.g)
+        nearest = max(round(f * bricks), 1) / bricks
+        for wanted in (f, nearest) if abs(nearest - f) <= 0.1 * f else (f,):
+            try:
+                return candidates(wanted, DEFAULT_EXPONENTS, self.g)
+            except UserError as error:
+                line = f"{self.name}, f = {f:g}: {error}"
+        if line not in self.result.found.get("left_out", []):
+            self.result.add("left_out", line)
+        return []
 
     def mixture(self, f: float) -> list[Box]:
         """One window a head, the candidates in turn."""

@@ -53,7 +53,7 @@ def main() -> None:
         globals()[kind](json.loads(path.read_text()), path.with_suffix(""))
 
 
-def panels(heights: list[float], path: Path):
+def panels(heights: list[float]):
     """A figure of column width with one panel below the other."""
     style = {"font.size": 7, "axes.linewidth": 0.6, "pdf.fonttype": 42, "hatch.linewidth": 0.4}
     plt.rcParams.update(style)
@@ -72,6 +72,22 @@ def save(figure: Any, path: Path) -> None:
     for end in ("png", "pdf"):
         figure.savefig(f"{path}.{end}", dpi=220)
     plt.close(figure)
+
+
+def above(figure: Any, ax: Axes, columns: int) -> None:
+    """The legend of one panel over the whole figure, each label once."""
+    handles, labels = ax.get_legend_handles_labels()
+    known = dict(zip(labels, handles, strict=True))
+    look = {"fontsize": 6, "frameon": False, "columnspacing": 1.2, "handlelength": 1.4}
+    figure.legend(known.values(), known, ncols=columns, loc="outside upper center", **look)
+
+
+def bars(ax: Axes, right: float) -> None:
+    """A panel of horizontal bars, the first one on top."""
+    ax.invert_yaxis()
+    ax.set_xlim(0, right)
+    ax.grid(True, axis="x", lw=0.3, color="#DDDDDD")
+    ax.set_axisbelow(True)
 
 
 def titled(ax: Axes, text: str) -> None:
@@ -98,7 +114,7 @@ def attention(found: dict[str, Any], path: Path) -> None:
     swept = len(found.get("sweep", [])) > 1
     if not names and not swept:
         return
-    figure, axes = panels([2.3] * len(names) + [1.9] * swept, path)
+    figure, axes = panels([2.3] * len(names) + [1.9] * swept)
     for name, ax in zip(names, axes, strict=False):
         _speed_up(ax, found, name)
     if swept:
@@ -135,7 +151,7 @@ def _speed_up(ax: Axes, found: dict[str, Any], name: str) -> None:
     plain_numbers(
         ax, "x", [d for d in (1, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.0156) if d > by[0] * 0.9]
     )
-    top = 1.2 / by[0]
+    top = max(1.2 / by[0], *(1.2 * r["ratio"] for r in rows))
     low = min(0.8, *(0.9 * r["ratio"] for r in rows))
     ax.set_ylim(low, top)
     plain_numbers(ax, "y", [y for y in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= y <= top])
@@ -162,7 +178,7 @@ def _tokens(ax: Axes, found: dict[str, Any]) -> None:
         y = [1000 * r[key]["seconds"] for r in rows]
         label = f"{label}: slope {slopes[key]:.2f}"
         ax.loglog(x, y, "-", color=colour, marker=marker, ms=3.5, lw=1.1, label=label)
-    ax.set_xticks(x, [f"{n / 1000:.3g}k" for n in x])
+    ax.set_xticks(x, [f"{n / 1000:.{0 if n > 9999 else 1}f}k" for n in x])
     ax.xaxis.set_minor_locator(NullLocator())
     plain_numbers(ax, "y")
     ax.set_xlabel("video tokens")
@@ -175,52 +191,41 @@ def _tokens(ax: Axes, found: dict[str, Any]) -> None:
 # -- step ---------------------------------------------------------------------------------------
 
 
+PARTS = (("blocks, double", BLUE, ""), ("blocks, single", SKY, "////"), ("rest", GREY, ""))
+
+
 def step(found: dict[str, Any], path: Path) -> None:
     """Seconds of a step of the whole model, measured blocks scaled, beside the runtime model."""
     rows = found.get("rows", [])
     groups = list(dict.fromkeys((r["model"], r["size"]) for r in rows))
     if not groups:
         return
-    figure, axes = panels([1.45] * len(groups), path)
-    for i, (ax, (name, size)) in enumerate(zip(axes, groups, strict=True)):
+    figure, axes = panels([1.25] * len(groups))
+    toy = " at toy width" if found["toy"] else ""
+    for ax, (name, size) in zip(axes, groups, strict=True):
         own = [r for r in rows if (r["model"], r["size"]) == (name, size)]
         for j, r in enumerate(own):
-            rest, left = r["rest_seconds"]["seconds"], 0.0
-            parts = [(n * r["block_seconds"][k]["seconds"], k) for k, n in r["layers"].items()]
-            looks = ((BLUE, ""), (SKY, "////"), (GREY, ""))
-            titles = ["double blocks", "single blocks"] if len(parts) > 1 else ["blocks"]
-            for (value, label), (colour, hatch) in zip(
-                [
-                    *((v, t) for (v, _), t in zip(parts, titles, strict=True)),
-                    (max(rest, 0), "rest"),
-                ],
-                looks if len(parts) > 1 else (looks[0], looks[2]),
-                strict=True,
-            ):
+            left = 0.0
+            for value, (label, colour, hatch) in zip(_parts(r), PARTS, strict=True):
                 style = {"hatch": hatch, "edgecolor": "white", "lw": 0.3}
-                ax.barh(
-                    j, value, 0.62, left=left, color=colour, label=None if j else label, **style
-                )
+                ax.barh(j, value, 0.62, left=left, color=colour, label=label, **style)
                 left += value
             guess = r["estimate"]["seconds_at_achieved"]
-            ax.plot(
-                [guess], [j], "D", color=RED, ms=3.5, label=None if j else "FLOPs at dense rate"
-            )
-            text = f"{r['ratio']:.2f}×"
-            ax.text(max(left, guess), j, f"  {text}", va="center", fontsize=6.5)
+            ax.plot([guess], [j], "D", color=RED, ms=3.5, label="FLOPs at the dense step's rate")
+            place = {"va": "center", "fontsize": 6.5}
+            ax.text(max(left, guess), j, f"  {r['ratio']:.2f}×", **place)
         ax.set_yticks(range(len(own)), [f"f = {r['f']:g}" if r["f"] < 1 else "dense" for r in own])
-        ax.invert_yaxis()
-        ax.set_xlim(0, 1.18 * max(r["step_seconds"] for r in own))
-        ax.grid(True, axis="x", lw=0.3, color="#DDDDDD")
-        ax.set_axisbelow(True)
-        toy = " at toy width" if found["toy"] else ""
+        bars(ax, 1.2 * max(r["step_seconds"] for r in own))
         titled(ax, f"{NAMES.get(name, name)}{toy}, {own[0]['video_tokens']:,} tokens")
-        if len(groups) == 1 or i == next(
-            k for k, g in enumerate(groups) if g[0] == name
-        ):  # once a model
-            ax.legend(fontsize=6, frameon=False, loc="lower right", handlelength=1.4)
     axes[-1].set_xlabel("seconds of one step of the whole model")
+    above(figure, axes[0], 2)
     save(figure, path)
+
+
+def _parts(r: dict[str, Any]) -> list[float]:
+    """Seconds of the first kind of blocks, the second (0 if there is none), the rest."""
+    blocks = [n * r["block_seconds"][k]["seconds"] for k, n in r["layers"].items()]
+    return [*blocks, 0.0][:2] + [max(r["rest_seconds"]["seconds"], 0.0)]
 
 
 # -- autoencoder --------------------------------------------------------------------------------
@@ -233,7 +238,7 @@ def vae(found: dict[str, Any], path: Path) -> None:
         return
     memory = not found["small"]
     height = 0.55 + 0.2 * len(rows)
-    figure, axes = panels([height] * (1 + memory), path)
+    figure, axes = panels([height] * (1 + memory))
     labels = [f"{NAMES[r['model']]} {r['size'].upper()} {r['work']}" for r in rows]
     whole = any(r["tile"] is None for r in rows) and any(r["tile"] for r in rows)
     if whole:
@@ -251,10 +256,8 @@ def vae(found: dict[str, Any], path: Path) -> None:
         ax.barh(places, [measured(r) for r in rows], 0.62, color=colours)
         ax.plot([estimate(r) for r in rows], places, "D", color=RED, ms=3.5, label="s2flow.costs")
         ax.set_yticks(places, labels)
-        ax.invert_yaxis()
+        bars(ax, 1.08 * max(max(measured(r), estimate(r)) for r in rows))
         ax.set_xlabel(title)
-        ax.grid(True, axis="x", lw=0.3, color="#DDDDDD")
-        ax.set_axisbelow(True)
         ax.legend(fontsize=6, frameon=False, loc="best")
     first, toy = rows[0], ", toy width" if found["toy"] else ""
     sizes = dict.fromkeys(f"{h}×{w}×{r['frames']}" for r in rows for h, w in [r["pixels"]])
@@ -270,58 +273,28 @@ def pipeline(found: dict[str, Any], path: Path) -> None:
     rows = found.get("rows", [])
     if not rows:
         return
-    figure, (ax,) = panels([1.1 + 0.24 * len(rows)], path)
-    shown = [s for s in STAGES if any(s in r["stages"] for r in rows)]
-    longest = max(r["seconds"] for r in rows)
-    shown = [
-        s
-        for s in shown
-        if max(r["stages"].get(s, {"seconds": 0})["seconds"] for r in rows) > longest / 200
-    ]
-    left = [0.0] * len(rows)
-    for name in shown:
-        colour, hatch = STAGES[name]
+    figure, (ax,) = panels([1.2 + 0.22 * len(rows)])
+    longest, left = max(r["seconds"] for r in rows), [0.0] * len(rows)
+    for name, (colour, hatch) in STAGES.items():
         values = [r["stages"].get(name, {"seconds": 0.0})["seconds"] for r in rows]
-        style = {"hatch": hatch, "edgecolor": "white", "lw": 0.3}
-        ax.barh(
-            range(len(rows)),
-            values,
-            0.66,
-            left=left,
-            color=colour,
-            label=NAMES.get(name, name),
-            **style,
-        )
+        if max(values) < longest / 200:  # too thin to be seen
+            continue
+        style = {"hatch": hatch, "edgecolor": "white", "lw": 0.3, "color": colour}
+        ax.barh(range(len(rows)), values, 0.66, left=left, label=NAMES.get(name, name), **style)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    ax.plot(
-        [r["model"]["seconds"] for r in rows],
-        range(len(rows)),
-        "D",
-        color=RED,
-        ms=3.5,
-        label="runtime model",
-    )
+    guess = [r["model"]["seconds"] for r in rows]
+    ax.plot(guess, range(len(rows)), "D", color=RED, ms=3.5, label="runtime model")
     for i, r in enumerate(rows):
-        end = max(left[i], r["model"]["seconds"])
-        ax.text(
-            end, i, f"  {r['ratio']:.2f}× ({r['model']['ratio']:.2f}×)", va="center", fontsize=6.5
-        )
+        text = f"  {r['ratio']:.2f}× ({r['model']['ratio']:.2f}×)"
+        ax.text(max(left[i], guess[i]), i, text, va="center", fontsize=6.5)
     ax.set_yticks(range(len(rows)), [r["variant"] for r in rows])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.42 * longest)
-    ax.set_xlabel("seconds a clip; times faster than native, in brackets by the model")
-    ax.grid(True, axis="x", lw=0.3, color="#DDDDDD")
-    ax.set_axisbelow(True)
-    ax.legend(
-        fontsize=6, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(-0.35, 1.08),
-        columnspacing=1.0, handlelength=1.4,
-    )  # fmt: skip
+    bars(ax, 1.65 * max(longest, *guess))
+    ax.set_xlabel("seconds a clip; × faster than native\n(in brackets: by the runtime model)")
+    above(figure, ax, 4)
     shape = found["shapes"]
     (h, w), frames = shape["high"], shape["frames"]
-    name = NAMES.get(found["backbone"], found["backbone"]) + (
-        " at toy width" if found["toy"] else ""
-    )
-    titled(ax, f"{name}, {h}×{w}×{frames}, {shape['steps']} steps, t_i = {shape['t_i']}")
+    name = NAMES.get(found["backbone"], found["backbone"]) + " (toy width)" * found["toy"]
+    titled(ax, f"{name}, {h}×{w}×{frames}, {shape['steps']} steps, $t_i$ = {shape['t_i']}")
     save(figure, path)
 
 
