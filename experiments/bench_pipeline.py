@@ -116,7 +116,7 @@ def recipes_of(args: argparse.Namespace, size: tuple | None) -> dict[str, Recipe
             words.append(
                 f"{name}={v}" if name == "frames" else f"{name}=[{','.join(map(str, v))}]"
             )
-    words += ["vae_tile=[48,32]"] if args.tiny else []
+    words += ["vae_tile=[64,48]"] if args.tiny else []
     found = {}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name, more in variants(args).items():

@@ -43,7 +43,7 @@ TOY = {
     "wan": {
         "transformer": {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 512}
         | {"text_dim": 64, "freq_dim": 64},
-        "vae": {"base_dim": 8},
+        "vae": {"base_dim": 8, "num_res_blocks": 1},
     },
     "hunyuan": {
         "transformer": {"num_attention_heads": 4, "attention_head_dim": 32}
