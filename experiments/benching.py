@@ -98,7 +98,7 @@ class Result:
         known = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
         known["versions"] = known["versions"] | {"triton": _triton()}
         self.found: dict[str, Any] = {
-            "command": " ".join([f"python experiments/bench_{what}.py", *sys.argv[1:]]),
+            "command": " ".join([f"python experiments/bench_{what}.py", *_words()]),
             **known,
             "load_average": [round(x, 2) for x in os.getloadavg()],
             "finished": False,
@@ -147,6 +147,15 @@ class Result:
             print(f"no picture: {error}; type python experiments/bench_plots.py {self.path}")
             return
         getattr(bench_plots, draw)(self.found, self.path.with_suffix(""))
+
+
+def _words() -> list[str]:
+    """What was typed, without --out: results name no folder of a machine."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        i = words.index("--out")
+        words = words[:i] + words[i + 2 :]
+    return words
 
 
 def _triton() -> str | None:

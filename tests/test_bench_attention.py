@@ -23,6 +23,7 @@ def quick(monkeypatch):
 def test_the_file_holds_what_is_asked_of_it(monkeypatch, tmp_path, quick):
     found = benched(monkeypatch, tmp_path, "bench_attention", *SMALL)
     assert set(found) >= EVERYWHERE and found["finished"] and "--tokens 3 7 8" in found["command"]
+    assert str(tmp_path) not in json.dumps(found)  # results name no folder of a machine
     own = found["sizes"]["own"]
     assert own["bricks"] == [3, 2, 2] and own["best_dense"] in own["dense"]
     assert own["backends"]["tiled"] is None and own["auto"] in own["backends"]
