@@ -1,0 +1,141 @@
+"""The autoencoders of Wan and HunyuanVideo: seconds and peak memory of decoding and encoding, tiled.
+
+    python experiments/bench_vae.py                     # on a GPU: LR and HR of the model's file, tiled
+    python experiments/bench_vae.py --device cpu        # true width, a few small frames
+    cost      a minute on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), not yet run there
+    expected  peaks within 20 % of `s2flow.costs`
+
+True configs, random weights, float32 and the tiles of conf/backbone, as in a run; the calls are the
+backbone's own encode and decode, video in [0, 1] to latent and back. Of each call: median seconds, peak
+memory with the weights in, and what `s2flow.costs` says of both (seconds at the rate it assumes). On a
+CPU the peak is the process's and cannot be compared. ratio: seconds of this call over those of the
+untiled one in the same group, where whole frames were asked for (--whole) and fitted.
+
+Writes results/bench_vae_<device>.json with picture.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from benching import Result, checked, interleaved, parser_of, run, sig, summed_up
+from random_models import Model, assumed_rate, build, model, sizes_of
+from torch import Tensor
+
+from s2flow.backbones.blank import blank
+from s2flow.backbones.placement import tile_vae
+from s2flow.costs import GIB, VAE_SHARE, vae_cost
+from s2flow.timing import Clock
+
+MODELS = ("wan_1_3b", "hunyuan")
+SMALL = {"lr": (32, 48), "hr": (64, 96)}  # pixels on a CPU, in one tile each
+SMALL_FRAMES = 5
+
+
+def main() -> None:
+    """LR of both, then HR, as far as the time goes."""
+    parser = parser_of(__doc__, minutes=9)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--sizes", nargs="+", choices=("lr", "hr"), default=("lr", "hr"))
+    parser.add_argument("--tiny", action="store_true", help="toy width")
+    parser.add_argument("--whole", action="store_true", help="beside tiles, whole frames")
+    args = checked(parser.parse_args())
+    args.name = "_".join(filter(None, ("toy" if args.tiny else "", args.name)))
+    result = Result("vae", args, toy=args.tiny, small=args.device == "cpu")
+    speed: dict[tuple, float] = {}  # seconds a FLOP, of what was measured at a smaller size
+    for size, name in itertools.product(args.sizes, args.models):
+        with model(name, args.tiny) as known:
+            measure(known, size, args, result, speed)
+    result.finish("vae")
+
+
+def measure(
+    known: Model, word: str, args: argparse.Namespace, result: Result, speed: dict
+) -> None:
+    """Decode and encode of one model at one size."""
+    small = args.device == "cpu"
+    problem = sizes_of(known)[word]
+    size, frames = (SMALL[word], SMALL_FRAMES) if small else (problem.size, problem.frames)
+    tile = None if small else tuple(known.conf.vae_tile)
+    backbone = build(known, args.device, ("vae",))
+    for work in ("decode", "encode"):
+        estimates = {}
+        for tiled in (tile, None) if args.whole and tile else (tile,):
+            estimates[tiled] = estimated(known, work, size, frames, tiled)
+        rate = assumed_rate(result.found["device"]) * VAE_SHARE * 1e12
+        once = sum(e.flops for e, _ in estimates.values()) * speed.get(
+            (known.name, work), 1 / rate
+        )
+        if not result.time_for(f"{known.name} {word} {work}", 4 * once):
+            continue
+        given = example(backbone, work, size, frames)
+        calls = {tiled: call_of(backbone, work, given, tiled) for tiled in estimates}
+        repeats = args.repeats if 12 * once < result.left() else 1
+        times, failed = interleaved(calls, args.device, repeats, 60 * args.minutes / 8)
+        for tiled, why in failed.items():
+            result.add("failed", f"{known.name} {word} {work}, tile {tiled}: {why}")
+        for tiled, seconds in times.items():
+            estimate, weights = estimates[tiled]
+            clock = Clock(args.device)
+            with torch.no_grad(), clock(work):
+                calls[tiled](0)
+            peak = clock.peak_mib[work] / 1024
+            guess = (estimate.peak + weights) / GIB
+            row = {
+                "model": known.name,
+                "size": word,
+                "work": work,
+                "pixels": size,
+                "frames": frames,
+                "tile": tiled,
+                **summed_up(seconds),
+                "tflop": sig(estimate.flops / 1e12),
+                "peak_gib": sig(peak, 4),
+                "estimate": {"seconds": sig(estimate.flops / rate), "peak_gib": sig(guess, 4)},
+                "assumed_tflops": rate / 1e12,
+            }
+            row["estimate"]["peak_over_measured"] = None if small else sig(guess / peak, 4)
+            if None in times and tiled is not None:
+                row["ratio"] = sig(row["seconds"] / summed_up(times[None])["seconds"])
+            speed[known.name, work] = row["seconds"] / estimate.flops
+            row["achieved_tflops"] = sig(row["tflop"] / row["seconds"], 4)
+            result.add("rows", row)
+            print(
+                f"{known.name} {word} {work} {size[0]}x{size[1]}x{frames}: {row['seconds']:.4g} s "
+                f"(s2flow.costs {row['estimate']['seconds']:.4g}), {peak:.3g} GiB ({guess:.3g})"
+            )
+
+
+def estimated(known: Model, work: str, size: tuple, frames: int, tile: Any) -> tuple:
+    """(`s2flow.costs.Pass` of the call, bytes of the autoencoder's weights), from configs."""
+    backbone = blank(known.family, known.origin)
+    tile_vae(backbone.vae, tile)
+    given = example(backbone, work, size, frames)
+    cost = vae_cost(backbone.vae, lambda: getattr(backbone, work)(given))
+    weights = sum(p.numel() * p.element_size() for p in backbone.vae.parameters())
+    return cost, weights + given.nbytes
+
+
+def example(backbone: Any, work: str, size: tuple, frames: int) -> Tensor:
+    """A latent to decode, or a video to encode, random, on the backbone's device."""
+    if work == "decode":
+        shape = backbone.latent_shape(*size, frames)
+        return torch.randn(1, *shape, device=backbone.device)
+    return torch.rand(1, frames, *size, 3, device=backbone.device)
+
+
+def call_of(backbone: Any, work: str, given: Tensor, tile: Any) -> Callable[[int], Tensor]:
+    """The backbone's own call, in these tiles."""
+
+    def call(i: int) -> Tensor:
+        tile_vae(backbone.vae, tile)
+        return getattr(backbone, work)(given)
+
+    return call
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

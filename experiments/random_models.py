@@ -1,0 +1,154 @@
+"""Published video models with random weights: time and memory do not depend on the weights' values.
+
+`configs` writes a checkpoint folder without weights, which `s2flow.backbones.blank` and `s2flow.costs`
+read like any other; `build` makes the parts that a benchmark runs, and leaves the others on the meta
+device. Text encoders have no size, and text states are drawn at random. toy=True: the same classes at
+a width that a CPU computes in seconds.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from s2flow.backbones.base import Origin
+from s2flow.backbones.blank import FAMILIES, blank, cast
+from s2flow.backbones.published import PUBLISHED
+from s2flow.costs import RATES, forward_cost
+from s2flow.defaults import conf_file
+from s2flow.schema import BackboneConf
+from s2flow.windows import Box
+
+NO_TEXT = {  # text encoders of no size, by part
+    "wan": {
+        "text_encoder": {"vocab_size": 8, "d_model": 8, "d_kv": 8, "d_ff": 8}
+        | {"num_layers": 1, "num_heads": 1}
+    },
+    "hunyuan": {
+        "text_encoder": {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
+        | {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1},
+        "text_encoder_2": {"hidden_size": 8, "intermediate_size": 8, "projection_dim": 8}
+        | {"num_hidden_layers": 1, "num_attention_heads": 1},
+    },
+}
+TOY = {
+    "wan": {
+        "transformer": {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 512}
+        | {"text_dim": 64, "freq_dim": 64},
+        "vae": {"base_dim": 8, "num_res_blocks": 1},
+    },
+    "hunyuan": {
+        "transformer": {"num_attention_heads": 4, "attention_head_dim": 32}
+        | {"rope_axes_dim": (8, 12, 12), "num_refiner_layers": 1, "text_embed_dim": 64}
+        | {"pooled_projection_dim": 32},
+        "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    },
+}
+ONE_OF_EACH = {
+    "wan": {"num_layers": 1},
+    "hunyuan": {"num_layers": 1, "num_single_layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of conf/backbone: its file, its configs, and the sizes that it is benchmarked at."""
+
+    name: str
+    family: str
+    origin: Origin
+    conf: Any
+    configs: dict[str, dict[str, Any]]
+    toy: bool
+
+    def layers(self) -> dict[str, int]:
+        """How many blocks of each kind the whole model has, by the name of its module list."""
+        c = self.configs["transformer"]
+        if self.family == "wan":
+            return {"blocks": c["num_layers"]}
+        return {
+            "transformer_blocks": c["num_layers"],
+            "single_transformer_blocks": c["num_single_layers"],
+        }
+
+
+@contextmanager
+def model(name: str, toy: bool) -> Iterator[Model]:
+    """The model of a file of conf/backbone while its configs lie in a folder."""
+    conf = conf_file("backbone", name, BackboneConf)
+    published, small = PUBLISHED[conf.source], TOY[conf.family] if toy else {}
+    parts = {p: published[p] | small.get(p, {}) for p in ("transformer", "vae")}
+    parts |= NO_TEXT[conf.family]
+    with TemporaryDirectory() as folder:
+        index = {part: ["diffusers", None] for part in parts}
+        Path(folder, "model_index.json").write_text(json.dumps(index))
+        for part, config in parts.items():
+            Path(folder, part).mkdir()
+            Path(folder, part, "config.json").write_text(json.dumps(config))
+        origin = Origin("bench", folder, None, "float32" if toy else conf.dtype)
+        yield Model(name, conf.family, origin, conf, parts, toy)
+
+
+def build(model: Model, device: str, runs: tuple[str, ...], **config: Any) -> Any:
+    """The backbone with random weights of the parts in `runs`; config: of the transformer, changed."""
+    classes, adapter = FAMILIES[model.family]
+    parts = {}
+    for part in ("transformer", "vae"):
+        own = model.configs[part] | (config if part == "transformer" else {})
+        with torch.device(device if part in runs else "meta"):
+            parts[part] = getattr(diffusers, classes[part]).from_config(own)
+        parts[part].eval().requires_grad_(False)
+    cast(parts["transformer"], getattr(torch, model.origin.dtype))
+    backbone = adapter("bench", SimpleNamespace(**parts, components=parts))
+    backbone.device = device
+    return backbone
+
+
+def random_condition(backbone: Any, batch: int, guidance: float) -> Any:
+    """The blank condition on the backbone's device, with numbers in it."""
+    condition = backbone.blank_condition(batch, guidance)
+    drawn = {
+        f.name: torch.randn_like(x)
+        for f in fields(condition)
+        if isinstance(x := getattr(condition, f.name), Tensor) and x.is_floating_point()
+    }
+    return replace(condition, **drawn)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One clip size: pixels, frames, brick."""
+
+    size: tuple[int, int]
+    frames: int
+    brick: Box
+
+
+def sizes_of(model: Model) -> dict[str, Problem]:
+    """LR and HR of the model's file, or of a toy."""
+    c = model.conf
+    if model.toy:
+        low, high = Problem((192, 320), 29, (2, 2, 2)), Problem((384, 640), 29, (2, 4, 4))
+        return {"lr": low, "hr": high}
+    return {
+        "lr": Problem(tuple(c.low), c.frames, tuple(c.brick_low)),
+        "hr": Problem(tuple(c.high), c.frames, tuple(c.brick_high)),
+    }
+
+
+def assumed_rate(device_name: str) -> float:
+    """TFLOP/s that `s2flow.costs` assumes of such a device."""
+    return next((rate for word, rate in RATES.items() if word in device_name), RATES["A100"])
+
+
+def estimated_forward(model: Model, shape: tuple, guidance: float) -> Any:
+    """`s2flow.costs.Forward` of the whole model, from its configs alone."""
+    return forward_cost(blank(model.family, model.origin), shape, 1, guidance)
