@@ -85,6 +85,9 @@ class Bench:
         q = self.sets[0][0]
         names = [n for n in dispatch.NAMES if n != "auto"]
         reasons = {n: dispatch.why_not(n, q, self.size.brick) for n in names}
+        for n in names:
+            if reasons[n] is None and self.args.device not in dispatch.module(n).AUTO:
+                reasons[n] = f"on a {self.args.device} only by name, and not timed here"
         if self.size.length > QUADRATIC:
             reasons["reference"] = "its memory is quadratic"
         self.found["backends"] = reasons

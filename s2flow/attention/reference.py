@@ -12,6 +12,7 @@ from s2flow.attention.batches import clip_by_clip
 from s2flow.windows import Box, window_mask
 
 IN_BRICKS = False
+AUTO = ("cpu", "cuda", "mps")
 
 
 def unusable(q: Tensor, brick: Box) -> str | None:

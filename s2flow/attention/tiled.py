@@ -18,6 +18,7 @@ it needs tokens^2 bytes, so only small grids are computed like that.
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")
 MASKED = 2048  # tokens up to which a mask may be faster
 CALL = 5e6  # what a call costs beside its work, in query-key pairs times head_dim (two CPU cores)
-COPIED = {"cpu": 2**24, "cuda": 2**28}  # bytes of keys and values copied at once
+COPIED = {"cpu": 2**20, "cuda": 2**28}  # bytes of keys and values copied at once
+ROWS = {"cpu": 2**20, "cuda": 2**27}  # bytes of queries at once
 
 
 def unusable(q: Tensor, brick: Box) -> str | None:
@@ -104,7 +106,7 @@ def _mask(tokens: Box, brick: Box, box: Box, n_text: int, device: torch.device) 
     return F.pad(window_mask(tokens, brick, box), (0, n_text), value=True).to(device)
 
 
-def _at_once(heads: list[int], k: Tensor, tokens: Box):
+def _at_once(heads: list[int], k: Tensor, tokens: Box) -> Iterator[slice | list[int]]:
     """Heads of one window, in slices or lists of as many as may be copied at once."""
     keys = math.prod(tokens)
     one = 2 * len(k) * keys * k.shape[-1] * k.element_size()
@@ -129,61 +131,54 @@ def _windowed(q, k, v, heads, box: Box, tokens: Box, brick: Box, out: Tensor, su
     Q, K, V, O = (grid(x) for x in (q, k, v, out))
     S = None if sums is None else grid(sums)
     texts = [x[:, heads, n_video:] for x in (k, v)]
-    attend = _positions if q.shape[2] == n_video else _positions_and_text
     for (qa, ka), (qb, kb) in itertools.product(spans[a], spans[b]):
-        queries = Q[:, :, :, qa, qb][:, heads]
-        band = [x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V)]
-        flat = queries.flatten(3, 4)
-        found, found_sums = attend(flat, *band, *texts, spans[inner], brick[inner], S is not None)
-        O[:, heads, :, qa, qb] = found.view(queries.shape)
-        if S is not None:
-            S[:, heads, :, qa, qb] = found_sums.view(queries.shape[:-1])
+        keys, values = (x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V))
+        one = Q[:, heads, :1, qa, qb]
+        rows = max(ROWS.get(q.device.type, 2**27) // (one.numel() * one.element_size()), 1)
+        for mine, ours, pieces, step in _runs(spans[inner], brick[inner], rows):
+            queries = Q[:, heads, mine, qa, qb]
+            call = (keys[:, :, ours], values[:, :, ours], texts, pieces, step)
+            found, found_sums = _positions(queries.flatten(2, 4), *call, S is not None)
+            O[:, heads, mine, qa, qb] = found.view(queries.shape)
+            if S is not None:
+                S[:, heads, mine, qa, qb] = found_sums.view(queries.shape[:-1])
 
 
-def _positions(Q, K, V, text_k, text_v, spans, b: int, lse: bool):
-    """All positions along the inner axis: Q, K, V (B, heads, inner, rest, d) -> like Q, and lse."""
-    out, batch = torch.empty_like(Q), Q.shape[:2]
-    sums = torch.empty(Q.shape[:-1], device=Q.device) if lse else None
+def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, int]]:
+    """(queries, keys, pieces, step) along the inner axis, of about `rows` rows of queries each.
 
-    def attend(queries: slice, keys: slice, pieces: int = 1, step: int = 0) -> None:
-        """`pieces` positions at once, each `step` further along than the last."""
-        n = (queries.stop - queries.start) // pieces
-        mine = Q[:, :, queries].reshape(-1, pieces, n * Q.shape[3], Q.shape[4])
-        size = (keys.stop - keys.start - (pieces - 1) * step) * K.shape[3]
-        k, v = (
-            x[:, :, keys]
-            .reshape(-1, (keys.stop - keys.start) * K.shape[3], K.shape[4])
-            .unfold(1, size, max(step * K.shape[3], 1))
-            .transpose(-1, -2)
-            for x in (K, V)
+    Positions between the borders hold one whole query brick each and move on by one brick, so that
+    several of them are `pieces` of one run, each `step` = b further along its keys.
+    """
+    for queries, keys in (spans[0], spans[-1]) if len(spans) > 3 else spans:
+        for i in range(queries.start, queries.stop, rows):
+            yield slice(i, min(i + rows, queries.stop)), keys, 1, 0
+    between = spans[1:-1] if len(spans) > 3 else []
+    n = max(rows // b, 1)
+    for i in range(0, len(between), n):
+        (queries, keys), (last_queries, last_keys) = (
+            between[i],
+            between[min(i + n, len(between)) - 1],
         )
-        found = F.scaled_dot_product_attention(mine, k, v)
-        out[:, :, queries] = found.reshape(*batch, n * pieces, *Q.shape[3:])
-        if sums is not None:
-            sums[:, :, queries] = log_sum_exp(mine, k).view(*batch, n * pieces, Q.shape[3])
-
-    if len(spans) < 4:
-        for queries, keys in spans:
-            attend(queries, keys)
-        return out, sums
-    attend(*spans[0])
-    between = spans[1:-1]  # one whole query brick each
-    queries = slice(between[0][0].start, between[-1][0].stop)
-    attend(queries, slice(between[0][1].start, between[-1][1].stop), len(between), b)
-    attend(*spans[-1])
-    return out, sums
+        pieces = min(n, len(between) - i)
+        yield slice(queries.start, last_queries.stop), slice(keys.start, last_keys.stop), pieces, b
 
 
-def _positions_and_text(Q, K, V, text_k, text_v, spans, b: int, lse: bool):
-    """The same with text behind the keys of every box."""
-    out = torch.empty_like(Q)
-    sums = torch.empty(Q.shape[:-1], device=Q.device) if lse else None
-    for queries, keys in spans:
-        mine = Q[:, :, queries].flatten(2, 3)
-        k = torch.cat([K[:, :, keys].flatten(2, 3), text_k], 2)
-        v = torch.cat([V[:, :, keys].flatten(2, 3), text_v], 2)
-        found = F.scaled_dot_product_attention(mine, k, v)
-        out[:, :, queries] = found.unflatten(2, (-1, Q.shape[3]))
-        if sums is not None:
-            sums[:, :, queries] = log_sum_exp(mine, k).unflatten(2, (-1, Q.shape[3]))
-    return out, sums
+def _positions(Q, K, V, texts, pieces: int, step: int, lse: bool):
+    """`pieces` positions at once: Q (B, heads, rows, d), K and V (B, heads, inner, rest, d).
+
+    Each takes its share of the rows and a stretch of the keys. Returns like Q, and lse. Text stands
+    behind the keys of every position, which then are copied.
+    """
+    rest, d = K.shape[3:]
+    size = (K.shape[2] - (pieces - 1) * step) * rest
+    views = [
+        x.reshape(-1, x.shape[2] * rest, d).unfold(1, size, max(step * rest, 1)).mT for x in (K, V)
+    ]
+    if texts[0].shape[2]:
+        more = (x.flatten(0, 1)[:, None].expand(-1, pieces, -1, -1) for x in texts)
+        views = [torch.cat(both, 2) for both in zip(views, more, strict=True)]
+    queries = Q.reshape(-1, pieces, Q.shape[2] // pieces, d)
+    found = F.scaled_dot_product_attention(queries, *views)
+    sums = log_sum_exp(queries, views[0]).view(Q.shape[:-1]) if lse else None
+    return found.reshape(Q.shape), sums
