@@ -73,7 +73,7 @@ def test_the_papers_clock(real):
 def test_peaks_measured_elsewhere(real):
     weights, peak = ELSEWHERE[real.name]
     assert real.high.peak / GIB == pytest.approx(peak, rel=0.05)
-    own = costs._bytes(real.backbone.transformer) / GIB
+    own = costs.clip._bytes(real.backbone.transformer) / GIB
     assert own == pytest.approx(weights, rel=0.15)  # "3" is 2.65
 
 
@@ -126,7 +126,7 @@ def later(request):
 
 def test_weights_of_the_later_families(later):
     """Two experts lie there together, and one alone works; sizes of parts as published."""
-    one = costs._bytes(later.backbone.transformer)
+    one = costs.clip._bytes(later.backbone.transformer)
     w = costs.weights_of(later.backbone)
     assert w.text / 2 == pytest.approx(TEXT[later.name], rel=0.02)
     assert w.vae / 4 == pytest.approx(VAE[later.name], rel=0.02)
@@ -232,7 +232,7 @@ def test_stages_follow_the_recipe(planned, case, recipe):
     once = forward_cost(planned, shape, 1, recipe(*words).guidance)
 
     def high(*more):
-        return costs._high_stage(planned, recipe(*words, "t_i=6", *more), shape, 1)
+        return costs.clip._high_stage(planned, recipe(*words, "t_i=6", *more), shape, 1)
 
     half = stages("t_i=6", "sparsity=0.5")
     assert list(half) == ["text", "lr", "plan", "handoff", "hr", "decode"]
