@@ -20,7 +20,7 @@ Seconds stand and fall with the rates, which are assumptions until measured: a s
 """
 
 from s2flow.costs.clip import flow_stage, measure, vae_stages, weights_of
-from s2flow.costs.clock import BANDWIDTH, BUS, LINK, RATES, VAE_SHARE, Rates, known
+from s2flow.costs.clock import BANDWIDTH, BUS, LINK, RATES, VAE_SHARE, Rates, known, rates_of
 from s2flow.costs.coverage import Coverage, coverage_cost
 from s2flow.costs.forward import Forward, forward_cost
 from s2flow.costs.stages import GIB, RESERVE, SLACK, Costs, Stage, Weights, bound, seconds_of
@@ -51,6 +51,7 @@ __all__ = [
     "forward_cost",
     "known",
     "measure",
+    "rates_of",
     "seconds_of",
     "tracing",
     "vae_cost",

@@ -22,26 +22,17 @@ and `link=` replace.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s2flow.costs.trace import Moved
 from s2flow.errors import UserError
 
 RATES = {"H200": 400, "H100": 400, "H800": 400, "B200": 800, "A100": 180, "4090": 120, "cpu": 0.05}
 BANDWIDTH = {"H200": 3840, "H100": 2680, "H800": 2680, "B200": 6400, "A100": 1550, "4090": 806}
-BANDWIDTH |= {"cpu": 10}  # GB/s
-LINK = {
-    "H200": 315,
-    "H100": 315,
-    "H800": 140,
-    "B200": 630,
-    "A100": 210,
-    "4090": 20,
-    "cpu": 2,
-}  # GB/s
-VAE_SHARE = (
-    0.1  # of the rate, for float32: the autoencoder's convolutions, sampled rows of attention
-)
+BANDWIDTH |= {"cpu": 10}
+LINK = {"H200": 315, "H100": 315, "H800": 140, "B200": 630, "A100": 210, "4090": 20}
+LINK |= {"cpu": 2}
+VAE_SHARE = 0.1  # of the rate, for float32: the autoencoder, and sampled rows of attention
 BUS = 25e9  # bytes a second from the CPU to a GPU
 
 
@@ -63,11 +54,9 @@ class Rates:
     def __post_init__(self) -> None:
         for name in ("tflops", "bandwidth", "link", "attention", "float32"):
             rate = getattr(self, name)
-            if rate is None:
-                continue
-            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+            if rate is not None and not rate > 0:
                 raise UserError(
-                    f"{name}={rate} is no rate; type a number above 0, such as {name}=100"
+                    f"{name}={rate:g} is no rate; type a number above 0, as {name}=100"
                 )
 
     def seconds(self, flops: float, attention: float, moved: Moved, single: bool = False) -> float:
@@ -96,3 +85,28 @@ def known(name: str) -> Rates | None:
     """What is assumed of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
     word = next((w for w in RATES if w.lower() in name.lower()), None)
     return None if word is None else Rates(RATES[word], BANDWIDTH[word], LINK[word])
+
+
+def rates_of(
+    name: str,
+    memory: float | None = None,
+    tflops: float | None = None,
+    bandwidth: float | None = None,
+    link: float | None = None,
+) -> Rates:
+    """What is assumed of a device, with what was typed instead.
+
+    memory: GiB, by which a GPU of unknown name counts as an H100 or an A100. Raises UserError for what
+    is no rate.
+    """
+    usual = known(name) or known("H100" if (memory or 0) > 60 else "A100")
+    typed = {"tflops": tflops, "bandwidth": bandwidth, "link": link}
+    return with_typed(usual, **typed)
+
+
+def with_typed(rates: Rates, **typed: float | None) -> Rates:
+    """Rates with those that were typed in their place. Raises UserError for what is no rate."""
+    for name, rate in typed.items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise UserError(f"{name}={rate:g} is no rate; type a number above 0, as {name}=100")
+    return replace(rates, **{k: v for k, v in typed.items() if v is not None})

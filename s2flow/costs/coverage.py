@@ -8,8 +8,10 @@ width d, and bricks g_t x g_h x g_w:
                  another
     moved        k is widened to float32; R x L logits, their softmax, and the sum over bricks
 
-What ranks exchange of it is the outcome, g_t g_h g_w numbers a head. The choice itself (Eq. 9) is an
-argmax over small tables on the CPU and counts as nothing.
+At the paper's size and the assumed rates this is 0.6 to 0.9 % of an LR forward, and 0.05 % of its
+FLOPs; kernel by kernel (`Rates.kernels`) up to 1.1 %, on an H100. A kernel that never writes the rows
+moves less. What ranks exchange is the outcome, g_t g_h g_w numbers a head. The choice itself (Eq. 9) is
+an argmax over small tables on the CPU and counts as nothing.
 """
 
 import math

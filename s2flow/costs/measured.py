@@ -77,7 +77,7 @@ def load_rates(path: str | Path) -> Rates:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{path} holds no rates; type python -m s2flow.costs --measure --json {path.name}"
+            f"{path} holds no rates; type python -m s2flow.costs --measure --json rates.json"
         ) from None
 
 

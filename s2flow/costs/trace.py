@@ -61,12 +61,12 @@ class Moved:
 
 
 class Trace(TorchDispatchMode):
-    """Counts everything that runs inside; see the module. `moved` knows no self-attention."""
+    """Counts everything that runs inside; see the module."""
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.flops = self.live = self.peak = 0
-        self.moved = Moved()
+        self.bytes = {"weights": 0, "products": 0, "rest": 0}
         self._weights = {w.untyped_storage()._cdata for w in weights}
         self._seen: set[int] = set()
 
@@ -81,17 +81,20 @@ class Trace(TorchDispatchMode):
                 self._born(t.untyped_storage())
         return out
 
+    @property
+    def moved(self) -> Moved:
+        """Bytes read and written so far; self-attention is not told apart here."""
+        return Moved(**self.bytes)
+
     def beside(self, extra: int) -> None:
         """So many bytes more than what is alive now were needed for a moment."""
         self.peak = max(self.peak, self.live + extra)
 
     def count(self, tensors: Iterable[Tensor], product: bool) -> None:
         """These tensors are read or written once."""
-        sizes = {True: 0, False: 0}  # of weights, of others
         for t in tensors:
-            sizes[t.untyped_storage()._cdata in self._weights] += nbytes(t)
-        other = {"products" if product else "rest": sizes[False]}
-        self.moved += Moved(weights=sizes[True], **other)
+            known = t.untyped_storage()._cdata in self._weights
+            self.bytes["weights" if known else "products" if product else "rest"] += nbytes(t)
 
     def _count_moved(self, func: Any, args: list, out: Any) -> None:
         name = func._overloadpacket.__name__

@@ -62,7 +62,7 @@ def _left_out(vae: Any, side: str, trace: Trace):
         out = x.new_empty(_shape_after(vae, side, x.shape, cached, first_chunk))
         pixels = math.prod((x if side == "encoder" else out).shape[2:])
         trace.flops += int(flops * pixels)
-        trace.moved += moved * pixels
+        trace.bytes["products"] += int(moved * pixels)
         return out
 
     return _instead(network, "forward", forward)
@@ -82,25 +82,25 @@ def _shape_after(vae: Any, side: str, shape: tuple, cached: bool, first: bool) -
 
 def _interior(
     run: Callable, vae: Any, side: str, x: Tensor, cached: bool
-) -> tuple[int, float, Moved]:
+) -> tuple[int, float, float]:
     """(peak bytes, FLOPs, bytes moved) of the network itself on one such tile.
 
     FLOPs and bytes are per pixel of the video side. A cached network is run on three chunks: by the
     last one its caches are full.
     """
     B, C, t, h, w = x.shape
-    before, moved_before = 0, Moved()
+    before = moved_before = 0
     with torch.utils._python_dispatch._disable_current_modes(), tracing() as inner:
         if not cached:
             out = run(given := x.new_empty(x.shape))
         else:
             cache = [None] * vae._cached_conv_counts[side]
             for chunk in range(3):
-                before, moved_before = inner.flops, inner.moved
+                before, moved_before = inner.flops, inner.moved.total
                 frames = 4 if side == "encoder" and chunk else 1
                 first = {"first_chunk": chunk == 0} if side == "decoder" else {}
                 given = x.new_empty(B, C, frames, h, w)
                 out = run(given, feat_cache=cache, feat_idx=[0], **first)
         pixels = math.prod((out if side == "decoder" else given).shape[2:])
-        moved = (inner.moved + moved_before * -1) * (1 / pixels)
+        moved = (inner.moved.total - moved_before) / pixels
         return inner.peak - given.nbytes, (inner.flops - before) / pixels, moved
