@@ -40,9 +40,9 @@ STATE = 6  # latents in float32 that a flow holds: z, v, two derivatives, a step
 def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
     """Costs of one batch under a recipe. `backbone`: on the meta device, and spent afterwards."""
     low, high = (backbone.latent_shape(*size, r.frames) for size in (r.low, r.high))
-    stages = [_text_stage(backbone, r, batch)]
+    stages, forwards = [_text_stage(backbone, r, batch)], {}
     if "low" in r.knobs:
-        once = forward_cost(backbone, low, batch, r.guidance)
+        once = forwards["low"] = forward_cost(backbone, low, batch, r.guidance)
         recorded = coverage_bytes(once.q, r.coverage_rows)
         held = STATE * 4 * batch * math.prod(low)
         used = max(once.peak, once.attending + recorded) + held
@@ -50,12 +50,13 @@ def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
         plan = plan_stage(backbone, r, once, low)
         stages += [flow, plan] if "windows" in r.knobs else [_together(flow, plan)]
     if r.method != "bicubic":
-        stages.append(_high_stage(backbone, r, high, batch))
+        forwards["high"] = forward_cost(backbone, high, batch, r.guidance)
+        stages.append(high_stage(backbone, r, forwards["high"], high, batch))
     stages += vae_stages(backbone, r, batch)
     order = ("text", "lr", "plan", "handoff", "hr", "decode")
     stages.sort(key=lambda s: order.index(s.name))
     heads = backbone.transformer.config.num_attention_heads
-    return Costs(weights_of(backbone), stages, heads)
+    return Costs(weights_of(backbone), stages, heads, **forwards)
 
 
 def plan_stage(backbone: Any, r: Recipe, once: Forward, low: tuple) -> Stage:
@@ -103,8 +104,8 @@ def _together(flow: Stage, plan: Stage) -> Stage:
     )
 
 
-def _high_stage(backbone: Any, r: Recipe, shape: tuple, batch: int) -> Stage:
-    once = forward_cost(backbone, shape, batch, r.guidance)
+def high_stage(backbone: Any, r: Recipe, once: Forward, shape: tuple, batch: int) -> Stage:
+    """The HR flow of latents of this shape; `once`: a forward of them."""
     steps = r.t_i if "t_i" in r.knobs else r.steps
     windowed = "windows" in r.knobs and not r.whole_grid
     dense = min(r.windows.dense_steps, steps) if windowed else steps

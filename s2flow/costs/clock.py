@@ -11,7 +11,8 @@ every kind of kernel by itself, since they run one after another:
     seconds  = max(products, weights and their inputs and outputs) + max(attention, q k v out)
                + rest + sent
 
-The autoencoder and the planning stage compute in float32, at a rate of their own. `offload=group` is no
+What kernels take to start is left out: on small models it is what the seconds are. The autoencoder and
+the planning stage compute in float32, at a rate of their own. `offload=group` is no
 faster than the weights travel from the CPU.
 
 Where the numbers come from: TFLOP/s are what whole forwards of such models reach in bfloat16, some 40 %

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from s2flow.costs.clock import BUS, Rates
+from s2flow.costs.forward import Forward
 from s2flow.costs.trace import Moved
 
 GIB = 2**30
@@ -77,6 +78,8 @@ class Costs:
     weights: Weights
     stages: list[Stage]  # in the order of a run
     heads: int = 1  # of the transformer: ranks must divide them
+    low: Forward | None = None  # one forward at LR, and at HR
+    high: Forward | None = None
 
     def peak(self, stage: Stage, offload: str = "none", fp8: bool = False, ranks: int = 1) -> int:
         """Bytes on one device at the worst moment of a stage."""

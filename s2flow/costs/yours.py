@@ -15,7 +15,7 @@ from s2flow.backbones.ulysses import check_heads
 from s2flow.config import resolve
 from s2flow.costs.clip import flow_stage, measure
 from s2flow.costs.clock import Rates
-from s2flow.costs.forward import Forward, forward_cost
+from s2flow.costs.forward import Forward
 from s2flow.costs.paper import READINGS
 from s2flow.costs.stages import GIB, Costs, bound, seconds_of
 from s2flow.defaults import composed, conf_file
@@ -28,15 +28,23 @@ from s2flow.windows import fraction_of_volume
 
 @dataclass(frozen=True)
 class Yours:
-    """A recipe, one forward of it at LR and HR, all stages, and what they run on."""
+    """A recipe, its costs, and what it runs on."""
 
     recipe: Recipe
-    low: Forward
-    high: Forward
     costs: Costs
     device: str
     rates: Rates
     ranks: int
+
+    @property
+    def low(self) -> Forward:
+        """One forward at LR."""
+        return self.costs.low
+
+    @property
+    def high(self) -> Forward:
+        """One forward at HR."""
+        return self.costs.high
 
     def ten_steps(self, once: Forward, f: float = 1.0) -> float:
         """Seconds of 10 forwards."""
@@ -108,9 +116,4 @@ def model(
     made = blank(file.family, Origin.of(file))
     if ranks > 1:
         check_heads(made.transformer.config.num_attention_heads, ranks)
-    low, high = (
-        forward_cost(made, made.latent_shape(*size, recipe.frames), batch, recipe.guidance)
-        for size in (recipe.low, recipe.high)
-    )
-    costs = measure(made, recipe, batch)
-    return Yours(recipe, low, high, costs, device, rates, ranks)
+    return Yours(recipe, measure(made, recipe, batch), device, rates, ranks)
