@@ -50,8 +50,9 @@ LOW, HIGH = (16, 30, 96, 160), (16, 30, 192, 320)  # 768x1280 and 1536x2560, 117
 def real(request):
     family, source = SOURCE[request.param]
     backbone = blank(family, Origin(request.param, source, "main", "bfloat16"))
-    high = forward_cost(backbone, HIGH, 1, 6.0)
-    return SimpleNamespace(name=request.param, backbone=backbone, high=high)
+    low, high = (forward_cost(backbone, shape, 1, 6.0) for shape in (LOW, HIGH))
+    own = costs.clip._bytes(backbone.transformer)  # before a test stores it as fp8
+    return SimpleNamespace(name=request.param, backbone=backbone, low=low, high=high, own=own)
 
 
 def test_published_sizes(real):
@@ -64,7 +65,7 @@ def test_published_sizes(real):
 @pytest.mark.parametrize("real", ["hunyuan"], indirect=True)
 def test_the_papers_clock(real):
     """PFLOP of one forward: 1.57 linear + 9.83 attention at LR, 6.27 + 156.7 at HR."""
-    low = forward_cost(real.backbone, LOW, 1, 6.0)
+    low = real.low
     assert low.linear / 1e15 == pytest.approx(1.57, rel=0.01)
     assert low.attention / 1e15 == pytest.approx(9.83, rel=0.01)
     assert real.high.linear / 1e15 == pytest.approx(6.27, rel=0.01)
@@ -328,14 +329,13 @@ def test_what_moves_bytes_and_what_does_not():
 
 def test_a_forward_reads_its_weights_once_a_pass(real):
     passes = 1 if real.name == "hunyuan" else 2
-    own = costs.clip._bytes(real.backbone.transformer)
-    assert real.high.moved.weights == pytest.approx(passes * own, rel=0.005)
+    assert real.high.moved.weights == pytest.approx(passes * real.own, rel=0.005)
     B, heads, L, d = real.high.q
     assert real.high.moved.attention == 4 * 2 * B * heads * L * d * real.high.calls
     assert real.high.calls == passes * real.backbone.router.layers
-    low = forward_cost(real.backbone, LOW, 1, 6.0)
-    assert low.moved.products * 4 == pytest.approx(real.high.moved.products, rel=0.02)
-    assert low.moved.rest * 4 == pytest.approx(real.high.moved.rest, rel=0.02)
+    low, high = real.low.moved, real.high.moved
+    assert low.products * 4 == pytest.approx(high.products, rel=0.02)
+    assert low.rest * 4 == pytest.approx(high.rest, rel=0.02)
 
 
 def test_kernels_that_copy_nothing_need_no_more_than_the_dense_one(real):
