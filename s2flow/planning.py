@@ -21,13 +21,15 @@ from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import blank
 from s2flow.costs import (
     GIB,
-    RATES,
     RESERVE,
     SLACK,
     VAE_SHARE,
     Costs,
+    Rates,
     Stage,
+    bound,
     measure,
+    rates_of,
     vae_stages,
 )
 from s2flow.errors import UserError
@@ -46,25 +48,30 @@ WORDS = (  # (offload, fp8, tiled, ranks) in the order in which they are offered
 
 @dataclass(frozen=True)
 class Device:
-    """What is planned for: its name, its GiB (None: not known), TFLOP/s of the transformer."""
+    """What is planned for: its name, its GiB (None: not known), what it achieves."""
 
     name: str
     memory: float | None
-    tflops: float
+    rates: Rates
 
 
 def device_of(cfg: DictConfig, device: str) -> Device:
-    """The device found, with `memory` and `tflops` as typed instead of its own."""
+    """The device found, with `memory`, `tflops`, `bandwidth` and `link` as typed instead of its own.
+
+    Raises UserError for a memory or a rate that is none.
+    """
+    if cfg.memory is not None and not cfg.memory > 0:
+        raise UserError(
+            f"memory={cfg.memory:g} holds nothing; type the GiB of a GPU, as memory=80"
+        )
     name, memory = "cpu", None
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory / GIB
     elif cfg.memory is not None:
         name = "a GPU"
-    assumed = next((rate for word, rate in RATES.items() if word in name), None)
-    if assumed is None:
-        assumed = RATES["H100"] if (cfg.memory or memory or 0) > 60 else RATES["A100"]
-    return Device(name, cfg.memory or memory, cfg.tflops or assumed)
+    memory = cfg.memory or memory
+    return Device(name, memory, rates_of(name, memory, cfg.tflops, cfg.bandwidth, cfg.link))
 
 
 def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
@@ -76,8 +83,8 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
     """Print the plan; returns what the JSON line holds, sizes in GiB."""
     if recipe.stages:
         raise UserError("plan=true counts one HR size; leave scales out to plan for the largest")
-    costs, on = measured(cfg, recipe), device_of(cfg, device)
-    ranks = cfg.context_parallel
+    on, ranks = device_of(cfg, device), cfg.context_parallel
+    costs = measured(cfg, recipe)
     how = (cfg.offload, cfg.fp8, ranks)
     rows = [
         {
@@ -85,7 +92,10 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
             "tokens": s.tokens,
             "density": round(s.density, 4),
             "tflop": round(s.flops / 1e12, 3),
-            "seconds": round(costs.seconds(s, on.tflops, *how), 2),
+            "moved_gb": round(s.moved.total / 1e9, 3),
+            "sent_gb": round(s.sent(ranks) / 1e9, 3),
+            "seconds": round(costs.seconds(s, on.rates, *how), 2),
+            "bound": bound(s, on.rates, ranks),
             "weights_gib": round(costs.weights.there(s.part, cfg.offload, cfg.fp8) / GIB, 2),
             "peak_gib": round(costs.peak(s, *how) / GIB, 2),
         }
@@ -106,7 +116,9 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
         "ranks": ranks,
         "device": on.name,
         "memory_gib": on.memory and round(on.memory, 2),
-        "assumed_tflops": on.tflops,
+        "assumed_tflops": on.rates.tflops,
+        "assumed_bandwidth": on.rates.bandwidth,
+        "assumed_link": on.rates.link,
         "stages": rows,
         "seconds": round(sum(r["seconds"] for r in rows), 2),
         "needed_gib": round(needed, 2),
@@ -188,18 +200,22 @@ def _show(found: dict[str, Any]) -> None:
         f"{found['clips']} clip(s) in batches of {found['batch']}; estimates, nothing was loaded"
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("stage", "tokens", "f", "TFLOP", "seconds", "weights GiB", "peak GiB"):
+    sizes = ("GB moved", "seconds", "waits for", "weights GiB", "peak GiB")
+    for name in ("stage", "tokens", "f", "TFLOP", *sizes):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for r in found["stages"]:
         cells = (f"{r['tokens']:,}", f"{r['density']:.3g}") if r["tokens"] else ("—", "—")
-        cells += (f"{r['tflop']:,.0f}",)
-        cells += (f"{r['seconds']:,.1f}", f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
+        cells += (f"{r['tflop']:,.0f}", f"{r['moved_gb']:,.0f}", f"{r['seconds']:,.1f}")
+        cells += (r["bound"], f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
         table.add_row(r["stage"], *cells)
     console.print(table)
-    rate = found["assumed_tflops"]
+    rate, link = found["assumed_tflops"], found["assumed_link"]
+    sending = f", {link:g} GB/s to other ranks (link=)" if found["ranks"] > 1 else ""
     console.print(
         f"{found['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
-        f"and {rate * VAE_SHARE:g} in the autoencoder, on {found['device']}"
+        f"and {rate * VAE_SHARE:g} in float32, {found['assumed_bandwidth']:g} GB/s of memory "
+        f"(bandwidth=){sending}, on {found['device']}",
+        markup=False,
     )
     needed = f"needs {found['needed_gib']:.1f} GiB"
     needed += f", {SLACK - 1:.0%} slack and {RESERVE:g} GiB context in"

@@ -132,6 +132,8 @@ class Config:
     keep_latents: bool = False
     plan: bool = False
     tflops: float | None = None
+    bandwidth: float | None = None
+    link: float | None = None
     memory: float | None = None
     check_memory: bool = True
     lr_cache_gib: float = 10.0

@@ -185,7 +185,7 @@ def test_help_explains_every_knob_and_choice():
     knobs |= {"frames", "guidance", "brick_low", "brick_high", "coverage_rows", "runs_dir"}
     knobs |= {"prompts.subset", "prompts.count", "prompts.subset_seed", "prompts.augmented"}
     knobs |= {"backbone.source", "backbone.revision", "backbone.dtype"}
-    knobs |= {"fp8", "vae_tile", "plan", "tflops", "memory", "check_memory"}
+    knobs |= {"fp8", "vae_tile", "plan", "tflops", "memory", "check_memory", "bandwidth", "link"}
     knobs |= {"shard", "batch", "device", "threads", "windows.exponents"}
     for word in knobs | (set(CHOICES) - {"attention"}):
         assert word in text, f"--help does not explain {word}"

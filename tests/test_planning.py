@@ -135,3 +135,22 @@ def test_what_cannot_be_planned_is_not_refused(gpu):
 def test_offload_on_a_cpu_is_refused():
     with pytest.raises(UserError, match="offload=group .* the CPU; leave offload out"):
         runner.run(config("offload=group", "device=cpu"))
+
+
+def test_a_slow_memory_or_link_is_what_a_stage_waits_for(capsys):
+    def stages(*words):
+        found = runner.run(config("plan=true", "memory=24", "tflops=100", "device=cpu", *words))
+        assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in found["stages"]))
+        return {s["stage"]: s for s in found["stages"]}
+
+    usual, slow = stages("bandwidth=1000"), stages("bandwidth=1e-6")
+    for s in ("lr", "plan", "hr", "decode"):
+        assert slow[s]["bound"] == "memory"
+        assert slow[s]["seconds"] == pytest.approx(usual[s]["moved_gb"] * 1e6, rel=0.5, abs=1e3)
+    assert usual["plan"]["tflop"] >= 0 and slow["plan"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("words", ["tflops=0", "tflops=-1", "bandwidth=0", "link=-2", "memory=-3"])
+def test_what_is_no_rate_is_refused(words):
+    with pytest.raises(UserError, match=f"^{words.split('=')[0]}=.*; type "):
+        runner.run(config("plan=true", "device=cpu", words))

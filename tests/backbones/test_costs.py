@@ -1,6 +1,7 @@
 """The estimate against the paper's clock, known peaks, closed forms, and real forwards on the CPU."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2flow import costs
-from s2flow.backbones import hunyuan15
+from s2flow.backbones import hunyuan, hunyuan15, ulysses, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import Answers, blank, part_config
 from s2flow.backbones.placement import tile_vae
 from s2flow.backbones.published import PUBLISHED
+from s2flow.cascade import Cascade
 from s2flow.costs import GIB, forward_cost, measure, tracing, vae_cost
 from s2flow.errors import UserError
+from s2flow.methods import method
 
 SOURCE = {
     "wan_1_3b": ("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
@@ -47,8 +50,9 @@ LOW, HIGH = (16, 30, 96, 160), (16, 30, 192, 320)  # 768x1280 and 1536x2560, 117
 def real(request):
     family, source = SOURCE[request.param]
     backbone = blank(family, Origin(request.param, source, "main", "bfloat16"))
-    high = forward_cost(backbone, HIGH, 1, 6.0)
-    return SimpleNamespace(name=request.param, backbone=backbone, high=high)
+    low, high = (forward_cost(backbone, shape, 1, 6.0) for shape in (LOW, HIGH))
+    own = costs.clip._bytes(backbone.transformer)  # before a test stores it as fp8
+    return SimpleNamespace(name=request.param, backbone=backbone, low=low, high=high, own=own)
 
 
 def test_published_sizes(real):
@@ -61,7 +65,7 @@ def test_published_sizes(real):
 @pytest.mark.parametrize("real", ["hunyuan"], indirect=True)
 def test_the_papers_clock(real):
     """PFLOP of one forward: 1.57 linear + 9.83 attention at LR, 6.27 + 156.7 at HR."""
-    low = forward_cost(real.backbone, LOW, 1, 6.0)
+    low = real.low
     assert low.linear / 1e15 == pytest.approx(1.57, rel=0.01)
     assert low.attention / 1e15 == pytest.approx(9.83, rel=0.01)
     assert real.high.linear / 1e15 == pytest.approx(6.27, rel=0.01)
@@ -73,7 +77,7 @@ def test_the_papers_clock(real):
 def test_peaks_measured_elsewhere(real):
     weights, peak = ELSEWHERE[real.name]
     assert real.high.peak / GIB == pytest.approx(peak, rel=0.05)
-    own = costs._bytes(real.backbone.transformer) / GIB
+    own = costs.clip._bytes(real.backbone.transformer) / GIB
     assert own == pytest.approx(weights, rel=0.15)  # "3" is 2.65
 
 
@@ -126,7 +130,7 @@ def later(request):
 
 def test_weights_of_the_later_families(later):
     """Two experts lie there together, and one alone works; sizes of parts as published."""
-    one = costs._bytes(later.backbone.transformer)
+    one = costs.clip._bytes(later.backbone.transformer)
     w = costs.weights_of(later.backbone)
     assert w.text / 2 == pytest.approx(TEXT[later.name], rel=0.02)
     assert w.vae / 4 == pytest.approx(VAE[later.name], rel=0.02)
@@ -191,6 +195,11 @@ def test_flops_and_peak_of_a_real_forward(case, planned, batch, monkeypatch):
     with tracing(fused=False) as trace, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         case.backbone.velocity(z, 0.5, condition)
     assert guess.peak == pytest.approx(trace.peak, rel=0.2)
+    # a CPU spells out RMS norms, and so moves more
+    assert 0.7 * trace.moved.total < guess.moved.total <= trace.moved.total
+    with tracing() as fused:
+        case.backbone.velocity(z, 0.5, condition)
+    assert guess.moved.total == pytest.approx(fused.moved.total, rel=0.01)
 
 
 @every
@@ -212,6 +221,7 @@ def test_flops_and_peak_of_real_decoding_and_encoding(case, planned, tile):
         cost = vae_cost(planned.vae, guessed)
         assert cost.peak == pytest.approx(trace.peak, rel=0.2)
         assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+        assert cost.moved.total == pytest.approx(trace.moved.total, rel=0.2)
     tile_vae(case.backbone.vae, None)
 
 
@@ -232,7 +242,7 @@ def test_stages_follow_the_recipe(planned, case, recipe):
     once = forward_cost(planned, shape, 1, recipe(*words).guidance)
 
     def high(*more):
-        return costs._high_stage(planned, recipe(*words, "t_i=6", *more), shape, 1)
+        return costs.clip.high_stage(planned, recipe(*words, "t_i=6", *more), once, shape, 1)
 
     half = stages("t_i=6", "sparsity=0.5")
     assert list(half) == ["text", "lr", "plan", "handoff", "hr", "decode"]
@@ -277,3 +287,131 @@ def test_group_offload_is_no_faster_than_its_bus():
     assert made.seconds(stage, 1.0, "none", ranks=4) == 0.25
     assert made.peak(stage, "model") == 11 * GIB and made.peak(stage, "group") == 2 * GIB
     assert math.isclose(made.peak(stage, "model", ranks=2), 10.5 * GIB)
+
+
+# -- bytes moved ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_bytes_of_a_linear_layer_are_exact(kind, bias):
+    layer = torch.nn.Linear(48, 80, bias, device="meta", dtype=kind)
+    x = torch.empty(7, 48, device="meta", dtype=kind)
+    with tracing(weights=layer) as trace:
+        layer(x)
+    size = x.element_size()
+    assert trace.moved.weights == size * (48 * 80 + 80 * bias)
+    assert trace.moved.products == size * 7 * (48 + 80) and trace.moved.rest == 0
+    assert trace.flops == 2 * 7 * 48 * 80
+
+
+def test_what_moves_bytes_and_what_does_not():
+    x, index = torch.empty(6, 4, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+
+    def moved(work):
+        with tracing() as trace:
+            work()
+        return trace.moved.total
+
+    assert moved(lambda: x.t().reshape(2, 3, 4)[0]) == 2 * 96  # a view, a copy, a view
+    assert moved(lambda: x.view(3, 8).transpose(0, 1)) == 0
+    assert moved(lambda: torch.empty_like(x)) == 0
+    assert moved(lambda: x + x) == 3 * 96 and moved(lambda: x.add_(1)) == 2 * 96
+    assert moved(lambda: x.zero_()) == 96 and moved(lambda: x.copy_(x)) == 2 * 96
+    assert moved(lambda: x[:1].expand(6, 4) * x) == 3 * 96  # it lies in a storage of 96
+    assert moved(lambda: torch.empty(1, device="meta").expand(6, 4) * x) == 4 + 2 * 96
+    assert moved(lambda: x[index]) == 2 * 32 + 16  # of a table what is looked up
+    assert moved(lambda: x.to(torch.bfloat16)) == 96 + 48
+    q = torch.empty(1, 2, 5, 4, device="meta")
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert moved(lambda: attend(q, q, q)) == 4 * 160
+
+
+def test_a_forward_reads_its_weights_once_a_pass(real):
+    passes = 1 if real.name == "hunyuan" else 2
+    assert real.high.moved.weights == pytest.approx(passes * real.own, rel=0.005)
+    B, heads, L, d = real.high.q
+    assert real.high.moved.attention == 4 * 2 * B * heads * L * d * real.high.calls
+    assert real.high.calls == passes * real.backbone.router.layers
+    low, high = real.low.moved, real.high.moved
+    assert low.products * 4 == pytest.approx(high.products, rel=0.02)
+    assert low.rest * 4 == pytest.approx(high.rest, rel=0.02)
+
+
+def test_kernels_that_copy_nothing_need_no_more_than_the_dense_one(real):
+    tight = replace(real.high, peak=real.high.attending)  # as if attention were the worst moment
+    copied = 6 * math.prod(tight.q) * tight.size  # q, k, v, out, and keys and values of half of it
+    assert tight.peak_with_windows(0.5, "triton") == tight.peak
+    assert tight.peak_with_windows(0.5) == tight.peak + copied
+
+
+# -- what ranks send --------------------------------------------------------------------------
+
+
+class Counting:
+    """Stands for torch.distributed in `ulysses`: counts the bytes that one of k ranks sends."""
+
+    def __init__(self, k, rank):
+        self.k, self.rank, self.sent = k, rank, 0
+
+    def get_world_size(self, group):
+        return self.k
+
+    def get_rank(self, group):
+        return self.rank
+
+    def all_to_all_single(self, out, flat, out_sizes, in_sizes, group):
+        assert sum(in_sizes) == flat.numel() and sum(out_sizes) == out.numel()
+        self.sent += (flat.numel() - in_sizes[self.rank]) * flat.element_size()
+        out.zero_()
+
+    def all_gather(self, found, x, group):
+        self.sent += x.nbytes * (self.k - 1)
+        for part in found:
+            part.copy_(x)
+
+
+@pytest.fixture
+def shared(case, monkeypatch):
+    """shared(k, rank): (a real tiny backbone as that rank holds it, what it sends)."""
+    family = {"wan": wan, "hunyuan": hunyuan, "hunyuan_1_5": hunyuan15}.get(case.name, wan)
+    made = []
+
+    def as_rank(k, rank):
+        counting = Counting(k, rank)
+        monkeypatch.setattr(ulysses, "dist", counting)
+        made.append(family.from_origin(Origin(case.name, str(case.folder)), "cpu"))
+        ulysses.share_videos(made[-1], None)
+        return made[-1], counting
+
+    yield as_rank
+    for backbone in made:
+        backbone.release()
+
+
+@pytest.mark.parametrize("size", [(64, 96, 5), (48, 48, 1)])  # the second: an odd number of tokens
+def test_what_a_forward_sends_is_what_ulysses_sends(case, planned, shared, size):
+    shape = case.backbone.latent_shape(*size)
+    once = forward_cost(planned, shape, 2, 5.0)
+    sent = []
+    for rank in range(2):
+        backbone, counting = shared(2, rank)
+        condition = filled(backbone.blank_condition(2, 5.0))
+        backbone.velocity(torch.zeros(2, *shape), 0.5, condition)
+        sent.append(counting.sent)
+    assert once.sent(2) == max(sent) == sent[0] and once.sent(1) == 0
+
+
+@pytest.mark.parametrize("case", ["wan"], indirect=True)
+def test_what_a_clip_sends_is_what_ulysses_sends(case, planned, shared, recipe):
+    """LR flow, coverage of every layer and step, HR flow in windows of different volume."""
+    words = ["backbone=wan_1_3b", "low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2"]
+    words += ["brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32"]
+    r = recipe(*words, "windows=coverage", "windows.target=0.7")
+    stages = measure(blank("wan", Origin(case.name, str(case.folder))), r).stages
+    backbone, counting = shared(2, 0)
+    method("s2flow").generate(Cascade(backbone, r, ["a red star"], [3]))
+    by_name = {s.name: s.sent(2) for s in stages}
+    assert counting.sent == sum(by_name.values())
+    assert by_name["lr"] > by_name["plan"] > 0 and by_name["hr"] > 0
+    assert by_name["text"] == by_name["handoff"] == by_name["decode"] == 0

@@ -1,0 +1,146 @@
+"""`python -m s2flow.costs`: the paper's clock, and beside it the same model on a GPU of yours.
+
+    python -m s2flow.costs                                            HunyuanVideo on the GPU found here
+    python -m s2flow.costs --device-name H200 --ranks 8               on others, context parallel
+    python -m s2flow.costs --backbone wan_1_3b --device-name 4090     another backbone at its own sizes
+    python -m s2flow.costs --low 480x832 --high 960x1664 --frames 61 --tflops 300 --json x.json
+    python -m s2flow.costs --measure --json rates.json                time this machine's device
+    python -m s2flow.costs --rates rates.json                         and use that
+
+Needs neither weights nor a GPU. Sizes are HEIGHTxWIDTH. What cannot be is one line and exit status 1.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2flow.costs import table
+from s2flow.costs.clock import RATES, Rates, known, rates_of, with_typed
+from s2flow.costs.measured import load_rates, measure_rates
+from s2flow.costs.paper import figure6, paper_clock, table1, table2
+from s2flow.costs.yours import model
+from s2flow.errors import UserError
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Everything that can be typed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m s2flow.costs",
+        description="The paper's clock beside a model of the same method on your own GPU.",
+    )
+    clip = parser.add_argument_group("the clip (default: the backbone's own sizes and steps)")
+    clip.add_argument("--backbone", default="hunyuan", help="a name of conf/backbone [hunyuan]")
+    clip.add_argument("--low", type=_size, metavar="HxW", help="LR size in pixels, as 768x1280")
+    clip.add_argument("--high", type=_size, metavar="HxW", help="HR size in pixels, as 1536x2560")
+    clip.add_argument("--frames", type=int)
+    clip.add_argument("--steps", type=int)
+    clip.add_argument("--t-i", type=int, help="HR steps that remain at the hand-off")
+    clip.add_argument("--sparsity", type=float, help="share that is kept [0.5]")
+    clip.add_argument("--density", help="what it is a share of: volume | per_axis [volume]")
+    clip.add_argument("--windows", help="a name of conf/windows [adaptive]")
+    clip.add_argument("--solver", help="lri | euler | ab2 | ... ; heun takes two forwards a step")
+    clip.add_argument("--order", type=int, help="K of lri; costs no forward")
+    clip.add_argument("--batch", type=int, default=1, help="clips made together [1]")
+    on = parser.add_argument_group("the device (default: the GPU found here, else an H100)")
+    on.add_argument("--device-name", help=f"one of {', '.join(RATES)}, or yours with --tflops")
+    on.add_argument("--ranks", type=int, default=1, help="GPUs that share one clip [1]")
+    on.add_argument("--tflops", type=float, help="achieved by the transformer, TFLOP/s")
+    on.add_argument("--bandwidth", type=float, help="achieved by the memory, GB/s")
+    on.add_argument("--link", type=float, help="that each GPU sends to others, GB/s")
+    on.add_argument("--rates", type=Path, metavar="FILE", help="measured before (--measure)")
+    on.add_argument("--measure", action="store_true", help="time this machine's device and end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    return parser
+
+
+def _size(text: str) -> list[int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(s.isdigit() for s in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; type HEIGHTxWIDTH, as 768x1280")
+    return [int(s) for s in sides]
+
+
+def device_of(args: argparse.Namespace) -> tuple[str, Rates]:
+    """Whose rates are used: of --rates, of a name, of the GPU found, or of an H100."""
+    typed = {k: getattr(args, k) for k in ("tflops", "bandwidth", "link")}
+    name, note = args.device_name, ""
+    if name is not None and known(name) is None and None in (args.tflops, args.bandwidth):
+        raise UserError(
+            f"--device-name {name} is not known; type one of {', '.join(RATES)}, or --tflops and "
+            "--bandwidth beside it"
+        )
+    if name is None and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    if args.rates is not None:
+        return name or str(args.rates), with_typed(load_rates(args.rates), **typed)
+    if name is None:
+        name, note = "H100", " (no GPU here; --device-name names another)"
+    memory = None
+    if torch.cuda.is_available() and args.device_name is None:
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return name + note, rates_of(name, memory, **typed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables, or the rates; 1 for what cannot be."""
+    args = arguments().parse_args(argv)
+    try:
+        found = _rates() if args.measure else _tables(args)
+        if args.json is not None:
+            _write(args.json, found)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written ({error.strerror})") from None
+
+
+def _rates() -> dict[str, Any]:
+    found = measure_rates("cuda" if torch.cuda.is_available() else "cpu")
+    print(json.dumps(found["rates"]))
+    return found
+
+
+def _tables(args: argparse.Namespace) -> dict[str, Any]:
+    device, rates = device_of(args)
+    names = ("low", "high", "frames", "steps", "t_i", "sparsity", "density", "windows", "solver")
+    knobs = {name: getattr(args, name) for name in (*names, "order")}
+    mine = model(args.backbone, device, rates, args.ranks, args.batch, **knobs)
+    clock = paper_clock()
+    table.show(clock, mine)
+    return {
+        "paper": {
+            "setting": clock.setting,
+            "forwards": table.paper_forwards(clock),
+            "speedup_by_f": table.speedups(clock),
+            "figure6": figure6(clock),
+            "table1": table1(clock),
+            "table2": table2(clock),
+            "rest_minutes": clock.rest,
+            "rest_minutes_of_s2flow": clock.rest_of_s2flow,
+        },
+        "yours": {
+            "recipe": mine.recipe.identity(),
+            "device": mine.device,
+            "rates": {k: v for k, v in vars(rates).items() if v is not None},
+            "ranks": mine.ranks,
+            "batch": args.batch,
+            "forwards": mine.forwards(),
+            "stages": mine.stages(),
+            "clip_minutes": mine.clips(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
