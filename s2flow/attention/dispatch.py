@@ -23,7 +23,7 @@ from torch import Tensor
 from s2flow.errors import UserError
 from s2flow.windows import Box
 
-FASTEST_FIRST = ("tiled",)
+FASTEST_FIRST = ("triton", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # of the self-check
 
@@ -35,7 +35,8 @@ def module(name: str) -> ModuleType:
 
 def choose(q: Tensor, brick: Box) -> str:
     """The fastest backend that is usable for such q and bricks."""
-    return next(name for name in FASTEST_FIRST if why_not(name, q, brick) is None)
+    names = FASTEST_FIRST if q.is_cuda else ("tiled",)  # interpreted kernels: only by name
+    return next(name for name in names if why_not(name, q, brick) is None)
 
 
 def demand(name: str, q: Tensor, brick: Box) -> str:
