@@ -46,14 +46,15 @@ def configs(
     d: int, dtype: torch.dtype, volume: int, ragged: bool = False, chip: int = 80
 ) -> list[Config]:
     """Those worth trying on sm_<chip>; `experiments/compile_kernels.py` shows that none spills."""
+    masked = ragged or d & (d - 1)  # masks take registers
     if dtype == torch.float32:  # no tensor cores in full precision
-        found = [Config(32, 32, 4, 2), Config(64, 32, 8, 2)]
-    elif ragged:  # masks take registers
-        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3)] if chip == 90 else []
-        found += [Config(128, 32, 8, 3), Config(64, 32, 4, 3)]
-    else:
+        found = [Config(32, 16, 4, 2)] + [Config(32, 16, 8, 2)] * (not ragged)
+    elif not masked:
         found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)]
         found += [Config(128, 128, 8, 2)] * (chip == 90)
+    else:
+        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3)] if chip == 90 else []
+        found += [Config(128, 32, 8, 3)] * (chip >= 90) + [Config(64, 32, 4, 3)]
     rows = max(_power_of_2(volume), 16)
     fitting = [c for c in found if rows >= c.BLOCK_M]
     return fitting or [Config(rows, found[0].BLOCK_N, 4, 2)]
@@ -109,7 +110,7 @@ def window_attention(
     """See `s2flow.attention`; tokens in brick order. Raises UserError if a gradient is wanted."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise UserError("attention=triton has no backward pass; type attention=tiled")
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (x if _fits(x) else x.contiguous() for x in (q, k, v))
     B, heads, L, d = q.shape
     n_video = math.prod(tokens)
     real = torch.tensor(text or [L - n_video] * B, dtype=torch.int32)
@@ -122,6 +123,11 @@ def window_attention(
         if n_video < L:
             _text(q, k, v, out, sums, table, n_video)
     return out, sums
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether 128 tokens, a tile, are less than 2^31 elements apart, as in any usual layout."""
+    return x.stride(-1) == 1 and x.stride(2) < 2**24
 
 
 def _strides(*tensors: Tensor) -> list[int]:

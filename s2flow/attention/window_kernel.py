@@ -35,6 +35,15 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x in another type, to the nearest; the interpreter would cut what bfloat16 cannot hold."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, MASKED, SCALE):
     """One tile of keys, at ... at + len(n) - 1; where MASKED, those before `end`."""
     k_at = K + tl.cast(at, tl.int64) * stride_k + (n[:, None] * stride_k + d[None, :])
@@ -59,7 +68,7 @@ def _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, MASKED, SCAL
         v = tl.load(v_at)
     else:
         v = tl.load(v_at, mask=d[None, :] < D, other=0.0)
-    acc = dot(p.to(v.dtype), v, acc * alpha[:, None])
+    acc = dot(rounded(p, v.dtype), v, acc * alpha[:, None])
     return acc, top, l
 
 
@@ -129,7 +138,7 @@ def windowed(
             acc, m, l = _step(acc, m, l, q, K, V, at, end, n, d, k_l, v_l, D, True, SCALE)
 
     o_at = Out + b * o_b + h * o_h + first.to(tl.int64) * o_l + (i[:, None] * o_l + d[None, :])
-    tl.store(o_at, (acc / l[:, None]).to(Out.dtype.element_ty), mask=mine)
+    tl.store(o_at, rounded(acc / l[:, None], Out.dtype.element_ty), mask=mine)
     if LSE:
         at = (b * tl.num_programs(1) + h) * length + first
         tl.store(Lse + at + i, (m + tl.log2(l)) * LN_2, mask=first + i < last)
