@@ -74,8 +74,8 @@ class MeanCoverage:
 
     @property
     def mean(self) -> Tensor:
-        """(layers, heads, g_t, g_h, g_w)."""
-        return torch.stack([self.sums[i] / self.count[i] for i in sorted(self.sums)])
+        """(layers, heads, g_t, g_h, g_w), on the CPU; until then sums stay where they were computed."""
+        return torch.stack([self.sums[i] / self.count[i] for i in sorted(self.sums)]).cpu()
 
 
 CALIBRATED_ALONE = (  # knobs, with the only values that a calibration can have

@@ -299,19 +299,25 @@ class Cascade:
                 condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
         tokens = backbone.token_grid(self.low_shape)
         bricks = brick_grid(tokens, r.brick_low)
+        layers, seen = backbone.router.layers, 0
+        step: list[Tensor] = []  # of its layers, where they were computed
         table: list[Tensor] = []
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * len(table) + layer)
+            nonlocal seen
+            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * seen + layer)
             found = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
-            table.append(backbone.router.all_heads(found.to(q.device)).cpu())
+            step.append(backbone.router.all_heads(found))
+            seen += 1
+            if len(step) == layers:  # the host waits for the device once per step
+                table.append(torch.stack(step).cpu())
+                step.clear()
 
         n_video = tokens[0] * tokens[1] * tokens[2]
         with self.clock("lr"):
             z = self.noise(self.low_shape, "low")[list(clips)]
             flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe, condition)
-        layers = backbone.router.layers
-        by_step = torch.stack(table).unflatten(0, (r.steps, layers)).flip(0)
+        by_step = torch.stack(table).flip(0)
         coverage = torch.cat([by_step[:1], by_step])  # row 0 is never used
         return LowFlow(flow, coverage, bricks, self.clock.seconds["lr"])
 

@@ -178,23 +178,45 @@ def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> T
     A: (B, heads, R, L) attention of the sampled rows. Pools keys to bricks, then sums each row over
     its own clamped window along one axis after another; never forms more than R rows of A.
     """
-    g = brick_grid(tokens, brick)
-    where = brick_of_token(tokens, brick).to(A.device)
+    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick).to(A.device)
     flat = (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
     pooled = A.new_zeros(*A.shape[:-1], math.prod(g)).index_add_(-1, flat, A)
+    return coverage_of_masses(pooled, rows, tokens, brick)
+
+
+def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """Eq. 8 for every box size from (B, heads, R, bricks), what the rows give to every brick.
+
+    rows: (R,) on the CPU; nothing waits for the device of `pooled`, where the outcome stays.
+    """
+    from s2flow.attention.coverage import to_device
+
+    g = brick_grid(tokens, brick)
     mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
-    mine = where[rows.to(A.device)]
-    I_t, I_h, I_w = (axis_windows(n).to(A.device)[mine[:, i]] for i, n in enumerate(g))
+    mine = torch.stack(torch.unravel_index(rows.cpu(), tokens), -1) // torch.tensor(brick)
+    inside_of = (axis_windows(n)[mine[:, i]] for i, n in enumerate(g))
+    I_t, I_h, I_w = (to_device(x, pooled.device) for x in inside_of)
     inside = torch.einsum("bmrthw,rzw->bmrthz", mass, I_w)
     inside = torch.einsum("bmrthz,ryh->bmrtyz", inside, I_h)
     inside = torch.einsum("bmrtyz,rxt->bmxyz", inside, I_t)
     return inside / pooled.sum((-1, -2))[..., None, None, None]
 
 
-def coverage_bytes(k: tuple[int, int, int, int], rows: int, limit: int = COVERAGE_BYTES) -> int:
-    """Bytes that `coverage_by_heads` needs at once for k of this shape (B, heads, L, d)."""
+def coverage_bytes(
+    k: tuple[int, int, int, int],
+    rows: int,
+    limit: int = COVERAGE_BYTES,
+    bricks: int | None = None,
+) -> int:
+    """Bytes that `coverage_by_heads` needs at once, at most, for k of this shape (B, heads, L, d).
+
+    bricks: of the grid; None: as many as tokens. The Triton kernel needs no logits, and so less.
+    """
+    from s2flow.attention.coverage import KEYS
+
     B, heads, L, d = k
-    one = 4 * B * L * (2 * rows + d)  # logits, their softmax, and k in float32
+    pieces = min(L, KEYS) * (2 * rows + d)  # logits, their exponentials, and k in float32
+    one = 4 * B * (pieces + 4 * rows * (bricks or L))  # masses, and sums over one axis and another
     return one * min(max(limit // one, 1), heads)
 
 
@@ -207,20 +229,26 @@ def coverage_by_heads(
     text: Sequence[int] | None = None,
     limit: int = COVERAGE_BYTES,
 ) -> Tensor:
-    """Eq. 8 for every box size from q and k, on the CPU, so many heads at once as fit `limit` bytes.
+    """Eq. 8 for every box size from q and k, where they are, as many heads at once as fit `limit`.
 
-    At 115,200 tokens the rows of all 40 heads of Wan 14B would take 7 GiB beside the forward.
+    Logits are formed for one piece of the keys at a time, or not at all: see `attention/coverage.py`.
     """
-    heads, n_video = k.shape[1], math.prod(tokens)
-    n = max(limit // coverage_bytes((len(k), 1, *k.shape[2:]), len(rows)), 1)
-    parts = [
-        coverage_of_all_boxes(
-            attention_rows(q[:, h : h + n], k[:, h : h + n], rows, n_video, text),
-            *(rows, tokens, brick),
-        ).cpu()
-        for h in range(0, heads, n)
-    ]
-    return torch.cat(parts, 1)
+    from s2flow.attention.coverage import brick_masses
+
+    one = coverage_bytes(
+        (len(k), 1, *k.shape[2:]), len(rows), 1, math.prod(brick_grid(tokens, brick))
+    )
+    n = max(limit // one, 1)
+    return torch.cat(
+        [
+            coverage_of_masses(
+                brick_masses(q[:, h : h + n], k[:, h : h + n], rows, tokens, brick, text),
+                *(rows, tokens, brick),
+            )
+            for h in range(0, k.shape[1], n)
+        ],
+        1,
+    )
 
 
 def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:

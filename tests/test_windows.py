@@ -6,8 +6,11 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2flow import windows
+from s2flow.attention.coverage import KEYS, masses
+from s2flow.attention.order import brick_ids
 from s2flow.errors import UserError
 from s2flow.plan import Plan, Policy, make_plan
 
@@ -464,11 +467,52 @@ def test_coverage_by_heads_is_the_coverage():
     rows = windows.sample_rows(32, 8, seed=1)
     A = windows.attention_rows(q, k, rows, 32, text)
     whole = windows.coverage_of_all_boxes(A, rows, tokens, brick)
-    one = windows.coverage_bytes((2, 1, 37, 8), len(rows))
-    assert one == 4 * 2 * 37 * (2 * 8 + 8)
+    logits, masses = 37 * (2 * 8 + 8), 4 * 8 * 8  # of 37 keys; of 8 rows and 8 bricks
+    one = 4 * 2 * (logits + masses)
     for limit in (1, 2 * one, 4 * one + 1, 100 * one):
         found = windows.coverage_by_heads(q, k, rows, tokens, brick, text, limit)
         assert torch.allclose(found, whole, atol=1e-6)
-        assert windows.coverage_bytes((2, 5, 37, 8), 8, limit) == one * min(
-            max(limit // one, 1), 5
-        )
+        need = windows.coverage_bytes((2, 5, 37, 8), 8, limit, bricks=8)
+        assert need == one * min(max(limit // one, 1), 5)
+
+
+@pytest.mark.parametrize("keys", [1, 7, 64])
+@pytest.mark.parametrize(("tokens", "brick"), GRIDS)
+def test_masses_are_pooled_attention_however_few_keys_at_a_time(tokens, brick, keys):
+    """Logits in the hundreds, whose maximum moves from piece to piece, and poison in the padding."""
+    g, n = torch.Generator().manual_seed(0), math.prod(tokens)
+    q, k = (10 * torch.randn(2, 3, n + 5, 8, generator=g) for _ in range(2))
+    rows, text = windows.sample_rows(n, 11, seed=1), [3, 0]
+    logits = q[:, :, rows].double() @ k.double().transpose(-1, -2) / math.sqrt(8)
+    for clip, real in enumerate(text):
+        logits[clip, ..., n + real :] = -math.inf
+    A = logits.softmax(-1)[..., :n]
+    pooled = A.new_zeros(2, 3, 11, math.prod(windows.brick_grid(tokens, brick)))
+    pooled.index_add_(-1, brick_ids(tokens, brick), A)
+    for clip, real in enumerate(text):
+        k[clip, :, n + real :] = math.nan
+    found = masses(q, k, rows, tokens, brick, text, keys)
+    assert torch.allclose(found.double(), pooled, atol=1e-4)
+
+
+def test_no_row_of_logits_exists_at_once(monkeypatch):
+    """The largest tensor is a piece of the keys, whatever the length."""
+    tokens, brick, rows = (4, 64, 64), (1, 8, 8), torch.arange(0, 16384, 256)
+    q, k = torch.randn(2, 1, 2, 16384, 8, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        windows.coverage_by_heads(q, k, rows, tokens, brick)
+    assert largest.elements <= 2 * 64 * KEYS < 2 * 64 * 16384
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a float tensor that any operation returned, views apart."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype.is_floating_point and not out._is_view():
+            inputs = [x for x in args if isinstance(x, torch.Tensor)]
+            if all(out.untyped_storage()._cdata != x.untyped_storage()._cdata for x in inputs):
+                self.elements = max(self.elements, out.numel())
+        return out

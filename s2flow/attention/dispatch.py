@@ -26,7 +26,7 @@ from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 from s2flow.windows import Box
 
-FASTEST_FIRST = ("fa4", "flex", "tiled")
+FASTEST_FIRST = ("fa4", "triton", "flex", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # of the self-check
 

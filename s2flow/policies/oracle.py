@@ -33,7 +33,7 @@ class Oracle(Online):
         """See `Online`."""
         rows, (tokens, brick) = self.sampled(n, layer), (self.plan.tokens, self.plan.brick)
         r = coverage_by_heads(q, k, rows, tokens, brick, router.text)  # (Eq. 8)
-        r = router.all_heads(r.to(q.device)).cpu()
+        r = router.all_heads(r).cpu()
         best, theirs = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
         reached = coverage_of(r, best)
         self.found["coverage"][n].append(reached.mean(1))

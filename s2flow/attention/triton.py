@@ -1,0 +1,222 @@
+"""Window attention by our own Triton kernel (`window_kernel.py`): the default on an NVIDIA GPU.
+
+What changes from head to head, layer to layer and step to step is a table of B x heads x 4 integers
+that the kernel reads: nothing is built or compiled anew, and the host never waits. Video queries and
+text queries are two launches; q, k, v and out keep whatever strides they have.
+
+Memory: out, lse if asked, the table, and for text the chunks' partial results (float32, one for every
+32,768 keys: one or two percent of out at the paper's size).
+
+Tile sizes are tuned once per (head_dim, dtype, brick volume), on as many queries as fill the GPU a few
+times; small problems and the interpreter take the first configuration.
+
+Not yet run on a GPU.
+"""
+
+import functools
+import importlib.util
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2flow.attention.coverage import to_device
+from s2flow.attention.order import brick_offsets
+from s2flow.errors import UserError
+from s2flow.windows import Box, brick_grid
+
+IN_BRICKS = True
+AUTO = ("cuda",)
+HEAD_DIMS = (16, 32, 64, 96, 128)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TUNED_FROM = 2**14  # video tokens; below, launches are too short to tell configurations apart
+KEYS_A_SPLIT = 2**15  # of text queries
+
+
+class Config(NamedTuple):
+    """Queries and keys of a tile, warps, and tiles of keys in flight."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+
+
+def configs(
+    d: int, dtype: torch.dtype, volume: int, ragged: bool = False, chip: int = 80
+) -> list[Config]:
+    """Those worth trying on sm_<chip>; `experiments/compile_kernels.py` shows that none spills."""
+    masked = ragged or d & (d - 1)  # masks take registers
+    if dtype == torch.float32:  # no tensor cores in full precision
+        found = [Config(32, 16, 4, 2)] + [Config(32, 16, 8, 2)] * (not ragged)
+    elif not masked:
+        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)]
+        found += [Config(128, 128, 8, 2)] * (chip == 90)
+    else:
+        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3)] if chip == 90 else []
+        found += [Config(128, 32, 8, 3)] * (chip >= 90) + [Config(64, 32, 4, 3)]
+    rows = max(_power_of_2(volume), 16)
+    fitting = [c for c in found if rows >= c.BLOCK_M]
+    return fitting or [Config(rows, found[0].BLOCK_N, 4, 2)]
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which was chosen when they were first imported."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from s2flow.attention import window_kernel
+
+    return isinstance(window_kernel.windowed, InterpretedFunction)
+
+
+def unusable(q: Tensor, brick: Box) -> str | None:
+    """Why the kernel cannot be used for such q, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton, on Linux)"
+    if q.device.type != "cuda" and not interpreted():
+        return "no CUDA device; TRITON_INTERPRET=1 runs it slowly on a CPU"
+    if q.device.type == "cuda" and interpreted():
+        return "TRITON_INTERPRET is set, so that kernels run on the CPU; unset it"
+    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
+        found = "{}.{}".format(*torch.cuda.get_device_capability(q.device))
+        return f"compute capability {found} is below 8.0"
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"head_dim {q.shape[-1]} is none of {', '.join(map(str, HEAD_DIMS))}"
+    if q.dtype not in DTYPES:
+        return f"{str(q.dtype).removeprefix('torch.')} is none of float16, bfloat16, float32"
+    return None
+
+
+@functools.cache
+def no_offsets(device: torch.device) -> Tensor:
+    """What stands for the offsets of full grids, where they are not read."""
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: list[int] | None = None,
+    lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `s2flow.attention`; tokens in brick order. Raises UserError if a gradient is wanted."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise UserError("attention=triton has no backward pass; type attention=tiled")
+    q, k, v = (x if _fits(x) else x.contiguous() for x in (q, k, v))
+    B, heads, L, d = q.shape
+    n_video = math.prod(tokens)
+    real = torch.tensor(text or [L - n_video] * B, dtype=torch.int32)
+    table = torch.cat([windows.int(), real[:, None, None].expand(B, heads, 1)], -1)
+    table = to_device(table, q.device)
+    out = torch.empty_like(q)
+    sums = torch.empty(B, heads, L, device=q.device, dtype=torch.float32) if lse else None
+    with torch.cuda.device(q.device if q.is_cuda else -1):
+        _video(q, k, v, out, sums, table, tokens, brick)
+        if n_video < L:
+            _text(q, k, v, out, sums, table, n_video)
+    return out, sums
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether 128 tokens, a tile, are less than 2^31 elements apart, as in any usual layout."""
+    return x.stride(-1) == 1 and x.stride(2) < 2**24
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [s for x in tensors for s in x.stride()[:3]]
+
+
+def _video(q, k, v, out, sums, table, tokens: Box, brick: Box) -> None:
+    """The launch of video queries."""
+    from s2flow.attention import window_kernel
+
+    B, heads, L, d = q.shape
+    g, n_video, volume = brick_grid(tokens, brick), math.prod(tokens), math.prod(brick)
+    ragged = any(n % b for n, b in zip(tokens, brick, strict=True))
+    offsets = brick_offsets(tokens, brick, q.device) if ragged else no_offsets(q.device)
+    lse = table if sums is None else sums  # not written without LSE
+    arguments = (q, k, v, out, lse, table, offsets, *_strides(q, k, v, out), *g, L, n_video)
+    fixed = {
+        "VOLUME": volume,
+        "RAGGED": ragged,
+        "TEXT": n_video < L,
+        "LSE": sums is not None,
+        "D": d,
+        "D_PADDED": _power_of_2(d),
+    }
+
+    def launch(config: Config, most: int | None = None) -> None:
+        tiles = math.prod(g) * math.ceil(volume / config.BLOCK_M)
+        grid = (tiles, heads, B) if most is None else (min(tiles, most), heads, 1)
+        window_kernel.windowed[grid](*arguments, **fixed, **config._asdict())
+
+    found = configs(d, q.dtype, volume, ragged, _chip(q.device))
+    if n_video < TUNED_FROM or not q.is_cuda:
+        return launch(found[0])
+    key = (q.device, d, q.dtype, volume, ragged)
+    if key not in _tuned:
+        _tuned[key] = _fastest(launch, found, q.device, heads)
+    return launch(_tuned[key])
+
+
+@functools.cache
+def _chip(device: torch.device) -> int:
+    """80 for sm_80, and so on; that on a CPU."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return 10 * major + minor
+
+
+_tuned: dict[tuple, Config] = {}
+
+
+def _fastest(launch, found: list[Config], device: torch.device, heads: int) -> Config:
+    """The quickest of some configurations, on queries that fill the GPU about eight times."""
+    n = 8 * torch.cuda.get_device_properties(device).multi_processor_count
+    seconds = {}
+    for config in found:
+        rows = math.ceil(n / heads * found[0].BLOCK_M / config.BLOCK_M)  # as many for each
+        ticks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        try:
+            launch(config, rows)  # compiles
+        except Exception as error:  # more shared memory than the chip has, for one
+            last: Any = error
+            continue
+        for i, tick in enumerate(ticks):
+            tick.record()
+            if i < 3:
+                launch(config, rows)
+        ticks[-1].synchronize()
+        seconds[config] = min(a.elapsed_time(b) for a, b in zip(ticks, ticks[1:], strict=False))
+    if not seconds:
+        raise last
+    return min(seconds, key=seconds.get)
+
+
+def _text(q, k, v, out, sums, table, n_video: int) -> None:
+    """The launch of text queries, and its chunks put together: dense over all real keys."""
+    from s2flow.attention import window_kernel
+
+    B, heads, L, d = q.shape
+    n_text, splits = L - n_video, math.ceil(L / KEYS_A_SPLIT)
+    config = configs(d, q.dtype, 64)[0]
+    chunk = math.ceil(L / splits / config.BLOCK_N) * config.BLOCK_N
+    parts = torch.empty(splits, B, heads, n_text, d, device=q.device, dtype=torch.float32)
+    lse = torch.empty(parts.shape[:-1], device=q.device, dtype=torch.float32)
+    window_kernel.of_text[(math.ceil(n_text / config.BLOCK_M), heads, B * splits)](
+        *(q, k, v, parts, lse, table, *_strides(q, k, v), n_video, n_text, chunk),
+        **{"D": d, "D_PADDED": _power_of_2(d), "SPLITS": splits, **config._asdict()},
+    )
+    total = lse.logsumexp(0)
+    weights = (lse - total.nan_to_num(neginf=0.0)).exp()  # padding is -inf everywhere, and stays 0
+    out[:, :, n_video:] = torch.einsum("sbhnd,sbhn->bhnd", parts, weights)
+    if sums is not None:
+        sums[:, :, n_video:] = total

@@ -1,0 +1,220 @@
+"""What `test_triton.py` runs by itself, under Triton's interpreter: our kernels on a CPU."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s2flow import windows
+from s2flow.attention import coverage, reference, triton, window_kernel
+from s2flow.attention.order import brick_order, reordered
+from s2flow.errors import UserError
+
+CASES = [  # tokens, brick, text tokens, how many are real
+    ((2, 4, 6), (1, 2, 2), 0, None),
+    ((2, 4, 6), (1, 2, 2), 5, None),
+    ((2, 2, 3), (1, 1, 1), 1, [1, 0]),
+    ((3, 5, 4), (1, 2, 3), 5, [2, 0]),  # ragged
+    ((3, 3, 7), (2, 2, 4), 0, None),
+]
+
+
+def inputs(tokens, n_text=0, dtype=torch.float32, d=16, heads=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, 2, math.prod(tokens) + n_text, heads, d)  # as the models have them
+    return torch.randn(shape, generator=generator).to(dtype).transpose(2, 3).unbind()
+
+
+def table_of(g, heads=2):
+    """Other windows for each clip and head: the smallest, the whole grid, and some between."""
+    every = list(itertools.product(*(range(1, n + 1) for n in g)))
+    picks = [every[(i * len(every) // 3 + (i > 0)) % len(every)] for i in range(2 * heads - 1)]
+    return torch.tensor([*picks, g], dtype=torch.int32).view(2, heads, 3)
+
+
+def by_kernel(q, k, v, table, tokens, brick, text=None, lse=False):
+    """The backend called as the dispatcher does, without its self-check."""
+    order, inverse = brick_order(tokens, brick, q.device)
+    q, k, v = (reordered(x, order) for x in (q, k, v))
+    out, sums = triton.window_attention(q, k, v, table, tokens, brick, text, lse)
+    return reordered(out, inverse), sums if sums is None else reordered(sums, inverse)
+
+
+def off(found, truth):
+    return float((found.double() - truth.double()).norm() / truth.double().norm())
+
+
+def exact(q, k, v, table, tokens, brick, text=None):
+    """(attention in float64, that of torch's own kernel under a mask in q's dtype)."""
+    M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
+    for clip, head in itertools.product(range(2), range(q.shape[1])):
+        n, box = math.prod(tokens), tuple(table[clip, head].tolist())
+        M[clip, head, :n, :n] = windows.window_mask(tokens, brick, box)
+    double = (x.double() for x in (q, k, v))
+    return (
+        F.scaled_dot_product_attention(*double, M),
+        F.scaled_dot_product_attention(q, k, v, M),
+    )
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """What no one writes is NaN."""
+
+    def fill(allocate):
+        def filled(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(math.nan) if out.is_floating_point() else out
+
+        return filled
+
+    monkeypatch.setattr(torch, "empty_like", fill(torch.empty_like))
+    monkeypatch.setattr(torch, "empty", fill(torch.empty))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several tiles of queries in a brick, of keys in a run, and several chunks for text queries."""
+    monkeypatch.setattr(triton, "configs", lambda *_: [triton.Config(16, 16, 4, 2)])
+    monkeypatch.setattr(triton, "KEYS_A_SPLIT", 20)
+
+
+@pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
+def test_equals_the_reference(tokens, brick, n_text, text):
+    """Every element is written, and the poison in padded text is neither seen nor answered."""
+    q, k, v = inputs(tokens, n_text)
+    table, n = table_of(windows.brick_grid(tokens, brick)), math.prod(tokens)
+    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, text, True)
+    for x, (clip, real) in itertools.product((q, k, v), enumerate(text or ())):
+        x[clip, :, n + real :] = math.nan
+    found, lse = by_kernel(q, k, v, table, tokens, brick, text, True)
+    assert found.isfinite().all() and not lse.isnan().any()
+    assert off(found, truth) < 1e-5
+    assert torch.allclose(lse, sums, atol=1e-5)  # -inf for padding, and equal to it
+    for clip, real in enumerate(text or ()):
+        assert not found[clip, :, n + real :].any()
+
+
+@pytest.mark.parametrize(("tokens", "brick"), [((2, 8, 5), (1, 4, 5)), ((2, 6, 9), (1, 4, 5))])
+def test_many_tiles(small_tiles, tokens, brick):
+    """Runs and bricks of several tiles, neither a multiple of the other; one clip has no text."""
+    q, k, v = inputs(tokens, 19, heads=2)
+    table = table_of(windows.brick_grid(tokens, brick))
+    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, [19, 0], True)
+    found, lse = by_kernel(q, k, v, table, tokens, brick, [19, 0], True)
+    assert off(found, truth) < 1e-5 and torch.allclose(lse, sums, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 30.0), (20.0, 0.0), (-60.0, 30.0)])
+def test_flat_peaked_and_large_logits(scale, shift):
+    """Logits up to thousands, whose maximum is found late; 0 is the plain mean of the window."""
+    tokens, brick = (2, 4, 6), (1, 2, 2)
+    q, k, v = inputs(tokens, 5)
+    q, k = q * scale + shift, k + shift / 10
+    table = table_of(windows.brick_grid(tokens, brick))
+    truth, own = exact(q, k, v, table, tokens, brick)
+    found, _ = by_kernel(q, k, v, table, tokens, brick)
+    assert off(found, truth) < max(1e-5, 2 * off(own, truth))  # float32 logits round beyond 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_half_precision_is_as_good_as_a_dense_kernels(dtype, scale):
+    tokens, brick = (2, 4, 6), (1, 2, 2)
+    q, k, v = inputs(tokens, 5, dtype)
+    table = table_of(windows.brick_grid(tokens, brick))
+    truth, own = exact(q * scale, k, v, table, tokens, brick)
+    found, _ = by_kernel(q * scale, k, v, table, tokens, brick)
+    assert found.dtype == dtype and off(found, truth) < 2 * off(own, truth)
+
+
+@pytest.mark.parametrize("d", [64, 96, 128])
+@pytest.mark.parametrize("brick", [(1, 2, 3), (2, 8, 8)])
+def test_head_dims_and_volumes(d, brick):
+    tokens = (brick[0], brick[1], 2 * brick[2])
+    q, k, v = inputs(tokens, 3, d=d, heads=1)
+    table = table_of(windows.brick_grid(tokens, brick), heads=1)
+    truth, _ = reference.window_attention(q, k, v, table, tokens, brick)
+    assert off(by_kernel(q, k, v, table, tokens, brick)[0], truth) < 1e-5
+
+
+def test_offsets_pass_two_to_the_31():
+    """Tokens and clips so far apart that 32 bits cannot hold it: a batch at the paper's size."""
+    tokens, brick = (1, 4, 45), (1, 1, 45)  # the last brick starts 135 tokens in
+    base = torch.UntypedStorage(2 * 5_050_000_000)  # pages that nobody touches do not exist
+    shape, strides = (2, 1, 180, 16), (2**31 + 2**20, 16, 16_000_000, 1)
+    far = torch.tensor([], dtype=torch.float16).set_(base, 0, shape, strides)
+    near = inputs(tokens, 0, torch.float16, heads=1)
+    table = torch.tensor([[[1, 1, 1]], [[1, 2, 1]]], dtype=torch.int32)
+    order, _ = brick_order(tokens, brick, far.device)
+    truth, _ = by_kernel(*near, table, tokens, brick)
+    q, _, v = (reordered(x, order) for x in near)
+    far.copy_(reordered(near[1], order))
+    found, _ = triton.window_attention(q, far, v, table, tokens, brick)
+    assert torch.equal(found, reordered(truth, order))
+
+
+def test_strides_are_taken_as_they_are(monkeypatch):
+    """q, k, v as views of one (B, L, heads, d): no copy is made, and out has q's layout."""
+    tokens, brick = (1, 2, 6), (1, 2, 2)
+    q, k, v = inputs(tokens, 4)
+    table = table_of(windows.brick_grid(tokens, brick))
+    copies = (x.contiguous() for x in (q, k, v))
+    truth, _ = triton.window_attention(*copies, table, tokens, brick)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    found, _ = triton.window_attention(q, k, v, table, tokens, brick)
+    assert torch.equal(found, truth) and found.stride() == q.stride()
+
+
+def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
+    """All that a launch is compiled for: its constants, and which tensors it is given."""
+    tokens, brick = (2, 4, 6), (1, 2, 2)
+    launched = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            def launch(*args, **constants):
+                numbers = [x for x in args if not isinstance(x, torch.Tensor)]
+                types = [x.dtype for x in args if isinstance(x, torch.Tensor)]
+                launched.append((numbers, types, constants))
+
+            return launch
+
+    monkeypatch.setattr(window_kernel, "windowed", Recorder())
+    q, k, v = inputs(tokens)
+    for box in itertools.product((1, 2), (1, 2), (1, 2, 3)):
+        table = torch.tensor(box, dtype=torch.int32).expand(2, 2, 3)
+        for some in (slice(2), slice(1)):
+            triton.window_attention(*(x[some] for x in (q, k, v)), table[some], tokens, brick)
+    assert len(launched) == 24 and all(x == launched[0] for x in launched)
+
+
+def test_a_gradient_is_refused():
+    q, k, v = (x.requires_grad_() for x in inputs((2, 2, 2)))
+    with pytest.raises(UserError, match="attention=tiled"):
+        triton.window_attention(q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
+
+
+@pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
+def test_coverage_is_equation_8(tokens, brick, n_text, text):
+    """All rows at once, against the whole map and explicit masks; poison in the padding."""
+    q, k, _ = inputs(tokens, n_text)
+    n, rows = math.prod(tokens), torch.arange(math.prod(tokens))
+    A = windows.attention_rows(3 * q, k, rows, n, text)
+    for clip, real in enumerate(text or ()):
+        k[clip, :, n + real :] = math.nan
+    mass = coverage.masses_by_kernel(3 * q, k, rows, tokens, brick, text)
+    assert torch.allclose(mass, coverage.masses(3 * q, k, rows, tokens, brick, text), atol=1e-6)
+    every = windows.coverage_of_masses(mass, rows, tokens, brick)
+    for t, h, w in list(itertools.product(*(range(1, n + 1) for n in every.shape[2:])))[::3]:
+        truth = windows.coverage_exact(A, tokens, brick, (t, h, w))
+        assert torch.allclose(every[..., t - 1, h - 1, w - 1], truth, atol=1e-5)
+
+
+def test_coverage_of_sampled_rows_in_half_precision():
+    tokens, brick = (2, 16, 16), (2, 4, 4)  # several programs, several rows to a tile
+    q, k, _ = inputs(tokens, 40, torch.bfloat16)
+    call = (q, k, windows.sample_rows(512, 131, seed=0), tokens, brick, [33, 40])
+    assert torch.allclose(coverage.masses_by_kernel(*call), coverage.masses(*call), atol=1e-6)
