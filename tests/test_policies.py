@@ -31,7 +31,9 @@ from s2flow.windows import (
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
 GRID = (4, 2, 3)
-ONE = SimpleNamespace(text=None, heads=None, all_heads=lambda x: x)  # a router of one process
+ONE = SimpleNamespace(
+    text=None, heads=None, ordered=False, all_heads=lambda x: x
+)  # a router of one process
 
 
 def peaked(heads=4, batch=2, n_text=0, seed=0):
@@ -156,7 +158,7 @@ def test_text_keys_take_part_and_padding_does_not():
             return Svg(Policy("svg"), plan, [(2, 2, 3), (4, 1, 3)], 32, 2)
 
         both = decider(2)
-        router = SimpleNamespace(text=(2, 5), heads=None, all_heads=lambda x: x)
+        router = SimpleNamespace(text=(2, 5), heads=None, ordered=False, all_heads=lambda x: x)
         out = both.replacer(1, "auto", router)(0, *padded)
         for i, n in enumerate((2, 5)):
             alone = decider(1)

@@ -31,7 +31,13 @@ from s2flow.flow import Trajectory, sigma_grid
 from s2flow.handoff import hand_off, resize_video
 from s2flow.plan import inward_box
 from s2flow.recipe import Recipe
-from s2flow.windows import Box, coverage_bytes, fraction_of_volume, realised_density
+from s2flow.windows import (
+    Box,
+    brick_grid,
+    coverage_bytes,
+    fraction_of_volume,
+    realised_density,
+)
 
 HANDOFFS = {"macs": "latent"}  # of methods with a hand-off of their own; others use the VAE
 STATE = 6  # latents in float32 that a flow holds: z, v, two derivatives, a step's temporaries
@@ -43,7 +49,8 @@ def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
     stages, forwards = [_text_stage(backbone, r, batch)], {}
     if "low" in r.knobs:
         once = forwards["low"] = forward_cost(backbone, low, batch, r.guidance)
-        recorded = coverage_bytes(once.q, r.coverage_rows)
+        bricks = math.prod(brick_grid(backbone.token_grid(low), r.brick_low))
+        recorded = coverage_bytes(once.q, r.coverage_rows, bricks=bricks)
         held = STATE * 4 * batch * math.prod(low)
         used = max(once.peak, once.attending + recorded) + held
         flow = flow_stage("lr", once, r.steps, bytes=used)
@@ -114,7 +121,8 @@ def high_stage(backbone: Any, r: Recipe, once: Forward, shape: tuple, batch: int
     ]
     f = density(r, backbone.router.layers, *grids) if windowed else 1.0
     twice = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
-    peak = once.peak_with_windows(f) if windowed else once.peak
+    backend = "triton" if r.attention == "auto" else r.attention  # as on a GPU
+    peak = once.peak_with_windows(backend) if windowed else once.peak
     if windowed and r.windows.name in ("oracle", "svg"):  # rows of logits beside the forward
         peak = max(peak, once.attending + 2 * coverage_bytes(once.q, r.coverage_rows))
     held = STATE * 4 * batch * math.prod(shape)

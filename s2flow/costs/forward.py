@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2flow.attention.tiled import COPIED
 from s2flow.backbones.blank import Answers
 from s2flow.costs.trace import Moved, attention_flops, tracing
 
@@ -62,11 +63,13 @@ class Forward:
         video, text = self.video, joint - self.video
         return self.attention * (f * video**2 + 2 * video * text + text**2) / joint**2
 
-    def peak_with_windows(self, f: float, backend: str = "tiled") -> int:
-        """`tiled` copies q, k, v and the output of heads of one window, and keys; kernels do not."""
+    def peak_with_windows(self, backend: str) -> int:
+        """`tiled` copies q, k, v and output of some heads at a time, at least one; kernels do not."""
         if backend in FUSED:
             return self.peak
-        return max(self.peak, int(self.attending + self.size * math.prod(self.q) * (5 + 2 * f)))
+        heads, whole = self.q[1], self.size * math.prod(self.q)
+        at_once = min(max(heads * COPIED["cuda"] // (2 * whole), 1), heads)
+        return max(self.peak, self.attending + whole + 5 * whole * at_once // heads)
 
     def sent(self, k: int) -> int:
         """Bytes that the busiest of k ranks sends to others."""

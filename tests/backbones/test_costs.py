@@ -340,9 +340,14 @@ def test_a_forward_reads_its_weights_once_a_pass(real):
 
 def test_kernels_that_copy_nothing_need_no_more_than_the_dense_one(real):
     tight = replace(real.high, peak=real.high.attending)  # as if attention were the worst moment
-    copied = 6 * math.prod(tight.q) * tight.size  # q, k, v, out, and keys and values of half of it
-    assert tight.peak_with_windows(0.5, "triton") == tight.peak
-    assert tight.peak_with_windows(0.5) == tight.peak + copied
+    assert tight.peak_with_windows("triton") == tight.peak
+    small, large = (replace(tight, q=(1, 24, L, 128), size=2) for L in (4096, 460_800))
+    one = (
+        2 * 4096 * 128
+    )  # of a head; small: the output, and q, k, v and output of all heads at once
+    assert small.peak_with_windows("tiled") == tight.peak + 6 * 24 * one
+    one = 2 * 460_800 * 128  # large: of one head at a time
+    assert large.peak_with_windows("tiled") == tight.peak + (24 + 5) * one
 
 
 # -- what ranks send --------------------------------------------------------------------------
