@@ -42,8 +42,8 @@ def read_votes(*paths: str | Path) -> pd.DataFrame:
     """One row per vote: who, on what (prompt, seed), left and right by every name, and `points`.
 
     Columns: file, voter, session, prompt, original, seed, choice (left, right, tie), points (of the
-    left side: 1, 1/2, 0), seconds (from sight to vote), at, and left_<name>, right_<name> for run, label
-    and method. A session that was saved twice is counted once, at its fullest.
+    left side: 1, 1/2, 0), seconds (from sight to vote), at, and left_<name>, right_<name> for run,
+    label and method. A session that was saved twice is counted once, at its fullest.
     Raises UserError for a file that is no votes of the report page.
     """
     sessions: dict[str, list[dict[str, Any]]] = {}

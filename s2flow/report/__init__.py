@@ -9,9 +9,9 @@ then the clip of each run, labelled by what differs between the runs. All clips 
 clock. A clip that is missing, half-written, failed or badly recorded leaves a note in its place. Votes
 that the page hands out are read by `s2flow.preferences`.
 
-    reading.py   runs as found on disk          media.py         videos and posters, where the page finds them
-    labels.py    what runs are called           page.html, .css  the frame
-    content.py   all that the page shows        *.js             dom, clock, gallery, compare, plots, table, vote, main
+    reading.py   runs as found on disk        media.py           where the page finds videos and posters
+    labels.py    what runs are called         page.html, .css    the frame
+    content.py   all that the page shows      *.js               what fills it: SCRIPTS
 
 The scripts are put into the page one after the other, as one module: a browser that opens a page from
 disk may not import a second file.
@@ -76,7 +76,7 @@ def _refuse_to_overwrite(page: Path, output: Path, folder: bool) -> None:
 
 
 def _render(content: dict[str, Any], title: str) -> bytes:
-    """The page. Texts are data, which scripts show as text; only these scripts and styles are let run."""
+    """The page: texts are data, which its scripts show as text; no other script is let run."""
     here = Path(__file__).parent
     read = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
     script = "\n".join((here / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)

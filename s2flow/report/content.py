@@ -42,7 +42,9 @@ def shown(found: list[Run], media: Media) -> dict[str, Any]:
     return {
         "runs": [_summary(run, label[run.id], scores) for run in runs],
         "differ": sorted(knobs),
-        "knobs": sorted(knobs - {"method", "windows.exponents"}),  # to filter by; method comes first
+        "knobs": sorted(
+            knobs - {"method", "windows.exponents"}
+        ),  # to filter by; method comes first
         "scores": scores,
         "stages": list(STAGES),
         "rows": rows,

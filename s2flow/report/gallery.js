@@ -50,7 +50,7 @@ const articles = rows.map((row, index) => {
   if (row.original !== null) article.firstChild.append(h("small", { dir: "auto" }, `for: ${row.original}`));
   all.onclick = () => {
     row.cells.forEach((cell, i) => { if (cell.src && cellShown(cell)) choose(index, i, true); });
-    location.hash = "compare";
+    go("compare");
   };
   strip.onscroll = () => scrollAll(strip);
   return Object.assign(article, { row, index, strip, filled: false });

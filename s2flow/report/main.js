@@ -14,6 +14,11 @@ function showView() {
   else { showing.forEach(unwatch); showing = []; }
 }
 
+function go(view) {
+  location.hash = view;
+  showView(); // at once: the browser tells of a new address only later
+}
+
 function toggle(id) {
   $(id).checked = !$(id).checked;
   $(id).dispatchEvent(new Event("change"));
@@ -34,7 +39,7 @@ const KEYS = {
   "=": () => faster(1),
   r: () => toggle("loop"),
   s: () => toggle("smooth"),
-  "/": () => { location.hash = "gallery"; showView(); $("search").focus(); },
+  "/": () => { go("gallery"); $("search").focus(); },
   "?": () => $("keys").showModal(),
 };
 const OF_VIEW = {
@@ -55,7 +60,7 @@ document.addEventListener("keydown", event => {
   const letter = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   let act = OF_VIEW[view]?.[letter] ?? KEYS[letter];
   if (event.shiftKey && LOUPE[event.key]) act = () => moveLoupe(...LOUPE[event.key]);
-  for (const [name, key] of Object.entries(VIEWS)) if (!act && key === letter) act = () => { location.hash = name; };
+  for (const [name, key] of Object.entries(VIEWS)) if (!act && key === letter) act = () => go(name);
   if (!act || (event.repeat && OF_VIEW.vote[letter])) return; // a key held down is one vote
   event.preventDefault();
   act();
