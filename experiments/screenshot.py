@@ -1,16 +1,17 @@
 """A picture of the report page as a browser shows it: the README's.
 
-    python experiments/screenshot.py runs/ [--methods native cascade s2flow] [--output FILE]
+    python experiments/screenshot.py runs/ [--keep native cascade 8acde59716 ...] [--output FILE]
 
 Builds the page of a folder of runs (`s2flow.report`) in a temporary place, opens it in a headless
 Chromium (Debian's `chromium` package; Playwright's own download is not used), keeps the clips of the
-methods named (all if none is), waits until those in view play in step, and writes
+methods and runs named (all if none is), waits until those in view play in step, and writes
 experiments/results/gallery_page.png. Takes half a minute for 1,300 clips. The clips are of whatever
 backbone made the runs: in the README's picture the embedded one's, of 64x96 pixels, enlarged.
 """
 
 import argparse
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Build, open, wait, take the picture; 2 and one line if that cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--methods", nargs="+", metavar="METHOD")
+    parser.add_argument("--keep", nargs="+", metavar="NAME")
+    parser.add_argument("--size", type=int, default=216, help="pixels that a clip is wide")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
@@ -67,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
             size = {"width": args.width, "height": args.height}
             page = browser.new_page(viewport=size, color_scheme=scheme)
             page.goto((Path(folder) / "report.html").as_uri())
-            _keep(page, args.methods)
+            _keep(page, args.keep)
+            page.locator("#size").fill(str(args.size))
             page.locator(".screen.ready").first.wait_for()
             page.wait_for_timeout(1500)  # all in view are loaded and in step
             page.screenshot(path=Path(folder) / "page.png")
@@ -83,17 +86,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _keep(page: Any, methods: list[str] | None) -> None:
-    """Untick all other methods, as a reader does."""
-    if not methods:
+def _keep(page: Any, words: list[str] | None) -> None:
+    """Untick all other runs, as a reader does."""
+    if not words:
         return
+    runs = json.loads(page.locator("#data").text_content())["runs"]
+    known = list(dict.fromkeys([run["method"] for run in runs] + [run["id"] for run in runs]))
+    if absent := [word for word in words if word not in known]:
+        absent, known = " ".join(absent), ", ".join(known)
+        raise UserError(f"--keep {absent}: no such method or run; there are {known}")
     page.locator("#filters summary").click()
-    boxes = page.locator("fieldset", has=page.get_by_text("method", exact=True)).locator("label")
-    known = boxes.all_inner_texts()
-    if absent := [method for method in methods if method not in known]:
-        raise UserError(f"--methods {' '.join(absent)}: no such run; there are {', '.join(known)}")
-    for name, box in zip(known, boxes.all(), strict=True):
-        box.locator("input").set_checked(name in methods)
+    for run, box in zip(runs, page.locator("#knobs .runs input").all(), strict=True):
+        box.set_checked(run["id"] in words or run["method"] in words)
     page.locator("#filters summary").click()
 
 

@@ -141,6 +141,13 @@ def test_the_table_holds_means_over_the_clips_that_have_a_value(runs):
     assert any("(2 are in all of them)" in note for note in page.data["notes"])
 
 
+def test_the_page_says_whose_numbers_it_shows(tmp_path):
+    clip(tmp_path, "a", "a cat")
+    assert "micro (embedded, of a toy world: no number" in make(tmp_path).data["about"]
+    clip(tmp_path / "other", "a", "a cat", recipe={"backbone": "wan_14b"})
+    assert make(tmp_path / "other").data["about"].endswith("; backbone wan_14b")
+
+
 def test_labels_hold_only_what_differs(tmp_path):
     for run_id, changed in {"a": {}, "b": {"sparsity": 0.25}, "c": {"order": 3}}.items():
         clip(tmp_path, run_id, "a cat", recipe=changed)

@@ -1,5 +1,6 @@
 """The report page in a real browser: loads, plays in step, filters, compares, votes; hostile texts."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -100,7 +101,7 @@ def opened(browser, address):
 
 
 def until(page, expression, seconds=10):
-    """Wait for it. (Playwright's own waiting evaluates strings in the page; its policy forbids that.)"""
+    """Wait for it. Playwright's own waiting evaluates strings, which the page's policy forbids."""
     for _ in range(20 * seconds):
         if page.evaluate(expression):
             return
@@ -312,10 +313,8 @@ def test_a_video_that_went_missing_says_so_and_is_left_out_of_the_vote(opened, t
     page.keyboard.press("b")
     page.get_by_role("button", name="Start").click()
     for _ in range(2):
-        until(
-            page,
-            "document.querySelectorAll('#vote .screen.ready').length == 2 || document.querySelector('#vote td')",
-        )
+        both = "document.querySelectorAll('#vote .screen.ready').length == 2"
+        until(page, f"{both} || document.querySelector('#vote td')")
         page.keyboard.press("1")
     assert page.locator("#progress").inner_text() == "1 of 1"
     assert "1 pair(s) could not be shown" in page.locator("#vote").inner_text()
@@ -361,3 +360,18 @@ def test_one_page_that_holds_its_videos_plays(opened, tmp_path):
     report.write_report(tmp_path / "runs", tmp_path / "mail.html", embed=True)
     page = opened((tmp_path / "mail.html").as_uri())
     until(page, "document.querySelector('video').currentTime > 0")
+
+
+def test_the_readme_s_picture_is_made_by_its_command(browser, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(screenshot, "chromium", lambda: contextlib.nullcontext(browser))
+    runs = make_runs(tmp_path / "runs", PROMPTS[:2])
+    words = [str(runs), "--output", str(tmp_path / "page.png"), "--keep"]
+    assert screenshot.main([*words, "native", "aaaaaaaaa3"]) == 0
+    assert Image.open(tmp_path / "page.png").size == (1280, 800)
+    capsys.readouterr()
+    assert screenshot.main([*words, "nothing"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err == (
+        "error: --keep nothing: no such method or run; there are native, s2flow, "
+        "aaaaaaaaa1, aaaaaaaaa3, aaaaaaaaa2\n"
+    )

@@ -16,6 +16,7 @@ from s2flow.report.reading import Row, Run
 from s2flow.store import STAGES, clip_key, generation_seconds
 
 RESAMPLES = 2000  # of the intervals in the plot
+EMBEDDED = ("micro", "tiny")  # backbones of a toy world, whose weights ship with the package
 
 
 def shown(found: list[Run], media: Media) -> dict[str, Any]:
@@ -48,8 +49,21 @@ def shown(found: list[Run], media: Media) -> dict[str, Any]:
         "scores": scores,
         "stages": list(STAGES),
         "rows": rows,
+        "about": _about(runs, len(rows)),
         "notes": _notes(found, {clip_key(*row) for row in place}),
     }
+
+
+def _about(runs: list[Run], rows: int) -> str:
+    """The line below the title: how much of what, and whose numbers they are."""
+    names = sorted({str(run.recipe.get("backbone", "unknown")) for run in runs})
+    said = ", ".join(
+        f"{name} (embedded, of a toy world: no number here compares with the paper's)"
+        if name in EMBEDDED
+        else name
+        for name in names
+    )
+    return f"{len(runs)} run(s), {rows} row(s) of prompt and seed; backbone {said}"
 
 
 def _notes(found: list[Run], keys: set[str]) -> list[str]:

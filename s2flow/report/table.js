@@ -47,6 +47,7 @@ function drawRecipes() {
   put($("recipes"), h("div", { className: "wide" }, h("table", {}, head, body)));
 }
 
+$("about").textContent = data.about;
 put($("notes"), ...data.notes.map(note => h("li", { className: "note" }, note)));
 document.addEventListener("runsfiltered", drawTable);
 drawTable();
