@@ -83,6 +83,14 @@ def frame_count(path: Path) -> int:
     return found
 
 
+def first_frame(path: Path) -> np.ndarray:
+    """The first frame of a video file, (H, W, 3) uint8. Raises Undecodable as `read_video` does."""
+    with _opened(path) as container:
+        for frame in container.decode(video=0):
+            return frame.to_ndarray(format="rgb24")
+    raise Undecodable(f"{path} holds no frame")
+
+
 def stated_size(path: Path) -> tuple[int, int, int]:
     """(frames, height, width) that a file's header states. Raises Undecodable as `read_video` does."""
     with _opened(path) as container:

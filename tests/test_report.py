@@ -2,6 +2,7 @@
 
 import base64
 import fnmatch
+import hashlib
 import json
 import re
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from finished import finished_run
+from finished import encoded, finished_run
+from PIL import Image
 
 from s2flow import report
 from s2flow.recipe import LOW
+from s2flow.report.__main__ import main
 from s2flow.scorebook import ScoreBook
 from s2flow.store import Store, clip_key, read_record
 
@@ -28,36 +31,41 @@ ALWAYS = ("backbone", "weights", "method", "steps", "high", "guidance")
 
 
 class Page(HTMLParser):
-    """A page as a browser sees it: tags with attributes, and the text of each figure and row."""
+    """A page: tags with attributes, scripts and styles, and the data that scripts show as text."""
 
     def __init__(self, text):
         super().__init__()
-        self.source, self.tags, self.figures, self.text = text, [], [], ""
+        self.source, self.tags, self.inside = text, [], {}
         self.feed(text)
+        self.data = json.loads(self.inside["script", "application/json"])
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag == "figure":
-            self.figures.append("")
 
     def handle_data(self, data):
-        self.text += data + " "
-        if self.figures:
-            self.figures[-1] += data + " "
+        if self.cdata_elem:
+            key = (self.cdata_elem, self.tags[-1][1].get("type"))
+            self.inside[key] = self.inside.get(key, "") + data
+
+    @property
+    def cells(self):
+        return [cell for row in self.data["rows"] for cell in row["cells"]]
 
     @property
     def addresses(self):
         """Whatever the page could fetch."""
-        return [a[k] for _, a in self.tags for k in ("src", "href") if k in a]
+        named = [a[k] for _, a in self.tags for k in ("src", "href") if k in a]
+        return named + [c[k] for c in self.cells for k in ("src", "poster") if k in c]
 
     @property
     def videos(self):
-        return [attrs["src"] for tag, attrs in self.tags if tag == "video"]
+        return [cell["src"] for cell in self.cells if "src" in cell]
 
-    def figure(self, words):
-        """The one figure whose text holds these words."""
-        (found,) = [f for f in self.figures if words in f]
-        return " ".join(found.split())
+    def label(self, cell):
+        return cell["label"] if cell["run"] is None else self.data["runs"][cell["run"]]["label"]
+
+    def scores(self, cell):
+        return dict(zip(self.data["scores"], cell["scores"], strict=True))
 
 
 def clip(runs, run_id, prompt, seed=0, low=b"low", scores=None, recipe=None, **other):
@@ -109,18 +117,35 @@ def test_every_clip_is_shown_with_its_scores_and_seconds_and_the_lr_clip_once_a_
     shown = [v for v in page.videos if "low" not in v]
     assert set(shown) == ours and len(shown) == 6
     assert sum("low" in v for v in page.videos) == 2
-    assert [f.split()[0] for f in page.figures] == ["LR", "native", "s2flow,", "s2flow,"] * 2
-    assert re.search(r"detail 0\.111 .* seconds 3\.5", " ".join(page.figures[3].split()))
-    assert re.search(r"detail 0\.444 .* seconds 3\.5", " ".join(page.figures[6].split()))
-    assert "world_agreement —" in " ".join(page.figures[3].split())  # not measured, so no zero
+    assert [page.label(c).split()[0] for c in page.cells] == ["LR", "native", *["s2flow,"] * 2] * 2
+    assert page.label(page.cells[3]) == page.label(page.cells[7]) == "s2flow, adaptive s=0.5"
+    assert page.scores(page.cells[3])["detail"] == 0.111
+    assert page.scores(page.cells[6])["detail"] == 0.444
+    assert [c["total"] for c in page.cells if c["run"] is not None] == [3.5] * 6  # without writing
+    assert page.cells[3]["seconds"] == [None, 1.0, None, None, 2.0, 0.5]
+    assert page.scores(page.cells[3])["world_agreement"] is None  # not measured, so no zero
+    assert page.cells[3]["f"] == 0.375 and page.cells[1]["f"] is None
 
 
 def test_the_table_holds_means_over_the_clips_that_have_a_value(runs):
     clip(runs, "run2", "a cow", low=None, scores={}, recipe={"method": "native"})
-    text = " ".join(make(runs).text.split())
-    assert "s2flow, adaptive s=0.5 run0 2 0.375 0.167" in text  # f, then the mean detail
-    assert "native run2 3 — 0.900 of 2" in text
-    assert "do not hold the same clips (2 are in all of them)" in text
+    page = make(runs)
+    by_id = {run["id"]: run for run in page.data["runs"]}
+    detail = page.data["scores"].index("detail")
+    assert by_id["run0"]["clips"] == 2 and by_id["run0"]["density"] == [0.375, 4]
+    assert by_id["run0"]["scores"][detail] == [0.1665, 2]
+    assert by_id["run2"]["clips"] == 3 and by_id["run2"]["density"][1] == 0
+    assert by_id["run2"]["scores"][detail] == [0.9, 2]
+    mean, low, high, prompts = by_id["run0"]["intervals"][detail]
+    assert low < 0.111 + 0.05 and high > 0.222 - 0.05 and (mean, prompts) == (0.1665, 2)
+    assert any("(2 are in all of them)" in note for note in page.data["notes"])
+
+
+def test_the_page_says_whose_numbers_it_shows(tmp_path):
+    clip(tmp_path, "a", "a cat")
+    assert "micro (embedded, of a toy world: no number" in make(tmp_path).data["about"]
+    clip(tmp_path / "other", "a", "a cat", recipe={"backbone": "wan_14b"})
+    assert make(tmp_path / "other").data["about"].endswith("; backbone wan_14b")
 
 
 def test_labels_hold_only_what_differs(tmp_path):
@@ -149,10 +174,8 @@ def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path, knob):
     clip(tmp_path, "b", "a cat", recipe={"sparsity": 0.25, "brick_low": [1, 2, 2]})
     clip(tmp_path, "c", "a cat", low=b"other", recipe={knob: OTHER_LOW[knob]})
     page = make(tmp_path)
-    shown = {}
-    for figure, video in zip(page.figures, page.videos, strict=True):
-        if "low" in video:
-            shown[" ".join(figure.split())] = (tmp_path / video).read_bytes()
+    lows = [cell for cell in page.cells if cell["run"] is None]
+    shown = {cell["label"]: (tmp_path / cell["src"]).read_bytes() for cell in lows}
     assert sorted(shown.values()) == [b"low", b"other"]
     (own,) = [words for words, found in shown.items() if found == b"other"]
     said = str(OTHER_LOW[knob]).replace("True", "true")
@@ -162,7 +185,8 @@ def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path, knob):
 def test_an_lr_flow_of_a_first_record_is_labelled_by_what_it_means(tmp_path):
     clip(tmp_path, "a", "a cat")
     clip(tmp_path, "c", "a cat", recipe={"dtype": "bfloat16", "fp8": True})
-    assert make(tmp_path).figure("dtype=float32").startswith("LR 32×48, dtype=float32, fp8=false")
+    (first, other) = [c["label"] for c in make(tmp_path).cells if c["run"] is None]
+    assert first == "LR 32×48, dtype=float32, fp8=false" and other != first
 
 
 def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):
@@ -172,7 +196,7 @@ def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):
             clip(tmp_path / name, run_id, prompt, recipe={"t_i": t_i}, prompt_index=[index])
     first, second = make(tmp_path / "one/runs"), make(tmp_path / "two/runs")
     assert first.source == second.source
-    assert [f.split()[0] for f in first.figures][:3] == ["LR", "t_i=8", "t_i=12"]
+    assert [first.label(c).split()[0] for c in first.cells][:3] == ["LR", "t_i=8", "t_i=12"]
     assert unquote(first.videos[1]).endswith(f"{clip_key('b', 0)}.mp4")  # its list puts b first
 
 
@@ -183,8 +207,10 @@ def test_a_prompt_is_text_whatever_it_holds(tmp_path):
     clip(tmp_path, "run", EVIL, scores={EVIL: 0.5}, recipe={"negative_prompt": EVIL}, device=EVIL)
     clip(tmp_path, "other", EVIL, recipe={"negative_prompt": "x"})
     page = make(tmp_path)
-    assert EVIL in page.text
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert page.data["rows"][0]["prompt"] == EVIL and EVIL in page.data["scores"]
+    assert [tag for tag, _ in page.tags].count("script") == 2  # the data, and the page's own
+    assert page.source.count("alert(1)") == json.dumps(page.data).count("alert(1)")
+    assert not re.search("[<>&\u2028\u2029]", page.inside["script", "application/json"])
     assert all(len(v) < 200 and "alert" not in v for v in page.videos)
 
 
@@ -198,13 +224,15 @@ def test_paths_with_any_character_lead_to_the_clips(tmp_path):
         found = [(base / unquote(v)).resolve() for v in page.videos]
         assert found and all(p.parent == runs / name / "clips" and p.exists() for p in found)
         assert not any(set(v) & set("\"'<>#?: ") for v in page.videos)
-        assert name in page.text
+        assert name in [run["id"] for run in page.data["runs"]]
 
 
 @pytest.mark.parametrize("embed", [False, True])
 def test_nothing_is_asked_of_a_network(runs, embed):
     page = make(runs, embed=embed)
-    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|WebSocket", page.source)
+    assert not re.search(
+        r"https?:(?!//www.w3.org/2000/svg)|url\(|@import|fetch\(|XMLHttp|WebSocket", page.source
+    )
     assert all(a.startswith("data:") or ":" not in a for a in page.addresses)
     assert not any(a.startswith("/") for a in page.addresses)
 
@@ -221,9 +249,47 @@ def test_embed_puts_the_videos_into_the_page(runs, tmp_path):
 def test_only_the_template_s_own_script_may_run(runs):
     page = make(runs)
     (policy,) = [a["content"] for _, a in page.tags if "http-equiv" in a]
-    script = re.search("<script>(.*?)</script>", page.source, re.DOTALL)[1]
-    digest = report.hashlib.sha256(script.encode()).digest()
-    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    for tag, kind in (("script", "module"), ("style", None)):
+        digest = hashlib.sha256(page.inside[tag, kind].encode()).digest()
+        assert f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_a_folder_holds_copies_and_can_be_moved(runs, tmp_path):
+    data = encoded()
+    for path in runs.glob("run0/clips/*.mp4"):  # only these are videos
+        path.write_bytes(data)
+    for path in runs.glob("run0/records/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"bytes": len(data)}))
+    report.write_report(runs, tmp_path / "page")
+    (tmp_path / "page").rename(tmp_path / "moved")
+    page = Page((tmp_path / "moved/index.html").read_text(encoding="utf-8"))
+    found = [(tmp_path / "moved" / unquote(v)).resolve() for v in page.addresses if "." in v]
+    assert len(found) == 8 + 2 and all(p.is_relative_to(tmp_path / "moved") for p in found)
+    posters = [p for p in found if p.suffix == ".jpg"]
+    assert len(posters) == 2 and all(Image.open(p).size == (48, 32) for p in posters)
+    copied = {p.read_bytes() for p in found if p.suffix == ".mp4"}
+    assert copied == {p.read_bytes() for p in runs.glob("*/clips/*.mp4")}
+
+
+def test_a_page_made_again_copies_only_what_changed(runs, tmp_path):
+    report.write_report(runs, tmp_path / "page")
+    copies = sorted((tmp_path / "page").rglob("*.mp4"))
+    before = [p.stat().st_ino for p in copies]
+    changed = runs / "run1/clips" / f"{clip_key('a dog', 0)}.mp4"
+    changed.write_bytes(b"x" * changed.stat().st_size)
+    report.write_report(runs, tmp_path / "page")
+    again = [p for p, inode in zip(copies, before, strict=True) if p.stat().st_ino != inode]
+    assert [p.relative_to(tmp_path / "page/clips") for p in again] == [Path("run1", changed.name)]
+    assert again[0].read_bytes() == changed.read_bytes()
+
+
+def test_no_page_is_written_over_another_s_or_into_a_run(runs, tmp_path, capsys):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("mine")
+    assert "another page than ours" in exits(capsys, runs, "-o", tmp_path / "site")
+    assert (tmp_path / "site/index.html").read_text() == "mine"
+    assert "is a run's folder" in exits(capsys, runs, "-o", runs / "run0")
 
 
 # -- what is broken ---------------------------------------------------------------------------
@@ -243,15 +309,21 @@ def test_what_is_wrong_stands_in_the_place_of_the_clip_and_the_rest_survives(run
     (runs / "run0/failures/surrogate.json").write_text(r'{"prompt": "\ud800", "seed": 0}')
     (runs / "begun/records").mkdir(parents=True)
     page = make(runs)
-    assert f"records/{key}.json cannot be read" in page.figure("cannot be read")
-    assert f"clips/{key}.mp4: No such file or directory" in page.text
-    assert f"clips/{key}.low.mp4 is half-written (0 bytes)" in page.text
-    assert f"clips/{key}.mp4 is half-written (4 bytes)" in page.text
-    assert "failed: Oops('<b>')" in page.text
-    assert "run0/failures/other.json cannot be read" in page.text
-    assert "begun has no finished clip" in page.text
-    assert "run2/records/0123456789abcdef.json cannot be read" in page.text
-    assert "run2/recipe.json cannot be read" in page.text
+    notes = {c["note"] for c in page.cells if c.get("note")}
+    assert notes == {
+        f"records/{key}.json cannot be read",
+        f"clips/{key}.mp4: No such file or directory",
+        f"clips/{key}.low.mp4 is half-written (0 bytes)",
+        f"clips/{key}.mp4 is half-written (4 bytes)",
+        "failed: Oops('<b>')",
+        "failed: None",  # a failure that does not say why
+    }
+    assert {
+        "run0/failures/other.json cannot be read.",
+        "begun has no finished clip.",
+        "run2/records/0123456789abcdef.json cannot be read.",
+        "run2/recipe.json cannot be read.",
+    } < set(page.data["notes"])
     other = clip_key("a dog", 0)
     assert {v for v in page.videos if other in v} == set(page.videos)
     assert len(page.videos) == 4
@@ -262,6 +334,7 @@ WRONG = [
     *({"seconds": {"lr": v}} for v in ("x", None, float("nan"))),
     *({"scores": {"detail": v}} for v in ("x", [], float("inf"), 10**400)),
     *({"recipe": RECIPE | {"low": v}} for v in (None, 5, [1], ["a", "b"], [1, 2, 3])),
+    *({"fps": v} for v in (0, "8", None)),
     *({"density": [1]}, {"density": {"1": "x"}}, {"prompt_index": []}, {"prompt": "\ud800"}),
 ]
 
@@ -275,13 +348,14 @@ def test_a_record_of_other_shape_is_noted_and_never_fatal(tmp_path):
         _, run = sorted(report.read_runs(tmp_path), key=lambda run: run.id == "wrong")
         assert run.broken == {key: f"records/{key}.json"} and not run.records, wrong
     page = make(tmp_path)
-    assert f"wrong/records/{key}.json cannot be read" in page.text and len(page.videos) == 2
+    assert f"wrong/records/{key}.json cannot be read." in page.data["notes"]
+    assert len(page.videos) == 2
 
 
 def exits(capsys, *words):
     """Run the command line, which must fail; its one line."""
     with pytest.raises(SystemExit) as stopped:
-        report.main([str(w) for w in words])
+        main([str(w) for w in words])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and not out
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -304,8 +378,10 @@ def test_folders_with_nothing_to_show_get_one_line_and_leave_no_page(tmp_path, r
 def test_a_page_that_cannot_be_written_costs_one_line_and_the_old_one_stays(
     runs, tmp_path, capsys, monkeypatch
 ):
-    assert "cannot be written" in exits(capsys, runs, "--output", tmp_path)
-    assert "cannot be written" in exits(capsys, runs, "--output", "/")
+    (tmp_path / "file").write_text("x")
+    assert "cannot be written" in exits(capsys, runs, "-o", tmp_path / "file/page")
+    assert "cannot be written" in exits(capsys, runs, "-o", tmp_path / "file/page.html")
+    assert "cannot be written" in exits(capsys, runs, "-o", "/proc/absent/page")
     make(runs)
     before = (runs / "report.html").read_bytes()
     clip(runs, "run3", "a cat")
@@ -321,14 +397,17 @@ def test_a_page_that_cannot_be_written_costs_one_line_and_the_old_one_stays(
 
 def test_the_command_says_where_the_page_is(runs, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report", str(runs)])
-    report.main()
+    main()
     assert capsys.readouterr().out == f"{runs / 'report.html'}: 3 run(s), 2 row(s)\n"
 
 
-def test_the_template_is_shipped_with_the_package():
+def test_all_that_the_page_is_made_of_is_shipped_with_the_package():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
-    assert any(fnmatch.fnmatch("report.html", p) for p in patterns)
+    parts = [p.name for p in Path(report.__file__).parent.iterdir() if p.is_file()]
+    parts = [name for name in parts if not name.endswith(".py")]
+    assert {"page.html", "page.css"} | {f"{name}.js" for name in report.SCRIPTS} == set(parts)
+    assert all(any(fnmatch.fnmatch(name, p) for p in patterns) for name in parts)
 
 
 def test_runs_that_were_made_and_scored_now_are_shown(tmp_path):

@@ -1,0 +1,105 @@
+"""A folder of runs as one static page: clips side by side in step, scores, plots, and a blind vote.
+
+    python -m s2flow.report runs/ -o page/       page/index.html with copies of clips and posters
+    python -m s2flow.report runs/                runs/report.html, which finds the clips where they are
+    python -m s2flow.report runs/ --embed        the same with the videos in it: one file to mail
+
+The page opens from disk and asks nothing of any network. Its rows are prompts and seeds: the LR clip,
+then the clip of each run, labelled by what differs between the runs. All clips in view follow one
+clock. A clip that is missing, half-written, failed or badly recorded leaves a note in its place. Votes
+that the page hands out are read by `s2flow.preferences`.
+
+    reading.py   runs as found on disk        media.py           where the page finds videos and posters
+    labels.py    what runs are called         page.html, .css    the frame
+    content.py   all that the page shows      *.js               what fills it: SCRIPTS
+
+The scripts are put into the page one after the other, as one module: a browser that opens a page from
+disk may not import a second file.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from s2flow.errors import UserError
+from s2flow.report.content import shown
+from s2flow.report.labels import labels
+from s2flow.report.media import Media
+from s2flow.report.reading import read_runs
+from s2flow.store import written_whole
+
+__all__ = ["labels", "read_runs", "write_report"]
+
+SCRIPTS = ("dom", "clock", "gallery", "compare", "plots", "table", "vote", "main")
+MARK = '<meta name="generator" content="s2flow.report">'  # by which a page of ours is known
+
+
+def write_report(runs_dir: Path, output: Path | None = None, embed: bool = False) -> str:
+    """Write the page, whole or not at all; returns what to tell the user.
+
+    output: a file *.html, or a folder, which then holds copies of the videos too and may be moved;
+    by default runs_dir/report.html. embed: the videos go into the page.
+    Raises UserError if runs_dir holds no finished clip or the page cannot be written.
+    """
+    output = output or runs_dir / "report.html"
+    folder = output.suffix.lower() != ".html"
+    page = output / "index.html" if folder else output
+    found = read_runs(runs_dir)
+    _refuse_to_overwrite(page, output, folder)
+    how = "embed" if embed else "copy" if folder else "link"
+    try:
+        content = shown(found, Media(page.parent, how))
+        title = runs_dir.resolve().name
+        with written_whole(page) as temporary:
+            temporary.write_bytes(_render(content, title))
+    except (OSError, ValueError) as error:  # ValueError: a path without a name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{page} cannot be written ({reason}); type --output PAGE") from None
+    notes = sum(bool(c.get("note")) for row in content["rows"] for c in row["cells"])
+    line = f"{page}: {len(content['runs'])} run(s), {len(content['rows'])} row(s)"
+    return line + (f", {notes} clip(s) with a note of what is wrong" if notes else "")
+
+
+def _refuse_to_overwrite(page: Path, output: Path, folder: bool) -> None:
+    if (page.parent / "records").is_dir():
+        raise UserError(f"{output} is a run's folder; type --output with another one")
+    try:
+        foreign = folder and page.exists() and MARK not in page.read_text("utf-8", "replace")
+    except OSError:
+        foreign = False  # the attempt to write says why
+    if foreign:
+        raise UserError(f"{page} is another page than ours; type --output with another folder")
+
+
+def _render(content: dict[str, Any], title: str) -> bytes:
+    """The page: texts are data, which its scripts show as text; no other script is let run."""
+    here = Path(__file__).parent
+    read = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
+    script = "\n".join((here / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = jinja.from_string(read["page.html"]).render(
+        mark=MARK,
+        title=title,
+        data=_data(content | {"title": title}),
+        style=read["page.css"],
+        script=script,
+        style_hash=_digest(read["page.css"]),
+        script_hash=_digest(script),
+    )
+    return page.encode("utf-8", "replace")
+
+
+def _data(content: dict[str, Any]) -> str:
+    """JSON that no browser can take for markup."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,188 @@
+"""All that the page shows: runs with their means, rows of clips, and notes of what is wrong."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from s2flow.metrics import bootstrap_interval
+from s2flow.recipe import LATER, LOW
+from s2flow.report.labels import differing, labels, natural, text_of
+from s2flow.report.media import Media
+from s2flow.report.reading import Row, Run
+from s2flow.store import STAGES, clip_key, generation_seconds
+
+RESAMPLES = 2000  # of the intervals in the plot
+EMBEDDED = ("micro", "tiny")  # backbones of a toy world, whose weights ship with the package
+
+
+def shown(found: list[Run], media: Media) -> dict[str, Any]:
+    """Everything that the page shows, ready for JSON, in an order that only the runs decide."""
+    runs = [run for run in found if run.shown]
+    label = labels(runs)
+    runs.sort(key=lambda run: (natural(label[run.id]), run.id))
+    place = {row: math.inf for run in runs for row in run.failures}
+    place |= {k: r.get("prompt_index", [0])[0] for run in runs for k, r in run.records.items()}
+    lows: dict[str, list[Run]] = {}
+    for run in runs:
+        if "low" in run.recipe and run.records:
+            lows.setdefault(str(_low_knobs(run)), []).append(run)
+    differ = differing(_low_knobs(group[0]) for group in lows.values())
+    records = [record for run in runs for record in run.records.values()]
+    scores = list(dict.fromkeys(name for record in records for name in record["scores"]))
+    rows = []
+    for row in sorted(place, key=lambda row: (place[row], row[0], row[1], row[2] or "")):
+        cells = [_low_cell(group, differ, row, media) for group in lows.values()]
+        cells += [{"run": i} | _cell(run, row, scores, media) for i, run in enumerate(runs)]
+        named = {"prompt": row[0], "seed": row[1], "original": row[2], "key": clip_key(*row)}
+        rows.append(named | {"cells": cells})
+    knobs = differing(run.recipe for run in runs)
+    return {
+        "runs": [_summary(run, label[run.id], scores) for run in runs],
+        "differ": sorted(knobs),
+        "knobs": sorted(
+            knobs - {"method", "windows.exponents"}
+        ),  # to filter by; method comes first
+        "scores": scores,
+        "stages": list(STAGES),
+        "rows": rows,
+        "about": _about(runs, len(rows)),
+        "notes": _notes(found, {clip_key(*row) for row in place}),
+    }
+
+
+def _about(runs: list[Run], rows: int) -> str:
+    """The line below the title: how much of what, and whose numbers they are."""
+    names = sorted({str(run.recipe.get("backbone", "unknown")) for run in runs})
+    said = ", ".join(
+        f"{name} (embedded, of a toy world: no number here compares with the paper's)"
+        if name in EMBEDDED
+        else name
+        for name in names
+    )
+    return f"{len(runs)} run(s), {rows} row(s) of prompt and seed; backbone {said}"
+
+
+def _notes(found: list[Run], keys: set[str]) -> list[str]:
+    """What a reader of the table must know, and broken files that belong to no row."""
+    notes = [f"{run.id} has no finished clip." for run in found if not run.shown]
+    for run in found:
+        lost = [file for key, file in run.broken.items() if key not in keys or not run.shown]
+        notes += [f"{run.id}/{file} cannot be read." for file in lost]
+    clips = [set(run.records) for run in found if run.shown]
+    common = set.intersection(*clips)
+    if any(c != common for c in clips):
+        notes.append(
+            f"The runs do not hold the same clips ({len(common)} are in all of them): "
+            "compare them row by row, not by their means."
+        )
+    devices = sorted({str(r.get("device")) for run in found for r in run.records.values()})
+    if len(devices) > 1:
+        notes.append(f"Seconds are from different machines: {'; '.join(devices)}.")
+    return notes
+
+
+def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]:
+    """One run's clip of a row: its video or what is wrong, its scores and seconds."""
+    record, key = run.records.get(row), clip_key(*row)
+    note = f"failed: {run.failures[row]}" if row in run.failures else None
+    if record is None:
+        return {"note": f"{run.broken[key]} cannot be read" if key in run.broken else note}
+    video = run.folder / "clips" / Path(record["video"]).name
+    size = record["height"], record["width"]
+    density = _mean((record.get("density") or {}).values())
+    return {
+        "note": note,
+        **_video(video, size, record, media, record["bytes"]),
+        "scores": [_short(record["scores"].get(name)) for name in scores],
+        "seconds": [_short(record["seconds"].get(stage)) for stage in STAGES],
+        "total": _short(generation_seconds(record)),
+        "f": _short(density[0]) if density[1] else None,
+        "file": f"{run.id}/clips/{video.name}",
+        "device": record.get("device"),
+        "commit": record.get("commit"),
+        "outcome": record.get("outcome"),
+    }
+
+
+def _low_knobs(run: Run) -> dict[str, Any]:
+    """What decides a run's LR clips: runs that agree in it share them."""
+    return {k: run.recipe.get(k, LATER.get(k)) for k in (*LOW, "version")}
+
+
+def _low_cell(group: list[Run], differ: set[str], row: Row, media: Media) -> dict[str, Any]:
+    """The LR clip of a row, from the first run that has it of those that share it."""
+    recipe = _low_knobs(group[0])
+    words = [f"LR {'×'.join(map(str, recipe['low']))}"]
+    words += [f"{k}={text_of(recipe[k])}" for k in sorted(differ - {"low"})]
+    cell: dict[str, Any] = {"run": None, "label": ", ".join(words), "note": None}
+    for run in (run for run in group if row in run.records):
+        record = run.records[row]
+        name = f"{Path(record['video']).stem}.low.mp4"
+        video = _video(run.folder / "clips" / name, recipe["low"], record, media)
+        cell |= video | {"file": f"{run.id}/clips/{name}"}
+        if "src" in video:
+            return cell | {"note": None}
+    return cell
+
+
+def _video(
+    path: Path, size: Any, record: dict[str, Any], media: Media, full: int | None = None
+) -> dict[str, Any]:
+    """Where a video is, in the page's terms, or a note of what is wrong with it."""
+    try:
+        with path.open("rb"):
+            found = path.stat().st_size
+    except OSError as error:
+        return {"note": f"clips/{path.name}: {error.strerror}"}
+    if found == 0 or full not in (None, found):
+        return {"note": f"clips/{path.name} is half-written ({found} bytes)"}
+    known = {k: record[k] for k in ("frames", "fps") if k in record}
+    return {**media.addresses(path), "height": size[0], "width": size[1], **known}
+
+
+def _summary(run: Run, label: str, scores: list[str]) -> dict[str, Any]:
+    """A run's row of the table and its recipe; a mean is (value, over how many clips)."""
+    records = list(run.records.values())
+    origin = {k: "; ".join(sorted({str(r.get(k)) for r in records})) for k in ("device", "commit")}
+    return {
+        "id": run.id,
+        "label": label,
+        "method": str(run.recipe.get("method", run.id)),
+        "clips": len(records),
+        "density": _mean(d for r in records for d in (r.get("density") or {}).values()),
+        "scores": [_mean(r["scores"].get(name) for r in records) for name in scores],
+        "intervals": [_interval(run, name) for name in scores],
+        "seconds": [_mean(r["seconds"].get(stage) for r in records) for stage in STAGES],
+        "total": _mean(generation_seconds(r) for r in records),
+        "recipe": {k: text_of(v) for k, v in run.recipe.items()} | origin,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> tuple[float, int]:
+    known = [v for v in values if v is not None]
+    return (_short(fmean(known)) if known else 0.0), len(known)
+
+
+def _interval(run: Run, score: str) -> tuple[float, float, float, int] | None:
+    """Mean over prompts, its 95 % bootstrap interval, and how many prompts; None below two.
+
+    The seeds of a prompt are averaged first, as in `s2flow.metrics`.
+    """
+    of_prompt: dict[Any, list[float]] = {}
+    for row, record in run.records.items():
+        if (value := record["scores"].get(score)) is not None:
+            of_prompt.setdefault((row[0], row[2]), []).append(value)
+    d = np.array([fmean(values) for _, values in sorted(of_prompt.items(), key=repr)])
+    if len(d) < 2:
+        return None
+    ends = bootstrap_interval(d, resamples=RESAMPLES)
+    return (*(_short(float(x)) for x in (d.mean(), *ends)), len(d))
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: the page is a third smaller, and shows four at most."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,106 @@
+"""Runs as found on disk: finished clips, errors of failed ones, files that say nothing."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s2flow.errors import UserError
+from s2flow.recipe import VERSION
+from s2flow.scorebook import ScoreBook
+from s2flow.store import read_record
+
+Row = tuple[str, int, str | None]  # prompt, seed, the prompt that an augmented one stands for
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder as found: finished clips, errors of failed ones, files that say nothing."""
+
+    folder: Path
+    recipe: dict[str, Any]  # flat: windows.name, windows.exponents
+    records: dict[Row, dict[str, Any]]
+    failures: dict[Row, str]
+    broken: dict[str, str]  # clip key -> file
+
+    @property
+    def id(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def shown(self) -> bool:
+        """Whether any of its clips was finished or failed."""
+        return bool(self.records or self.failures)
+
+
+def read_runs(runs_dir: Path) -> list[Run]:
+    """The runs of a folder, by name. Raises UserError if they hold no finished clip."""
+    if (runs_dir / "records").is_dir():
+        above = runs_dir.resolve().parent
+        raise UserError(f"{runs_dir} is a single run; type the folder that holds it: {above}")
+    try:
+        folders = sorted(p for p in runs_dir.iterdir() if (p / "records").is_dir())
+    except OSError as error:
+        raise UserError(f"{runs_dir}: {error.strerror}; type the folder of the runs") from None
+    runs = [_read_run(folder) for folder in folders]
+    if not any(run.records for run in runs):
+        found = f"{len(runs)} run(s) but" if runs else "no run and"
+        raise UserError(f"{runs_dir} holds {found} no finished clip; python run.py makes one")
+    return runs
+
+
+def _read_run(folder: Path) -> Run:
+    recipe, book = _json(folder / "recipe.json"), ScoreBook(folder)
+    records, failures, broken = {}, {}, {} if recipe else {"recipe": "recipe.json"}
+    for path in sorted(folder.glob("failures/[!.]*.json")):
+        failure = _json(path)
+        prompt, seed = failure.get("prompt"), failure.get("seed")
+        if isinstance(prompt, str) and isinstance(seed, int):
+            prompt = prompt.encode("utf-8", "replace").decode()
+            failures[_row_of(failure | {"prompt": prompt})] = str(failure.get("error"))
+        else:
+            broken[path.stem] = f"failures/{path.name}"
+    for path in sorted(folder.glob("records/[!.]*.json")):
+        record = read_record(path)
+        if record is not None and _sound(record):
+            records[_row_of(record)] = book.joined(record)
+            recipe = {"version": recipe.get("version", VERSION), **record["recipe"]}
+        else:
+            broken[path.stem] = f"records/{path.name}"
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        nested = isinstance(value, dict)
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
+    return Run(folder, flat, records, failures, broken)
+
+
+def _row_of(record: dict[str, Any]) -> Row:
+    """Clips of one augmented text that stand for two prompts are two rows."""
+    return record["prompt"], record["seed"], record.get("original_prompt")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _sound(record: dict[str, Any]) -> bool:
+    """Whether a record holds what the page shows, in the types that the rest relies on."""
+    try:
+        record["prompt"].encode()
+        Path(record["video"])
+        height, width = record["recipe"].get("low", (1, 1))
+        whole = [record[k] for k in ("seed", "height", "width", "bytes")]
+        whole += [height, width, record.get("prompt_index", [0])[0]]
+        numbers = [*record["seconds"].values(), *(record.get("density") or {}).values()]
+        numbers += [s for s in record.get("scores", {}).values() if s is not None]
+        rates = [record.get("frames", 1), record.get("fps", 1)]
+        sound = all(map(math.isfinite, numbers + rates)) and min(rates) > 0
+        return sound and all(isinstance(x, int) for x in whole)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
