@@ -84,21 +84,27 @@ class Bench:
         self.dense_ones()
         q = self.sets[0][0]
         names = [n for n in dispatch.NAMES if n != "auto"]
-        reasons = {n: dispatch.why_not(n, q, self.size.brick) for n in names}
+        reasons = {n: dispatch.why_not(n, q, self.size.brick, self.size.tokens) for n in names}
         for n in names:
             if reasons[n] is None and self.args.device not in dispatch.module(n).AUTO:
                 reasons[n] = f"on a {self.args.device} only by name, and not timed here"
         if self.size.length > QUADRATIC:
             reasons["reference"] = "its memory is quadratic"
         self.found["backends"] = reasons
-        self.found["auto"] = auto = dispatch.choose(q, self.size.brick)
+        self.found["auto"] = auto = dispatch.choose(q, self.size.brick, self.size.tokens)
         self.found["auto_in_bricks"] = dispatch.module(auto).IN_BRICKS
         usable = [n for n in names if reasons[n] is None]
         usable.sort(key=lambda n: n != self.found["auto"])
         for backend in usable:
-            self.mixed(backend)
-            self.error(backend)
-            self.memory(backend)
+            try:
+                self.mixed(backend)
+                self.error(backend)
+                self.memory(backend)
+            except Exception as error:  # of one backend; the lent minutes are for the others, too
+                said = (str(error).splitlines() or [""])[0][:200]
+                reasons[backend] = f"failed with {type(error).__name__}: {said}"
+                self.result.write()
+        usable = [n for n in usable if reasons[n] is None]
         self.planning()
         for backend in usable[:1] if self.args.device == "cuda" else usable:
             for f in DENSITIES:

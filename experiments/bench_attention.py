@@ -95,6 +95,8 @@ def sizes_of(args: Any) -> dict[str, Size]:
     given = {"heads": args.heads, "d": args.head_dim, "text": args.text}
     given = {k: v for k, v in given.items() if v is not None}
     sizes = {n: replace(s, **given) for n, s in sizes.items()}
+    if args.rows < 1:
+        raise UserError(f"rows={args.rows} is no sample; type rows of 1 or more, such as 256")
     for s in sizes.values():
         if min(*s.tokens, *s.brick, s.heads, s.d) < 1 or s.text < 0:
             raise UserError(

@@ -105,7 +105,12 @@ class Result:
             **more,
         }
         self.end = time.monotonic() + 60 * args.minutes
-        args.out.mkdir(parents=True, exist_ok=True)
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"out={args.out}: {error.strerror}; type a folder to write to"
+            ) from None
         self.write()
 
     def write(self) -> None:
@@ -276,7 +281,9 @@ def dense_kernels(q: Tensor, device: str) -> tuple[dict[str, Callable], dict[str
     try:
         from flash_attn.cute import flash_attn_func
     except Exception as error:  # an optional package, which may fail in its own ways
-        missing["flash-attn-4"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+        missing["flash-attn-4"] = (
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+        )
         return found, missing
 
     def fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

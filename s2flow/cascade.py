@@ -232,7 +232,9 @@ class Cascade:
         for report in self.reports:
             report["density_requested"] = 1.0 if r.whole_grid else f
         with self.clock("plan"):
-            return decide(r, low.coverage, low.bricks, *grids, self.n_from)
+            plan = decide(r, low.coverage, low.bricks, *grids, self.n_from)
+            self.brick_order(plan)  # its kernels are compiled and checked here, not in the HR flow
+            return plan
 
     def solver(self, low: LowFlow) -> Euler:
         """The recipe's solver (Eqs. 10-12), new: history never crosses a hand-off."""

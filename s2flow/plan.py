@@ -152,7 +152,7 @@ class Plan:
         if router.heads is not None:  # the others are with other ranks
             boxes = boxes[:, router.heads]
         if attention == "auto" and self.whole(boxes):
-            return None  # the model's own dense call, bitwise
+            return None  # the model's own dense call; bitwise, but for the order of its tokens
         grid = (self.tokens, self.brick, attention)
         return window_attention(q, k, v, boxes, *grid, router.text, ordered=router.ordered)
 

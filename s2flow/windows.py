@@ -22,6 +22,7 @@ Deviation: Eq. 7 multiplies logits by a 0/1 mask, which leaves masked keys the w
 means -inf, and every window holds the query's own brick, so that no row is empty.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -148,6 +149,7 @@ def brick_of_token(tokens: Box, brick: Box) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
+@functools.lru_cache(maxsize=64)
 def axis_windows(g: int) -> Tensor:
     """(g, g, g) 0/1: entry [i, w-1, j] says whether the window of width w around brick i holds j."""
     out = torch.zeros(g, g, g)

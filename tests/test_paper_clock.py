@@ -98,10 +98,11 @@ def test_planning_is_a_per_cent_of_the_lr_flow_at_most(clock, recipe, name):
     rows = 2 * 128 * clock.low.q[2] * 3072 * 60 * 50  # of all heads, layers and steps
     assert rows < plan.flops < 1.1 * rows
     assert 0 < plan.flops < 0.01 * flow.flops
-    assert plan.moved.total > 50 * 60 * 24 * 4 * 128 * 115_200  # the rows are written at least
+    keys = 50 * 60 * 24 * 2 * 128 * 115_200  # of all heads, layers and steps, read once
+    assert keys < plan.moved.total < 4 * keys
     for ranks in (1, 8):
         share = seconds_of(plan, known(name), ranks) / seconds_of(flow, known(name), ranks)
-        assert 0.001 < share <= 0.01
+        assert 0.0001 < share <= 0.01
 
 
 # -- the roofline -----------------------------------------------------------------------------

@@ -12,8 +12,8 @@ everything. Where a batch's prompts differ in length, padding is neither seen no
     flex        FlexAttention, from block lists that are computed, heads grouped by window
     fa4         flash-attn-4's block sparsity, an optional extra for Hopper and Blackwell
 
-`backend="auto"` takes the first usable of fa4, triton, flex, tiled (`dispatch.py`): the one thing that
-may differ between machines is rounding.
+`backend="auto"` takes the first usable of fa4, triton, flex, tiled (`dispatch.py`). What may differ
+between machines, and on a GPU between processes (tile sizes are tuned), is rounding.
 """
 
 from collections.abc import Sequence

@@ -29,8 +29,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not there:
         parser.error("--device cuda: no CUDA device is here; type --device cpu")
-    if args.head_dim < 1 or min(args.brick) < 1:
-        parser.error("--head-dim and --brick must be 1 or more")
+    if not 1 <= args.head_dim <= 1024 or not all(1 <= b <= 1024 for b in args.brick):
+        parser.error("--head-dim and --brick must be from 1 to 1024")
     q = torch.empty(0, args.head_dim, device=args.device, dtype=TYPES[args.dtype])
     brick = tuple(args.brick)
     table = Table(box=box.SIMPLE_HEAD)

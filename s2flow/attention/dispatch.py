@@ -9,7 +9,7 @@ A backend is a module of this package with
     window_attention(q, k, v, windows, tokens, brick, text, lse) -> (out, lse or None)
                                   windows: (B, heads, 3) int32 on the CPU, checked before
 
-`unusable` asks for devices and packages. Before the first use, a small problem is computed and compared
+`unusable` asks for devices and packages. Before the first use, small problems are computed and compared
 with the reference: kernels exist that return dense attention where they cannot do better, and say
 nothing. Each answer holds for a device, dtype, head_dim and brick, and is kept for the process.
 """
@@ -28,6 +28,7 @@ from s2flow.windows import Box
 
 FASTEST_FIRST = ("fa4", "triton", "flex", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")
+CHECKED = 1024  # tokens of a brick up to which the reference is written out for the self-check
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # of the self-check
 
 
@@ -44,11 +45,10 @@ def resolve(backend: str, q: Tensor, brick: Box, tokens: Box | None = None) -> s
 
 def choose(q: Tensor, brick: Box, tokens: Box | None = None) -> str:
     """The fastest backend that is usable for such q, bricks and grid."""
-    return next(
-        name
-        for name in FASTEST_FIRST
-        if q.device.type in module(name).AUTO and why_not(name, q, brick, tokens) is None
-    )
+    for name in FASTEST_FIRST:
+        if q.device.type in module(name).AUTO and why_not(name, q, brick, tokens) is None:
+            return name
+    return "tiled"  # plain torch
 
 
 def demand(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str:
@@ -75,13 +75,18 @@ def why_not(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str 
 def _why_not(
     name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box
 ) -> str | None:
-    probe = torch.empty(1, 1, 1, d, device=device, dtype=dtype)
-    if (reason := module(name).unusable(probe, brick)) is not None or name == "reference":
-        return reason
     try:
+        probe = torch.empty(0, 1, 1, d, device=device, dtype=dtype)
+        reason = module(name).unusable(probe, brick)
+        if reason is not None or name == "reference":
+            return reason
+        if math.prod(brick) > CHECKED:
+            large = f"bricks of {math.prod(brick)} tokens are too large for its self-check"
+            return None if name == "tiled" else large
         off = self_check(name, device, dtype, d, brick)
     except Exception as error:  # whatever a kernel or its compiler may raise: it is not usable
-        return f"its self-check failed with {type(error).__name__}: {str(error).splitlines()[0]}"
+        said = (str(error).splitlines() or [""])[0]
+        return f"its self-check failed with {type(error).__name__}: {said}"
     if not off <= TOLERANCE.get(dtype, 1e-4):  # NaN is not
         return f"its self-check is off by {off:.2g}"
     return None
@@ -89,21 +94,48 @@ def _why_not(
 
 @torch.no_grad()
 def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> float:
-    """|out - reference| / |reference| on a ragged grid of a few bricks with text and padding."""
+    """|out - reference| / |reference| on small grids, with text and padding: the worst of them.
+
+    On a grid that the brick divides, without and with lse, which are kernels' paths of their own, and
+    on a ragged one where the backend takes such.
+    """
+    wholes = (True, False) if getattr(module(name), "RAGGED", True) else (True,)
+    grids = [tuple(3 * b if whole else 3 * b - b // 2 for b in brick) for whole in wholes]
+    calls = [(grids[0], False), (grids[0], True), *((g, False) for g in grids[1:])]
+    return max((_off(name, device, dtype, d, brick, *call) for call in calls), key=_worst)
+
+
+def _worst(off: float) -> float:
+    return math.inf if math.isnan(off) else off
+
+
+def _off(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    d: int,
+    brick: Box,
+    tokens: Box,
+    lse: bool,
+) -> float:
     attend = module(name)
-    cut = getattr(attend, "RAGGED", True)
-    tokens = tuple(3 * b - b // 2 if cut and b > 1 else 3 * b for b in brick)
     n_text, windows = 7, torch.tensor([[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]).int()
     generator = torch.Generator().manual_seed(0)
     shape = (3, 2, 2, math.prod(tokens) + n_text, d)
     q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
     call = (windows, tokens, brick)
     text = [5, 7]
-    truth = module("reference").window_attention(q, k, v, *call, text)[0].float()
+    truth, sums = module("reference").window_attention(q, k, v, *call, text, lse)
     if attend.IN_BRICKS:
         order, inverse = brick_order(tokens, brick, device)
         q, k, v = (reordered(x, order) for x in (q, k, v))
-    out = attend.window_attention(q, k, v, *call, text, False)[0].float()
+    out, found = attend.window_attention(q, k, v, *call, text, lse)
     if attend.IN_BRICKS:
-        out = reordered(out, inverse)
-    return float((out - truth).norm() / truth.norm())
+        out, found = (x if x is None else reordered(x, inverse) for x in (out, found))
+    off = float((out.float() - truth.float()).norm() / truth.float().norm())
+    if not lse:
+        return off
+    real = sums.isfinite()
+    if found is None or not torch.equal(real, found.isfinite()):
+        return math.inf
+    return max(off, float((found - sums)[real].norm() / sums[real].norm()), key=_worst)
