@@ -106,7 +106,7 @@ def generate(
     with _borrowed(pipe) as (backbone, files, weights):
         cfg = composed(files, knobs)
         recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
-        methods.check_layers(backbone, recipe)
+        methods.check(backbone, recipe)
         sta.check_prompts(recipe, prompts)
         clock = Clock(backbone.device)
         how = {"clock": clock, "progress": progress}

@@ -210,12 +210,10 @@ class Cascade:
         """Video tokens in brick order for the whole HR flow, if its attention wants them so."""
         if not isinstance(plan, Plan) or plan.whole(plan.boxes):
             return nullcontext()
-        order, model = self.backbone.router.order, self.backbone.transformer
+        order = self.backbone.router.order
         if order is None:
             return nullcontext()
-        like = {"device": self.backbone.device, "dtype": model.dtype}
-        q = torch.empty(0, model.config.attention_head_dim, **like)
-        name = dispatch.resolve(self.recipe.attention, q, plan.brick, plan.tokens)
+        name = attention_of(self.backbone, self.recipe, self.size)
         for report in self.reports:
             report["attention"] = name
         if not dispatch.module(name).IN_BRICKS:
@@ -233,7 +231,9 @@ class Cascade:
             report["density_requested"] = 1.0 if r.whole_grid else f
         with self.clock("plan"):
             plan = decide(r, low.coverage, low.bricks, *grids, self.n_from)
-            self.brick_order(plan)  # its kernels are compiled and checked here, not in the HR flow
+            if isinstance(plan, Plan) and self.backbone.router.order is not None:
+                # kernels are compiled and checked here, not in the HR flow
+                attention_of(self.backbone, r, self.size)
             return plan
 
     def solver(self, low: LowFlow) -> Euler:
@@ -368,6 +368,18 @@ class Cascade:
             self.progress(stage, n_from - n + 1, n_from - last)
         zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)
+
+
+def attention_of(backbone: Backbone, recipe: Recipe, size: tuple[int, int]) -> str:
+    """The attention backend of windows at an HR size (height, width), in pixels.
+
+    Raises UserError if the one that the recipe names cannot be used.
+    """
+    model = backbone.transformer
+    tokens = backbone.token_grid(backbone.latent_shape(*size, recipe.frames))
+    like = {"device": backbone.device, "dtype": model.dtype}
+    q = torch.empty(0, model.config.attention_head_dim, **like)
+    return dispatch.resolve(recipe.attention, q, recipe.brick_high, tokens)
 
 
 def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from s2flow.costs import (
     GIB,
     RESERVE,
     SLACK,
-    VAE_SHARE,
     Costs,
     Rates,
     Stage,
@@ -117,6 +116,7 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
         "device": on.name,
         "memory_gib": on.memory and round(on.memory, 2),
         "assumed_tflops": on.rates.tflops,
+        "assumed_float32": on.rates.in_float32,
         "assumed_bandwidth": on.rates.bandwidth,
         "assumed_link": on.rates.link,
         "stages": rows,
@@ -213,7 +213,7 @@ def _show(found: dict[str, Any]) -> None:
     sending = f", {link:g} GB/s to other ranks (link=)" if found["ranks"] > 1 else ""
     console.print(
         f"{found['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
-        f"and {rate * VAE_SHARE:g} in float32, {found['assumed_bandwidth']:g} GB/s of memory "
+        f"and {found['assumed_float32']:g} in float32, {found['assumed_bandwidth']:g} GB/s of memory "
         f"(bandwidth=){sending}, on {found['device']}",
         markup=False,
     )

@@ -271,7 +271,7 @@ class Job:
         placed = (cfg.offload, cfg.fp8, cfg.compile)
         backbone = load_backbone(cfg.backbone, device, *placed, team.tensors)
         tile_vae(backbone.vae, self.recipe.vae_tile)
-        methods.check_layers(backbone, self.recipe)
+        methods.check(backbone, self.recipe)
         with (
             Progress(self.recipe, clips, len(todo), quiet=not team.leads) as progress,
             tracked(cfg, self.recipe) if team.leads else nullcontext() as track,

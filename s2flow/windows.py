@@ -149,6 +149,12 @@ def brick_of_token(tokens: Box, brick: Box) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
+def brick_ids(tokens: Box, brick: Box) -> Tensor:
+    """(L,) the brick of every token, tokens and bricks row-major."""
+    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick)
+    return (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
+
+
 @functools.lru_cache(maxsize=64)
 def axis_windows(g: int) -> Tensor:
     """(g, g, g) 0/1: entry [i, w-1, j] says whether the window of width w around brick i holds j."""
@@ -177,12 +183,11 @@ def attention_rows(
 def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
     """Eq. 8 for every box size at once: (B, heads, g_t, g_h, g_w), entry [w_t-1, w_h-1, w_w-1].
 
-    A: (B, heads, R, L) attention of the sampled rows. Pools keys to bricks, then sums each row over
-    its own clamped window along one axis after another; never forms more than R rows of A.
+    A: (B, heads, R, L) attention of the sampled rows, from `attention_rows`. The twin, with its rows
+    written out, of `coverage_by_heads`.
     """
-    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick).to(A.device)
-    flat = (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
-    pooled = A.new_zeros(*A.shape[:-1], math.prod(g)).index_add_(-1, flat, A)
+    ids, bricks = brick_ids(tokens, brick).to(A.device), math.prod(brick_grid(tokens, brick))
+    pooled = A.new_zeros(*A.shape[:-1], bricks).index_add_(-1, ids, A)
     return coverage_of_masses(pooled, rows, tokens, brick)
 
 

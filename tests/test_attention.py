@@ -331,13 +331,37 @@ def off_in_one_head(*args):
     return out, lse
 
 
+def dense_on_whole_grids(q, k, v, windows, tokens, brick, text, lse):
+    """As a kernel whose path for full bricks ignores its lists."""
+    if any(n % b for n, b in zip(tokens, brick, strict=True)):
+        return tiled.window_attention(q, k, v, windows, tokens, brick, text, lse)
+    whole = torch.tensor(brick_grid(tokens, brick), dtype=torch.int32).expand(windows.shape)
+    return tiled.window_attention(q, k, v, whole, tokens, brick, text, lse)
+
+
+def wrong_lse(*args):
+    out, lse = tiled.window_attention(*args)
+    return out, lse if lse is None else 1.01 * lse
+
+
+def silent(*args):
+    raise AssertionError
+
+
 def raising(*args):
     raise RuntimeError("no kernel image\nfor this device")
 
 
 @pytest.mark.parametrize(
     ("attend", "said"),
-    [(dense, "is off by"), (off_in_one_head, "is off by"), (raising, "RuntimeError: no kernel")],
+    [
+        (dense, "is off by"),
+        (dense_on_whole_grids, "is off by"),
+        (off_in_one_head, "is off by"),
+        (wrong_lse, "is off by"),
+        (silent, "AssertionError"),
+        (raising, "RuntimeError: no kernel"),
+    ],
 )
 def test_a_backend_that_is_wrong_here_is_not_used(attend, said, fresh, monkeypatch):
     """Upstream kernels return dense attention where they cannot do better, and say nothing."""

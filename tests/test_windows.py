@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2flow import windows
 from s2flow.attention.coverage import KEYS, masses
-from s2flow.attention.order import brick_ids
+
 from s2flow.errors import UserError
 from s2flow.plan import Plan, Policy, make_plan
 

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.order import brick_ids
-from s2flow.windows import Box, brick_grid
+from s2flow.windows import Box, brick_grid, brick_ids
 
 KEYS = 2**12  # of a piece in plain torch
 LARGEST = 256  # tokens of a brick, for the kernel

@@ -11,13 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from s2flow.windows import Box, brick_grid, brick_of_token
-
-
-def brick_ids(tokens: Box, brick: Box) -> Tensor:
-    """(L,) the brick of every token, tokens and bricks row-major."""
-    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick)
-    return (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
+from s2flow.windows import Box, brick_ids
 
 
 @functools.lru_cache(maxsize=16)

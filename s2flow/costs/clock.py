@@ -42,7 +42,8 @@ class Rates:
     """What a device achieves: TFLOP/s, GB/s of its memory and of its link to other ranks.
 
     attention, float32: TFLOP/s of self-attention and of float32 work where they are known apart.
-    kernels: whether these are rates of single kernels (see the module). What is infinite is free.
+    share: of tflops, in float32, where that is not known apart. kernels: whether these are rates of
+    single kernels (see the module). What is infinite is free.
     """
 
     tflops: float
@@ -51,6 +52,7 @@ class Rates:
     attention: float | None = None
     float32: float | None = None
     kernels: bool = False
+    share: float = VAE_SHARE
 
     def __post_init__(self) -> None:
         for name in ("tflops", "bandwidth", "link", "attention", "float32"):
@@ -60,12 +62,17 @@ class Rates:
                     f"{name}={rate:g} is no rate; type a number above 0, as {name}=100"
                 )
 
+    @property
+    def in_float32(self) -> float:
+        """TFLOP/s of float32 work."""
+        return self.float32 or self.share * self.tflops
+
     def seconds(self, flops: float, attention: float, moved: Moved, single: bool = False) -> float:
         """Of work of one rank, without what it sends: FLOPs in all, those of self-attention.
 
         single: whether it is computed in float32.
         """
-        rate = (self.float32 or VAE_SHARE * self.tflops) if single else self.tflops
+        rate = self.in_float32 if single else self.tflops
         products = (flops - attention) / (rate * 1e12)
         attended = attention / ((self.attention or self.tflops) * 1e12)
         byte = 1 / (self.bandwidth * 1e9)
@@ -85,7 +92,10 @@ class Rates:
 def known(name: str) -> Rates | None:
     """What is assumed of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
     word = next((w for w in RATES if w.lower() in name.lower()), None)
-    return None if word is None else Rates(RATES[word], BANDWIDTH[word], LINK[word])
+    if word is None:
+        return None
+    share = 1.0 if word == "cpu" else VAE_SHARE  # which computes in float32 anyway
+    return Rates(RATES[word], BANDWIDTH[word], LINK[word], share=share)
 
 
 def rates_of(

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
+from s2flow.attention.coverage import launch_options
 from s2flow.costs.trace import Moved, tracing
 from s2flow.windows import Box, brick_grid, coverage_of_masses, sample_rows
-
-TILE = 128  # rows of the kernel's tiles
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ def coverage_cost(
         sums = torch.empty(B, 1, slots, R, device="meta")
         masses = sums.softmax(2)[:, :, :bricks].transpose(2, 3)
         coverage_of_masses(masses, sampled, tokens, brick)
+    kind = torch.float32 if size == 4 else torch.bfloat16
+    tile = launch_options(d, kind, volume, many=True)["BLOCK_R"]  # rows
     flops = 2 * B * R * L * d + trace.flops
-    moved = Moved(products=B * (size * d * (L * math.ceil(R / TILE) + R) + 4 * slots * R))
+    moved = Moved(products=B * (size * d * (L * math.ceil(R / tile) + R) + 4 * slots * R))
     outcome = 4 * B * heads * bricks
     return Coverage(heads * flops, (moved + trace.moved) * heads, outcome)

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from s2flow.backbones.base import Backbone
-from s2flow.cascade import Cascade, Generated
+from s2flow.cascade import Cascade, Generated, attention_of
 from s2flow.errors import UserError
 from s2flow.params import COMMON, parameters
 from s2flow.recipe import Recipe
@@ -59,8 +59,11 @@ def generate(
     return method(recipe.method).generate(Cascade(backbone, recipe, prompts, seeds, **how))
 
 
-def check_layers(backbone: Backbone, recipe: Recipe) -> None:
-    """Raises UserError if the recipe names a layer that the backbone lacks."""
+def check(backbone: Backbone, recipe: Recipe) -> None:
+    """Raises UserError if the recipe names a layer that the backbone lacks, or attention that cannot
+    be used for it here."""
+    if "windows" in recipe.knobs and recipe.attention != "auto":
+        attention_of(backbone, recipe, recipe.high)
     layers = backbone.router.layers
     for layer in recipe.windows.dense_layers:
         if not 0 <= layer < layers:
