@@ -108,6 +108,7 @@ REFUSED = {  # what is typed -> what the line must say: the value, and what to t
     "prompts=foo": "prompts=foo type prompts=demo|",
     "solver=foo": "solver=foo type solver=lri|euler|ab2",
     "attention=foo": "attention=foo type attention=auto|fa4|triton|flex|tiled|reference",
+    "attention=fa4": "attention=fa4 cannot be used: type attention=auto",
     "scorer=[foo]": "scorer=foo --help",
     "tracker=foo": "tracker=foo type tracker=none|wandb",
     "experiment=foo": "experiment=foo type experiment=",

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2flow import windows
 from s2flow.attention.coverage import KEYS, masses
-
 from s2flow.errors import UserError
 from s2flow.plan import Plan, Policy, make_plan
 
@@ -488,7 +487,7 @@ def test_masses_are_pooled_attention_however_few_keys_at_a_time(tokens, brick, k
         logits[clip, ..., n + real :] = -math.inf
     A = logits.softmax(-1)[..., :n]
     pooled = A.new_zeros(2, 3, 11, math.prod(windows.brick_grid(tokens, brick)))
-    pooled.index_add_(-1, brick_ids(tokens, brick), A)
+    pooled.index_add_(-1, windows.brick_ids(tokens, brick), A)
     for clip, real in enumerate(text):
         k[clip, :, n + real :] = math.nan
     found = masses(q, k, rows, tokens, brick, text, keys)
