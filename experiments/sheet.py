@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from marks import BEST, SECOND, marks
-from output import DASH, PAPER, Table, difference_rows, embedded_note, marked_cell
+from output import PAPER, Table, difference_rows, embedded_note, marked_cell
 
 Cell = tuple[str, str]  # text, and "best", "second" or ""
 
@@ -159,12 +159,17 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8886; --muted: #667; }
 @media (prefers-color-scheme: dark) { :root { --muted: #aab; } }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
-div.wide { overflow-x: auto; } h2 { font-size: 1.15rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+div.wide { overflow-x: auto; }
+h2 { font-size: 1.15rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: bottom; }
-td { white-space: nowrap; } th { border-bottom: 1px solid; font-weight: 600; overflow-wrap: anywhere; min-width: 4.5rem; }
-tr + tr td { border-top: 1px solid var(--line); } th:first-child, td:first-child { text-align: left; }
-.toy { border: 1px solid; padding: .5rem .8rem; font-weight: 600; } .notes { color: var(--muted); font-size: .85rem; }
+th { border-bottom: 1px solid; font-weight: 600; }
+td { white-space: nowrap; }
+tr + tr td { border-top: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+.toy { border: 1px solid; padding: .5rem .8rem; font-weight: 600; }
+.notes { color: var(--muted); font-size: .85rem; }
 """
 
 
@@ -181,7 +186,8 @@ def to_html(tables: list[Table]) -> str:
             if i == 0:
                 out += [f'<p class="toy">{html.escape(n)}</p>' for n in embedded_note(table.group)]
             out.append('<div class="wide"><table><thead><tr>')
-            out += [f'<th scope="col">{html.escape(c)}</th>' for c in grid.head]
+            heads = (html.escape(c).replace("_", "_<wbr>") for c in grid.head)
+            out += [f'<th scope="col">{c}</th>' for c in heads]
             out.append("</tr></thead><tbody>")
             for row in grid.rows:
                 cells = (wrap[m].format(html.escape(t.replace("\\|", "|"))) for t, m in row)

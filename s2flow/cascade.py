@@ -208,8 +208,10 @@ class Cascade:
 
     def brick_order(self, plan: Windows | None) -> AbstractContextManager:
         """Video tokens in brick order for the whole HR flow, if its attention wants them so."""
+        if not isinstance(plan, Plan) or plan.whole(plan.boxes):
+            return nullcontext()
         order, model = self.backbone.router.order, self.backbone.transformer
-        if order is None or not isinstance(plan, Plan) or plan.whole(plan.boxes):
+        if order is None:
             return nullcontext()
         like = {"device": self.backbone.device, "dtype": model.dtype}
         q = torch.empty(0, model.config.attention_head_dim, **like)
