@@ -31,7 +31,7 @@ from s2flow.windows import (
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
 GRID = (4, 2, 3)
-ONE = SimpleNamespace(text=None, heads=None, all_heads=lambda x: x)  # a router of one process
+ONE = SimpleNamespace(text=None, heads=None, all_heads=lambda x: x, ordered=False)  # of one process
 
 
 def peaked(heads=4, batch=2, n_text=0, seed=0):
@@ -156,7 +156,7 @@ def test_text_keys_take_part_and_padding_does_not():
             return Svg(Policy("svg"), plan, [(2, 2, 3), (4, 1, 3)], 32, 2)
 
         both = decider(2)
-        router = SimpleNamespace(text=(2, 5), heads=None, all_heads=lambda x: x)
+        router = SimpleNamespace(text=(2, 5), heads=None, all_heads=lambda x: x, ordered=False)
         out = both.replacer(1, "auto", router)(0, *padded)
         for i, n in enumerate((2, 5)):
             alone = decider(1)
@@ -239,6 +239,10 @@ def test_regret_is_recorded_per_step_and_is_not_negative(reports):
     for n in ("2", "1"):
         assert 0 <= said["regret"][n] < said["coverage"][n] <= 1
         assert (said["regret"][n] == 0) == (said["same_choice"][n] == 1)
+        layers = said["regret_by_layer"][n]
+        mean = sum(layers.values()) / len(layers)
+        assert len(layers) > 1 and said["regret"][n] == pytest.approx(mean, abs=2e-6)
+        assert len(set(layers.values())) > 1  # each its own
 
 
 def test_oracle_decides_by_the_conditional_pass(run, micro):
