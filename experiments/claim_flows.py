@@ -3,8 +3,8 @@
 **Order.** Images drawn from a Gaussian mixture have exact velocities (gaussian_flow.py). From one
 hand-off state each, every order integrates the HR flow; the error is |z_0 - z_ref| / |z_ref|.
 
-    own twin    derivatives from an Euler path of the same flow: Eq. 12 at its best. The global order is
-                log2 of the error's fall when N doubles
+    own twin    derivatives from an Euler path of the same flow: Eq. 12 at its best. The global
+                order is log2 of the error's fall when N doubles
     half size   derivatives from the flow of the block means, upsampled, with fresh noise at the hand-off:
                 Eq. 12 as it is. Compared are log errors of order 1 and order 2
 
@@ -14,12 +14,12 @@ model's own code)
     115,200 tokens   1.57 linear +   9.83 attention
     460,800 tokens   6.27        + 156.7 f
 
-and the paper's 51.0 s and 733.0 s per 10 steps with full attention give the same rate within 1 %. With
-that rate, windows that are neither better nor worse than dense attention by more than UTILISATION give a
-range for whatever else the paper states. A claim of the clock is confirmed if it lies in the range,
-refuted if it does not. The range is an assumption, not an interval of data. Text, autoencoder and data
-are not in it, so what the paper states of whole clips can be refuted by the transformer alone, never
-confirmed.
+and the paper's 51.0 s and 733.0 s per 10 steps with full attention give the same rate within 1 %.
+At that rate, windows that are neither better nor worse than dense attention by more than UTILISATION
+give a range for whatever else the paper states. A claim of the clock is confirmed if it lies in the
+range, refuted if it does not. The range is an assumption, not an interval of data. Text, autoencoder
+and data are not in it, so what the paper states of whole clips can be refuted by the transformer
+alone, never confirmed.
 """
 
 import math

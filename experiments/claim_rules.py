@@ -13,9 +13,10 @@ that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `unde
     over       the value itself      low > m               high < m
     under                            high < m              low > m
 
-`above` and `below` are confirmed only where at least six prompts differ (PairedDifference.is_real). So a
-gain that is certainly smaller than what counts refutes a claim of gain, even one that is certainly
-there, and a wide interval decides nothing. A claim without its prompts and seeds is undecided, whatever its interval.
+`above` and `below` are confirmed only where at least six prompts differ (PairedDifference.is_real).
+So a gain that is certainly smaller than what counts refutes a claim of gain, even one that is
+certainly there, and a wide interval decides nothing. A claim without its prompts and seeds is
+undecided, whatever its interval.
 
 Each claim stands alone: of twenty that are false, about one is confirmed by chance.
 """
@@ -95,12 +96,12 @@ def decide(
     reference = dict.fromkeys(a, 0.0) if b is None else b
     d: PairedDifference = paired_clips(a, reference)
     whole = complete_prompts(a, reference, seeds)
-    if d.low is None:
-        return Found(UNDECIDED, "no clips to compare", d.mean, prompts=d.n, clips=d.clips)
     behind = (d.mean, d.low, d.high, d.n, d.clips)
     if whole < prompts:
         why = f"{whole} of the {prompts} prompts have {seeds} seed{'s' * (seeds > 1)}"
         return Found(UNDECIDED, why, *behind)
+    if d.low is None:
+        return Found(UNDECIDED, "one prompt has no interval", *behind)
     verdict = judge(rule, d.low, d.high, margin, d.is_real)
     return Found(verdict, "interval too wide" if verdict == UNDECIDED else "", *behind)
 

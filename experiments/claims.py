@@ -2,16 +2,17 @@
 
     python experiments/claims.py [--runs runs] [--run] [--plan] [WORDS of run.py, such as backbone=hunyuan]
 
-The claims, their measures and margins are in claim_list.py, the rules in claim_rules.py, the solver's
-order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of Tables 1-4,
-and 16 prompts of windows=oracle. `--plan` lists them; `--run` makes what is missing, here and through
-run.py's own code, and can be stopped and typed again; without it the commands are printed, and a claim
-whose runs are missing is undecided. With WORDS the same claims are asked of other backbones, schedules or
-prompts (prompts=world count=64 for embedded backbones, else prompts=vbench subset=half).
+The claims, their measures and margins are in claim_list.py, the rules in claim_rules.py, the
+solver's order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of
+Tables 1-4, and 16 prompts of windows=oracle. `--plan` lists them; `--run` makes what is missing, here
+and through run.py's own code, and can be stopped and typed again; without it the commands are
+printed, and a claim whose runs are missing is undecided. With WORDS the same claims are asked of
+other backbones, schedules or prompts (by default prompts=world for embedded backbones, else
+prompts=vbench prompts.subset=half).
 
-Writes experiments/results/claims_<backbone>.{json,md}: per claim its sentence, source, rule, estimate,
-95 % interval, prompts and clips behind it, run ids and verdict; then regret per step and layer, and the
-cosine of borrowed and true v' per step.
+Writes experiments/results/claims_<backbone>.{json,md}: per claim its sentence, source, rule,
+estimate, 95 % interval, prompts and clips behind it, run ids and verdict; then regret per step and
+layer, and the cosine of borrowed and true v' per step.
 """
 
 import argparse
@@ -264,9 +265,9 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines = [f"# The paper's claims on {result['backbone']}", ""]
     if result["embedded"]:
         lines += [
-            f"`{result['backbone']}` is a toy model of this package: what it confirms or refutes, it does for "
-            "itself. Its measures are its world's own, not VBench's. Only the rows of the runtime model "
-            "are about the paper's size.\n"
+            f"`{result['backbone']}` is a toy model of this package: what it confirms or refutes, it "
+            "does for itself. Its measures are its world's own, not VBench's. Only the rows of the "
+            "runtime model are about the paper's size.\n"
         ]
     lines += [f"Made by `{result['command']}`.", ""]
     lines += ["| | claim | measure | estimate [95 %] | prompts, clips | verdict |"]

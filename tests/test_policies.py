@@ -31,7 +31,9 @@ from s2flow.windows import (
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
 GRID = (4, 2, 3)
-ONE = SimpleNamespace(text=None, heads=None, all_heads=lambda x: x, ordered=False)  # of one process
+ONE = SimpleNamespace(
+    text=None, heads=None, all_heads=lambda x: x, ordered=False
+)  # of one process
 
 
 def peaked(heads=4, batch=2, n_text=0, seed=0):
