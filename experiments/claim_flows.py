@@ -5,7 +5,7 @@ hand-off state each, every order integrates the HR flow; the error is |z_0 - z_r
 
     own twin    derivatives from an Euler path of the same flow: Eq. 12 at its best. The global
                 order is log2 of the error's fall when N doubles
-    half size   derivatives from the flow of the block means, upsampled, with fresh noise at the hand-off:
+    half size   derivatives from the flow of the block means, upsampled, fresh noise at the hand-off:
                 Eq. 12 as it is. Compared are log errors of order 1 and order 2
 
 **Speed.** A forward of HunyuanVideo costs (PFLOP; tests/backbones/test_costs.py counts them from the

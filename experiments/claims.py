@@ -1,6 +1,6 @@
 """Every claim of the paper, decided on the runs that exist: confirmed, refuted or undecided.
 
-    python experiments/claims.py [--runs runs] [--run] [--plan] [WORDS of run.py, such as backbone=hunyuan]
+    python experiments/claims.py [--runs runs] [--run] [--plan] [WORDS of run.py: backbone=hunyuan]
 
 The claims, their measures and margins are in claim_list.py, the rules in claim_rules.py, the
 solver's order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of
@@ -43,6 +43,7 @@ from s2flow.video import read_video, to_bytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+VARIED = ("method", "sparsity", "windows", "order", "solver", "t_i", "prompts.count", "seeds")
 Record = dict[str, Any]
 
 
@@ -81,6 +82,9 @@ def recipe_of(cfg: Any, weights: str) -> Any:
 
 def needs(runs_dir: Path, prompts: int, seeds: int, words: list[str]) -> dict[str, Need]:
     """All runs that the claims read, by name. Raises UserError for words that cannot work."""
+    for word in words:
+        if word.lstrip("+~").partition("=")[0] in VARIED:
+            raise UserError(f"{word} is what the claims vary; leave it out (--prompts, --seeds)")
     plain = composed(words)
     embedded = plain.backbone.family == "tiny"
     weights = runner.weights_hash(plain.backbone.family, Origin.of(plain.backbone))
@@ -395,5 +399,5 @@ def say_missing(args: argparse.Namespace, found: dict, records: dict) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -327,5 +327,8 @@ def test_the_order_of_closed_form_flows_is_measured(monkeypatch):
 def test_words_that_run_py_would_not_take_are_one_line(tmp_path):
     with pytest.raises(claims.UserError, match="sparsitty"):
         claims.main(["--runs", str(tmp_path), "sparsitty=0.5"])
+    for word in ("sparsity=0.25", "t_i=4", "seeds=5"):  # would make the claims' sentences false
+        with pytest.raises(claims.UserError, match="what the claims vary"):
+            claims.main(["--runs", str(tmp_path), word])
     with pytest.raises(SystemExit):
         claims.main(["--prompts", "0"])
