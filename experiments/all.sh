@@ -3,7 +3,7 @@
 #
 #   bash experiments/all.sh [RUNS [WORDS of run.py ...]]      # RUNS: the store, default runs
 #
-# About COST on two cores. Type it again after a stop or a failure: clips that exist are not made again, and
+# Some three hours on two cores (an estimate; the claims take most of it). Type it again after a stop or a failure: clips that exist are not made again, and
 # measurements that are not clips (marked `once`) leave a mark in RUNS/done/. A failure stops nothing else;
 # it ends with 1 and a list of what failed. Tables land in RUNS/tables/, the rest in experiments/results/.
 # WORDS make it smaller: bash experiments/all.sh /tmp/small prompts.count=1 steps=4 t_i=2; claims and the
