@@ -9,7 +9,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clips import CLIP, USUAL, Record, is_done
@@ -18,7 +18,9 @@ from s2flow import metrics
 from s2flow.metrics import PairedDifference
 
 PAPER = "HunyuanVideo 8×H800: "
+MINUS = PAPER + "ours minus its "
 DASH = "—"
+EMBEDDED = ("micro", "tiny")  # backbones of the family `tiny`: toy models
 VBENCH = (
     *metrics.SIX,
     *("subject_consistency", "dynamic_degree", "object_class", "multiple_objects"),
@@ -31,7 +33,9 @@ VBENCH = (
 class Table:
     """One printed table: cells by column (float, str or None), and notes that belong to it.
 
-    differences: of each row minus the row `reference`, by setting and column.
+    differences: of each row minus the row `reference`, by setting and column. counts: clips behind
+    each of our numbers, by setting and column. missing, command: rows that lack clips, and what
+    makes them.
     """
 
     title: str
@@ -40,6 +44,9 @@ class Table:
     notes: list[str]
     reference: str | None
     differences: dict[str, dict[str, PairedDifference]]
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    command: str = ""
 
 
 # -- notes ------------------------------------------------------------------------------------
@@ -51,6 +58,16 @@ def describe(group: Record) -> str:
         f"backbone {group['backbone']}, {group['steps']} steps, "
         f"{group['height']}×{group['width']} (height×width), {group['frames']} frames"
     )
+
+
+def embedded_note(group: Record) -> list[str]:
+    """Whose numbers these are, where a reader must be told."""
+    if group["backbone"] not in EMBEDDED:
+        return []
+    return [
+        f"Embedded backbone `{group['backbone']}`, a toy model of the package: our columns are its own "
+        "and say nothing about the paper's model, whose published numbers stand apart"
+    ]
 
 
 def held_note(held: Record, steps: int | None) -> str:
@@ -144,10 +161,11 @@ def difference_note(reference: str | None) -> list[str]:
 def to_markdown(table: Table) -> str:
     """A heading, the table, the differences, and the notes."""
     columns = list(table.rows[0])
-    cells = [[_marked(table, row, c) for c in columns] for row in table.rows]
-    parts = [f"### {table.title}", "", *_grid([columns, *cells]), ""]
+    cells = [[marked_cell(table, row, c) for c in columns] for row in table.rows]
+    parts = [f"### {table.title}", "", *(f"{n}\n" for n in embedded_note(table.group))]
+    parts += [*_grid([columns, *cells]), ""]
     if table.differences:
-        parts += [*_grid(_difference_rows(table)), ""]
+        parts += [*_grid(difference_rows(table)), ""]
     return "\n".join([*parts, *(f"- {n}" for n in table.notes)])
 
 
@@ -161,12 +179,13 @@ def _grid(cells: list[list[str]]) -> list[str]:
     ]
 
 
-def _marked(table: Table, row: Record, column: str) -> str:
+def marked_cell(table: Table, row: Record, column: str) -> str:
+    """One cell as text, with * where the row really differs from the reference in it."""
     found = table.differences.get(row["setting"], {}).get(column)
     return _cell(column, row[column]) + ("*" if found is not None and found.is_real else "")
 
 
-def _difference_rows(table: Table) -> list[list[str]]:
+def difference_rows(table: Table) -> list[list[str]]:
     """Head and rows: difference, interval, share of prompts won; prompts where all scores agree."""
     rows = table.differences.items()
     columns = [c for c in next(iter(table.differences.values())) if any(d[c].n for _, d in rows)]
@@ -189,9 +208,18 @@ def _difference(d: PairedDifference, prompts: int) -> str:
 
 
 def to_csv(tables: list[Table]) -> str:
-    """All groups below each other, numbers unrounded, empty where nothing is."""
+    """All groups below each other, numbers unrounded, empty where nothing is.
+
+    `... clips` beside each of our numbers: how many clips of the row's `run` are behind it.
+    """
     rows = [
-        table.group | row | _difference_cells(table, row) for table in tables for row in table.rows
+        table.group
+        | {"embedded": int(table.group["backbone"] in EMBEDDED)}
+        | row
+        | {f"{c} clips": n for c, n in table.counts.get(row["setting"], {}).items()}
+        | _difference_cells(table, row)
+        for table in tables
+        for row in table.rows
     ]
     columns = list(dict.fromkeys(c for row in rows for c in row))
     columns.sort(key=lambda c: c.startswith(PAPER))  # stable: the paper's stay right
@@ -207,6 +235,8 @@ def _cell(column: str, value: Any) -> str:
         return DASH
     if isinstance(value, str):
         return value.replace("|", "\\|").replace("\n", " ")
+    if column.startswith(MINUS):
+        return f"{value:+.4f}"
     if "speed-up" in column or "seconds" in column:
         return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
     if column.endswith("minutes"):

@@ -1,6 +1,6 @@
 """Tables 1-4: ours beside the paper's, from the records under `runs/`.
 
-    python experiments/tables.py table2 [--runs runs] [--format md|csv] [--reference RUN]
+    python experiments/tables.py table2 [--runs runs] [--format text|md|tex|csv|html] [--reference RUN]
 
 Only comparable clips share a table: one backbone, step count and video size, and every knob that
 the table does not vary held at one value, which a note names. Held is the combination with the
@@ -16,11 +16,17 @@ that leaves out 0 (`s2flow.metrics`). The differences themselves stand in a seco
 reference is the row of run `--reference`, else the one with the paper's setting, else the first with
 clips.
 
+md, tex and html (sheet.py) mark the best and second best of comparable rows and end with the origin
+of every number: its run and how many clips of it; csv has the same as columns. `clips` is n of N, the
+clips asked for: `--of` prompts, else the paper's 473 for a real backbone, or all that any row has.
+What is missing is said on stderr with the command that makes it; `--strict` then ends with 1.
+
 Deviation: the paper's t_i counts steps of 50; t_i of N steps is matched by the fraction t_i / N.
 """
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -38,7 +44,10 @@ from clips import (
     read_records,
     scores_by_clip,
 )
+from missing import command, missing_rows
 from output import (
+    EMBEDDED,
+    MINUS,
     PAPER,
     VBENCH,
     Table,
@@ -51,6 +60,7 @@ from output import (
     to_csv,
     to_markdown,
 )
+from sheet import to_html, to_md, to_tex
 
 from s2flow import metrics
 from s2flow.metrics import PairedDifference
@@ -145,7 +155,11 @@ def is_comparable(record: Record, held: Record) -> bool:
 
 
 def make_tables(
-    name: str, frame: "DataFrame", paper: Mapping[str, Any], reference: str | None = None
+    name: str,
+    frame: "DataFrame",
+    paper: Mapping[str, Any],
+    reference: str | None = None,
+    of: int | None = None,
 ) -> list[Table]:
     """One table per backbone, steps and size that has finished clips, the largest first."""
     groups: dict[tuple, list[Record]] = {}
@@ -155,13 +169,20 @@ def make_tables(
             groups.setdefault(tuple(r[k] for k in GROUP), []).append(r)
     groups = {key: rs for key, rs in groups.items() if any(map(is_done, rs))}
     by_size = sorted(groups.values(), key=lambda rs: -sum(map(is_done, rs)))
-    return [make_table(name, records, paper, reference) for records in by_size]
+    return [make_table(name, records, paper, reference, of) for records in by_size]
 
 
 def make_table(
-    name: str, records: list[Record], paper: Mapping[str, Any], reference: str | None = None
+    name: str,
+    records: list[Record],
+    paper: Mapping[str, Any],
+    reference: str | None = None,
+    of: int | None = None,
 ) -> Table:
-    """The table of one group of records, the paper's rows first and in its order."""
+    """The table of one group of records, the paper's rows first and in its order.
+
+    of: how many prompts were asked for; None: see the module's docstring.
+    """
     held = choose_held(name, [r for r in records if is_done(r)], paper)
     ours: dict[tuple, list[Record]] = {}
     for r in records:
@@ -172,16 +193,20 @@ def make_table(
     extras = sorted((key for key in ours if key not in theirs), key=str)
 
     used = [r for rs in ours.values() for r in rs]
-    clips = len({tuple(r[k] for k in CLIP) for r in used})
+    embedded = records[0]["backbone"] in EMBEDDED
+    asked = _asked(used, paper, of, embedded)
+    clips = max(asked[0] * asked[1], len({tuple(r[k] for k in CLIP) for r in used}))
     scores = _score_names(used)
-    rows, labelled = [], {}
+    rows, labelled, counts = [], {}, {}
     for key in (*theirs, *extras):
         clip_rows, paper_row = ours.get(key, []), theirs.get(key)
         label = row_label(name, clip_rows[0] if clip_rows else paper_row)
         if clip_rows:
             labelled[label] = clip_rows
+            counts[label] = clip_counts(clip_rows, scores)
         cells = {"setting": label} | our_cells(name, clip_rows, clips, scores)
-        rows.append(cells | their_cells(name, paper_row))
+        published = their_cells(name, paper_row)
+        rows.append(cells | published | ({} if embedded else _minus_paper(cells, published)))
     if name == "table2":
         _add_speedup(rows)
     usual = ours.get(next((k for k, row in theirs.items() if is_usual(row, paper)), None), [])
@@ -194,7 +219,34 @@ def make_table(
     notes += difference_note(base if differences else None)
     notes += [*score_notes(labelled, scores), paper_note(paper)]
     title = f"Table {name[-1]}, {TABLES[name].title}: {describe(group)}"
-    return Table(title, group, rows, notes, base, differences)
+    if not embedded and of is None:
+        notes.append(f"N: the {asked[0]} prompts of the paper's subset; --of says otherwise")
+    lacking = missing_rows(rows, clips)
+    varied = TABLES[name].varied
+    makes = command(name, group, held, varied, asked, embedded)
+    return Table(title, group, rows, notes, base, differences, counts, lacking, makes)
+
+
+def _asked(
+    used: list[Record], paper: Mapping[str, Any], of: int | None, embedded: bool
+) -> tuple[int, int]:
+    """Prompts and seeds that a full row has."""
+    prompts = len({(r["prompt"], r["original_prompt"]) for r in used})
+    return of or (prompts if embedded else paper["setting"]["prompts"]), len(
+        {r["seed"] for r in used}
+    )
+
+
+def _minus_paper(ours: Record, published: Record) -> Record:
+    """Ours minus the published number, of a real backbone and where both are there."""
+    found = {}
+    for column in published:
+        title = column.removeprefix(PAPER)
+        mine = title if title in AGGREGATES else f"VBench {title}"
+        if title in AGGREGATES or title in metrics.SIX:
+            pair = ours.get(mine), published[column]
+            found[MINUS + title] = None if None in pair else pair[0] - pair[1]
+    return found
 
 
 def is_usual(row: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
@@ -252,6 +304,22 @@ def our_cells(name: str, records: list[Record], clips: int, scores: list[str]) -
     return cells
 
 
+def clip_counts(records: list[Record], scores: list[str]) -> dict[str, int]:
+    """How many finished clips are behind each of our columns; of a mean, its scarcest dimension."""
+    done = [r for r in records if is_done(r)]
+
+    def count(column: str) -> int:
+        return sum(r.get(column) is not None for r in done)
+
+    found = {"f": count("realised_density"), "seconds hr": count("seconds_hr")}
+    found |= {"HR speed-up": found["seconds hr"]}
+    n = {s: count(f"score_{s}") for s in scores}
+    found |= {f"VBench {s}": n[s] for s in scores if s in VBENCH}
+    sets = {"Temporal": metrics.TEMPORAL, "Visual": metrics.VISUAL, "Mean": metrics.SIX}
+    found |= {title: min(n.get(s, 0) for s in parts) for title, parts in sets.items()}
+    return found | {f"own {s}": n[s] for s in scores if s not in VBENCH}
+
+
 def their_cells(name: str, row: Mapping[str, Any] | None) -> Record:
     """The published cells of one row, each headed by the backbone and hardware they come from."""
     columns = {"Temporal": "temporal", "Visual": "visual", "Mean": "mean"}
@@ -286,28 +354,31 @@ def _add_speedup(rows: list[Record]) -> None:
             row["HR speed-up"] = full / row["seconds hr"]
 
 
+FORMATS = {
+    "text": lambda tables: "\n\n".join(map(to_markdown, tables)) + "\n",
+    "md": to_md,
+    "tex": to_tex,
+    "csv": to_csv,
+    "html": to_html,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print one table; 1 if there is nothing to print yet."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="the store (default: runs)"
-    )
-    parser.add_argument("--format", choices=("md", "csv"), default="md")
-    parser.add_argument("--reference", help="run id of the row that others are compared with")
-    args = parser.parse_args(argv)
+    """Print one table; 1 if there is nothing to print yet, or with --strict not all of it."""
+    args = parsed(argv)
     paper = json.loads(PAPER_FILE.read_text(encoding="utf-8"))
     tables = []
     if args.runs.is_dir():
         from s2flow.store import load_records
 
         try:
-            tables = make_tables(args.table, load_records(args.runs), paper, args.reference)
+            frame = load_records(args.runs)
+            tables = make_tables(args.table, frame, paper, args.reference, args.of)
         except ValueError as error:  # a score on another scale, or a store that cannot be read
             print(f"{args.table}: {error}", file=sys.stderr)
             return 1
+    where = "" if args.runs == Path("runs") else f" runs_dir={shlex.quote(str(args.runs))}"
     if not tables:
-        where = "" if args.runs == Path("runs") else f" runs_dir={args.runs}"
         print(
             f"no finished clips for {args.table} in {args.runs}/; make them with: "
             f"python run.py experiment={args.table}{where}",
@@ -321,11 +392,30 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if args.format == "csv":
-        print(to_csv(tables), end="")
-    else:
-        print("\n\n".join(map(to_markdown, tables)))
-    return 0
+    print(FORMATS[args.format](tables), end="")
+    lacking = [table for table in tables if table.missing]
+    for table in lacking:
+        print(
+            f"missing in {table.title.partition(':')[0]} of {table.group['backbone']}: "
+            f"{', '.join(table.missing)}; make them with: {table.command}{where}",
+            file=sys.stderr,
+        )
+    return int(args.strict and bool(lacking))
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the store (runs)")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--reference", help="run id of the row that others are compared with")
+    parser.add_argument("--of", type=int, help="prompts that were asked for")
+    parser.add_argument("--strict", action="store_true", help="end with 1 if clips are missing")
+    args = parser.parse_args(argv)
+    if args.of is not None and args.of < 1:
+        parser.error(f"--of {args.of} asks for no prompt; type --of 473")
+    return args
 
 
 if __name__ == "__main__":

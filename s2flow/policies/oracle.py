@@ -26,6 +26,7 @@ class Oracle(Online):
         super().__init__(policy, plan, boxes, rows, t_i)
         self.guided = guided
         self.found: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.by_layer: dict[int, dict[int, Tensor]] = defaultdict(dict)
 
     def choose(
         self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
@@ -37,13 +38,22 @@ class Oracle(Online):
         best, theirs = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
         reached = coverage_of(r, best)
         self.found["coverage"][n].append(reached.mean(1))
-        self.found["regret"][n].append((reached - coverage_of(r, theirs)).mean(1))
+        regret = (reached - coverage_of(r, theirs)).mean(1)
+        self.found["regret"][n].append(regret)
+        self.by_layer[n][layer] = regret
         self.found["same_choice"][n].append((best == theirs).all(-1).float().mean(1))
         return best
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
-        """Coverage and regret per step beside the plan's densities; layers that chose count."""
+        """Coverage and regret per step (regret per layer, too) beside the plan's densities.
+
+        Layers that chose count.
+        """
         own = {name: per_clip(steps, clip) for name, steps in self.found.items()}
+        own["regret_by_layer"] = {
+            str(n): {str(layer): round(float(x[clip]), 6) for layer, x in layers.items()}
+            for n, layers in self.by_layer.items()
+        }
         return super().report(steps, clip) | {"oracle": own}
 
 

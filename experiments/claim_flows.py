@@ -1,0 +1,151 @@
+"""Claims that need no clips: the solver's order on closed-form flows, and the paper's speed by FLOPs.
+
+**Order.** Images drawn from a Gaussian mixture have exact velocities (gaussian_flow.py). From one
+hand-off state each, every order integrates the HR flow; the error is |z_0 - z_ref| / |z_ref|.
+
+    own twin    derivatives from an Euler path of the same flow: Eq. 12 at its best. The global
+                order is log2 of the error's fall when N doubles
+    half size   derivatives from the flow of the block means, upsampled, fresh noise at the hand-off:
+                Eq. 12 as it is. Compared are log errors of order 1 and order 2
+
+**Speed.** A forward of HunyuanVideo costs (PFLOP; tests/backbones/test_costs.py counts them from the
+model's own code)
+
+    115,200 tokens   1.57 linear +   9.83 attention
+    460,800 tokens   6.27        + 156.7 f
+
+and the paper's 51.0 s and 733.0 s per 10 steps with full attention give the same rate within 1 %.
+At that rate, windows that are neither better nor worse than dense attention by more than UTILISATION
+give a range for whatever else the paper states. A claim of the clock is confirmed if it lies in the
+range, refuted if it does not. The range is an assumption, not an interval of data. Text, autoencoder
+and data are not in it, so what the paper states of whole clips can be refuted by the transformer
+alone, never confirmed.
+"""
+
+import math
+from typing import Any
+
+from claim_rules import CONFIRMED, REFUTED, UNDECIDED, Found, decide
+from gaussian_flow import GaussianCascade
+from torch import Tensor
+
+from s2flow.cascade import Cascade
+from s2flow.reference import reference_flow
+from s2flow.solver import LRI, Euler
+
+PROMPTS, SEEDS = 64, 3
+LOW, LINEAR, ATTENTION = 1.57 + 9.83, 6.27, 156.7  # PFLOP
+LOW_SECONDS, HIGH_SECONDS = 51.0, 733.0  # per 10 steps, Figure 6
+UTILISATION = 1.25  # windows run at 0.8 to 1.25 of the utilisation of dense attention
+STEPS, T_I = 50, 30
+
+
+# -- order ------------------------------------------------------------------------------------
+
+
+def order_claims(make: Any) -> list[dict[str, Any]]:
+    """make(words) -> recipe of the embedded schedule with handoff=latent."""
+    rows = []
+    coarse, fine = (twin_errors(make, N) for N in (40, 80))
+    slopes = {k: math.log2(coarse[k] / fine[k]) for k in coarse}
+    found = decide("over", 1.75, slopes, None, PROMPTS, SEEDS)
+    say = "Eq. 12 with K = 2 is of second order, if the LR flow is the HR flow"
+    rows.append(
+        _row("Eq. 12", say, "order of the global error, N = 40 to 80", "over", 1.75, found)
+    )
+    euler, second = (half_size_errors(make, order) for order in (1, 2))
+    gain = {k: math.log(euler[k] / second[k]) for k in euler}
+    found = decide("above", 0.05, gain, None, PROMPTS, SEEDS)
+    say = "With an LR flow of half the size, order 2 is nearer the exact flow than Euler"
+    rows.append(
+        _row("Eq. 12", say, "log of Euler's error / order 2's, N = 20", "above", 0.05, found)
+    )
+    return rows
+
+
+def _engine(make: Any, words: list[str]) -> GaussianCascade:
+    run = GaussianCascade(4.0, make(words), PROMPTS * SEEDS)
+    keys = [(f"image {i}", s) for i in range(PROMPTS) for s in range(SEEDS)]
+    run.prompts, run.seeds = [p for p, _ in keys], [s for _, s in keys]
+    return run
+
+
+def _errors(run: Cascade, z: Tensor, truth: Tensor) -> dict[tuple[str, int], float]:
+    e = (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    return dict(zip(zip(run.prompts, run.seeds, strict=True), e.tolist(), strict=True))
+
+
+def twin_errors(make: Any, N: int) -> dict[tuple[str, int], float]:
+    """Order 2 over all N steps of the LR-size flow, with derivatives from its own Euler path."""
+    run, exact = (_engine(make, [f"steps={n}", f"t_i={n - 1}"]) for n in (N, 160))
+    z = run.noise(run.low_shape, "low")
+    path = run.high_flow(z, N, Euler())
+    found = run.high_flow(z, N, LRI(path, lambda d: d, 2)).z[0]
+    return _errors(run, found, reference_flow(exact, z, 160, 2))
+
+
+def half_size_errors(make: Any, order: int) -> dict[tuple[str, int], float]:
+    """An order from the hand-off on, with N = 20, as the method runs."""
+    run, exact = (_engine(make, [f"steps={n}", f"t_i={2 * n // 5}"]) for n in (20, 80))
+    low = run.low_flow()
+    z = run.hand_off(low)
+    found = run.high_flow(z, run.recipe.t_i, run.lri(low, order)).z[0]
+    return _errors(run, found, reference_flow(exact, z, exact.recipe.t_i, 2))
+
+
+# -- speed ------------------------------------------------------------------------------------
+
+
+def seconds_per_10(f: float) -> float:
+    """Of HR steps with windows of density f, at the paper's size, rate and equal utilisation."""
+    return HIGH_SECONDS * (LINEAR + f * ATTENTION) / (LINEAR + ATTENTION)
+
+
+def speed_claims() -> list[dict[str, Any]]:
+    """Figure 6's 7.6x and Table 1's 4x under both readings of s = 0.5; the rivals' 1.4x."""
+    rows = []
+    native = STEPS / 10 * HIGH_SECONDS
+    for f, reading in (
+        (0.5, "s of the volume, the text"),
+        (0.125, "s per axis, s³ of the volume"),
+    ):
+        ratio = HIGH_SECONDS / seconds_per_10(f)
+        say = f"HR steps are 7.6 times as fast as with full attention (f = {f:g}: {reading})"
+        rows.append(_model("Figure 6", say, 7.6, ratio, bound=False))
+        whole = native / (STEPS / 10 * LOW_SECONDS + T_I / 10 * seconds_per_10(f))
+        say = f"A whole clip is 4 times as fast as the backbone at HR (f = {f:g}: {reading})"
+        rows.append(_model("Table 1", say, 4.0, whole, bound=True))
+    rival = native / (STEPS / 10 * LOW_SECONDS + T_I / 10 * HIGH_SECONDS)
+    say = "Rivals with full attention are 1.4 times as fast as the backbone at HR"
+    return [*rows, _model("Table 1", say, 1.4, rival, bound=True)]
+
+
+def _model(
+    source: str, sentence: str, claimed: float, ratio: float, bound: bool
+) -> dict[str, Any]:
+    """bound: the ratio leaves out what is not the transformer, so it is at most this."""
+    low, high = ratio / UTILISATION, ratio * UTILISATION
+    verdict = CONFIRMED if low <= claimed <= high else REFUTED
+    why, rule = "", "confirmed if the claimed ratio is in the range, refuted if not"
+    if bound:
+        verdict = REFUTED if claimed > high else UNDECIDED
+        rule = (
+            "refuted if the claimed ratio is above the range: the transformer alone takes longer"
+        )
+        why = "" if verdict == REFUTED else "autoencoder and data are not in the model"
+    found = Found(verdict, why, ratio, low, high)
+    measure = "runtime model (FLOPs) at the paper's size; the range is assumed, not sampled"
+    return _said(source, sentence, measure, rule, found)
+
+
+def _row(
+    source: str, sentence: str, measure: str, rule: str, margin: float, found: Found
+) -> dict[str, Any]:
+    from claim_rules import WORDS
+
+    return _said(source, sentence, measure, WORDS[rule].format(m=margin), found)
+
+
+def _said(source: str, sentence: str, measure: str, rule: str, found: Found) -> dict[str, Any]:
+    words = {"source": source, "claim": sentence, "measure": measure, "rule": rule}
+    return words | {"runs": []} | found.rounded()
