@@ -53,7 +53,7 @@ from s2flow.score import Scoring
 from s2flow.store import Store, clip_key, read_run, sha256_of, without_nan, written_whole
 from s2flow.summary import print_failure, print_run
 from s2flow.timing import Clock
-from s2flow.tracking import Tracker, sweep, tracked
+from s2flow.tracking import Tracker, experiment, sweep, tracked
 from s2flow.tracking import check as check_tracker
 from s2flow.video import contact_sheet, write_video
 from s2flow.windowmap import save_windows
@@ -125,6 +125,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe),
+        "experiment": experiment(),
         "clips": len(tasks),
         "made": made,
         "failed": failed,

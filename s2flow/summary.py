@@ -17,6 +17,7 @@ from rich.table import Table
 from s2flow.parallel import rank
 from s2flow.store import generation_seconds
 
+TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
 SHOWN = {
     "world_agreement": "agree",
     "object_count": "objects",
@@ -43,6 +44,8 @@ def print_run(summary: dict[str, Any]) -> None:
         video = f"{folder}/{records[0]['video']}"
         line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
     console.print(line, markup=False, soft_wrap=True)
+    if not _in_sweep():
+        print_what_next([summary])
 
 
 def _in_sweep() -> bool:
@@ -75,8 +78,21 @@ def print_sweep(folder: Path) -> None:
     """Table of the jobs that left their summaries below a sweep's folder."""
     found = sorted(folder.glob("*/summary.json"), key=lambda p: (len(p.parent.name), p))
     if found and rank() == 0:
-        table = _table([json.loads(p.read_text()) for p in found], title="sweep")
-        _console().print(table)
+        summaries = [json.loads(p.read_text()) for p in found]
+        _console().print(_table(summaries, title="sweep"))
+        print_what_next(summaries)
+
+
+def print_what_next(summaries: list[dict[str, Any]]) -> None:
+    """Where things were written, and the commands that show them."""
+    folder, console = Path(summaries[0]["folder"]).parent, _console()
+    name = next((x["experiment"] for x in summaries if x.get("experiment")), None)
+    own = f" --runs {folder}" if str(folder) != "runs" else ""
+    lines = [f"runs    {folder}", f"report  python -m s2flow.report {folder}"]
+    if name in TABLES:
+        lines += [f"table   python experiments/tables.py {name}{own}"]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:

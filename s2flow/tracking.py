@@ -127,14 +127,19 @@ def shown(indices: Iterable[int], k: int) -> dict[int, str]:
     return {index: f"p{i + 1}" for i, index in enumerate(sorted(set(indices))[: max(k, 0)])}
 
 
+def experiment() -> str | None:
+    """The experiment that this job belongs to, experiment=table2; None if none was named."""
+    config = HydraConfig.instance().cfg
+    return None if config is None else config.hydra.runtime.choices.get("experiment")
+
+
 def sweep() -> str | None:
     """What this job is part of: the experiment, else the sweep's folder; None for a single run."""
     config = HydraConfig.instance().cfg
     if config is None:
         return None
-    experiment = config.hydra.runtime.choices.get("experiment")
-    if experiment or config.hydra.mode != RunMode.MULTIRUN:
-        return experiment
+    if experiment() or config.hydra.mode != RunMode.MULTIRUN:
+        return experiment()
     return "/".join(Path(config.hydra.sweep.dir).parts[-2:])
 
 

@@ -54,7 +54,9 @@ def window_picture(windows: Windows, title: str = "") -> Image.Image:
         whole = (box == grid[i]).all()
         words[i, layer, head] = "whole grid" if whole else "x".join(map(str, box))
     counts = Counter(words.ravel()).most_common()
-    colour = dict(zip((w for w, _ in counts), COLOURS, strict=False))
+    often = sorted(w for w, _ in counts[: len(COLOURS)])  # one window, one colour, in any clip
+    colour = dict(zip(often, COLOURS, strict=False))
+    title = title if len(title) <= 72 else title[:71] + "…"
     wide, high = max(320 // n, 8), max(240 // (layers * heads), 2)
     font = ImageFont.load_default(13)
     left, top, line = 66, 30, 19
