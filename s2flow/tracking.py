@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -146,14 +145,16 @@ def sweep() -> str | None:
 # -- opening a wandb run ----------------------------------------------------------------------
 
 
-def check(conf: DictConfig | TrackerConf) -> None:
-    """Raises UserError for a mode that does not exist and a negative number of videos."""
+def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
+    """Raises UserError for a mode that does not exist and a negative number of videos.
+
+    of: what stands before these words where they were typed.
+    """
     if conf.mode not in MODES:
-        raise UserError(
-            f"tracker.mode={conf.mode} is unknown; type one of tracker.mode={'|'.join(MODES)}"
-        )
+        modes = "|".join(MODES)
+        raise UserError(f"{of}mode={conf.mode} is unknown; type one of {of}mode={modes}")
     if conf.videos < 0:
-        raise UserError(f"tracker.videos={conf.videos} is negative; type tracker.videos=0 or more")
+        raise UserError(f"{of}videos={conf.videos} is negative; type {of}videos=0 or more")
 
 
 @contextlib.contextmanager
@@ -201,10 +202,10 @@ def _opened(
         )
     except (wandb.errors.Error, OSError, ValueError) as error:
         raise UserError(
-            f"wandb cannot start: {_reason(error)}; `wandb login` and WANDB_DIR may help, "
-            "tracker.mode=offline needs no network, tracker=none no wandb"
+            f"wandb cannot start: {_reason(error).rstrip('.')}; mode=offline needs neither login "
+            "nor network, WANDB_DIR moves its files"
         ) from None
-    where = run.url if conf.mode == "online" else os.path.relpath(Path(run.dir).parent)
+    where = run.url if conf.mode == "online" else _near(Path(run.dir).parent)
     hint = f"; `wandb sync {where}` uploads it" if conf.mode == "offline" else ""
     failed = 1
     try:
@@ -219,6 +220,11 @@ def _opened(
             print(f"wandb could not close {run_id}: {_reason(error)}", file=sys.stderr)
 
 
+def _near(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().split("\n")[0]
 
@@ -231,7 +237,7 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
 
     only: run ids; none: all. Raises UserError if there is nothing to send or wandb cannot start.
     """
-    check(conf)
+    check(conf, "--")
     every = {p.parent.name: p.parent for p in sorted(runs_dir.glob("*/recipe.json"))}
     for run_id in only:
         if run_id not in every:

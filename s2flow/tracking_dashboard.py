@@ -80,7 +80,6 @@ def workspace(entity: str, project: str, name: str, videos: int = 4, seeds: int 
             wr.LinePlot(title="seconds per HR step", x="Step", y=["hr/seconds"]),
             wr.LinePlot(title="seconds per LR step", x="Step", y=["lr/seconds"]),
             wr.LinePlot(title="realised density", x="Step", y=["hr/density"]),
-            wr.ScatterPlot(title="density by noise level", x="hr/sigma", y="hr/density"),
             wr.ScalarChart(title="clips", metric=wr.SummaryMetric("clips_recorded")),
         ],
         "Tables": [wr.WeavePanelSummaryTable(table_name=t) for t in ("scores", "clips", "steps")],
@@ -91,12 +90,4 @@ def workspace(entity: str, project: str, name: str, videos: int = 4, seeds: int 
         "Recipes": [wr.RunComparer(diff_only="split")],
     }
     made = [ws.Section(name=n, panels=p, is_open=True) for n, p in sections.items()]
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=made,
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")])
-        if hasattr(ws, "Metric")
-        else ws.RunsetSettings(),
-    )
+    return ws.Workspace(entity=entity, project=project, name=name, sections=made)

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-BLOCK, IDENT = 32768, b":W&B"  # chunks never cross a block; the file's own head counts as its first 7
+BLOCK, IDENT = (
+    32768,
+    b":W&B",
+)  # chunks never cross a block; the file's own head counts as its first 7
 
 
 def records(path):
