@@ -108,7 +108,6 @@ class Cascade:
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
         self.on_low, self.on_step = on_low, on_step
-        self.step_seconds: dict[str, dict[str, float]] = {"lr": {}, "hr": {}}  # of a clip
         self.low_video: Tensor | None = None  # decoded once
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
@@ -159,8 +158,6 @@ class Cascade:
         self.clock.seconds["lr"] = low.seconds
         for i, report in enumerate(self.reports):
             report["low_flow_reused"] = i not in lacking
-            if i in lacking:
-                report["step_seconds"] = {"lr": self.step_seconds["lr"]}
         if self.on_low is not None and self.on_low(self.preview(low)) is False:
             raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
@@ -211,12 +208,7 @@ class Cascade:
         with self.clock("hr"), self.high_attention(), self.brick_order(plan):
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
-        for clip, report in enumerate(self.reports):
-            report["step_seconds"] = report.get("step_seconds", {}) | {
-                "hr": self.step_seconds["hr"]
-            }
-            if plan is None:
-                continue
+        for clip, report in enumerate(self.reports if plan is not None else ()):
             found = plan.report(steps, clip)
             report |= found if n_from == self.recipe.t_i else _added(report, found)
             self._keep(plan, steps, clip)
@@ -397,7 +389,7 @@ class Cascade:
                 z = solver.step(n, sigma, z, v, field)  # (Eq. 10)
             vs[n] = v.cpu()  # waits for the device
             took = (time.perf_counter() - began) / len(z)
-            self.step_seconds[stage][str(n)] = round(took, 6)
+            self.clock.steps.setdefault(stage, {})[n] = took
             self.progress(stage, n_from - n + 1, n_from - last)
             if self.on_step is not None:
                 self.on_step(Step(stage, n, sigma[n], took, self._densities(stage, n, plan)))

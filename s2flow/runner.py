@@ -401,6 +401,11 @@ class Job:
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
+            "step_seconds": {
+                stage: {str(n): round(s, 6) for n, s in steps.items()}
+                for stage, steps in clock.steps.items()
+                if stage != "lr" or not made.reports[i].get("low_flow_reused")
+            },
             "batch": batch,
             "at": round(time.time(), 3),
             "sweep": sweep(),

@@ -2,7 +2,8 @@
 
 Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU
 it is the process's peak resident set during the stage where the kernel lets it be reset, else so
-far. Whoever watches is told when a stage begins and what it took.
+far. Whoever watches is told when a stage begins and what it took. `steps` holds
+the seconds of each step of the LR and HR flows by steps remaining, per clip of the batch.
 """
 
 import resource
@@ -22,6 +23,7 @@ class Clock:
     device: str = "cpu"
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, dict[int, float]] = field(default_factory=dict)  # seconds per clip
     watch: Callable[[str, float | None], None] | None = (
         None  # (stage, None), then (stage, seconds)
     )

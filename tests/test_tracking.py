@@ -193,6 +193,7 @@ def test_what_wandb_has_is_not_sent_twice_and_a_later_clip_is(monkeypatch, finis
     file.write_text(held)
     publish(finished, "--mode", "online")
     assert len(rows) == 3 * 4 and first.items() <= rows.items()
+    assert len({row["prompt"] for row in rows.values() if "prompt" in row}) == 3
     assert {how["id"] for _, how in runs} == {finished.name}
     assert {how["resume"] for _, how in runs} == {"allow"}
     assert [len(server.summary["clips"].data) for server, _ in runs] == [2, 2, 3]
