@@ -270,7 +270,7 @@ def _in_order(folder: Path) -> list[Record]:
 
     def made(record: Record) -> float:
         path = folder / "records" / f"{Path(record['video']).stem}.json"
-        return record.get("at") or path.stat().st_mtime
+        return path.stat().st_mtime if record.get("at") is None else record["at"]
 
     return sorted(read_run(folder), key=made)
 
