@@ -139,6 +139,7 @@ def test_on_a_real_terminal_stages_come_and_go(tmp_path):
     text = said.decode()
     for stage in ("text", "LR flow", "plan", "hand-off", "HR flow", "decode", "write", "score"):
         assert re.search(rf"{stage}\x1b|{stage} ", text), stage
+    assert re.search(r"plan [^\n]*\d\.\d s", text)  # what it took
     assert " left" in text and "clips" in text
     end = text[text.rindex("2/2 ") :]  # the last clip's line stands, what was live is erased
     assert "\x1b[2K" in end

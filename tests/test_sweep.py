@@ -77,6 +77,17 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
     assert all(run_id in out[out.rindex("\nsweep") :] for run_id in runs["run_id"])
 
 
+def test_steps_of_an_lr_flow_are_timed_where_they_were_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    words = ("method=cascade", "scorer=[none]", *SMALL)
+    assert run_here(monkeypatch, tmp_path, "prompts.count=1", *words) == 0
+    more = ("prompts.count=2", "batch=2", "handoff=latent")  # one batch, of which one is known
+    assert run_here(monkeypatch, tmp_path, *more, *words) == 0
+    records = [read_record(p) for p in (tmp_path / "runs").glob("*/records/*.json")]
+    took = {(r["recipe"]["handoff"], *r["prompt_index"]): set(r["step_seconds"]) for r in records}
+    assert took == {("x0", 0): {"lr", "hr"}, ("latent", 0): {"hr"}, ("latent", 1): {"lr", "hr"}}
+
+
 def test_another_lr_size_is_another_lr_flow(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "low_flows", fresh_flows())
     words = ("-m", "low=[32,48],[24,40]", "method=bicubic", "scorer=[none]", *SMALL)
