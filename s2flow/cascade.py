@@ -16,10 +16,11 @@ the HR flow calls ordered *correctors* on the velocity, then lets its solver ste
 
 import copy
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,13 +53,30 @@ class Generated:
     """What a method returns: the HR video, the LR one if there was any, and what to record.
 
     video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; `reports` holds
-    each clip's densities, histogram, cosines and the like, ready for JSON.
+    each clip's densities, histogram, cosines and the like, ready for JSON. `windows` holds, for clips
+    whose windows are boxes, the HR steps taken (steps remaining), their boxes (steps, layers, heads,
+    3) in bricks and the grid that they lie in (steps, 3).
     """
 
     video: Tensor
     low_video: Tensor | None
     latent: Tensor
     reports: list[dict[str, Any]]
+    windows: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the "lr" or "hr" flow that was just taken, with n remaining before it.
+
+    sigma: its noise level; seconds: per clip of the batch; density: each clip's realised f, at HR.
+    """
+
+    stage: str
+    n: int
+    sigma: float
+    seconds: float
+    density: list[float]
 
 
 class Stopped(Exception):
@@ -82,18 +100,20 @@ class Cascade:
         cache: LowFlowCache | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         on_low: Callable[[Tensor], bool | None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
         self.backbone, self.recipe = backbone, recipe
         self.prompts, self.seeds = list(prompts), list(seeds)
         self.clock = clock or Clock(backbone.device)
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
-        self.on_low = on_low
+        self.on_low, self.on_step = on_low, on_step
         self.low_video: Tensor | None = None  # decoded once
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
         self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
+        self.kept: list[dict[str, list[Tensor]]] = [{} for _ in self.prompts]  # windows by level
         with self.clock("text"):
             self.condition = backbone.encode_prompt(
                 self.prompts, recipe.negative_prompt, *recipe.guidances
@@ -191,7 +211,18 @@ class Cascade:
         for clip, report in enumerate(self.reports if plan is not None else ()):
             found = plan.report(steps, clip)
             report |= found if n_from == self.recipe.t_i else _added(report, found)
+            self._keep(plan, steps, clip)
         return flow
+
+    def _keep(self, plan: Windows, steps: range, clip: int) -> None:
+        """Keep a clip's windows at this level, if they are boxes."""
+        boxes = plan.kept(steps, clip)
+        if boxes is not None:
+            grid = brick_grid(self.backbone.token_grid(self.high_shape), self.recipe.brick_high)
+            level = {"steps": torch.tensor(steps), "boxes": boxes}
+            level["grid"] = torch.tensor(grid).expand(len(steps), 3)
+            for name, values in level.items():
+                self.kept[clip].setdefault(name, []).append(values)
 
     @contextmanager
     def high_attention(self):
@@ -279,7 +310,9 @@ class Cascade:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
             if solver is not None and solver.report:
                 report["solver"] = _of_clip(solver.report, clip)
-        return Generated(video, low_video, high.z[0].to(self.backbone.device), self.reports)
+        windows = [{k: torch.cat(v) for k, v in of_clip.items()} for of_clip in self.kept]
+        z = high.z[0].to(self.backbone.device)
+        return Generated(video, low_video, z, self.reports, windows)
 
     def _yardstick(self, low: LowFlow) -> LRI:
         """The LR derivative whose cosine is recorded: the recipe's, or the usual one.
@@ -352,7 +385,7 @@ class Cascade:
 
         last = self.n_to if stage == "hr" else 0
         for n in range(n_from, last - (last > 0), -1):
-            zs[n] = z.cpu()
+            began, zs[n] = time.perf_counter(), z.cpu()
             windows = (
                 nullcontext()
                 if plan is None
@@ -364,10 +397,20 @@ class Cascade:
                     vs[n] = v.cpu()
                     break
                 z = solver.step(n, sigma, z, v, field)  # (Eq. 10)
-            vs[n] = v.cpu()
+            vs[n] = v.cpu()  # waits for the device
+            took = (time.perf_counter() - began) / len(z)
+            self.clock.steps.setdefault(stage, {})[n] = took
             self.progress(stage, n_from - n + 1, n_from - last)
+            if self.on_step is not None:
+                self.on_step(Step(stage, n, sigma[n], took, self._densities(stage, n, plan)))
         zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)
+
+    def _densities(self, stage: str, n: int, plan: Windows | None) -> list[float]:
+        """Each clip's realised f in the step that was just taken; none at LR."""
+        if stage == "lr" or plan is None:
+            return [] if stage == "lr" else [1.0] * len(self.prompts)
+        return [plan.report([n], clip)["density"][str(n)] for clip in range(len(self.prompts))]
 
 
 def attention_of(backbone: Backbone, recipe: Recipe, size: tuple[int, int]) -> str:

@@ -116,6 +116,9 @@ class Windows(Protocol):
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """What to record of one clip after these HR steps: its realised density per step, and more."""
 
+    def kept(self, steps: Sequence[int], clip: int) -> Tensor | None:
+        """One clip's boxes in these HR steps, (steps, layers, heads, 3); None if they are no boxes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -170,6 +173,10 @@ class Plan:
             "density": {str(n): self.density(n, clip) for n in steps},
             "window_histogram": self.histogram(steps, clip),
         }
+
+    def kept(self, steps: Sequence[int], clip: int) -> Tensor:
+        """See `Windows`; in bricks of `grid`."""
+        return self.boxes[list(steps), :, clip]
 
     def density(self, n: int, clip: int = 0) -> float:
         """Realised f of step n: mean over layers and heads of the valid pairs' share."""

@@ -15,6 +15,7 @@ import gc
 import importlib
 import re
 import shutil
+import time
 import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,15 +44,19 @@ from s2flow.parallel import Team, join, own_device
 from s2flow.params import variant
 from s2flow.planning import plan, refuse
 from s2flow.policies import sta
+from s2flow.progress import Progress
+from s2flow.progress import check as check_progress
 from s2flow.prompts import Prompt, load_prompts
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.score import Scoring
-from s2flow.store import Store, clip_key, sha256_of, without_nan, written_whole
-from s2flow.summary import Progress, print_failure, print_run
+from s2flow.store import Store, clip_key, read_run, sha256_of, without_nan, written_whole
+from s2flow.summary import print_failure, print_run
 from s2flow.timing import Clock
-from s2flow.tracking import Track, tracked
+from s2flow.tracking import Tracker, experiment, sweep, tracked
+from s2flow.tracking import check as check_tracker
 from s2flow.video import contact_sheet, write_video
+from s2flow.windowmap import save_windows
 
 _loaded: dict[tuple, Backbone] = {}  # at most one
 
@@ -79,6 +84,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for values that cannot work and, at the end, if any clip failed.
     """
+    check_progress(cfg.progress)
+    check_tracker(cfg.tracker)
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
@@ -103,7 +110,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     made, failed, unscored, refused = [], 0, 0, None
     try:
         unscored = sum(not job.score(t) for t in mine if t not in todo and team.leads)
-        failed = job.make_all(todo, len(mine)) if todo else 0
+        failed = job.make_all(todo, tasks, len(mine)) if todo else 0
         made = [r for r in (store.record(t.key) for t in todo) if r is not None]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves
@@ -118,6 +125,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe),
+        "experiment": experiment(),
         "clips": len(tasks),
         "made": made,
         "failed": failed,
@@ -263,34 +271,41 @@ class Job:
     scoring: Scoring
     team: Team = Team()
 
-    def make_all(self, todo: list[Task], clips: int) -> int:
-        """Make the missing ones of so many clips, batch by batch; returns how many failed."""
-        cfg, team, failed = self.cfg, self.team, 0
+    def make_all(self, todo: list[Task], tasks: list[Task], clips: int) -> int:
+        """Make the missing ones of so many clips, batch by batch; returns how many failed.
+
+        tasks: the clips of all processes, of which some are shown.
+        """
+        cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         device = device_here(cfg.device)
-        refuse(cfg, self.recipe, device)
-        placed = (cfg.offload, cfg.fp8, cfg.compile)
-        backbone = load_backbone(cfg.backbone, device, *placed, team.tensors)
-        tile_vae(backbone.vae, self.recipe.vae_tile)
-        methods.check(backbone, self.recipe)
-        with (
-            Progress(self.recipe, clips, len(todo), quiet=not team.leads) as progress,
-            tracked(cfg, self.recipe) if team.leads else nullcontext() as track,
-        ):
-            for i in range(0, len(todo), cfg.batch):
-                group = self.missing(todo[i : i + cfg.batch])
-                failed += self.make(group, backbone, progress, track) if group else 0
+        refuse(cfg, recipe, device)
+        shown, have = [min(t.indices) for t in tasks], len(read_run(self.store.folder))
+        # before weights are loaded: a login that is missing is said at once
+        with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
+            placed = (cfg.offload, cfg.fp8, cfg.compile)
+            backbone = load_backbone(cfg.backbone, device, *placed, team.tensors)
+            tile_vae(backbone.vae, recipe.vae_tile)
+            methods.check(backbone, recipe)
+            with Progress(recipe, clips, len(todo), cfg.progress, not team.leads) as progress:
+                for i in range(0, len(todo), cfg.batch):
+                    group = self.missing(todo[i : i + cfg.batch])
+                    failed += self.make(group, backbone, progress, track) if group else 0
         return failed
 
     def missing(self, tasks: list[Task]) -> list[Task]:
         """Those that nobody has recorded yet, as the leader sees it."""
         return self.team.agree([t for t in tasks if self.store.record(t.key) is None])
 
-    def make(self, group: list[Task], backbone: Backbone, progress: Progress, track: Track) -> int:
+    def make(
+        self, group: list[Task], backbone: Backbone, progress: Progress, track: Tracker | None
+    ) -> int:
         """Generate and record one batch; returns how many clips failed."""
-        clock, store, team = Clock(backbone.device), self.store, self.team
+        clock, store, team = Clock(backbone.device, watch=progress.stage), self.store, self.team
+        progress.batch()
         prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
             how = {"clock": clock, "cache": low_flows(self.cfg), "progress": progress.step}
+            how["on_step"] = None if track is None else track.step
             made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
             team.lead(lambda: self.commit(group, made, clock, backbone))
         except Exception as error:
@@ -301,6 +316,8 @@ class Job:
                     "free some space and type the same command again"
                 ) from None
             left = self.missing(group)
+            if track is not None:
+                track.skip()  # its steps are sent; the next clip's follow them
             if len(group) > 1:  # one by one, so that only the culprit fails
                 return sum(self.make([task], backbone, progress, track) for task in left)
             if team.leads:
@@ -319,15 +336,14 @@ class Job:
         for i, task in enumerate(group):
             self.store.commit(task.key, self.write(task, i, made, clock, backbone))
 
-    def finish(self, task: Task, progress: Progress, track: Track) -> None:
+    def finish(self, task: Task, progress: Progress, track: Tracker | None) -> None:
         """Score a clip that was just recorded, and show it."""
-        self.score(task)
+        with Clock(watch=progress.stage)("score"):
+            self.score(task)
         record = self.store.record(task.key)
         progress.clip_done(record)
-        try:
-            track(record, self.store.folder)
-        except Exception as error:  # a dashboard that is down must not cost a clip
-            print_failure(f"tracking {task.prompt}", error)
+        if track is not None:
+            track.clip(record, self.store.folder)
 
     def write(
         self, task: Task, i: int, made: Generated, clock: Clock, backbone: Backbone
@@ -337,7 +353,7 @@ class Job:
         video = made.video[i]
         low = None if made.low_video is None else made.low_video[i]
         path = store.path("clips", f"{task.key}.mp4")
-        own, batch = Clock(backbone.device), len(made.video)
+        own, batch = Clock(backbone.device, watch=clock.watch), len(made.video)
         with own("write"):
             with written_whole(path) as temporary:
                 write_video(temporary, video, fps)
@@ -351,6 +367,8 @@ class Job:
             if self.cfg.keep_latents:
                 with written_whole(store.path("latents", f"{task.key}.safetensors")) as temporary:
                     save_file({"latent": made.latent[i].float().cpu().contiguous()}, temporary)
+            if made.windows and made.windows[i]:
+                save_windows(store.path("windows", f"{task.key}.npz"), made.windows[i])
         sigma, sigma_high = (
             [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
             for k in (recipe.shift, recipe.shift_high)
@@ -383,7 +401,14 @@ class Job:
             "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
             | {k: round(v, 4) for k, v in own.seconds.items()},
             "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
+            "step_seconds": {
+                stage: {str(n): round(s, 6) for n, s in steps.items()}
+                for stage, steps in clock.steps.items()
+                if stage != "lr" or not made.reports[i].get("low_flow_reused")
+            },
             "batch": batch,
+            "at": round(time.time(), 3),
+            "sweep": sweep(),
             "compile": self.cfg.compile,
             "context_parallel": self.team.k,
             "offload": self.cfg.offload,

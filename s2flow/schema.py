@@ -73,7 +73,10 @@ class TrackerConf:
 
     name: str = "none"
     project: str = "s2flow"
+    entity: str | None = None
     mode: str = "offline"
+    group: str | None = None
+    videos: int = 4
 
 
 @dataclass
@@ -130,6 +133,7 @@ class Config:
     compile: bool = False
     offload: str = "none"
     keep_latents: bool = False
+    progress: str = "auto"
     plan: bool = False
     tflops: float | None = None
     bandwidth: float | None = None

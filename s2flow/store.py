@@ -4,6 +4,7 @@
                   clips/<key>.mp4          the video;  <key>.low.mp4 the LR one
                   sheets/<key>.png         LR and HR frames side by side
                   latents/<key>.safetensors  the final latent, with keep_latents=true
+                  windows/<key>.npz        its windows, where they are boxes; see windowmap.py
                   records/<key>.json       written last: a clip is done when its record exists
                   scores/*.jsonl           what scorers said of it, see scorebook.py
                   failures/<key>.json      traceback of a clip that failed; tried again next time

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: live progress, the table of a run, the table of a sweep."""
+"""What a person sees at the end: the table of a run or of a sweep, and where things are."""
 
 import atexit
 import json
@@ -12,16 +12,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
-from s2flow.parallel import rank, world_size
-from s2flow.recipe import Recipe
+from s2flow.parallel import rank
 from s2flow.store import generation_seconds
 
-STAGES = {"lr": "LR flow", "hr": "HR flow"}
+TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
 SHOWN = {
     "world_agreement": "agree",
     "object_count": "objects",
@@ -29,53 +25,6 @@ SHOWN = {
     "temporal_flickering": "flicker",
     "psnr": "psnr",
 }
-
-
-class Progress:
-    """Live bars per stage on a terminal, one line per clip everywhere."""
-
-    def __init__(self, recipe: Recipe, clips: int, todo: int, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        have = f", {clips - todo} already recorded" if clips > todo else ""
-        what = f"{recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
-        who = f"rank {rank()} of {world_size()}: " if world_size() > 1 else ""
-        self.console.print(f"[bold]{recipe.run_id}[/] {who}{what}", soft_wrap=True)
-        self.done, self.todo = 0, todo
-        self.bars = Bars(
-            TextColumn("{task.description:>8}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not sys.stderr.isatty() or rank() > 0,
-        )
-        self.rows: dict[str, Any] = {}
-
-    def __enter__(self) -> "Progress":
-        self.bars.start()
-        self.rows["clips"] = self.bars.add_task("clips", total=self.todo)
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.bars.stop()
-
-    def step(self, stage: str, done: int, total: int) -> None:
-        """One step of a flow was taken."""
-        if stage not in self.rows:
-            self.rows[stage] = self.bars.add_task(STAGES.get(stage, stage), total=total)
-        self.bars.update(self.rows[stage], completed=done, total=total)
-
-    def clip_done(self, record: dict[str, Any]) -> None:
-        """A clip is recorded."""
-        self.done += 1
-        self.bars.update(self.rows["clips"], completed=self.done)
-        stages = "  ".join(f"{k} {v:.1f}s" for k, v in record["seconds"].items() if v >= 0.05)
-        text = json.dumps(record["prompt"], ensure_ascii=False)
-        found = record.get("outcome", "ok")
-        ended = "" if found == "ok" else f"  [bold red]{found}[/]"
-        line = f"  {self.done}/{self.todo} {escape(text)}{ended}  [dim]{stages}[/]"
-        self.console.print(line, soft_wrap=True)
 
 
 def print_failure(prompt: str, error: Exception) -> None:
@@ -95,6 +44,8 @@ def print_run(summary: dict[str, Any]) -> None:
         video = f"{folder}/{records[0]['video']}"
         line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
     console.print(line, markup=False, soft_wrap=True)
+    if not _in_sweep():
+        print_what_next([summary])
 
 
 def _in_sweep() -> bool:
@@ -127,8 +78,21 @@ def print_sweep(folder: Path) -> None:
     """Table of the jobs that left their summaries below a sweep's folder."""
     found = sorted(folder.glob("*/summary.json"), key=lambda p: (len(p.parent.name), p))
     if found and rank() == 0:
-        table = _table([json.loads(p.read_text()) for p in found], title="sweep")
-        _console().print(table)
+        summaries = [json.loads(p.read_text()) for p in found]
+        _console().print(_table(summaries, title="sweep"))
+        print_what_next(summaries)
+
+
+def print_what_next(summaries: list[dict[str, Any]]) -> None:
+    """Where things were written, and the commands that show them."""
+    folder, console = Path(summaries[0]["folder"]).parent, _console()
+    name = next((x["experiment"] for x in summaries if x.get("experiment")), None)
+    own = f" --runs {folder}" if str(folder) != "runs" else ""
+    lines = [f"runs    {folder}", f"report  python -m s2flow.report {folder}"]
+    if name in TABLES:
+        lines += [f"table   python experiments/tables.py {name}{own}"]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:

@@ -2,11 +2,13 @@
 
 Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU
 it is the process's peak resident set during the stage where the kernel lets it be reset, else so
-far.
+far. Whoever watches is told when a stage begins and what it took. `steps` holds the seconds of each
+step of the LR and HR flows by steps remaining, per clip of the batch.
 """
 
 import resource
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +23,16 @@ class Clock:
     device: str = "cpu"
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, dict[int, float]] = field(default_factory=dict)  # seconds per clip
+    watch: Callable[[str, float | None], None] | None = (
+        None  # told (stage, None), (stage, seconds)
+    )
 
     @contextmanager
     def __call__(self, stage: str):
         """Time one stage; stages may come again and add up."""
+        if self.watch is not None:
+            self.watch(stage, None)
         self._begin()
         start = time.perf_counter()
         try:
@@ -32,8 +40,11 @@ class Clock:
         finally:
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize(self.device)
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took
             self.peak_mib[stage] = max(self.peak_mib.get(stage, 0.0), self._peak())
+            if self.watch is not None:
+                self.watch(stage, took)
 
     def _begin(self) -> None:
         if self.device.startswith("cuda"):

@@ -155,7 +155,7 @@ SAME = [  # (one command, another that makes the same pixels)
     ("method=native", "method=native t_i=3 handoff=latent noise=aligned low=[16,16]"),
     ("method=bicubic", "method=bicubic t_i=3 handoff=latent noise=aligned"),
     ("", "seed=3 prompt=cat prompts=world prompts.count=3 prompts.subset_seed=1"),
-    ("", "device=cpu batch=4 shard=2/3 runs_dir=elsewhere threads=1"),
+    ("", "device=cpu batch=4 shard=2/3 runs_dir=elsewhere threads=1 progress=off"),
     ("", "offload=group plan=true memory=80 tflops=400 check_memory=false fp8=false"),
     ("", "plan=true bandwidth=3000 link=20"),
     ("backbone=wan_1_3b vae_tile=[]", "backbone=wan_1_3b vae_tile=[2048,1024]"),

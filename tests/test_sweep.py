@@ -59,10 +59,14 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
     records = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/records/*.json")]
     reused = {r["recipe"]["sparsity"]: r["low_flow_reused"] for r in records}
     assert reused == {0.25: False, 0.5: True, 0.75: True}
+    for record in records:  # steps of a flow that was reused were not taken
+        took = record["step_seconds"]
+        assert set(took) == ({"hr"} if record["low_flow_reused"] else {"lr", "hr"})
+        assert list(took["hr"]) == ["2", "1"] == list(record["density"])
     density = {r["recipe"]["sparsity"]: list(r["density"].values()) for r in records}
     assert all(abs(f - s) <= 0.1 for s, fs in density.items() for f in fs)
     out = capsys.readouterr().out
-    table = out[out.rindex("sweep") :]  # the last thing printed is the table of all jobs
+    table = out[out.rindex("\nsweep") :]  # the last thing printed is the table of all jobs
     assert all(run_id in table for run_id in runs["run_id"]) and "flicker" in table
 
     before = state(tmp_path / "runs")
@@ -70,7 +74,18 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
     assert run_here(monkeypatch, tmp_path, *words) == 0
     assert state(tmp_path / "runs") == before
     out = capsys.readouterr().out
-    assert all(run_id in out[out.rindex("sweep") :] for run_id in runs["run_id"])
+    assert all(run_id in out[out.rindex("\nsweep") :] for run_id in runs["run_id"])
+
+
+def test_steps_of_an_lr_flow_are_timed_where_they_were_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    words = ("method=cascade", "scorer=[none]", *SMALL)
+    assert run_here(monkeypatch, tmp_path, "prompts.count=1", *words) == 0
+    more = ("prompts.count=2", "batch=2", "handoff=latent")  # one batch, of which one is known
+    assert run_here(monkeypatch, tmp_path, *more, *words) == 0
+    records = [read_record(p) for p in (tmp_path / "runs").glob("*/records/*.json")]
+    took = {(r["recipe"]["handoff"], *r["prompt_index"]): set(r["step_seconds"]) for r in records}
+    assert took == {("x0", 0): {"lr", "hr"}, ("latent", 0): {"hr"}, ("latent", 1): {"lr", "hr"}}
 
 
 def test_another_lr_size_is_another_lr_flow(monkeypatch, tmp_path):
@@ -86,7 +101,7 @@ def test_a_job_that_fails_does_not_hide_the_others(start, tmp_path):
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "sparsity=50" in errors[0] and "Traceback" not in err
     assert len(load_records(tmp_path / "runs")) == 1  # bicubic has no sparsity: one run
-    assert out[out.rindex("sweep") :].count("bicubic") == 2  # the table, even so
+    assert out[out.rindex("\nsweep") :].count("bicubic") == 2  # the table, even so
 
 
 def test_sigkill_costs_at_most_the_clip_in_flight(start, tmp_path):

@@ -60,6 +60,9 @@ class Moba:
             "moba": {"bricks_kept": self.keep, "bricks": self.bricks},
         }
 
+    def kept(self, steps: Sequence[int], clip: int) -> None:
+        """Bricks, not boxes."""
+
 
 def check(f: float, g: Box) -> None:
     """Raises UserError if f is under half a brick of the HR grid, naming the nearest that is not."""

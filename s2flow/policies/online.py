@@ -61,6 +61,10 @@ class Online:
         """That of the plan which came about."""
         return self.plan.report(steps, clip)
 
+    def kept(self, steps: Sequence[int], clip: int) -> Tensor:
+        """See `plan.Windows`."""
+        return self.plan.kept(steps, clip)
+
 
 def per_clip(values: dict[int, list[Tensor]], clip: int) -> dict[str, float]:
     """{step: mean over layers} of one clip, from one (B,) tensor per layer."""

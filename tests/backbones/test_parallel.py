@@ -167,6 +167,9 @@ def records(runs_dir):
     found = [json.loads(p.read_text()) for p in sorted(runs_dir.glob("*/records/*.json"))]
     placement = (
         "seconds",
+        "step_seconds",
+        "at",
+        "sweep",
         "peak_mib",
         "command",
         "threads",

@@ -1,0 +1,98 @@
+"""The windows of a finished clip: layer x head x HR step, as they ran; a picture (Figure 3).
+
+    runs/<run_id>/windows/<key>.npz
+        steps   (n,)                     steps remaining, t_i ... 1
+        boxes   (n, layers, heads, 3)    window of each head, in bricks (t, h, w); uint8 if it fits
+        grid    (n, 3)                   the whole grid in bricks; it grows between several HR sizes
+
+Clips whose windows are no boxes (methods without windows, `moba`) and clips made before this file was
+written have none; a clip is whole without it.
+"""
+
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from s2flow.store import written_whole
+
+Windows = dict[str, np.ndarray]
+# Okabe and Ito's colours, which colour-blind readers tell apart; grey: whatever is rarer
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A5195")
+RARER, INK, PAPER = "#BBBBBB", "#222222", "#FFFFFF"
+
+
+def save_windows(path: Path, windows: dict[str, Any]) -> None:
+    """Write `Generated.windows` of one clip, whole or not at all."""
+    largest = int(windows["grid"].max())
+    small = np.uint8 if largest < 256 else np.uint16
+    arrays = {k: np.asarray(v, np.int16 if k == "steps" else small) for k, v in windows.items()}
+    with written_whole(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def read_windows(folder: str | Path, record: dict[str, Any]) -> Windows | None:
+    """steps, boxes and grid of a clip of the run in `folder`; None if there is no such file, whole."""
+    path = Path(folder) / "windows" / f"{Path(record['video']).stem}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in ("steps", "boxes", "grid")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def window_picture(windows: Windows, title: str = "") -> Image.Image:
+    """A row per layer and head, a column per HR step, a colour per window; the legend counts them."""
+    boxes, grid = windows["boxes"], windows["grid"]
+    n, layers, heads, _ = boxes.shape
+    words = np.empty((n, layers, heads), object)
+    for i, layer, head in np.ndindex(n, layers, heads):
+        box = boxes[i, layer, head]
+        whole = (box == grid[i]).all()
+        words[i, layer, head] = "whole grid" if whole else "x".join(map(str, box))
+    counts = Counter(words.ravel()).most_common()
+    often = sorted(w for w, _ in counts[: len(COLOURS)])  # one window, one colour, in any clip
+    colour = dict(zip(often, COLOURS, strict=False))
+    title = title if len(title) <= 72 else title[:71] + "…"
+    wide, high = max(320 // n, 8), max(240 // (layers * heads), 2)
+    font = ImageFont.load_default(13)
+    left, top, line = 66, 30, 19
+    legend = [(colour[w], f"{w}  {c / words.size:.0%}") for w, c in counts[: len(COLOURS)]]
+    rest = sum(c for _, c in counts[len(COLOURS) :])
+    legend += [(RARER, f"{len(counts) - len(COLOURS)} others  {rest / words.size:.0%}")] * bool(
+        rest
+    )
+    width, height = n * wide, layers * heads * high
+    tall = max(height, len(legend) * line)
+    needed = max([font.getlength(t) for _, t in legend] + [0])
+    size = (
+        int(max(left + width + 44 + needed, 16 + font.getlength(title))),
+        top + tall + 40,
+    )
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((8, 6), title, INK, font)
+    for i, layer, head in np.ndindex(n, layers, heads):
+        x, y = left + i * wide, top + (layer * heads + head) * high
+        shade = colour.get(words[i, layer, head], RARER)
+        draw.rectangle((x, y, x + wide - 1, y + high - 1), shade)
+    block = heads * high
+    every = -(-line // block)  # layers whose names would run into each other are not named
+    for layer in range(layers):
+        y = top + layer * block
+        if layer:
+            draw.line((left, y, left + width - 1, y), PAPER)
+        if layer % every == 0:
+            draw.text((8, y + max(block - line, 0) / 2), f"layer {layer}", INK, font)
+    every = -(-30 // wide)
+    for i in range(0, n, every):
+        draw.text((left + i * wide + 1, top + height + 3), str(windows["steps"][i]), INK, font)
+    draw.text((left, top + height + 19), "HR steps remaining; heads are rows", INK, font)
+    for i, (shade, text) in enumerate(legend):
+        x, y = left + width + 14, top + i * line
+        draw.rectangle((x, y + 3, x + 11, y + 14), shade)
+        draw.text((x + 18, y), text, INK, font)
+    return picture
