@@ -237,10 +237,14 @@ def test_densities_match_and_are_recorded_per_step(reports):
 
 def test_regret_is_recorded_per_step_and_is_not_negative(reports):
     said = reports["oracle"]["oracle"]
-    assert set(said) == {"coverage", "regret", "same_choice"}
+    assert set(said) == {"coverage", "regret", "same_choice", "regret_by_layer"}
     for n in ("2", "1"):
         assert 0 <= said["regret"][n] < said["coverage"][n] <= 1
         assert (said["regret"][n] == 0) == (said["same_choice"][n] == 1)
+        layers = said["regret_by_layer"][n]
+        mean = sum(layers.values()) / len(layers)
+        assert len(layers) > 1 and said["regret"][n] == pytest.approx(mean, abs=2e-6)
+        assert len(set(layers.values())) > 1  # each its own
 
 
 def test_oracle_decides_by_the_conditional_pass(run, micro):

@@ -1,0 +1,65 @@
+"""What all notebooks share: where runs are read and figures written, and how a figure looks.
+
+A notebook is a py:percent file. It opens in Jupyter (jupytext) and runs as a script:
+
+    python analysis/runtime.py [--runs runs] [--out analysis/out]
+
+In Jupyter the defaults hold, or S2FLOW_RUNS and S2FLOW_OUT of its environment. Figures are one or
+two columns wide (3.4 or 7 inches) with 7 point text, in Okabe and Ito's colours for the colour-blind,
+and every line also has a marker or dashes of its own. Each is saved as PDF and PNG.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+IN_JUPYTER = "ipykernel" in sys.modules
+if not IN_JUPYTER:
+    matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PINK, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+LOOK = {
+    **{"font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.6, "axes.titlelocation": "left"},
+    **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+    **{"lines.linewidth": 1, "lines.markersize": 3.5, "grid.linewidth": 0.3},
+    **{"grid.color": "#DDDDDD", "pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 220},
+}
+plt.rcParams.update(LOOK)
+
+
+def folders(doc: str | None) -> tuple[Path, Path]:
+    """(runs, out) from the command line, the environment or their defaults; `out` is made."""
+    words = [] if IN_JUPYTER else sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    runs = os.environ.get("S2FLOW_RUNS", ROOT / "runs")
+    out = os.environ.get("S2FLOW_OUT", ROOT / "analysis" / "out")
+    parser.add_argument("--runs", type=Path, default=Path(runs), help="the store to read")
+    parser.add_argument("--out", type=Path, default=Path(out), help="for figures")
+    found = parser.parse_args(words)
+    if not found.runs.is_dir():
+        parser.error(f"--runs {found.runs}: no such folder; make clips first, python run.py")
+    found.out.mkdir(parents=True, exist_ok=True)
+    return found.runs, found.out
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write path.pdf and path.png, say so, and show the figure where there is a notebook."""
+    for end in ("pdf", "png"):
+        figure.savefig(f"{path}.{end}", bbox_inches="tight")
+    print(f"wrote {path}.pdf and .png")
+    if IN_JUPYTER:
+        plt.show()
+    plt.close(figure)
