@@ -33,12 +33,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import s2flow.config
-from s2flow import methods, runner
+from s2flow import loading, methods, runner
 from s2flow.backbones.checkpoint import Origin
 from s2flow.errors import UserError
 from s2flow.outcome import black_frames
 from s2flow.provenance import provenance
 from s2flow.store import generation_seconds, read_run, write_json, written_whole
+from s2flow.tasks import clip_tasks
 from s2flow.video import read_video, to_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,7 @@ def needs(runs_dir: Path, prompts: int, seeds: int, words: list[str]) -> dict[st
             raise UserError(f"{word} is what the claims vary; leave it out (--prompts, --seeds)")
     plain = composed(words)
     embedded = plain.backbone.family == "tiny"
-    weights = runner.weights_hash(plain.backbone.family, Origin.of(plain.backbone))
+    weights = loading.weights_hash(plain.backbone.family, Origin.of(plain.backbone))
     steps = recipe_of(plain, weights).steps
     t_i = {f"t{n}": round(steps * n / 50) for n in (40, 30, 20, 10)}
     typed = {word.partition("=")[0] for word in words}
@@ -99,7 +100,7 @@ def needs(runs_dir: Path, prompts: int, seeds: int, words: list[str]) -> dict[st
         size = [f"prompts.count={min(count, prompts)}", f"seeds={min(each, seeds)}"]
         own = [*words, *base, *size, *(word.format(**t_i) for word in own)]
         cfg = composed([*own, f"runs_dir={json.dumps(str(runs_dir))}"])
-        clips = frozenset((_prompt(t.prompt, t.original), t.seed) for t in runner.clip_tasks(cfg))
+        clips = frozenset((_prompt(t.prompt, t.original), t.seed) for t in clip_tasks(cfg))
         found[name] = Need(name, tuple(own), cfg, recipe_of(cfg, weights).run_id, clips)
     return found
 

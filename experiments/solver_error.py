@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from torch import Tensor
 
 import s2flow.config
-from s2flow import methods, runner
+from s2flow import loading, methods
 from s2flow.backbones.checkpoint import Origin
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
@@ -35,6 +35,7 @@ from s2flow.flow import Trajectory
 from s2flow.provenance import provenance
 from s2flow.reference import reference_flow
 from s2flow.solver import LRI, derivative_cosines, difference_weights
+from s2flow.tasks import clip_tasks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -121,10 +122,10 @@ def embedded(args: argparse.Namespace) -> Make:
 
     def make(words: list[str]) -> Cascade:
         cfg = composed(args, words)
-        weights = runner.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
+        weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
         recipe = s2flow.config.resolve(cfg, weights, methods.method("s2flow").KNOBS)
-        backbone = runner.load_backbone(cfg.backbone, args.device)
-        tasks = runner.clip_tasks(cfg)
+        backbone = loading.load_backbone(cfg.backbone, args.device)
+        tasks = clip_tasks(cfg)
         return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
 
     return make

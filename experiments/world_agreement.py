@@ -22,9 +22,9 @@ from s2flow import methods
 from s2flow.backbones import tiny
 from s2flow.cascade import Cascade
 from s2flow.provenance import provenance
-from s2flow.runner import clip_tasks
 from s2flow.scorers import Clip
 from s2flow.scorers.world import WorldAgreement
+from s2flow.tasks import clip_tasks
 
 ROOT = Path(__file__).parent.parent
 

@@ -169,7 +169,7 @@ FAMILIES = {
 def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
     """The backbone of `generate`'s first argument, the files that describe it, its weights' name."""
     if isinstance(pipe, str):
-        from s2flow.runner import device_here, load_backbone, weights_hash
+        from s2flow.loading import device_here, load_backbone, weights_hash
 
         conf = conf_file("backbone", pipe, BackboneConf)
         weights = weights_hash(conf.family, Origin.of(conf))

@@ -9,6 +9,7 @@ the HR q, k of the conditional pass, from `coverage_rows` rows, at every HR step
 over prompts and steps; Eq. 9 then chooses one candidate of `windows.exponents` per layer and head.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -18,18 +19,20 @@ from torch import Tensor
 
 from s2flow import methods
 from s2flow.backbones.base import Origin
+from s2flow.backbones.placement import tile_vae
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.cascade import Cascade
 from s2flow.cli import reported, terminal
 from s2flow.config import resolve
 from s2flow.defaults import CONF
 from s2flow.errors import UserError
+from s2flow.loading import device_here, load_backbone, weights_hash
 from s2flow.plan import BY_CANDIDATES, Calibration, candidates_of
 from s2flow.policies import sta
 from s2flow.policies.oracle import coverage_of
 from s2flow.provenance import provenance
 from s2flow.recipe import Recipe
-from s2flow.runner import clip_tasks, device_here, load_backbone, tile_vae, weights_hash
+from s2flow.tasks import clip_tasks
 from s2flow.windows import (
     Box,
     brick_grid,
@@ -67,10 +70,13 @@ class MeanCoverage:
     def work(self, n: int) -> None:
         """Every head costs the same."""
 
-    def report(self, t_i: int, clip: int) -> dict[str, Any]:
+    def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """Nothing is recorded; the next batch is watched from its first step on."""
         self.seen.clear()
         return {}
+
+    def kept(self, steps: Sequence[int], clip: int) -> None:
+        """No windows: every step attends everything."""
 
     @property
     def mean(self) -> Tensor:

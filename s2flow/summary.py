@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from s2flow.parallel import rank
+from s2flow.params import variant
+from s2flow.recipe import Recipe
 from s2flow.store import generation_seconds
 
 TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
@@ -51,6 +53,21 @@ def print_run(summary: dict[str, Any]) -> None:
 def _in_sweep() -> bool:
     hydra = HydraConfig.instance().cfg
     return hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN
+
+
+def label(recipe: Recipe) -> str:
+    """The knobs of a run in a few words, for tables."""
+    words = [" ".join(filter(None, (recipe.method, variant(recipe.params, recipe.t_i))))]
+    if "windows" in recipe.knobs:
+        s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
+        unused = recipe.whole_grid or recipe.windows.name in ("coverage", "inward")
+        words.append(f"{recipe.windows_label}{'' if unused else s}")
+        words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
+    if "t_i" in recipe.knobs:
+        words.append(f"t_i={recipe.t_i}/{recipe.steps}")
+        words += [f"then {h}x{w} at {n}" for (h, w), n in recipe.stages[1:]]
+        words += ["adain"] if recipe.adain and recipe.handoff != "noisy" else []
+    return ", ".join(words)
 
 
 class SweepTable(Callback):

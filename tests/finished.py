@@ -64,6 +64,6 @@ def record_clip(folder, recipe, prompt, seed, data):
 
 
 def fresh_flows():
-    """For `runner.low_flows`: an LR cache that knows nothing yet, in memory only."""
+    """For `loading.low_flows`: an LR cache that knows nothing yet, in memory only."""
     own = LowFlowCache()
     return lambda cfg: own

@@ -136,7 +136,7 @@ def test_wilson_is_the_textbooks():
 
 
 def test_needed_runs_are_those_of_the_tables_and_the_oracle(monkeypatch, tmp_path):
-    monkeypatch.setattr(claims.runner, "weights_hash", lambda *origin: "weights")
+    monkeypatch.setattr(claims.loading, "weights_hash", lambda *origin: "weights")
     found = claims.needs(tmp_path, 64, 3, [])
     tables = {r.run_id for n in "1234" for r in recipes(f"experiment=table{n}")}
     (oracle,) = recipes("windows=oracle")

@@ -16,7 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from s2flow import cli, runner
+from s2flow import cli, loading
 from s2flow.backbones import tiny
 from s2flow.schema import Config
 
@@ -186,10 +186,10 @@ def altered(monkeypatch, tmp_path):
     """A private copy of the weights, seen instead of those that ship."""
     shutil.copytree(tiny.WEIGHTS / "micro", tmp_path / "weights" / "micro")
     monkeypatch.setattr(tiny, "WEIGHTS", tmp_path / "weights")
-    for forget in (runner._loaded.clear, runner.weights_hash.cache_clear):
+    for forget in (loading._loaded.clear, loading.weights_hash.cache_clear):
         forget()
     yield tmp_path / "weights" / "micro"
-    for forget in (runner._loaded.clear, runner.weights_hash.cache_clear):
+    for forget in (loading._loaded.clear, loading.weights_hash.cache_clear):
         forget()
 
 

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
-from s2flow import lowflow, runner
+from s2flow import loading, lowflow, runner
 from s2flow.cascade import Cascade
 from s2flow.flow import Trajectory
 from s2flow.lowflow import LowFlow, LowFlowCache
@@ -190,7 +190,7 @@ def test_a_sweep_over_everything_of_the_hr_stage_costs_one_lr_run(tmp_path, monk
     for s in (1, 0.75, 0.5, 0.25):
         for order in (1, 2, 3):
             for t_i in (1, 2, 3, 4):
-                runner._low_flows.cache_clear()  # another process: only the disk is shared
+                loading._low_flows.cache_clear()  # another process: only the disk is shared
                 words = (f"sparsity={s}", f"order={order}", f"t_i={t_i}")
                 (record,) = runner.run(config(tmp_path / "a", *words))["records"]
                 runs[record["run_id"]] = (words, record["sha256"])
@@ -200,7 +200,7 @@ def test_a_sweep_over_everything_of_the_hr_stage_costs_one_lr_run(tmp_path, monk
     assert reused == [False] + [True] * 47
     assert len(list((tmp_path / "a" / "lr_cache").iterdir())) == 1
     for words, sha256 in list(runs.values())[::5]:
-        runner._low_flows.cache_clear()
+        loading._low_flows.cache_clear()
         (record,) = runner.run(config(tmp_path / "b", "lr_cache_gib=0", *words))["records"]
         assert record["sha256"] == sha256 and record["low_flow_reused"] is False
     assert not (tmp_path / "b" / "lr_cache").exists()
@@ -208,11 +208,11 @@ def test_a_sweep_over_everything_of_the_hr_stage_costs_one_lr_run(tmp_path, monk
 
 def test_where_the_cache_is_and_what_it_may_hold(tmp_path):
     cfg = config(tmp_path, f"lr_cache_dir={tmp_path}/here", "lr_cache_gib=0.5")
-    cache = runner.low_flows(cfg)
+    cache = loading.low_flows(cfg)
     assert (cache.folder, cache.limit) == (tmp_path / "here", GIB // 2)
-    assert runner.low_flows(config(tmp_path, "lr_cache_gib=0")).folder is None
+    assert loading.low_flows(config(tmp_path, "lr_cache_gib=0")).folder is None
     cfg.context_parallel = 2  # ranks must agree on what is there
-    assert runner.low_flows(cfg).folder is None
+    assert loading.low_flows(cfg).folder is None
     for value in ("-1", "inf", "nan"):
         with pytest.raises(ValueError, match="lr_cache_gib"):
             runner.run(config(tmp_path, f"lr_cache_gib={value}"))

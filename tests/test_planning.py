@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from s2flow import planning, runner
+from s2flow import loading, planning, runner
 from s2flow.config import resolve
 from s2flow.costs import GIB, Costs, Stage, Weights
 from s2flow.errors import UserError
@@ -53,8 +53,8 @@ def gpu(monkeypatch):
 
 
 def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(runner, "load_backbone", None)
-    monkeypatch.setattr(runner, "weights_hash", None)  # asks the hub
+    monkeypatch.setattr(loading, "load_backbone", None)
+    monkeypatch.setattr(loading, "weights_hash", None)  # asks the hub
     cfg = config("backbone=wan_1_3b", "plan=true", "memory=24", "tflops=100", "device=cpu")
     found = runner.run(cfg)
     out = capsys.readouterr().out.strip().split("\n")
@@ -96,9 +96,9 @@ def test_what_is_offered_changes_as_little_as_possible(memory, words, added, big
 
 
 def test_a_run_that_does_not_fit_is_refused_before_loading(big, gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "load_backbone", None)
-    monkeypatch.setattr(runner, "device_here", lambda name: "cuda")
-    monkeypatch.setattr(runner, "weights_hash", lambda *a: "test")
+    monkeypatch.setattr(loading, "load_backbone", None)
+    monkeypatch.setattr(loading, "device_here", lambda name: "cuda")
+    monkeypatch.setattr(loading, "weights_hash", lambda *a: "test")
     gpu(80)
     words = ("backbone=wan_14b", "vae_tile=[]", f"runs_dir={tmp_path}")
     with pytest.raises(UserError) as said:

@@ -430,18 +430,20 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
     """The words of run.py; the same words with windows=sta then use it, on other prompts."""
     from hydra import compose, initialize_config_dir
 
-    from s2flow import runner
+    from s2flow import loading
+    from s2flow.backbones.base import Origin
     from s2flow.config import resolve
     from s2flow.defaults import CONF
+    from s2flow.tasks import clip_tasks
 
-    monkeypatch.setitem(runner._loaded, "here", micro)
+    monkeypatch.setitem(loading._loaded, "here", micro)
     monkeypatch.setattr(calibrate, "load_backbone", lambda *a: micro)
     words = ["windows=sta", f"windows.file={tmp_path / 'a.json'}", "steps=2", "t_i=1"]
     words += ["prompts=world", "prompts.count=2", "batch=2", "device=cpu", "coverage_rows=16"]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         cfg = compose("config", words)
     found = calibrate.calibrate(cfg)
-    weights = runner.weights_hash("tiny", runner.Origin.of(cfg.backbone))
+    weights = loading.weights_hash("tiny", Origin.of(cfg.backbone))
     r = resolve(cfg, weights, method("s2flow").KNOBS)
     assert r.windows.calibration == found and len(found.boxes) == 6 and len(found.prompts) == 2
     boxes = candidates_of(Policy("adaptive"), 0.5, (8, 4, 6), (8, 8, 12), (1, 2, 2))
@@ -449,7 +451,7 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "a.json").read_text())
     assert {"commit", "prompts", "coverage", "weights"} <= set(stored)
     with pytest.raises(UserError, match="of the prompts"):
-        sta.check_prompts(r, [t.prompt for t in runner.clip_tasks(cfg)])
+        sta.check_prompts(r, [t.prompt for t in clip_tasks(cfg)])
     for word, value in (("shard", "1/2"), ("compile", True), ("context_parallel", 2)):
         refused = cfg.copy()
         refused[word] = value

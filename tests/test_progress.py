@@ -13,7 +13,7 @@ from finished import fresh_flows
 from rich.console import Console
 from test_cli import run_here
 
-from s2flow import progress, runner
+from s2flow import loading, progress
 from s2flow.errors import UserError
 from s2flow.progress import Progress, duration
 
@@ -85,7 +85,7 @@ def test_durations():
 
 @pytest.mark.parametrize("mode", ["auto", "plain", "off"])
 def test_not_on_a_terminal_a_line_per_clip_at_most(mode, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     assert run_here(monkeypatch, tmp_path, "method=bicubic", f"progress={mode}", *SMALL) == 0
     said = capsys.readouterr()
     begun, *clips = said.err.splitlines() or [""]

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-from s2flow import methods, runner, solver
+from s2flow import job, loading, methods, runner, solver
 from s2flow.backbones import tiny
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
@@ -20,6 +20,8 @@ from s2flow.prompts import DEMO
 from s2flow.scorers.builtin import TemporalFlickering
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import clip_key, load_records, sha256_of
+from s2flow.summary import label
+from s2flow.tasks import clip_tasks
 from s2flow.video import read_video
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -45,9 +47,9 @@ def names(folder, kind):
 def made(tmp_path_factory):
     """Two clips of the default method: (summary, its runs folder)."""
     runs_dir = tmp_path_factory.mktemp("made") / "runs"
-    before, runner.low_flows = runner.low_flows, fresh_flows()
+    before, loading.low_flows = loading.low_flows, fresh_flows()
     yield runner.run(config(runs_dir, "prompts.count=2", "seed=5")), runs_dir
-    runner.low_flows = before
+    loading.low_flows = before
 
 
 # -- what a record holds ------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_rows_for_the_tables(made):
 def test_the_second_runner_makes_nothing(made, monkeypatch):
     summary, runs_dir = made
     before = state(runs_dir)
-    monkeypatch.setattr(runner, "load_backbone", None)  # not even loaded
+    monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     again = runner.run(config(runs_dir, "prompts.count=2", "seed=5", "batch=2"))
     assert again["made"] == 0 and again["records"] == summary["records"]
     assert state(runs_dir) == before
@@ -165,8 +167,7 @@ def test_a_prompt_and_the_same_list_entry_are_one_clip(tmp_path):
 
 def test_shards_are_disjoint_and_complete(tmp_path):
     shards = [
-        runner.clip_tasks(config(tmp_path, "prompts.count=6", f"shard={k}/4"))
-        for k in (1, 2, 3, 4)
+        clip_tasks(config(tmp_path, "prompts.count=6", f"shard={k}/4")) for k in (1, 2, 3, 4)
     ]
     assert sorted(t.prompt for tasks in shards for t in tasks) == sorted(DEMO)
 
@@ -187,14 +188,13 @@ def test_seeds_make_so_many_clips_of_each_prompt(tmp_path):
 
 def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
     tasks = [
-        runner.clip_tasks(config(tmp_path, "prompts.count=3", "seeds=2", f"shard={k}/2"))
-        for k in (1, 2)
+        clip_tasks(config(tmp_path, "prompts.count=3", "seeds=2", f"shard={k}/2")) for k in (1, 2)
     ]
     assert [[(t.indices, t.seed) for t in shard] for shard in tasks] == [
         [((0,), 0), ((2,), 0), ((0,), 1), ((2,), 1)],
         [((1,), 0), ((1,), 1)],
     ]
-    (one, two) = runner.clip_tasks(config(tmp_path, "prompt=cat", "seeds=2"))
+    (one, two) = clip_tasks(config(tmp_path, "prompt=cat", "seeds=2"))
     assert (one.prompt, one.seed, two.seed) == ("cat", 0, 1)
 
 
@@ -305,7 +305,7 @@ def test_the_latent_alone_tells_of_lost_numbers(monkeypatch, tmp_path):
         return made
 
     monkeypatch.setattr(method, "generate", spoiled)
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())  # the spoiled one is not shared
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())  # the spoiled one is not shared
     (record,) = runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))["records"]
     assert record["outcome"] == "nan" and record["nan_share"] == 0
 
@@ -328,7 +328,7 @@ def test_latents_are_kept_when_asked_for_and_change_nothing_else(made, tmp_path)
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_gives_one_line_and_loses_nothing(code, monkeypatch, tmp_path, capsys):
-    write, calls = runner.write_video, []
+    write, calls = job.write_video, []
 
     def full(path, video, fps):
         calls.append(path)
@@ -337,7 +337,7 @@ def test_a_full_disk_gives_one_line_and_loses_nothing(code, monkeypatch, tmp_pat
             raise OSError(code, "No space left on device")
         write(path, video, fps)
 
-    monkeypatch.setattr(runner, "write_video", full)
+    monkeypatch.setattr(job, "write_video", full)
     cfg = config(tmp_path, "method=bicubic", "prompts.count=3", "scorer=[none]")
     with pytest.raises(UserError, match=r"disk of runs_dir=.* is full; .* same command again"):
         runner.run(cfg)
@@ -345,7 +345,7 @@ def test_a_full_disk_gives_one_line_and_loses_nothing(code, monkeypatch, tmp_pat
     assert names(tmp_path, "records") == {f"{clip_key(DEMO[0], 0)}.json"}
     assert not list(tmp_path.rglob(".tmp-*"))
     before = state(tmp_path)
-    monkeypatch.setattr(runner, "write_video", write)
+    monkeypatch.setattr(job, "write_video", write)
     assert runner.run(cfg)["made"] == 2
     assert before.items() <= state(tmp_path).items()
 
@@ -361,7 +361,7 @@ def test_a_reference_without_the_clip_says_what_to_do(tmp_path, capsys):
 
 
 def test_methods_share_the_lr_flow_and_its_noise(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     reused, seconds = [], set()
     for method in ("bicubic", "cascade", "s2flow"):
         (record,) = runner.run(config(tmp_path, f"method={method}", "scorer=[none]"))["records"]
@@ -374,8 +374,8 @@ def test_methods_share_the_lr_flow_and_its_noise(monkeypatch, tmp_path):
 
 
 def test_a_batch_is_timed_by_the_clip(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
-    monkeypatch.setattr(runner, "contact_sheet", lambda path, *_: time.sleep(0.2) or path.touch())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
+    monkeypatch.setattr(job, "contact_sheet", lambda path, *_: time.sleep(0.2) or path.touch())
     cfg = config(tmp_path, "method=bicubic", "prompts.count=2", "batch=2", "scorer=[none]")
     one, two = runner.run(cfg)["records"]
     for stage in ("text", "lr", "decode"):
@@ -405,14 +405,14 @@ def test_the_table_of_a_run(made, capsys):
     ],
 )
 def test_labels(overrides, words, recipe):
-    assert runner.label(recipe(*SMALL, *overrides)) == words
+    assert label(recipe(*SMALL, *overrides)) == words
 
 
 def test_a_device_that_torch_does_not_know():
-    assert runner.device_here("cpu") == "cpu"
-    assert runner.device_here("auto") in ("cpu", "cuda")
+    assert loading.device_here("cpu") == "cpu"
+    assert loading.device_here("auto") in ("cpu", "cuda")
     with pytest.raises(UserError, match="device=gpu is unknown; type one of device=auto"):
-        runner.device_here("gpu")
+        loading.device_here("gpu")
 
 
 def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_path):

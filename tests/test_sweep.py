@@ -13,7 +13,7 @@ import pytest
 from finished import fresh_flows
 from test_cli import run_here
 
-from s2flow import runner
+from s2flow import loading
 from s2flow.store import load_records, read_record, sha256_of
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def start(tmp_path):
 
 
 def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     words = ("-m", "sparsity=0.25,0.5,0.75", "scorer=[builtin]", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     runs = load_records(tmp_path / "runs").set_index("sparsity")
@@ -70,7 +70,7 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
     assert all(run_id in table for run_id in runs["run_id"]) and "flicker" in table
 
     before = state(tmp_path / "runs")
-    monkeypatch.setattr(runner, "load_backbone", None)  # not even loaded
+    monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     assert run_here(monkeypatch, tmp_path, *words) == 0
     assert state(tmp_path / "runs") == before
     out = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_a_sweep_shares_the_lr_flow_and_is_never_done_twice(monkeypatch, tmp_pat
 
 
 def test_steps_of_an_lr_flow_are_timed_where_they_were_taken(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     words = ("method=cascade", "scorer=[none]", *SMALL)
     assert run_here(monkeypatch, tmp_path, "prompts.count=1", *words) == 0
     more = ("prompts.count=2", "batch=2", "handoff=latent")  # one batch, of which one is known
@@ -89,7 +89,7 @@ def test_steps_of_an_lr_flow_are_timed_where_they_were_taken(monkeypatch, tmp_pa
 
 
 def test_another_lr_size_is_another_lr_flow(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     words = ("-m", "low=[32,48],[24,40]", "method=bicubic", "scorer=[none]", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     records = [read_record(p) for p in (tmp_path / "runs").glob("*/records/*.json")]

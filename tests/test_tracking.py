@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from test_cli import run_here
 from wandb_log import offline_runs
 
-from s2flow import runner, tracking
+from s2flow import loading, runner, tracking
 from s2flow.cascade import Step
 from s2flow.errors import UserError
 from s2flow.scorebook import ScoreBook
@@ -96,7 +96,7 @@ def test_what_cannot_work_is_refused(word, recipe):
 
 
 def test_online_without_a_login_is_refused_before_anything_is_made(offline, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "load_backbone", None)  # not even loaded
+    monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     cfg = config("tracker=wandb", "tracker.mode=online", "prompts.count=1", f"runs_dir={tmp_path}")
     with pytest.raises(UserError, match="wandb cannot start: .*; mode=offline needs neither"):
         runner.run(cfg)
@@ -216,7 +216,7 @@ def test_publish_refuses_what_it_cannot_send(tmp_path, finished, capsys):
 
 
 def test_wandb_breaking_down_costs_no_clip(offline, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())
     server = Server({})
     monkeypatch.setattr(wandb, "init", lambda **how: server)
     logged = []

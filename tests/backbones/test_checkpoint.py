@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import refusal, run_here
 from test_runner import state
 
-from s2flow import runner
+from s2flow import loading
 from s2flow.backbones import checkpoint, hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
 from s2flow.store import read_run
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("fresh")
 def fresh():
     """No backbone or name of weights left over from, or for, another test."""
     yield
-    runner._loaded.clear()
-    runner.weights_hash.cache_clear()
+    loading._loaded.clear()
+    loading.weights_hash.cache_clear()
     checkpoint.hub_commit.cache_clear()
 
 
@@ -93,7 +93,7 @@ def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
         assert r["source"] == str(folder) and r["revision"] is None and r["dtype"] == "float32"
         assert (tmp_path / "runs" / r["run_id"] / r["video"]).stat().st_size == r["bytes"]
     before = state(tmp_path / "runs")
-    monkeypatch.setattr(runner, "load_backbone", None)  # not even loaded
+    monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     assert typed("batch=1") == 0
     assert state(tmp_path / "runs") == before
     monkeypatch.undo()

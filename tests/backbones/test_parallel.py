@@ -12,7 +12,7 @@ import two_ranks
 from finished import fresh_flows
 from test_cli import run_here
 
-from s2flow import parallel, runner
+from s2flow import loading, parallel
 from s2flow.backbones.ulysses import check_heads, deal_heads
 from s2flow.errors import UserError
 from s2flow.parallel import Team
@@ -136,15 +136,15 @@ def test_processes_must_fit_the_groups(launched):
 def test_each_process_has_its_own_card(launched, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert runner.device_here("cuda:1") == "cuda:1" and runner.device_here("auto") == "cuda"
+    assert loading.device_here("cuda:1") == "cuda:1" and loading.device_here("auto") == "cuda"
     launched(3, 8)
-    assert runner.device_here("auto") == runner.device_here("cuda") == "cuda:3"
-    assert runner.device_here("cpu") == "cpu"
+    assert loading.device_here("auto") == loading.device_here("cuda") == "cuda:3"
+    assert loading.device_here("cpu") == "cpu"
     with pytest.raises(UserError, match="every process on one card; type device=cuda"):
-        runner.device_here("cuda:1")
+        loading.device_here("cuda:1")
     launched(4, 8)
     with pytest.raises(UserError, match="no card, there are 4; type --nproc_per_node=4"):
-        runner.device_here("auto")
+        loading.device_here("auto")
 
 
 @pytest.mark.parametrize("size, k", [(8, 1), (8, 4), (6, 2)])
@@ -206,7 +206,7 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
     )
     assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
     assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
-    monkeypatch.setattr(runner, "low_flows", fresh_flows())  # other tests made the same clips
+    monkeypatch.setattr(loading, "low_flows", fresh_flows())  # other tests made the same clips
     alone = words(folders["wan"], tmp_path / "alone")
     assert run_here(monkeypatch, tmp_path, *alone) == 0
     assert len(records(tmp_path / "alone")) == 3

@@ -1,0 +1,76 @@
+"""The clips of a config: what is to be made, and under which key each is kept.
+
+A clip is a prompt text and a seed; list entries with the same text share one. With `seeds` above 1
+all prompts get their first seed before any gets its second: whenever a job is stopped, as many
+prompts as possible have a clip, and prompts are what statistics count.
+"""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from s2flow.errors import UserError
+from s2flow.prompts import Prompt, load_prompts
+from s2flow.store import clip_key
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clip to make: text, seed, its places in the prompt list, its key in the store.
+
+    original: the entry that an augmented text stands for; None: it is the text.
+    """
+
+    prompt: str
+    seed: int
+    indices: tuple[int, ...]
+    original: str | None = None
+
+    @property
+    def key(self) -> str:
+        """See `store.clip_key`."""
+        return clip_key(self.prompt, self.seed, self.original)
+
+
+def clip_tasks(cfg: DictConfig) -> list[Task]:
+    """The clips of a config: one `prompt`, or the prompts group; equal texts merged.
+
+    Two entries are equal if both what the model is given and what is scored are. Seed by seed.
+    """
+    if cfg.seeds < 1:
+        raise UserError(f"seeds={cfg.seeds} asks for no clip of a prompt; type seeds=1 or more")
+    if cfg.prompt is not None:
+        if cfg.shard != "1/1":
+            raise UserError(
+                f"shard={cfg.shard} splits a list, prompt= is one prompt; drop one of them"
+            )
+        if cfg.prompts.augmented is not None:
+            raise UserError(
+                f"prompts.augmented={cfg.prompts.augmented} maps a list, prompt= is one prompt; "
+                "drop one of them"
+            )
+        if not cfg.prompt.strip():
+            raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
+        if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
+            raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
+        entries = [Prompt(0, cfg.prompt)]
+    else:
+        p = cfg.prompts
+        entries = load_prompts(
+            p.source,
+            file=p.file,
+            augmented=p.augmented,
+            subset=p.subset,
+            seed=p.subset_seed,
+            shard=cfg.shard,
+            count=p.count,
+            world=cfg.backbone.name if cfg.backbone.family == "tiny" else "micro",
+        )
+    places: dict[tuple[str, str | None], list[int]] = {}
+    for entry in entries:
+        places.setdefault((entry.text, entry.original), []).append(entry.index)
+    return [
+        Task(text, seed, tuple(where), original)
+        for seed in range(cfg.seed, cfg.seed + cfg.seeds)
+        for (text, original), where in places.items()
+    ]
