@@ -8,18 +8,13 @@ hand-off state each, every order integrates the HR flow; the error is |z_0 - z_r
     half size   derivatives from the flow of the block means, upsampled, fresh noise at the hand-off:
                 Eq. 12 as it is. Compared are log errors of order 1 and order 2
 
-**Speed.** A forward of HunyuanVideo costs (PFLOP; tests/backbones/test_costs.py counts them from the
-model's own code)
-
-    115,200 tokens   1.57 linear +   9.83 attention
-    460,800 tokens   6.27        + 156.7 f
-
-and the paper's 51.0 s and 733.0 s per 10 steps with full attention give the same rate within 1 %.
-At that rate, windows that are neither better nor worse than dense attention by more than UTILISATION
-give a range for whatever else the paper states. A claim of the clock is confirmed if it lies in the
-range, refuted if it does not. The range is an assumption, not an interval of data. Text, autoencoder
-and data are not in it, so what the paper states of whole clips can be refuted by the transformer
-alone, never confirmed.
+**Speed.** The paper's clock (`s2flow.costs.paper`): forwards of HunyuanVideo counted from its config,
+at the rate of its LR steps, which predicts its 733 s of ten HR steps within 1 %. At that rate, windows
+that are neither better nor worse than dense attention by more than UTILISATION give a range for
+whatever else the paper states. A claim of the clock is confirmed if it lies in the range, refuted
+if it does not. The range is an assumption, not an interval of data. Text, autoencoder and data are
+not in it, so what the paper states of whole clips can be refuted by the transformer alone, never
+confirmed.
 """
 
 import math
@@ -30,14 +25,13 @@ from gaussian_flow import GaussianCascade
 from torch import Tensor
 
 from s2flow.cascade import Cascade
+from s2flow.costs.paper import paper_clock
 from s2flow.reference import reference_flow
 from s2flow.solver import LRI, Euler
+from s2flow.windows import fraction_of_volume
 
 PROMPTS, SEEDS = 64, 3
-LOW, LINEAR, ATTENTION = 1.57 + 9.83, 6.27, 156.7  # PFLOP
-LOW_SECONDS, HIGH_SECONDS = 51.0, 733.0  # per 10 steps, Figure 6
 UTILISATION = 1.25  # windows run at 0.8 to 1.25 of the utilisation of dense attention
-STEPS, T_I = 50, 30
 
 
 # -- order ------------------------------------------------------------------------------------
@@ -96,26 +90,18 @@ def half_size_errors(make: Any, order: int) -> dict[tuple[str, int], float]:
 # -- speed ------------------------------------------------------------------------------------
 
 
-def seconds_per_10(f: float) -> float:
-    """Of HR steps with windows of density f, at the paper's size, rate and equal utilisation."""
-    return HIGH_SECONDS * (LINEAR + f * ATTENTION) / (LINEAR + ATTENTION)
-
-
 def speed_claims() -> list[dict[str, Any]]:
     """Figure 6's 7.6x and Table 1's 4x under both readings of s = 0.5; the rivals' 1.4x."""
-    rows = []
-    native = STEPS / 10 * HIGH_SECONDS
-    for f, reading in (
-        (0.5, "s of the volume, the text"),
-        (0.125, "s per axis, s³ of the volume"),
-    ):
-        ratio = HIGH_SECONDS / seconds_per_10(f)
+    rows, clock = [], paper_clock()
+    native = clock.minutes(1.0, cascade=False)
+    readings = {"volume": "s of the volume, the text", "per_axis": "s per axis, s³ of the volume"}
+    for density, reading in readings.items():
+        f = fraction_of_volume(clock.setting["sparsity"], density)
         say = f"HR steps are 7.6 times as fast as with full attention (f = {f:g}: {reading})"
-        rows.append(_model("Figure 6", say, 7.6, ratio, bound=False))
-        whole = native / (STEPS / 10 * LOW_SECONDS + T_I / 10 * seconds_per_10(f))
+        rows.append(_model("Figure 6", say, 7.6, clock.speedup(f), bound=False))
         say = f"A whole clip is 4 times as fast as the backbone at HR (f = {f:g}: {reading})"
-        rows.append(_model("Table 1", say, 4.0, whole, bound=True))
-    rival = native / (STEPS / 10 * LOW_SECONDS + T_I / 10 * HIGH_SECONDS)
+        rows.append(_model("Table 1", say, 4.0, native / clock.minutes(f), bound=True))
+    rival = native / clock.minutes(1.0)
     say = "Rivals with full attention are 1.4 times as fast as the backbone at HR"
     return [*rows, _model("Table 1", say, 1.4, rival, bound=True)]
 

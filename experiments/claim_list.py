@@ -73,7 +73,6 @@ RUNS = {  # {t40} ... {t10}: steps that remain, the paper's 40 to 10 of 50 as a 
     "t_i 10/50": ("t_i={t10}",),
     "oracle": ("windows=oracle",),
 }
-FEW = {"oracle": (16, 1)}  # prompts and seeds, where 64 x 3 would cost too much
 
 RIVALS = {"diffusehigh": "DiffuseHigh", "hiflow": "HiFlow", "macs": "MACS"}
 CLAIMS = [
@@ -179,7 +178,6 @@ CLAIMS = [
         None,
         "coverage",
         0.9,
-        *FEW["oracle"],
         note="HR attention, mean over steps, layers, heads",
     ),
     Claim(
@@ -190,7 +188,6 @@ CLAIMS = [
         None,
         "regret",
         0.05,
-        *FEW["oracle"],
         note="mean over steps, layers, heads",
     ),
     Claim(

@@ -4,7 +4,7 @@
 
 The claims, their measures and margins are in claim_list.py, the rules in claim_rules.py, the
 solver's order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of
-Tables 1-4, and 16 prompts of windows=oracle. `--plan` lists them; `--run` makes what is missing, here
+Tables 1-4 and of windows=oracle. `--plan` lists them; `--run` makes what is missing, here
 and through run.py's own code, and can be stopped and typed again; without it the commands are
 printed, and a claim whose runs are missing is undecided. With WORDS the same claims are asked of
 other backbones, schedules or prompts (by default prompts=world for embedded backbones, else
@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 from claim_flows import order_claims, speed_claims
-from claim_list import CLAIMS, FEW, RUNS, VBENCH, Claim, Measure
+from claim_list import CLAIMS, RUNS, VBENCH, Claim, Measure
 from claim_rules import UNDECIDED, WORDS, Found, decide, decide_share
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -96,8 +96,7 @@ def needs(runs_dir: Path, prompts: int, seeds: int, words: list[str]) -> dict[st
     base = [] if "prompts" in typed else base
     found = {}
     for name, own in RUNS.items():
-        count, each = FEW.get(name, (prompts, seeds))
-        size = [f"prompts.count={min(count, prompts)}", f"seeds={min(each, seeds)}"]
+        size = [f"prompts.count={prompts}", f"seeds={seeds}"]
         own = [*words, *base, *size, *(word.format(**t_i) for word in own)]
         cfg = composed([*own, f"runs_dir={json.dumps(str(runs_dir))}"])
         clips = frozenset((_prompt(t.prompt, t.original), t.seed) for t in clip_tasks(cfg))
