@@ -281,14 +281,25 @@ def to_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_lines(claims: list[dict[str, Any]]) -> list[str]:
+    """The same for the project's README: sentence, estimate, verdict."""
+    lines = ["| | claim of the paper | estimate [95 %] | verdict |", "|---|---|---|---|"]
+    for row in claims:
+        cells = (row["source"], row["claim"], _estimate(row), row["verdict"])
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return lines
+
+
+def _estimate(row: dict[str, Any]) -> str:
+    text = "" if row["estimate"] is None else f"{row['estimate']:.3f}"
+    return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
 def _line(row: dict[str, Any]) -> str:
-    estimate = "" if row["estimate"] is None else f"{row['estimate']:.3f}"
-    if row["low"] is not None:
-        estimate += f" [{row['low']:.3f}, {row['high']:.3f}]"
     behind = f"{row['prompts']}, {row['clips']}" if row["prompts"] else ""
     verdict = f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
     measure = "; ".join(filter(None, (row["measure"], row.get("note"), row["rule"])))
-    cells = (row["source"], row["claim"], measure, estimate, behind, verdict)
+    cells = (row["source"], row["claim"], measure, _estimate(row), behind, verdict)
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
