@@ -31,7 +31,7 @@ OWN = (
     "own detail",
 )  # of the embedded world, where VBench's Mean is missing
 NAMES = {"Mean": "VBench Mean", "own world_agreement": "world agreement"}
-NAMES |= {"own detail": "detail / a true render's"}
+NAMES |= {"own detail": "detail (render: 1)"}
 
 
 def make_with(words: str, runs: Path) -> str:

@@ -13,6 +13,8 @@ Quality is VBench's Mean where it is real; else the scores of the embedded world
 from style import BLACK, BLUE, COLUMN, GREEN, GREY, ORANGE, PINK, RED, SKY, folders, plt, save
 
 # isort: split
+from functools import cache
+
 from clips import read_records
 from stored import PAPER_NUMBERS, chosen, name_of, records_by_run, score_of, tables_of, uneven
 
@@ -21,10 +23,11 @@ from s2flow.store import load_records
 runs, out = folders(__doc__)
 frame, raw = load_records(runs), records_by_run(runs)
 records = read_records(frame)
-LOOKS = dict(  # method -> marker, colour
-    native=("o", BLACK), diffusehigh=("^", GREEN), hiflow=("v", SKY), macs=("D", ORANGE),
-    cascade=("s", PINK), s2flow=("*", RED), bicubic=("x", GREY),
-)  # fmt: skip
+LOOKS = {"native": ("o", BLACK), "diffusehigh": ("^", GREEN), "hiflow": ("v", SKY)}
+LOOKS |= {"macs": ("D", ORANGE), "cascade": ("s", PINK), "s2flow": ("p", RED)}
+LOOKS |= {"bicubic": ("x", GREY)}  # method -> marker, colour
+UNEVEN = "unequal threads, batch or device"
+ASIDE = 0.02  # of f: fixed windows stand so far right of adaptive ones, to be seen beside them
 
 
 # %%
@@ -33,7 +36,7 @@ def points(table, score, seconds):
     found = []
     for row in table.rows:
         own = score_of([r for r in records if r["run_id"] == row["run"]], score)
-        if own.mean is not None and row[seconds] is not None:
+        if None not in (own.mean, row[seconds]):
             ends = (own.mean, own.low, own.high)
             found.append({k: row[k] for k in ("setting", "f")} | {"s": row[seconds], "q": ends})
     return found
@@ -45,12 +48,18 @@ def native_seconds(tables, group, column):
     return next((row[column] for row in rows if row["setting"] == "native"), None)
 
 
-def warn(table):
-    """In what the clips of a table differ that decides their seconds."""
-    found = uneven(r for row in table.rows for r in raw.get(row["run"], []))
+@cache
+def differing(title, run_ids):
+    """In what the clips of a table differ that decides their seconds; says so, once."""
+    found = uneven(r for run in run_ids for r in raw.get(run, []))
     if found:
-        print(f"CAUTION: {table.title}: seconds do not compare, clips differ in {found}")
+        print(f"CAUTION: {title}: seconds do not compare, clips differ in {found}")
     return found
+
+
+def is_uneven(table):
+    """Whether seconds of a table's rows do not compare."""
+    return bool(differing(table.title, tuple(row["run"] for row in table.rows)))
 
 
 def draw_interval(ax, x, q, **look):
@@ -65,26 +74,26 @@ def draw_interval(ax, x, q, **look):
 ## Along the sparsity
 
 Left ours, over the realised density f, with 95 % intervals over prompts; the dashed line is full
-attention, open squares one window for all heads. Right the paper's, over its `s` as published: it is
-not said there whether `s` is a share of the volume or of every axis.
+attention, open squares are one window for all heads (moved right by a hair). Right the paper's, over
+its `s` as published: it is not said there whether `s` is a share of the volume or of every axis.
 """
 
 
 # %%
-def draw_ours(axes, found, full, native):
-    """Quality and HR seconds relative to native's (or to full attention) over f."""
+def draw_ours(axes, found, full, base):
+    """Quality, and HR seconds / base, over f."""
     adaptive = sorted((p for p in found if "adaptive" in p["setting"]), key=lambda p: p["f"])
-    base = native or (full and full["s"]) or 1
     for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
         chain = adaptive + ([full] if full else [])
         ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)
         if full:
             ax.axhline(value(full), color=BLACK, ls="--", lw=0.7)
     for p in found:
-        look = {"fmt": "s", "color": GREY, "mfc": "white"} if "fixed" in p["setting"] else {}
-        look = look or {"fmt": "o", "color": BLUE}
-        draw_interval(axes[0], p["f"], p["q"], **look)
-        axes[1].plot(p["f"], p["s"] / base, look["fmt"], color=look["color"], mfc=look.get("mfc"))
+        fixed = "fixed" in p["setting"]
+        look = {"fmt": "s", "color": GREY} if fixed else {"fmt": "o", "color": BLUE}
+        x, colours = p["f"] + ASIDE * fixed, {"mfc": "white" if fixed else BLUE}
+        draw_interval(axes[0], x, p["q"], **look, **colours)
+        axes[1].plot(x, p["s"] / base, look["fmt"], color=look["color"], **colours)
 
 
 def draw_theirs(axes, rows):
@@ -99,14 +108,15 @@ def draw_theirs(axes, rows):
 
 def sparsity_figure(table, score, native):
     """Two columns: ours and the paper's; quality above time."""
-    found = points(table, score, "seconds hr")
+    found = [p for p in points(table, score, "seconds hr") if p["f"] is not None]
     full = next((p for p in found if p["setting"].startswith("s=1 ")), None)
-    figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 2.9), sharex="col")
-    draw_ours(axes[:, 0], found, full, native)
+    figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 3), sharex="col")
+    draw_ours(axes[:, 0], found, full, native or 1)
     draw_theirs(axes[:, 1], PAPER_NUMBERS["table2_sparsity"])
     axes[0, 0].set(ylabel=name_of(score), title=f"{table.group['backbone']}, ours")
-    other = "native" if native else "full"
-    axes[1, 0].set(ylabel=f"HR seconds / {other}'s", xlabel="realised density f")
+    axes[1, 0].set(ylabel="HR seconds / native's" if native else "HR seconds")
+    axes[1, 0].set_xlabel("realised density f")
+    axes[1, 0].set_title(UNEVEN if is_uneven(table) else "")
     axes[0, 1].set(ylabel=name_of("Mean"), title="HunyuanVideo, the paper")
     axes[1, 1].set(ylabel="time / full attention's", xlabel="s as published")
     for ax in axes.flat:
@@ -114,16 +124,19 @@ def sparsity_figure(table, score, native):
         ax.set_xlim(0, 1.05)
     for ax in axes[1]:
         ax.set_ylim(0)
-    figure.tight_layout(pad=0.3)
+    keys = [plt.Line2D([], [], color=BLUE, marker="o"), plt.Line2D([], [], color=BLACK, ls="--")]
+    keys.append(plt.Line2D([], [], color=GREY, marker="s", mfc="white", ls="none"))
+    names = ("adaptive windows", "full attention", "fixed windows")
+    figure.legend(keys, names, ncols=3, loc="lower center", columnspacing=1)
+    figure.tight_layout(pad=0.3, rect=(0, 0.06, 1, 1))
     return figure
 
 
 methods = tables_of("table1", frame, runs)
 for table in tables_of("table2", frame, runs):
-    warn(table)
     native = native_seconds(methods, table.group, "seconds hr")
     if native is None:
-        print(f"{table.title}: no native run, so seconds are relative to full attention's")
+        print(f"{table.title}: no native run, so HR seconds stand for themselves")
     for score in chosen(table):
         name = f"{table.group['backbone']}_{score.split()[-1]}"
         save(sparsity_figure(table, score, native), out / f"tradeoff_sparsity_{name}")
@@ -146,7 +159,8 @@ def methods_figure(table, score, native):
         draw_interval(axes[0], x, p["q"], fmt=mark, color=colour, label=p["setting"])
     unit = "seconds / native's" if native else "seconds"
     axes[0].set(ylabel=name_of(score), xlabel=f"{unit} per clip")
-    axes[0].set_title(f"{table.group['backbone']}, ours")
+    said = f"; {UNEVEN}" if is_uneven(table) else ""
+    axes[0].set_title(f"{table.group['backbone']}, ours{said}")
     rows = PAPER_NUMBERS["table1"]
     for r in rows:
         mark, colour = LOOKS[r["method"]]
@@ -162,7 +176,6 @@ def methods_figure(table, score, native):
 
 
 for table in methods:
-    warn(table)
     native = native_seconds([table], table.group, "seconds total")
     for score in chosen(table):
         name = f"{table.group['backbone']}_{score.split()[-1]}"
