@@ -143,7 +143,7 @@ def blocks_figure(panels):
         draw_blocks(ax, rows, title)
     axes[-1, 0].set_xlabel("seconds of the flows of one clip, in blocks of 10 steps")
     keys = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]
-    figure.legend(keys, COLOURS, ncols=2, loc="upper right", borderpad=0, handlelength=1)
+    axes[-1, 0].legend(keys, COLOURS, loc="lower right", handlelength=1)  # by the short bars
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -185,14 +185,8 @@ def per_ten(rows):
 
 
 for name, rows in panels.items():
-    head = [
-        "",
-        name.replace("\n", ", "),
-        "",
-        "| clip | LR | HR | native HR / HR |",
-        "|---|---|---|---|",
-    ]
-    show_markdown("\n".join([*head, *per_ten(rows), ""]))
+    head = ["", name.replace("\n", ", "), "", "| seconds of 10 steps | LR | HR | native HR / HR |"]
+    show_markdown("\n".join([*head, "|---" * 4 + "|", *per_ten(rows), ""]))
 
 # %% [markdown]
 """
