@@ -109,10 +109,10 @@ def order_figure(table, scores):
     return figure
 
 
-for table in tables_of("table3", frame, runs):
+for which, table in tables_of("table3", frame, runs).items():
     scores = chosen(table)
     if scores:
-        save(order_figure(table, scores), out / f"solver_orders_{table.group['backbone']}")
+        save(order_figure(table, scores), out / f"solver_orders_{which}")
 
 # %% [markdown]
 """

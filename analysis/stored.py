@@ -52,21 +52,31 @@ def records_by_run(runs: Path) -> dict[str, list[dict[str, Any]]]:
     return {run: records for run, records in found.items() if records}
 
 
-def tables_of(name: str, frame: "DataFrame", runs: Path) -> list[Table]:
-    """One of the paper's tables, the largest group first; says what is missing and goes on."""
+def tables_of(name: str, frame: "DataFrame", runs: Path) -> dict[str, Table]:
+    """One of the paper's tables of all backbones and sizes, by a name for files: micro, micro_2, ...
+
+    The largest of a backbone comes first, and of it is said what is missing; of others with but one
+    row, which compares nothing, that they are left out.
+    """
     try:
-        found = make_tables(name, frame, PAPER_NUMBERS)
+        tables = make_tables(name, frame, PAPER_NUMBERS)
     except ValueError as error:  # a score on another scale
         print(f"{name}: {error}")
-        return []
-    if not found:
+        return {}
+    if not tables:
         lacking(f"all clips of {name}", f"experiment={name}", runs)
-    for table in found:
-        if table.missing:
+    found: dict[str, Table] = {}
+    for table in tables:
+        backbone = table.group["backbone"]
+        count = sum(other.group["backbone"] == backbone for other in found.values())
+        with_clips = [row["setting"] for row in table.rows if row["run"]]
+        if count and len(with_clips) < 2:
+            print(f"left out: {table.title}: only {with_clips[0]} has clips")
+            continue
+        found[f"{backbone}_{count + 1}" if count else backbone] = table
+        if table.missing and not count:
             words = table.command.removeprefix("python run.py ")
-            lacking(
-                f"{name} of {table.group['backbone']}, {', '.join(table.missing)}", words, runs
-            )
+            lacking(f"{name} of {backbone}, {', '.join(table.missing)}", words, runs)
     return found
 
 

@@ -12,6 +12,7 @@ and every line also has a marker or dashes of its own. Each is saved as PDF and 
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -19,8 +20,11 @@ import matplotlib
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
-IN_JUPYTER = "ipykernel" in sys.modules
-if not IN_JUPYTER:
+shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+IN_JUPYTER = getattr(shell, "kernel", None) is not None
+if IN_JUPYTER:
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, of no use here
+else:
     matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402

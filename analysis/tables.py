@@ -54,14 +54,14 @@ def show_table(name):
     tables = tables_of(name, frame, runs)
     if not tables:
         return
-    show_html(to_html(tables), "\n\n".join(map(to_markdown, tables)))
-    (out / f"{name}.md").write_text(to_md(tables), encoding="utf-8")
-    (out / f"{name}.html").write_text(to_html(tables), encoding="utf-8")
-    for i, table in enumerate(tables):
+    every = list(tables.values())
+    show_html(to_html(every), "\n\n".join(map(to_markdown, every)))
+    (out / f"{name}.md").write_text(to_md(every), encoding="utf-8")
+    (out / f"{name}.html").write_text(to_html(every), encoding="utf-8")
+    for which, table in tables.items():
         scores = chosen(table)
         if scores and table.differences:
-            which = "_".join([name, table.group["backbone"], *([str(i + 1)] if i else [])])
-            save(difference_figure(table, scores), out / f"{which}_differences")
+            save(difference_figure(table, scores), out / f"{name}_{which}_differences")
 
 
 # %% [markdown]

@@ -133,12 +133,12 @@ def sparsity_figure(table, score, native):
 
 
 methods = tables_of("table1", frame, runs)
-for table in tables_of("table2", frame, runs):
-    native = native_seconds(methods, table.group, "seconds hr")
+for which, table in tables_of("table2", frame, runs).items():
+    native = native_seconds(methods.values(), table.group, "seconds hr")
     if native is None:
         print(f"{table.title}: no native run, so HR seconds stand for themselves")
     for score in chosen(table):
-        name = f"{table.group['backbone']}_{score.split()[-1]}"
+        name = f"{which}_{score.split()[-1]}"
         save(sparsity_figure(table, score, native), out / f"tradeoff_sparsity_{name}")
 
 # %% [markdown]
@@ -175,8 +175,8 @@ def methods_figure(table, score, native):
     return figure
 
 
-for table in methods:
+for which, table in methods.items():
     native = native_seconds([table], table.group, "seconds total")
     for score in chosen(table):
-        name = f"{table.group['backbone']}_{score.split()[-1]}"
+        name = f"{which}_{score.split()[-1]}"
         save(methods_figure(table, score, native), out / f"tradeoff_methods_{name}")
