@@ -13,15 +13,15 @@ One panel per machine and backbone, never two on one axis.
 from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save
 
 # isort: split
+from itertools import cycle
 from statistics import fmean
 
 from stored import lacking, records_by_run, show_markdown
 from timed import (
     SETTING,
     STAGES,
-    density,
     flow_blocks,
-    label,
+    labelled,
     model_stages,
     paper_rows,
     stage_seconds,
@@ -77,9 +77,9 @@ timed = timed_runs(records_by_run(runs))
 clock = paper_clock()
 panels = {}
 for title, found in timed.items():
-    every = sorted(found.values(), key=density, reverse=True)  # native first
-    timed[title] = {label(rs): rs for rs in every}
-    panels[title] = [(label(rs), flow_blocks(rs, sum(every, []))) for rs in every]
+    timed[title] = labelled(found)
+    every = sum(found.values(), [])
+    panels[title] = [(name, flow_blocks(rs, every)) for name, rs in timed[title].items()]
 if not timed:
     lacking("runs of Figure 6 with the seconds of every step", "experiment=figure6", runs)
 size = "×".join(map(str, reversed(SETTING["high_resolution"])))
@@ -89,8 +89,8 @@ save(blocks_figure(panels), out / "figure6_blocks")
 
 # %% [markdown]
 """
-Orange is HR, blue LR; hatched bars are the model's. The model takes the paper's 51 s of 10 LR steps as
-its yardstick and counts FLOPs: it meets the published native clip, and says under which reading of
+Orange is HR, blue LR; hatched bars are the model's. The model takes the paper's seconds of 10 LR steps
+as its yardstick and counts FLOPs: it meets the published native clip, and says under which reading of
 "50 %" the published S2Flow time is possible at all. An embedded backbone has so few tokens at HR that
 attention is a small share of a step, and windows that skip it cannot save what is not there.
 """
@@ -132,7 +132,7 @@ def stages_figure(panels):
     size = (COLUMN, 1.75 * len(panels) + 0.1)
     figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False)
     for ax, (title, by_run) in zip(axes[:, 0], panels.items(), strict=True):
-        for mark, colour, (name, found) in zip(MARKS, TONES, by_run.items(), strict=False):
+        for mark, colour, (name, found) in zip(cycle(MARKS), cycle(TONES), by_run.items()):
             y = [list(STAGES).index(k) for k in found]
             ax.semilogx([*found.values()], y, mark, color=colour, mfc="none", label=name)
         ax.set_yticks(range(len(STAGES)), STAGES)

@@ -54,10 +54,14 @@ def density(records: list[Record]) -> float:
     return fmean(fmean(r["density"].values()) for r in records)
 
 
-def label(records: list[Record]) -> str:
-    """Method, and of S2Flow its f."""
-    method = records[0]["recipe"]["method"]
-    return method if method == "native" else f"{method}, f = {density(records):.3g}"
+def labelled(by_run: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """Runs by method and, of S2Flow, f; native first, then by falling f; by run id where two agree."""
+    found: dict[str, list[Record]] = {}
+    for run, records in sorted(by_run.items(), key=lambda item: -density(item[1])):
+        method = records[0]["recipe"]["method"]
+        label = method if method == "native" else f"{method}, f = {density(records):.3g}"
+        found[f"{label} ({run})" if label in found else label] = records
+    return found
 
 
 def in_tens(seconds: dict[str, float]) -> list[float]:

@@ -235,6 +235,8 @@ def test_blocks_are_sums_of_ten_steps_and_a_reused_lr_flow_is_looked_up(shown, s
     tens = [sum(range(top - 9, top + 1)) / 100 for top in (30, 20, 10)]
     ours = [("LR", pytest.approx(0.1))] * 5 + [("HR", pytest.approx(s)) for s in tens]
     assert blocks["s2flow, f = 0.5"] == blocks["s2flow, f = 0.125"] == ours
+    twice = {"a": found["native"], "b": found["native"]}
+    assert list(names["labelled"](twice)) == ["native", "native (b)"]
     alone = names["flow_blocks"](found["s2flow, f = 0.125"], found["s2flow, f = 0.125"])
     assert [side for side, _ in alone] == ["HR"] * 3  # nobody timed its LR flow
     stages = names["stages"][title]["s2flow, f = 0.5"]
