@@ -12,6 +12,7 @@ and every line also has a marker or dashes of its own. Each is saved as PDF and 
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -19,11 +20,15 @@ import matplotlib
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
-IN_JUPYTER = "ipykernel" in sys.modules
-if not IN_JUPYTER:
+shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+IN_JUPYTER = getattr(shell, "kernel", None) is not None
+if IN_JUPYTER:
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, of no use here
+else:
     matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 COLUMN, PAGE = 3.4, 7.0  # inches
@@ -55,11 +60,30 @@ def folders(doc: str | None) -> tuple[Path, Path]:
     return found.runs, found.out
 
 
+def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> None:
+    """One row per (mean, low, high), the first on top: a dot, and a line where there are ends.
+
+    solid: rows that are blue with a full dot; the others are grey with an open one.
+    """
+    for y, (mean, low, high) in enumerate(rows):
+        full = solid is None or solid[y]
+        colour = BLUE if full else GREY
+        if low is not None:
+            ax.plot([low, high], [y, y], color=colour, solid_capstyle="butt", lw=1.2)
+        if mean is not None:
+            ax.plot(mean, y, "o", color=colour, mfc=colour if full else "white")
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(True, axis="x")
+    ax.set_axisbelow(True)
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write path.pdf and path.png, say so, and show the figure where there is a notebook."""
+    """Write path.pdf and path.png, say so, and show the picture where there is a notebook."""
     for end in ("pdf", "png"):
         figure.savefig(f"{path}.{end}", bbox_inches="tight")
     print(f"wrote {path}.pdf and .png")
-    if IN_JUPYTER:
-        plt.show()
     plt.close(figure)
+    if IN_JUPYTER:  # the file itself, so that no backend of matplotlib's matters
+        from IPython.display import Image, display
+
+        display(Image(f"{path}.png", width=int(figure.get_figwidth() * 160)))
