@@ -27,6 +27,11 @@ LOOKS = {"native": ("o", BLACK), "diffusehigh": ("^", GREEN), "hiflow": ("v", SK
 LOOKS |= {"macs": ("D", ORANGE), "cascade": ("s", PINK), "s2flow": ("p", RED)}
 LOOKS |= {"bicubic": ("x", GREY)}  # method -> marker, colour
 UNEVEN = "unequal threads, batch or device"
+WINDOWS = {
+    "adaptive": {"marker": "o", "color": BLUE},
+    "fixed": {"marker": "s", "color": GREY, "mfc": "white"},
+    "other": {"marker": "D", "color": PINK, "mfc": "white"},
+}
 ASIDE = 0.02  # of f: fixed windows stand so far right of adaptive ones, to be seen beside them
 
 
@@ -74,26 +79,34 @@ def draw_interval(ax, x, q, **look):
 ## Along the sparsity
 
 Left ours, over the realised density f, with 95 % intervals over prompts; the dashed line is full
-attention, open squares are one window for all heads (moved right by a hair). Right the paper's, over
-its `s` as published: it is not said there whether `s` is a share of the volume or of every axis.
+attention, open squares are one window for all heads, open diamonds other policies such as `oracle`
+(both moved right by a hair). Right the paper's, over its `s` as published: it is
+not said there whether `s` is a share of the volume or of every axis.
 """
 
 
 # %%
+def kind(point):
+    """Which windows a row of Table 2 has: adaptive (full attention is their end), fixed or other."""
+    setting = point["setting"]
+    if "adaptive" in setting or "full" in setting:
+        return "adaptive"
+    return "fixed" if "fixed" in setting else "other"
+
+
 def draw_ours(axes, found, full, base):
     """Quality, and HR seconds / base, over f."""
-    adaptive = sorted((p for p in found if "adaptive" in p["setting"]), key=lambda p: p["f"])
+    adaptive = sorted((p for p in found if kind(p) == "adaptive"), key=lambda p: p["f"])
     for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
         chain = adaptive + ([full] if full else [])
         ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)
         if full:
             ax.axhline(value(full), color=BLACK, ls="--", lw=0.7)
     for p in found:
-        fixed = "fixed" in p["setting"]
-        look = {"fmt": "s", "color": GREY} if fixed else {"fmt": "o", "color": BLUE}
-        x, colours = p["f"] + ASIDE * fixed, {"mfc": "white" if fixed else BLUE}
-        draw_interval(axes[0], x, p["q"], **look, **colours)
-        axes[1].plot(x, p["s"] / base, look["fmt"], color=look["color"], **colours)
+        look = WINDOWS[kind(p)]
+        x = p["f"] + ASIDE * (kind(p) != "adaptive")
+        draw_interval(axes[0], x, p["q"], **look)
+        axes[1].plot(x, p["s"] / base, ls="none", **look)
 
 
 def draw_theirs(axes, rows):
@@ -124,10 +137,11 @@ def sparsity_figure(table, score, native):
         ax.set_xlim(0, 1.05)
     for ax in axes[1]:
         ax.set_ylim(0)
+    kinds = [name for name in ("fixed", "other") if name in map(kind, found)]
     keys = [plt.Line2D([], [], color=BLUE, marker="o"), plt.Line2D([], [], color=BLACK, ls="--")]
-    keys.append(plt.Line2D([], [], color=GREY, marker="s", mfc="white", ls="none"))
-    names = ("adaptive windows", "full attention", "fixed windows")
-    figure.legend(keys, names, ncols=3, loc="lower center", columnspacing=1)
+    keys += [plt.Line2D([], [], ls="none", **WINDOWS[name]) for name in kinds]
+    names = ("adaptive windows", "full attention", *kinds)
+    figure.legend(keys, names, ncols=4, loc="lower center", columnspacing=1, handletextpad=0.4)
     figure.tight_layout(pad=0.3, rect=(0, 0.06, 1, 1))
     return figure
 
