@@ -12,9 +12,11 @@ and every line also has a marker or dashes of its own. Each is saved as PDF and 
 import argparse
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -25,6 +27,7 @@ if not IN_JUPYTER:
 
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from output import EMBEDDED  # noqa: E402
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -55,10 +58,30 @@ def folders(doc: str | None) -> tuple[Path, Path]:
     return found.runs, found.out
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write path.pdf and path.png, say so, and show the figure where there is a notebook."""
+def spread(n: int, most: int) -> np.ndarray:
+    """All of range(n), or if they are too many, `most` of them at even distances."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def headed(figure: Figure, record: dict, more: str = "") -> None:
+    """A line above a figure of one clip: its backbone, run and prompt."""
+    name = record["recipe"]["backbone"]
+    toy = " (embedded toy model)" if name in EMBEDDED else ""
+    prompt = textwrap.shorten(record["prompt"], 72, placeholder="…")
+    text = f"{name}{toy}, run {record['run_id']}, “{prompt}”{more}"
+    text = textwrap.fill(text.replace("$", r"\$"), int(figure.get_figwidth() * 20))
+    figure.suptitle(text, fontsize=6, color="#555555", x=0.01, ha="left")
+
+
+def save(figure: Figure, path: Path, dpi: float | None = None) -> None:
+    """Write path.pdf and path.png, say so, and show the figure where there is a notebook.
+
+    dpi: of the PNG, where pixels of a video must stay whole.
+    """
     for end in ("pdf", "png"):
-        figure.savefig(f"{path}.{end}", bbox_inches="tight")
+        figure.savefig(
+            f"{path}.{end}", bbox_inches="tight", dpi=dpi or plt.rcParams["savefig.dpi"]
+        )
     print(f"wrote {path}.pdf and .png")
     if IN_JUPYTER:
         plt.show()
