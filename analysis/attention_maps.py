@@ -21,8 +21,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from style import EMBEDDED, GREY, PAGE, folders, headed, plt, save, spread
 
-from s2flow.backbones import tiny
-
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
 
@@ -32,6 +30,8 @@ STEP = RECORD and (RECORD["recipe"]["t_i"] + 1) // 2  # halfway through the HR f
 
 def model_is_here(record):
     """Whether the weights that made a clip are those of an embedded backbone of this installation."""
+    from s2flow.backbones import tiny  # slow, and other figures do without
+
     name = record["recipe"]["backbone"]
     return name in EMBEDDED and tiny.weights_hash(name) == record["recipe"]["weights"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s2flow.backbones import tiny
 from s2flow.lowflow import find_flow
 from s2flow.store import read_run
 from s2flow.windowmap import read_windows
@@ -45,6 +44,8 @@ def clip_to_show(runs, most=64):
 
 def attention_at(record, flow, n, most=512):
     """(tokens, query rows, attention (layers, heads, rows, L)) with n LR steps remaining."""
+    from s2flow.backbones import tiny  # slow, and other figures do without
+
     recipe, seen = record["recipe"], []
     backbone = tiny.load(recipe["backbone"], "cpu")
     z, sigma = flow.flow.z[n], float(flow.flow.sigma[n])

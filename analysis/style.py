@@ -74,15 +74,15 @@ def headed(figure: Figure, record: dict, more: str = "") -> None:
 
 
 def save(figure: Figure, path: Path, dpi: float | None = None) -> None:
-    """Write path.pdf and path.png, say so, and show the figure where there is a notebook.
+    """Write path.pdf and path.png, say so, and show the picture where there is a notebook.
 
-    dpi: of the PNG, where pixels of a video must stay whole.
+    dpi: where pixels of a video must be whole numbers of dots.
     """
     for end in ("pdf", "png"):
-        figure.savefig(
-            f"{path}.{end}", bbox_inches="tight", dpi=dpi or plt.rcParams["savefig.dpi"]
-        )
+        figure.savefig(f"{path}.{end}", bbox_inches="tight", dpi=dpi or LOOK["savefig.dpi"])
     print(f"wrote {path}.pdf and .png")
-    if IN_JUPYTER:
-        plt.show()
     plt.close(figure)
+    if IN_JUPYTER:  # the file itself, so that no backend of matplotlib's matters
+        from IPython.display import Image, display
+
+        display(Image(f"{path}.png", width=int(figure.get_figwidth() * 160)))
