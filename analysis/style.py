@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 IN_JUPYTER = "ipykernel" in sys.modules
+warnings.filterwarnings("ignore", "IProgress not found")  # no progress bars are shown anyway
 if not IN_JUPYTER:
     matplotlib.use("Agg")
 
