@@ -5,6 +5,7 @@ import importlib
 import io
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,7 @@ def test_a_notebook_runs_headless(name, exported, runs):
     for cell in notebook.cells:  # ran through
         assert cell.cell_type != "code" or cell.execution_count
     shown = [o for o in outputs if "image/png" in o.get("data", {})]
-    written = [line.split()[1] for line in said.splitlines() if line.startswith("wrote ")]
-    figures = [Path(path) for path in written if path.endswith(".pdf")]
+    figures = [Path(path) for path in re.findall(r"^wrote (.*\.pdf) and", said, re.M)]
     assert figures and len(shown) == len(figures), said
     for path in figures:
         assert path.parent == exported.resolve()
