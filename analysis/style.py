@@ -22,12 +22,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
-IN_JUPYTER = "ipykernel" in sys.modules
-warnings.filterwarnings("ignore", "IProgress not found")  # no progress bars are shown anyway
-if not IN_JUPYTER:
+shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+IN_JUPYTER = getattr(shell, "kernel", None) is not None
+if IN_JUPYTER:
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, of no use here
+else:
     matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from output import EMBEDDED  # noqa: E402
 
@@ -58,6 +61,23 @@ def folders(doc: str | None) -> tuple[Path, Path]:
         parser.error(f"--runs {found.runs}: no such folder; make clips first, python run.py")
     found.out.mkdir(parents=True, exist_ok=True)
     return found.runs, found.out
+
+
+def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> None:
+    """One row per (mean, low, high), the first on top: a dot, and a line where there are ends.
+
+    solid: rows that are blue with a full dot; the others are grey with an open one.
+    """
+    for y, (mean, low, high) in enumerate(rows):
+        full = solid is None or solid[y]
+        colour = BLUE if full else GREY
+        if low is not None:
+            ax.plot([low, high], [y, y], color=colour, solid_capstyle="butt", lw=1.2)
+        if mean is not None:
+            ax.plot(mean, y, "o", color=colour, mfc=colour if full else "white")
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(True, axis="x")
+    ax.set_axisbelow(True)
 
 
 def spread(n: int, most: int) -> np.ndarray:

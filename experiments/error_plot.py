@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 LOOK = {  # solver -> (name on the page, colour, marker, dashes)
@@ -34,6 +35,14 @@ LEADER = {"arrowstyle": "-", "lw": 0.4, "shrinkA": 1, "shrinkB": 0, "relpos": (0
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Write path.png and path.pdf from the rows of one result file."""
+    figure = drawn(rows)
+    for end in ("png", "pdf"):
+        figure.savefig(f"{path}.{end}", dpi=220)
+    plt.close(figure)
+
+
+def drawn(rows: list[dict[str, Any]]) -> Figure:
+    """The figure of one result file, not yet written."""
     rows = [r for r in rows if r["guidance"] == rows[0]["guidance"]]
     noises = list(dict.fromkeys(r["noise"] for r in rows))
     plt.rcParams.update({"font.size": 7, "axes.linewidth": 0.6, "pdf.fonttype": 42})
@@ -44,9 +53,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         ax.set_title(title, fontsize=7, loc="left", pad=3)
     axes[-1, 0].set_xlabel("steps N of the whole grid")
     figure.subplots_adjust(left=0.185, right=0.7, top=0.95, bottom=0.09, hspace=0.28)
-    for end in ("png", "pdf"):
-        figure.savefig(f"{path}.{end}", dpi=220)
-    plt.close(figure)
+    return figure
 
 
 def panel(ax: Axes, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,182 @@
+# %% [markdown]
+"""
+# Sparsity, quality, time
+
+What quality and what time cost each other: along Table 2's share of attention that is kept, and over
+Table 1's methods; beside the paper's numbers, in panels of their own. The clips are made by
+`python run.py experiment=table1` and `experiment=table2`.
+
+Quality is VBench's Mean where it is real; else the scores of the embedded world, and the axis says so.
+"""
+
+# %%
+from style import BLACK, BLUE, COLUMN, GREEN, GREY, ORANGE, PINK, RED, SKY, folders, plt, save
+
+# isort: split
+from functools import cache
+
+from clips import read_records
+from stored import PAPER_NUMBERS, chosen, name_of, records_by_run, score_of, tables_of, uneven
+
+from s2flow.store import load_records
+
+runs, out = folders(__doc__)
+frame, raw = load_records(runs), records_by_run(runs)
+records = read_records(frame)
+LOOKS = {"native": ("o", BLACK), "diffusehigh": ("^", GREEN), "hiflow": ("v", SKY)}
+LOOKS |= {"macs": ("D", ORANGE), "cascade": ("s", PINK), "s2flow": ("p", RED)}
+LOOKS |= {"bicubic": ("x", GREY)}  # method -> marker, colour
+UNEVEN = "unequal threads, batch or device"
+ASIDE = 0.02  # of f: fixed windows stand so far right of adaptive ones, to be seen beside them
+
+
+# %%
+def points(table, score, seconds):
+    """Rows with clips: setting, f, seconds (a column), and (mean, low, high) of the score."""
+    found = []
+    for row in table.rows:
+        own = score_of([r for r in records if r["run_id"] == row["run"]], score)
+        if None not in (own.mean, row[seconds]):
+            ends = (own.mean, own.low, own.high)
+            found.append({k: row[k] for k in ("setting", "f")} | {"s": row[seconds], "q": ends})
+    return found
+
+
+def native_seconds(tables, group, column):
+    """Of the native row of Table 1 that has the same backbone, steps and size; None: not there."""
+    rows = [row for t in tables if t.group == group for row in t.rows]
+    return next((row[column] for row in rows if row["setting"] == "native"), None)
+
+
+@cache
+def differing(title, run_ids):
+    """In what the clips of a table differ that decides their seconds; says so, once."""
+    found = uneven(r for run in run_ids for r in raw.get(run, []))
+    if found:
+        print(f"CAUTION: {title}: seconds do not compare, clips differ in {found}")
+    return found
+
+
+def is_uneven(table):
+    """Whether seconds of a table's rows do not compare."""
+    return bool(differing(table.title, tuple(row["run"] for row in table.rows)))
+
+
+def draw_interval(ax, x, q, **look):
+    """One point with its interval."""
+    mean, low, high = q
+    ends = None if low is None else [[mean - low], [high - mean]]
+    ax.errorbar([x], [mean], ends, elinewidth=0.8, ls="none", **look)
+
+
+# %% [markdown]
+"""
+## Along the sparsity
+
+Left ours, over the realised density f, with 95 % intervals over prompts; the dashed line is full
+attention, open squares are one window for all heads (moved right by a hair). Right the paper's, over
+its `s` as published: it is not said there whether `s` is a share of the volume or of every axis.
+"""
+
+
+# %%
+def draw_ours(axes, found, full, base):
+    """Quality, and HR seconds / base, over f."""
+    adaptive = sorted((p for p in found if "adaptive" in p["setting"]), key=lambda p: p["f"])
+    for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
+        chain = adaptive + ([full] if full else [])
+        ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)
+        if full:
+            ax.axhline(value(full), color=BLACK, ls="--", lw=0.7)
+    for p in found:
+        fixed = "fixed" in p["setting"]
+        look = {"fmt": "s", "color": GREY} if fixed else {"fmt": "o", "color": BLUE}
+        x, colours = p["f"] + ASIDE * fixed, {"mfc": "white" if fixed else BLUE}
+        draw_interval(axes[0], x, p["q"], **look, **colours)
+        axes[1].plot(x, p["s"] / base, look["fmt"], color=look["color"], **colours)
+
+
+def draw_theirs(axes, rows):
+    """Mean and time (1 / speed-up) over s, as published."""
+    rows = [r for r in rows if r.get("mean") is not None]
+    s = [r["sparsity"] for r in rows]
+    axes[0].plot(s, [r["mean"] for r in rows], "o-", color=BLUE)
+    axes[1].plot(s, [1 / r["speedup"] for r in rows], "o-", color=BLUE)
+    axes[0].axhline(rows[-1]["mean"], color=BLACK, ls="--", lw=0.7)
+    axes[1].axhline(1 / rows[-1]["speedup"], color=BLACK, ls="--", lw=0.7)
+
+
+def sparsity_figure(table, score, native):
+    """Two columns: ours and the paper's; quality above time."""
+    found = [p for p in points(table, score, "seconds hr") if p["f"] is not None]
+    full = next((p for p in found if p["setting"].startswith("s=1 ")), None)
+    figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 3), sharex="col")
+    draw_ours(axes[:, 0], found, full, native or 1)
+    draw_theirs(axes[:, 1], PAPER_NUMBERS["table2_sparsity"])
+    axes[0, 0].set(ylabel=name_of(score), title=f"{table.group['backbone']}, ours")
+    axes[1, 0].set(ylabel="HR seconds / native's" if native else "HR seconds")
+    axes[1, 0].set_xlabel("realised density f")
+    axes[1, 0].set_title(UNEVEN if is_uneven(table) else "")
+    axes[0, 1].set(ylabel=name_of("Mean"), title="HunyuanVideo, the paper")
+    axes[1, 1].set(ylabel="time / full attention's", xlabel="s as published")
+    for ax in axes.flat:
+        ax.grid(True)
+        ax.set_xlim(0, 1.05)
+    for ax in axes[1]:
+        ax.set_ylim(0)
+    keys = [plt.Line2D([], [], color=BLUE, marker="o"), plt.Line2D([], [], color=BLACK, ls="--")]
+    keys.append(plt.Line2D([], [], color=GREY, marker="s", mfc="white", ls="none"))
+    names = ("adaptive windows", "full attention", "fixed windows")
+    figure.legend(keys, names, ncols=3, loc="lower center", columnspacing=1)
+    figure.tight_layout(pad=0.3, rect=(0, 0.06, 1, 1))
+    return figure
+
+
+methods = tables_of("table1", frame, runs)
+for which, table in tables_of("table2", frame, runs).items():
+    native = native_seconds(methods.values(), table.group, "seconds hr")
+    if native is None:
+        print(f"{table.title}: no native run, so HR seconds stand for themselves")
+    for score in chosen(table):
+        name = f"{which}_{score.split()[-1]}"
+        save(sparsity_figure(table, score, native), out / f"tradeoff_sparsity_{name}")
+
+# %% [markdown]
+"""
+## Over the methods
+
+Up is better, left is faster. Whole clips, from prompt to decoded video, the LR flow counted in full.
+"""
+
+
+# %%
+def methods_figure(table, score, native):
+    """Ours above, the paper's below, one mark per method."""
+    figure, axes = plt.subplots(2, figsize=(COLUMN, 3.6))
+    for p in points(table, score, "seconds total"):
+        mark, colour = LOOKS.get(p["setting"], ("P", GREY))
+        x = p["s"] / native if native else p["s"]
+        draw_interval(axes[0], x, p["q"], fmt=mark, color=colour, label=p["setting"])
+    unit = "seconds / native's" if native else "seconds"
+    axes[0].set(ylabel=name_of(score), xlabel=f"{unit} per clip")
+    said = f"; {UNEVEN}" if is_uneven(table) else ""
+    axes[0].set_title(f"{table.group['backbone']}, ours{said}")
+    rows = PAPER_NUMBERS["table1"]
+    for r in rows:
+        mark, colour = LOOKS[r["method"]]
+        axes[1].plot(r["minutes"] / rows[0]["minutes"], r["mean"], mark, color=colour)
+    axes[1].set(ylabel=name_of("Mean"), xlabel="minutes / native's per clip")
+    axes[1].set_title("HunyuanVideo, the paper")
+    for ax in axes:
+        ax.grid(True)
+        ax.set_xlim(0)
+    axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+for which, table in methods.items():
+    native = native_seconds([table], table.group, "seconds total")
+    for score in chosen(table):
+        name = f"{which}_{score.split()[-1]}"
+        save(methods_figure(table, score, native), out / f"tradeoff_methods_{name}")
