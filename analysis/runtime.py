@@ -13,109 +13,34 @@ One panel per machine and backbone, never two on one axis.
 from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save
 
 # isort: split
-import json
 from statistics import fmean
 
-from stored import PAPER_NUMBERS, lacking, records_by_run, show_markdown
+from stored import lacking, records_by_run, show_markdown
+from timed import (
+    SETTING,
+    STAGES,
+    density,
+    flow_blocks,
+    label,
+    model_stages,
+    paper_rows,
+    stage_seconds,
+    timed_runs,
+)
 
-from s2flow.costs import rates_of
-from s2flow.costs.paper import READINGS, figure6, paper_clock
-from s2flow.costs.yours import model
-from s2flow.recipe import LOW
-from s2flow.windows import fraction_of_volume
+from s2flow.costs.paper import paper_clock
 
 runs, out = folders(__doc__)
-SETTING = PAPER_NUMBERS["setting"]
-STAGES = {"LR flow": ["lr"], "plan": ["plan"], "hand-off": ["handoff"], "HR flow": ["hr"]}
-STAGES |= {"decode": ["decode"], "write": ["write"], "other": ["text", "preview", "diagnostics"]}
 COLOURS, MARKS = {"LR": SKY, "HR": ORANGE}, ("o", "s", "D", "^", "v", "P")
 TONES = (BLACK, BLUE, RED, GREEN, PINK, ORANGE)
 
 
 # %%
-def is_figure6(recipe):
-    """Native HR, or S2Flow, at the paper's steps, t_i, sparsity and order."""
-    names = ("steps",) if recipe["method"] == "native" else ("steps", "t_i", "sparsity", "order")
-    wanted = {"native": None, "s2flow": "adaptive"}
-    windows = (recipe.get("windows") or {}).get("name")
-    fits = recipe["method"] in wanted and windows == wanted[recipe["method"]]
-    return fits and all(recipe.get(k) == SETTING[k] for k in names)
-
-
-def machine(r):
-    """Whose seconds share an axis, in words."""
-    size = "×".join(map(str, r["recipe"]["high"]))
-    on = f"{r['device']}, threads {r.get('threads')}, batch {r.get('batch')}"
-    return f"{r['recipe']['backbone']}, {size}, {r['recipe']['frames']} frames\n{on}"
-
-
-def timed_runs(by_run):
-    """Machine -> run id -> its records that have the seconds of every step."""
-    found = {}
-    for run, records in by_run.items():
-        for r in records:
-            if r.get("step_seconds") and is_figure6(r["recipe"]):
-                found.setdefault(machine(r), {}).setdefault(run, []).append(r)
-    return found
-
-
-def density(records):
-    """The share f of query-key pairs that a run really computed."""
-    return fmean(fmean(r["density"].values()) for r in records)
-
-
-def label(records):
-    """Method, and of S2Flow its f."""
-    method = records[0]["recipe"]["method"]
-    return method if method == "native" else f"{method}, f = {density(records):.3g}"
-
-
-def in_tens(seconds):
-    """Seconds by steps remaining -> sums over blocks of 10, from noise to video."""
-    steps = [seconds[n] for n in sorted(seconds, key=int, reverse=True)]
-    return [sum(steps[i : i + 10]) for i in range(0, len(steps), 10)]
-
-
-def low_key(r):
-    """Clips that share an LR flow."""
-    knobs = (r["recipe"].get(k) for k in (*LOW, "brick_low", "coverage_rows"))
-    return json.dumps([r["prompt"], r["seed"], *knobs])
-
-
-def flow_blocks(records, others):
-    """("LR" or "HR", seconds) of every block of 10 steps, mean over clips.
-
-    An LR flow that was reused was timed where it was made: by one of `others`.
-    """
-    made = {low_key(r): r["step_seconds"]["lr"] for r in others if "lr" in r["step_seconds"]}
-    low = [in_tens(made[low_key(r)]) for r in records if low_key(r) in made]
-    high = [in_tens(r["step_seconds"]["hr"]) for r in records]
-    if records[0]["recipe"]["method"] == "native":
-        low = []
-    sides = {"LR": low, "HR": high}
-    return [(side, fmean(b)) for side, bs in sides.items() for b in zip(*bs, strict=True)]
-
-
-def paper_rows(clock):
-    """(label, blocks) of the paper's clips: as published, and by the runtime model."""
-    low, native, *ours = figure6(clock)
-    N, t_i = SETTING["steps"] // 10, SETTING["t_i"] // 10
-    steps = {"published": "reported_seconds", "model": "predicted_seconds"}
-    rows = [(f"native, {word}", [("HR", native[key])] * N) for word, key in steps.items()]
-    cascade = [("LR", low["reported_seconds"])] * N
-    rows.append(("s2flow, published", cascade + [("HR", ours[0]["reported_seconds"])] * t_i))
-    for row in ours:
-        blocks = cascade + [("HR", row["predicted_seconds"])] * t_i
-        rows.append((f"s2flow, model f = {row['f']:g}", blocks))
-    return rows
-
-
 def digits(seconds):
     """Three of them."""
     return f"{seconds:#.3g}".rstrip(".") if seconds < 1000 else f"{seconds:.0f}"
 
 
-# %%
 def draw_blocks(ax, rows, title):
     """One bar per clip, in blocks of 10 steps, each with its seconds where they fit."""
     longest = max(sum(s for _, s in blocks) for _, blocks in rows)
@@ -202,29 +127,6 @@ in the model.
 
 
 # %%
-def stage_seconds(records):
-    """Mean seconds of each stage that a run has."""
-    mean = {k: fmean(r["seconds"].get(k, 0) for r in records) for k in records[0]["seconds"]}
-    found = {name: sum(mean.get(k, 0) for k in keys) for name, keys in STAGES.items()}
-    return {name: s for name, s in found.items() if s > 0}
-
-
-def model_stages(clock):
-    """The same of the runtime model, of native and both readings of the sparsity."""
-    rate = clock.utilisation(clock.low_seconds, clock.low.flops())
-    yours = model("hunyuan", "H800", rates_of("H800", tflops=rate), clock.gpus)
-    names = {keys[0]: name for name, keys in STAGES.items()}
-    whole = {names[row["stage"]]: row["seconds"] for row in yours.stages()}
-    steps, t_i = yours.recipe.steps / 10, yours.recipe.t_i / 10
-    few = {k: whole[k] for k in ("decode", "other")}
-    found = {"native": few | {"HR flow": steps * yours.ten_steps(yours.high)}}
-    for reading in READINGS:
-        f = fraction_of_volume(yours.recipe.sparsity, reading)
-        high = {"HR flow": t_i * yours.ten_steps(yours.high, f)}
-        found[f"s2flow, f = {f:g}"] = whole | high
-    return found
-
-
 def stages_figure(panels):
     """Dots on a logarithmic axis, one row per stage."""
     size = (COLUMN, 1.75 * len(panels) + 0.1)
