@@ -19,7 +19,7 @@ import numpy as np
 from figure3 import AXES, attention_at, by_distance, clip_to_show, telling_heads
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from style import EMBEDDED, GREY, PAGE, folders, headed, plt, save, spread
+from style import GREY, PAGE, folders, headed, plt, save, spread
 
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
@@ -30,7 +30,9 @@ STEP = RECORD and (RECORD["recipe"]["t_i"] + 1) // 2  # halfway through the HR f
 
 def model_is_here(record):
     """Whether the weights that made a clip are those of an embedded backbone of this installation."""
-    from s2flow.backbones import tiny  # slow, and other figures do without
+    from output import EMBEDDED
+
+    from s2flow.backbones import tiny
 
     name = record["recipe"]["backbone"]
     return name in EMBEDDED and tiny.weights_hash(name) == record["recipe"]["weights"]

@@ -18,7 +18,7 @@ of a toy world, in which the paper's failures need not show.
 import textwrap
 
 import numpy as np
-from style import EMBEDDED, ORANGE, PAGE, folders, plt, save
+from style import ORANGE, PAGE, folders, plt, save
 
 # isort: split
 from gallery_clips import (
@@ -31,6 +31,7 @@ from gallery_clips import (
     shared_clips,
 )
 from matplotlib.patches import Rectangle
+from output import EMBEDDED
 from PIL import Image
 
 RUNS, OUT = folders(__doc__)

@@ -32,7 +32,6 @@ else:
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from output import EMBEDDED  # noqa: E402
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -87,6 +86,8 @@ def spread(n: int, most: int) -> np.ndarray:
 
 def headed(figure: Figure, record: dict, more: str = "") -> None:
     """A line above a figure of one clip: its backbone, run and prompt."""
+    from output import EMBEDDED  # slow
+
     name = record["recipe"]["backbone"]
     toy = " (embedded toy model)" if name in EMBEDDED else ""
     prompt = textwrap.shorten(record["prompt"], 72, placeholder="…")
