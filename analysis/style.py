@@ -12,10 +12,12 @@ and every line also has a marker or dashes of its own. Each is saved as PDF and 
 import argparse
 import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -77,10 +79,30 @@ def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> N
     ax.set_axisbelow(True)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write path.pdf and path.png, say so, and show the picture where there is a notebook."""
+def spread(n: int, most: int) -> np.ndarray:
+    """All of range(n), or if they are too many, `most` of them at even distances."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def headed(figure: Figure, record: dict, more: str = "") -> None:
+    """A line above a figure of one clip: its backbone, run and prompt."""
+    from output import EMBEDDED  # slow
+
+    name = record["recipe"]["backbone"]
+    toy = " (embedded toy model)" if name in EMBEDDED else ""
+    prompt = textwrap.shorten(record["prompt"], 72, placeholder="…")
+    text = f"{name}{toy}, run {record['run_id']}, “{prompt}”{more}"
+    text = textwrap.fill(text.replace("$", r"\$"), int(figure.get_figwidth() * 20))
+    figure.suptitle(text, fontsize=6, color="#555555", x=0.01, ha="left")
+
+
+def save(figure: Figure, path: Path, dpi: float | None = None) -> None:
+    """Write path.pdf and path.png, say so, and show the picture where there is a notebook.
+
+    dpi: where pixels of a video must be whole numbers of dots.
+    """
     for end in ("pdf", "png"):
-        figure.savefig(f"{path}.{end}", bbox_inches="tight")
+        figure.savefig(f"{path}.{end}", bbox_inches="tight", dpi=dpi or LOOK["savefig.dpi"])
     print(f"wrote {path}.pdf and .png")
     plt.close(figure)
     if IN_JUPYTER:  # the file itself, so that no backend of matplotlib's matters

@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
+from s2flow.recipe import LATER, VERSION
 from s2flow.store import written_whole
 from s2flow.windows import Box
 
@@ -166,6 +168,27 @@ class LowFlowCache:
                 break
             path.unlink(missing_ok=True)
             held -= size
+
+
+def find_flow(
+    folder: str | Path, prompt: str, seed: int, recipe: dict[str, Any]
+) -> LowFlow | None:
+    """The kept LR flow of a finished clip, or None; its record's `recipe` says what it was made with.
+
+    For those who only look: unlike `LowFlowCache`, it marks no file as used.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                of = (file.metadata() or {}).get("of", "")
+            version, low, clip = json.loads(of)
+            stated = json.loads(low)
+            same = all(recipe.get(k, LATER.get(k, v)) == v for k, v in stated.items())
+            if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
+                return _read(path, of)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            continue  # a file that is not whole, or of another format
+    return None
 
 
 def _write(path: Path, of: str, low: LowFlow) -> None:

@@ -44,27 +44,37 @@ def read_windows(folder: str | Path, record: dict[str, Any]) -> Windows | None:
         return None
 
 
-def window_picture(windows: Windows, title: str = "") -> Image.Image:
-    """A row per layer and head, a column per HR step, a colour per window; the legend counts them."""
+def in_words(windows: Windows) -> tuple[np.ndarray, dict[str, str], list[tuple[str, str]]]:
+    """The windows as (n, layers, heads) words, the colour of each word, and a legend.
+
+    legend: (colour, "8x4x3  41%"), the most frequent first. Clips with the same windows have the
+    same colours; windows rarer than the colours reach have none and are counted as others.
+    """
     boxes, grid = windows["boxes"], windows["grid"]
-    n, layers, heads, _ = boxes.shape
-    words = np.empty((n, layers, heads), object)
-    for i, layer, head in np.ndindex(n, layers, heads):
+    words = np.empty(boxes.shape[:3], object)
+    for i, layer, head in np.ndindex(words.shape):
         box = boxes[i, layer, head]
         whole = (box == grid[i]).all()
         words[i, layer, head] = "whole grid" if whole else "x".join(map(str, box))
     counts = Counter(words.ravel()).most_common()
-    often = sorted(w for w, _ in counts[: len(COLOURS)])  # one window, one colour, in any clip
+    often = sorted(w for w, _ in counts[: len(COLOURS)])
     colour = dict(zip(often, COLOURS, strict=False))
+    legend = [(colour[w], f"{w}  {c / words.size:.0%}") for w, c in counts[: len(COLOURS)]]
+    rest = sum(c for _, c in counts[len(COLOURS) :])
+    if rest:
+        others = f"{len(counts) - len(COLOURS)} others  {rest / words.size:.0%}"
+        legend.append((RARER, others))
+    return words, colour, legend
+
+
+def window_picture(windows: Windows, title: str = "") -> Image.Image:
+    """A row per layer and head, a column per HR step, a colour per window; the legend counts them."""
+    words, colour, legend = in_words(windows)
+    n, layers, heads = words.shape
     title = title if len(title) <= 72 else title[:71] + "…"
     wide, high = max(320 // n, 8), max(240 // (layers * heads), 2)
     font = ImageFont.load_default(13)
     left, top, line = 66, 30, 19
-    legend = [(colour[w], f"{w}  {c / words.size:.0%}") for w, c in counts[: len(COLOURS)]]
-    rest = sum(c for _, c in counts[len(COLOURS) :])
-    legend += [(RARER, f"{len(counts) - len(COLOURS)} others  {rest / words.size:.0%}")] * bool(
-        rest
-    )
     width, height = n * wide, layers * heads * high
     tall = max(height, len(legend) * line)
     needed = max([font.getlength(t) for _, t in legend] + [0])

@@ -1,0 +1,128 @@
+"""Figure 3's numbers: which clips it shows, where their attention goes, what windows cover and lose.
+
+No notebook: `attention_maps.py` and `window_maps.py` draw what is worked out here. Records are those of
+`s2flow.store.read_run`; LR flows are found in runs/lr_cache by what their clip was made with.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from s2flow.lowflow import find_flow
+from s2flow.store import read_run
+from s2flow.windowmap import read_windows
+from s2flow.windows import attention_rows, candidates, choose, fraction_of_volume, sample_rows
+
+AXES = ("t", "h", "w")
+
+
+def s2flow_clips(runs, policy):
+    """Records of clips whose windows this policy chose, those with the paper's setting first."""
+    stored = [read_run(p.parent) for p in sorted(Path(runs).glob("*/records"))]
+    found = [r for run in stored for r in run]
+    found = [r for r in found if (r["recipe"].get("windows") or {}).get("name") == policy]
+    usual = {"sparsity": 0.5, "density": "volume", "solver": "lri", "order": 2}
+    return sorted(found, key=lambda r: -sum(r["recipe"].get(k) == v for k, v in usual.items()))
+
+
+def clip_to_show(runs, most=64):
+    """(record, LR flow, windows): a clip with all three if there is one, else with what there is."""
+    kept = [
+        (r, read_windows(Path(runs) / r["run_id"], r))
+        for r in s2flow_clips(runs, "adaptive")[:most]
+    ]
+    kept.sort(key=lambda pair: pair[1] is None)
+    for record, windows in kept:
+        flow = find_flow(
+            Path(runs) / "lr_cache", record["prompt"], record["seed"], record["recipe"]
+        )
+        if flow is not None:
+            return record, flow, windows
+    return (kept[0][0], None, kept[0][1]) if kept else (None, None, None)
+
+
+def attention_at(record, flow, n, most=512):
+    """(tokens, query rows, attention (layers, heads, rows, L)) with n LR steps remaining."""
+    from s2flow.backbones import tiny  # slow, and other figures do without
+
+    recipe, seen = record["recipe"], []
+    backbone = tiny.load(recipe["backbone"], "cpu")
+    z, sigma = flow.flow.z[n], float(flow.flow.sigma[n])
+    tokens = backbone.token_grid(tuple(z.shape[1:]))
+    rows = sample_rows(int(np.prod(tokens)), most, seed=0)
+    words = (recipe["negative_prompt"], recipe["guidance"])
+    condition = backbone.encode_prompt([record["prompt"]], *words)
+
+    def observe(layer, q, k):
+        seen.append(attention_rows(q, k, rows, int(np.prod(tokens)), backbone.router.text)[0])
+
+    with backbone.router.observing(observe):
+        backbone.velocity(z, sigma, condition)
+    return tokens, rows.numpy(), torch.stack(seen).numpy()
+
+
+def by_distance(tokens, rows, A, axis):
+    """(layers, heads, distances): attention of a key at a distance, over that of an average key."""
+    where = np.indices(tokens).reshape(3, -1)[axis]
+    distance = abs(where[rows][:, None] - where[None])  # (rows, L)
+    mean = A.mean((-1, -2), keepdims=True)[..., 0]
+    shares = [A[..., distance == d].mean(-1) for d in range(tokens[axis])]
+    return np.stack(shares, -1) / mean
+
+
+def telling_heads(tokens, rows, A):
+    """{what it is: (layer, head)}: most local in t, h and w, then the most even; all different."""
+    local = [by_distance(tokens, rows, A, axis)[..., 0] for axis in range(3)]
+    even = -(A * np.log(A + 1e-12)).sum(-1).mean(-1)
+    found = {}
+    named = {f"local in {AXES[i]}": x for i, x in enumerate(local)} | {"most even": even}
+    for name, x in named.items():
+        order = [tuple(map(int, np.unravel_index(i, x.shape))) for i in x.argsort(axis=None)[::-1]]
+        found[name] = next((pair for pair in order if pair not in found.values()), order[0])
+    return found
+
+
+def candidates_at(record, flow, n):
+    """(boxes, coverage (layers, heads, boxes), index of the chosen (layers, heads)); Eqs. 8-9."""
+    recipe = record["recipe"]
+    f = fraction_of_volume(recipe["sparsity"], recipe["density"])
+    boxes = candidates(f, recipe["windows"]["exponents"], flow.bricks)
+    r = flow.coverage[n, :, 0]  # (layers, heads, g_t, g_h, g_w)
+    of_each = torch.stack([r[..., a - 1, b - 1, c - 1] for a, b, c in boxes], -1)
+    chosen = (choose(r, boxes)[..., None, :] == torch.tensor(boxes)).all(-1).int().argmax(-1)
+    return boxes, of_each.numpy(), chosen.numpy()
+
+
+def best_by_volume(r):
+    """(volumes, coverage): of one head (g_t, g_h, g_w), the most that a box up to a volume covers."""
+    bricks = np.prod(np.indices(r.shape) + 1, axis=0).ravel()
+    volumes = np.unique(bricks)
+    most = np.array([r.ravel()[bricks == volume].max() for volume in volumes])
+    return volumes / r.size, np.maximum.accumulate(most)
+
+
+def regret_table(clips):
+    """(HR steps remaining, layers, regret (layers, steps)): means over the clips that have it."""
+    kept = [r["oracle"]["regret_by_layer"] for r in clips]
+    steps = sorted({int(n) for one in kept for n in one}, reverse=True)
+    layers = sorted({int(i) for one in kept for by in one.values() for i in by})
+    cells = [
+        [[one.get(str(n), {}).get(str(i), np.nan) for n in steps] for i in layers] for one in kept
+    ]
+    return steps, layers, np.nanmean(np.array(cells, float), 0)
+
+
+def coverage_lines(clips, steps):
+    """(HR's own choice, LR's choice, realised density): means over clips, per step."""
+    own = np.array([[r["oracle"]["coverage"][str(n)] for n in steps] for r in clips])
+    lost = np.array([[r["oracle"]["regret"][str(n)] for n in steps] for r in clips])
+    f = np.array([[r["density"][str(n)] for n in steps] for r in clips])
+    return own.mean(0), (own - lost).mean(0), f.mean(0)
+
+
+def oracle_clips(runs):
+    """Clips that chose by HR's own attention and say the regret by layer: those of one run."""
+    clips = s2flow_clips(runs, "oracle")
+    found = [r for r in clips if "regret_by_layer" in (r.get("oracle") or {})]
+    return [r for r in found if r["run_id"] == found[0]["run_id"]]
