@@ -32,6 +32,7 @@ export, figure3, gallery_clips, style, tables, nbformat = map(
 )
 
 NOTEBOOKS = sorted(p.stem for p in ANALYSIS.glob("*.py") if p.read_text().startswith("# %%"))
+EXPORTED = NOTEBOOKS if os.environ.get("S2FLOW_SLOW") == "1" else ["galleries"]
 SMALL = ("steps=5", "t_i=3", "frames=2", "prompts.count=2", "device=cpu", "progress=off")
 SWEEPS = (
     ("method=native,bicubic,diffusehigh,hiflow,macs,cascade",),  # Table 1, Figures 4 and 5
@@ -77,11 +78,34 @@ def script(*words, env=()):
 
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
-    """The folder of `python analysis/export.py`, of all notebooks."""
+    """The folder of `python analysis/export.py`: a kernel per notebook, so not of all in CI."""
     out = tmp_path_factory.mktemp("exported") / "made by it"
-    done = script(ANALYSIS / "export.py", "--runs", runs, "--out", out)
+    done = script(ANALYSIS / "export.py", *EXPORTED, "--runs", runs, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+def scripts(runs_dir, out):
+    """{name: what it prints} of all notebooks as scripts, in one process."""
+    each = [str(ANALYSIS / f"{name}.py") for name in NOTEBOOKS]
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ANALYSIS)!r})\n"
+        f"for path in {each!r}:\n"
+        f"    sys.argv = [path, '--runs', {str(runs_dir)!r}, '--out', {str(out)!r}]\n"
+        "    print('==', path)\n"
+        "    runpy.run_path(path, run_name='__main__')\n"
+    )
+    done = script("-c", code)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return dict(zip(NOTEBOOKS, done.stdout.split("== ")[1:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def printed(runs, tmp_path_factory):
+    """{name: what it prints} of all notebooks on this store, and where their figures are."""
+    out = tmp_path_factory.mktemp("scripts")
+    return scripts(runs, out), out
 
 
 # -- notebooks ----------------------------------------------------------------------------------
@@ -94,7 +118,16 @@ def test_what_is_a_notebook():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_headless(name, exported, runs):
+def test_a_notebook_runs_headless_and_writes_its_figures(name, printed):
+    said, out = printed
+    assert "Warning" not in said[name]
+    figures = [Path(path) for path in re.findall(r"^wrote (.*\.pdf) and", said[name], re.M)]
+    assert figures, said[name]
+    check_figures(figures, out)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_notebook_shows_what_it_draws(name, exported):
     notebook = nbformat.read(exported / f"{name}.ipynb", as_version=4)
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
@@ -106,34 +139,27 @@ def test_a_notebook_runs_headless(name, exported, runs):
     shown = [o for o in outputs if "image/png" in o.get("data", {})]
     figures = [Path(path) for path in re.findall(r"^wrote (.*\.pdf) and", said, re.M)]
     assert figures and len(shown) == len(figures), said
+    check_figures(figures, exported)
+
+
+def check_figures(figures, out):
     for path in figures:
-        assert path.parent == exported.resolve()
+        assert path.parent == out.resolve()
         assert path.read_bytes()[:5] == b"%PDF-"
         assert path.with_suffix(".png").read_bytes()[1:4] == b"PNG"
 
 
-def test_figure_3_is_whole_in_this_store(exported):
+def test_figure_3_is_whole_in_this_store(printed):
+    _, out = printed
     names = ("attention_locality", "attention_of_one_query", "window_coverage")
     for name in (*names, "windows_chosen", "window_regret", "gallery_methods", "gallery_order"):
-        assert (exported / f"{name}.pdf").exists(), name
+        assert (out / f"{name}.pdf").exists(), name
 
 
 def test_an_empty_store_is_said_with_the_command(tmp_path):
-    """All notebooks as scripts, in one process."""
     empty, out = tmp_path / "no runs yet", tmp_path / "out"
     empty.mkdir()
-    each = [str(ANALYSIS / f"{name}.py") for name in NOTEBOOKS]
-    code = (
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(ANALYSIS)!r})\n"
-        f"for path in {each!r}:\n"
-        f"    sys.argv = [path, '--runs', {str(empty)!r}, '--out', {str(out)!r}]\n"
-        "    print('==', path)\n"
-        "    runpy.run_path(path, run_name='__main__')\n"
-    )
-    done = script("-c", code)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    said = dict(zip(each, done.stdout.split("== ")[1:], strict=True))
+    said = scripts(empty, out)
     for path, text in said.items():
         assert "python run.py experiment=" in text, path
     assert not list(empty.iterdir())

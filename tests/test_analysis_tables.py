@@ -5,9 +5,7 @@ import functools
 import importlib
 import io
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -195,16 +193,6 @@ def test_an_empty_store_is_said_with_the_command_that_fills_it(
     assert pictures(out) == ({"figure6_blocks", "figure6_stages"} if name == "runtime" else set())
     results = {"tables": "experiments/claims.py --run", "solver": "experiments/solver_error.py"}
     assert any(results.get(name, "") in line for line in missing(said))
-
-
-def test_as_a_script_on_an_empty_store(tmp_path):
-    words = [sys.executable, "analysis/tradeoff.py", "--runs", tmp_path, "--out", tmp_path / "out"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr
-    assert [f"experiment=table{n} runs_dir={tmp_path}" in done.stdout for n in (1, 2)] == [
-        True
-    ] * 2
 
 
 def test_a_store_that_is_not_there_is_one_line(notebook, tmp_path, capsys):
