@@ -18,6 +18,7 @@ WANTED = {  # what OmegaConf says of a value -> what to type
     "not Optional": "a value other than null",
 }
 
+VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
 RUN_IDS = ("runs", "scorer.fidelity.reference")
 
 
@@ -40,6 +41,31 @@ def literal(argument: str) -> str:
     text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
     text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
     return f"prompt='{text}'"
+
+
+def check_choice(argument: str) -> None:
+    """Raises UserError for a group whose value can be no name, such as method=0 or windows=[1].
+
+    Hydra would end in a traceback. Names that merely do not exist are Hydra's to refuse.
+    """
+    from s2flow.schema import CONF
+
+    key, equals, text = argument.partition("=")
+    folder = CONF / key
+    if not equals or not key.isalpha() or not folder.is_dir():
+        return
+    if "(" in text or text == "[]" or (key, text) == ("experiment", "null"):  # choice(a,b)
+        return
+    names = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else text.split(",")
+    if not all(map(_is_name, names)):
+        choices = "|".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"{key}={text} is no name; type one of {key}={choices}")
+
+
+def _is_name(text: str) -> bool:
+    """Whether Hydra would read a file's name, rather than a number, a list or null."""
+    bare = text.strip().strip("'\"")
+    return bool(re.fullmatch(r"[A-Za-z_][\w./-]*", bare)) and text.strip() not in VALUES
 
 
 @contextlib.contextmanager
@@ -78,13 +104,16 @@ def terminal() -> Iterator[None]:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
-    sys.argv[1:] = [literal(a) for a in sys.argv[1:]]
+    words = sys.argv[1:]
+    sys.argv[1:] = [literal(a) for a in words]
     if not full:
         sys.stderr = _WithoutHydrasEcho(sys.stderr)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        for word in words:
+            check_choice(word)
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if full:

@@ -15,6 +15,7 @@ import s2flow.schema  # noqa: F401  (registered wherever configs are composed)
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.limits import check_backbone
 from s2flow.methods import method
 from s2flow.params import typed, usual_t_i, within
 from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy, candidates_of
@@ -22,6 +23,7 @@ from s2flow.policies import moba, sta, svg
 from s2flow.recipe import Recipe
 from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
 
+LONGEST = 10_000  # steps of a flow, which is kept whole
 DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
     "density": ("volume", "per_axis"),
@@ -43,6 +45,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     weights: hash of the backbone's weights; knobs: the method's KNOBS.
     """
     backbone = cfg.backbone
+    check_backbone(backbone)
     _check_choices(cfg)
     module = method(str(cfg.method.name))
     params = typed(module, cfg.method.name, plain(cfg, "method"))
@@ -259,7 +262,10 @@ def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
 def _check_all(
     cfg: DictConfig, given: dict[str, Any], sizes: dict[str, tuple], knobs: tuple
 ) -> None:
-    _check(given["steps"] >= 1, f"steps={given['steps']} is not positive; type steps=20")
+    _check(
+        1 <= given["steps"] <= LONGEST,
+        f"steps={given['steps']} is not in 1..{LONGEST}; type steps=20",
+    )
     _check(
         0 < given["shift"] < math.inf,
         f"shift={given['shift']} is not positive and finite; type shift={cfg.backbone.shift}",

@@ -19,12 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from s2flow.backbones.base import Backbone
 from s2flow.cli import WANTED
 from s2flow.errors import UserError
-from s2flow.schema import BackboneConf, Config, WindowsConf
+from s2flow.schema import CONF, BackboneConf, Config, WindowsConf
 from s2flow.windows import Box
 
-CONF = Path(__file__).parent / "conf"  # a link, which a wheel turns into a folder of the package
-if not CONF.is_dir():
-    CONF = Path(__file__).parents[1] / "conf"  # a checkout where links are text files
 BRICK = 128  # most tokens of an HR brick
 BRICKS = 512  # and at least so many of them, where the grid allows it
 

@@ -23,6 +23,7 @@ from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache
 from s2flow.parallel import own_device
 
+FAMILIES = ("tiny", "wan", "hunyuan", "hunyuan15")
 _loaded: dict[tuple, Backbone] = {}  # at most one
 
 
@@ -42,7 +43,14 @@ def device_here(name: str) -> str:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a backbone family; `backbones/base.py` says what it offers."""
+    """The module of a backbone family; `backbones/base.py` says what it offers.
+
+    Raises UserError for one that there is not.
+    """
+    if name not in FAMILIES:
+        raise UserError(
+            f"backbone.family={name} is unknown; type one of backbone.family={'|'.join(FAMILIES)}"
+        )
     return importlib.import_module(f"s2flow.backbones.{name}")
 
 

@@ -8,7 +8,6 @@ type.
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from s2flow import loading, methods
@@ -22,6 +21,7 @@ from s2flow.policies import sta
 from s2flow.progress import check as check_progress
 from s2flow.recipe import VERSION
 from s2flow.score import Scoring
+from s2flow.scorers import build
 from s2flow.store import Store
 from s2flow.summary import label, print_run
 from s2flow.tasks import clip_tasks
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     recipe = resolve(cfg, weights, knobs)
     sta.check_prompts(recipe, [t.prompt for t in tasks])
     arguments = plain(cfg, "scorer")
-    scorers = {name: instantiate(conf) for name, conf in arguments.items()}
+    scorers = {name: build(name, conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})

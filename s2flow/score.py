@@ -25,7 +25,6 @@ from statistics import fmean
 from typing import Any
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -39,7 +38,7 @@ from s2flow.errors import UserError
 from s2flow.prompts import parse_shard
 from s2flow.provenance import provenance
 from s2flow.scorebook import FINAL, ScoreBook, Verdict, metric_hash, rows
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, build
 from s2flow.store import read_record, sha256_of
 from s2flow.summary import print_failure
 from s2flow.video import Undecodable, stated_size
@@ -284,7 +283,7 @@ def _scoring(cfg: DictConfig, folder: Path, record: dict[str, Any], built: dict)
     for name, conf in list(arguments.items()):
         key = json.dumps([name, conf], sort_keys=True)
         try:
-            built[key] = scorers[name] = built.get(key) or instantiate(conf)
+            built[key] = scorers[name] = built.get(key) or build(name, conf)
         except Exception as error:
             cause = error if isinstance(error, UserError) else error.__cause__
             if name != "world" or not isinstance(cause, UserError):

@@ -13,6 +13,8 @@ from s2flow.errors import UserError
 from s2flow.prompts import Prompt, load_prompts
 from s2flow.store import clip_key
 
+MOST = 1_000_000  # clips of a job
+
 
 @dataclass(frozen=True)
 class Task:
@@ -66,6 +68,12 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
             count=p.count,
             world=cfg.backbone.name if cfg.backbone.family == "tiny" else "micro",
         )
+    if cfg.seeds * len(entries) > MOST:
+        raise UserError(
+            f"seeds={cfg.seeds} of {len(entries)} prompts are more than {MOST} clips; type fewer"
+        )
+    if abs(cfg.seed) + cfg.seeds >= 2**63:
+        raise UserError(f"seed={cfg.seed} has more than 64 bits, which tables hold; type seed=0")
     places: dict[tuple[str, str | None], list[int]] = {}
     for entry in entries:
         places.setdefault((entry.text, entry.original), []).append(entry.index)

@@ -43,6 +43,7 @@ from s2flow.tracking_dashboard import dashboard
 from s2flow.tracking_rows import Record, Row, clip_row, step_row, step_rows, summary
 from s2flow.windowmap import read_windows, window_picture
 
+TRACKERS = ("none", "wandb")
 MODES = ("offline", "online", "disabled")
 PLACES = 10_000  # history rows per clip; more than two flows have steps
 
@@ -146,10 +147,12 @@ def sweep() -> str | None:
 
 
 def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
-    """Raises UserError for a mode that does not exist and a negative number of videos.
+    """Raises UserError for a tracker or mode that does not exist and a negative number of videos.
 
     of: what stands before these words where they were typed.
     """
+    if conf.name not in TRACKERS:
+        raise UserError(f"{of}name={conf.name} is unknown; type one of tracker=none|wandb")
     if conf.mode not in MODES:
         modes = "|".join(MODES)
         raise UserError(f"{of}mode={conf.mode} is unknown; type one of {of}mode={modes}")

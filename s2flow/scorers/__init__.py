@@ -28,16 +28,22 @@ scorer may state of itself decides, beside its arguments, which scores are still
     vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
 
-A new scorer is a class in a file here and a yaml in conf/scorer/ that names it.
+A new scorer is a class in a file here and a yaml in conf/scorer/ that names it. What `_target_` names
+is only built if it is a class of `s2flow.scorers`, or of a package of yours that the environment names:
+S2FLOW_SCORERS=mylab.scorers python run.py 'scorer=[mine]' --config-dir ...
 """
 
+import importlib
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 from s2flow.errors import UserError
@@ -83,6 +89,37 @@ class Clip:
         clip = cls(Path(), prompt, seed, runs_dir)
         vars(clip).update(video=video, frames=to_bytes(video))
         return clip
+
+
+def build(name: str, conf: Any) -> Any:
+    """The scorer that a file of conf/scorer describes, or its arguments as typed.
+
+    Raises UserError for a `_target_` that is not allowed, whatever else is wrong as Hydra says it.
+    """
+    target = str(conf.get("_target_") if isinstance(conf, Mapping) else None)
+    packages = ("s2flow.scorers", *os.environ.get("S2FLOW_SCORERS", "").split(","))
+    if not _is_class_of(target, packages):
+        raise UserError(
+            f"scorer.{name}._target_={target} is no scorer of s2flow; type one of "
+            "scorer=[builtin,world,fidelity,highres,...], or name your package in S2FLOW_SCORERS"
+        )
+    return instantiate(conf, _recursive_=False)
+
+
+def _is_class_of(target: str, packages: tuple[str, ...]) -> bool:
+    """Whether `target` is a class that one of the packages defines; nothing else is imported."""
+
+    def within(module: str) -> bool:
+        return any(p and (module == p or module.startswith(f"{p}.")) for p in packages)
+
+    module, _, name = target.rpartition(".")
+    if not within(module):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return False
+    return isinstance(found, type) and within(found.__module__)
 
 
 def device_of(knob: str, name: str) -> str:
