@@ -204,7 +204,7 @@ def _blank(cfg: DictConfig) -> Any:
 
 def _show(found: dict[str, Any]) -> None:
     console = Console(highlight=False, width=100)
-    console.print(line(found), markup=False)
+    console.print(line(found), markup=False, soft_wrap=True)
     size = f"{found['low'][0]}x{found['low'][1]} -> {found['high'][0]}x{found['high'][1]}"
     console.print(
         f"{found['method']} on {found['backbone']}, {size}, {found['frames']} frames, "
