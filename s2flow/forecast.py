@@ -1,14 +1,14 @@
 """What `plan=true` says of all clips of a job, and of a sweep: what is there, hours, disk.
 
-    cached     clips with a record in runs_dir; of checkpoints whose hash only the hub knows, in the run
-               of the same recipe, whatever its weights
-    hours      missing clips x seconds of a clip + LR flows to make x seconds of one, x ranks: GPU hours,
-               or hours of this CPU; by the estimates of `s2flow.costs`
+    cached     clips with a record in runs_dir; of checkpoints, whose hash may ask the hub, in the run of
+               the same recipe, whatever its weights
+    hours      missing clips x seconds of a clip + LR flows to make x seconds of one, x ranks: GPU
+               hours, or hours of this CPU; by the estimates of `s2flow.costs`
     LR flows   one for all variants of a clip that share it (`Recipe.low_identity`), in the whole sweep;
                those in lr_cache are not made
     disk       bytes of a clip's files as the recorded ones of the same size have them in runs_dir
-               ("records"), else a bit a pixel ("pixels": what H.264 takes at this quality, roughly), and
-               LR flows up to lr_cache_gib
+               ("records"), else a bit a pixel ("pixels": what H.264 takes at this quality, roughly),
+               and LR flows up to lr_cache_gib
 
 Two jobs that ask for the same clip count it once in the totals.
 """
@@ -161,8 +161,8 @@ def line(plan: dict[str, Any]) -> str:
     whole = totals([plan])
     failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
     return (
-        f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} missing{failed}, "
-        f"{whole['low_flows']} LR flow(s) to make: {_hours(whole)}, {_disk(whole)}"
+        f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
+        f"missing{failed}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, {_disk(whole)}"
     )
 
 

@@ -9,11 +9,12 @@ Nothing is written into the store. Reported are
     the largest difference of the latents relative to their largest value, if one was kept;
     and what differs of versions, device, commit, threads, batch, context_parallel, offload, compile.
 
-Within tolerance (exit status 0, else 1): PSNR of at least 40 dB for models in float32 and 30 dB in
-bfloat16 or float16, and latents within 1e-2, or 1e-1, of their largest value. On one device with equal
-versions, threads and batch the bytes are the same; another order of sums (batch, threads, ranks,
-kernels) moves latents of the embedded backbone by some 1e-5, which the codec's 8 bits hide but for
-pixels at a rounding edge.
+Within tolerance (exit status 0, else 1): PSNR of at least 40 dB, latents within 1e-2 of their largest
+value. In bfloat16 and float16, and of clips that were made in a batch: 30 dB, and 0.5. Measured with the
+embedded backbone on one CPU: alone, latents are the same to the last bit, whatever the threads, the
+order, the worker and the state of the LR cache. In a batch sums have another order: 5e-6 to 5e-5 and
+84 dB while all windows are the same ones; but adaptive windows choose among candidates whose coverage
+may tie, and where rounding decides otherwise, latents moved by up to 0.28 and pixels to 37 dB.
 """
 
 import json
@@ -43,7 +44,7 @@ from s2flow.scorers.fidelity import psnr
 from s2flow.store import read_record, sha256_of
 from s2flow.video import read_frames, write_video
 
-TOLERANCE = {"float32": (40.0, 1e-2), "bfloat16": (30.0, 1e-1), "float16": (30.0, 1e-1)}
+FINE, COARSE = (40.0, 1e-2), (30.0, 0.5)  # (least PSNR in dB, most of the largest latent)
 WITH = ("versions", "device", "commit", "dirty", "threads", "batch", "context_parallel")
 WITH += ("offload", "compile")
 
@@ -76,8 +77,10 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     key = Path(record["video"]).stem
     found = {"run_id": recipe.run_id, "clip": key}
     found |= compared(made, folder, record) | {"differs": differences(record, here)}
-    found["within"] = within(found, recipe.dtype)
-    show(found, record, recipe.dtype)
+    fine = recipe.dtype == "float32" and record.get("batch", 1) == 1
+    tolerance = FINE if fine else COARSE
+    found["within"] = within(found, tolerance)
+    show(found, record, tolerance)
     if not found["within"]:
         raise SystemExit(1)
     return found
@@ -227,16 +230,16 @@ def differences(record: dict[str, Any], here: dict[str, Any]) -> dict[str, list[
     return {k: [then.get(k), now.get(k)] for k in {**then, **now} if then.get(k) != now.get(k)}
 
 
-def within(found: dict[str, Any], dtype: str) -> bool:
+def within(found: dict[str, Any], tolerance: tuple[float, float]) -> bool:
     """Whether a difference is within the tolerance of the module's docstring."""
-    least, most = TOLERANCE[dtype]
+    least, most = tolerance
     latent = found["largest_latent_difference"]
     return found["psnr"] >= least and (latent is None or latent <= most)
 
 
-def show(found: dict[str, Any], record: dict[str, Any], dtype: str) -> None:
+def show(found: dict[str, Any], record: dict[str, Any], tolerance: tuple[float, float]) -> None:
     """The report for a person."""
-    console, (least, most) = Console(highlight=False), TOLERANCE[dtype]
+    console, (least, most) = Console(highlight=False), tolerance
     latent = found["largest_latent_difference"]
     lines = [
         f"{found['run_id']}/{found['clip']}  {json.dumps(record['prompt'], ensure_ascii=False)}, "

@@ -124,8 +124,7 @@ def test_a_forced_clip_that_is_killed_while_it_takes_its_place(tmp_path, monkeyp
         def killed(source, target, name=name):
             if name in str(target):
                 # a killed process cleans nothing up: what `finally` removes is put back
-                here = [p for p in folder.rglob(".tmp-*")]
-                killed.left = {p: p.read_bytes() for p in here}
+                killed.left = {p: p.read_bytes() for p in folder.rglob(".tmp-*")}
                 raise Killed
             replace(source, target)
 
@@ -175,7 +174,9 @@ def test_read_only_writes_nothing_and_says_what_is_missing(tmp_path, capsys, mon
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+        ),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
     ],
 )
@@ -209,7 +210,9 @@ def test_a_clip_that_ran_out_of_memory_is_tried_once_with_less(
     assert [r["offload"] for r in records] == ["none", "group", "group"]
     assert "group" in loaded and flows.memory == 0
     assert [r["sha256"] for r in records] == [r["sha256"] for r in plain]  # no pixel has changed
-    assert "note: out of memory in hr; tried once more with offload=group" in capsys.readouterr().err
+    assert (
+        "note: out of memory in hr; tried once more with offload=group" in capsys.readouterr().err
+    )
     loading._loaded.clear()
 
 
@@ -220,9 +223,7 @@ def test_a_batch_that_ran_out_of_memory_is_taken_apart_first(failing, tmp_path):
     assert [r["batch"] for r in records] == [1, 1] and not any("saving" in r for r in records)
 
 
-def test_memory_that_runs_out_twice_is_a_failure_that_says_what_to_type(
-    failing, tmp_path, capsys
-):
+def test_memory_that_runs_out_twice_is_a_failure_that_says_what_to_type(failing, tmp_path, capsys):
     calls = failing(MemoryError("no"), lambda prompts: DEMO[0] in prompts)
     with pytest.raises(UserError, match="1 of 2 clips failed, 1 are complete"):
         runner.run(config(tmp_path, "prompts.count=2"))
