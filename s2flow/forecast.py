@@ -1,7 +1,7 @@
 """What `plan=true` says of all clips of a job, and of a sweep: what is there, hours, disk.
 
-    cached     clips with a record in runs_dir; of checkpoints, whose hash may ask the hub, in the run of
-               the same recipe, whatever its weights
+    cached     clips with a record in runs_dir; of checkpoints, whose hash may ask the hub, in the run
+               of the same recipe, whatever its weights
     hours      missing clips x seconds of a clip + LR flows to make x seconds of one, x ranks: GPU
                hours, or hours of this CPU; by the estimates of `s2flow.costs`
     LR flows   one for all variants of a clip that share it (`Recipe.low_identity`), in the whole sweep;
