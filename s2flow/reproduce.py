@@ -13,8 +13,8 @@ Within tolerance (exit status 0, else 1): PSNR of at least 40 dB, latents within
 value. In bfloat16 and float16, and of clips that were made in a batch: 30 dB, and 0.5. Measured with
 the embedded backbone on one CPU: alone, latents are the same to the last bit, whatever the threads,
 the order, the worker and the state of the LR cache. In a batch sums have another order: 5e-6 to 5e-5
-and 84 dB while all windows are the same ones; but adaptive windows choose among candidates whose coverage
-may tie, and where rounding decides otherwise, latents moved by up to 0.28 and pixels to 37 dB.
+and 84 dB while all windows are the same ones; but adaptive windows choose among candidates that may
+tie, and where rounding decides otherwise, latents moved by up to 0.28 and pixels to 37 dB.
 """
 
 import json

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished import fresh_flows
 from hydra import compose, initialize_config_dir
 from test_cli import run_here
 
@@ -239,15 +238,20 @@ def test_memory_that_runs_out_twice_is_a_failure_that_says_what_to_type(failing,
 # -- signals ------------------------------------------------------------------------------------
 
 
-def test_a_clip_is_dropped_at_its_next_step_and_one_that_is_done_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "low_flows", fresh_flows())
+@pytest.mark.parametrize(("steps", "flows"), [(7, 1), (8, 2)])
+def test_a_clip_is_dropped_at_its_next_step_and_one_that_is_done_is_not(
+    steps, flows, tmp_path, monkeypatch
+):
+    """3 LR and 2 HR steps of the first clip, then 2 or all 3 LR steps of the second: it is kept."""
+    own = LowFlowCache()
+    monkeypatch.setattr(loading, "low_flows", lambda cfg: own)
     cfg = config(tmp_path, "prompts.count=3", "method=cascade")
     taken, commit = [], job.Job.commit
 
     def one_step(self, progress):
         def told(stage, done, total):
             taken.append((stage, done))
-            if len(taken) == 7:  # 3 LR and 2 HR steps of the first clip, 2 LR steps of the second
+            if len(taken) == steps:
                 os.kill(os.getpid(), signal.SIGUSR1)
             step(self, progress)(stage, done, total)
 
@@ -258,7 +262,7 @@ def test_a_clip_is_dropped_at_its_next_step_and_one_that_is_done_is_not(tmp_path
     with stopping.caught(working=True), pytest.raises(stopping.Preempted) as stop:
         runner.run(cfg)
     assert stop.value.by == "SIGUSR1" and stop.value.dropped == (DEMO[1],)
-    assert len(taken) == 7 and not stopping.asked()
+    assert len(taken) == steps and len(own._held) == flows and not stopping.asked()
     assert not list(tmp_path.rglob(".tmp-*")) and not list(tmp_path.glob("*/failures/*"))
 
     def late(self, *rest):  # while the second clip is written
