@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 import s2flow.schema  # noqa: F401  (registers the schema behind conf/)
 from s2flow.cli import reported, terminal
+from s2flow.stopping import caught
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -12,10 +13,10 @@ def main(cfg: DictConfig) -> dict:
     """One job of a run or sweep."""
     from s2flow.runner import run  # diffusers and transformers stay out of --help
 
-    with reported():
+    with caught(working=True), reported():
         return run(cfg)
 
 
 if __name__ == "__main__":
-    with terminal():
+    with terminal(), caught():
         main()

@@ -35,13 +35,13 @@ table() { # TABLE FORMAT, whole or not at all
 }
 
 for name in demo table1 table2 table3 table4 figure3 figure5 figure6; do
-    step "$name" python run.py "experiment=$name" "runs_dir=$runs" "$@"
+    step "$name" python run.py "experiment=$name" "runs_dir=$runs" cache=retry "$@"
 done
 for name in table1 table2 table3 table4; do
     for format in text md tex csv html; do step "$name.$format" table "$name" "$format"; done
 done
 if [ $# -eq 0 ]; then
-    step claims python experiments/claims.py --run --runs "$runs" batch=8
+    step claims python experiments/claims.py --run --runs "$runs" batch=8 cache=retry
     step gallery python experiments/gallery.py --runs "$runs"
     once agreement python experiments/world_agreement.py
     once solver_error python experiments/solver_error.py --prompts 2 --steps 10,20,40

@@ -15,7 +15,6 @@ the HR flow calls ordered *correctors* on the velocity, then lets its solver ste
 """
 
 import copy
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +30,10 @@ from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
-from s2flow.lowflow import LowFlow, LowFlowCache
+from s2flow.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.plan import BY_VOLUME, Plan, Windows
 from s2flow.policies import decide
-from s2flow.recipe import VERSION, Recipe
+from s2flow.recipe import Recipe
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.timing import Clock
 from s2flow.unipc import UniPC
@@ -163,10 +162,8 @@ class Cascade:
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
 
     def _low_key(self, prompt: str, seed: int) -> str:
-        ranks = self.backbone.router.ranks  # must all have it, or all make it
-        together = {} if ranks is None else {"ranks": ranks.k}
-        of = {"prompt": prompt, "seed": seed, **together}
-        return json.dumps([VERSION, self.recipe.low_identity(), of], sort_keys=True)
+        ranks = self.backbone.router.ranks
+        return low_key(self.recipe, prompt, seed, None if ranks is None else ranks.k)
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from s2flow.errors import UserError
+from s2flow.stopping import EX_TEMPFAIL, Preempted
 
 WANTED = {  # what OmegaConf says of a value -> what to type
     "to Integer": "a whole number",
@@ -19,7 +21,8 @@ WANTED = {  # what OmegaConf says of a value -> what to type
 }
 
 VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
-RUN_IDS = ("runs", "scorer.fidelity.reference")
+RUN_IDS = ("runs", "reproduce", "scorer.fidelity.reference")
+RUN_ID = r"[0-9a-f]{10}(/[0-9a-f]{16})?"  # perhaps with a clip's key
 
 
 def literal(argument: str) -> str:
@@ -32,7 +35,7 @@ def literal(argument: str) -> str:
     """
     key, equals, text = argument.partition("=")
     if key in RUN_IDS and equals and text != "null":
-        return f"{key}={re.sub(r'[0-9a-f]{10}', lambda m: repr(m[0]), text)}"
+        return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
     if key != "prompt" or not equals or text == "null":
         return argument
     # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
@@ -100,6 +103,8 @@ class _WithoutHydrasEcho:
 def terminal() -> Iterator[None]:
     """Quote prompts before Hydra reads them; turn user errors into one line and exit code 2.
 
+    Signals that stop a run end with 75 (`s2flow.stopping`), Ctrl-C with 130.
+
     Set HYDRA_FULL_ERROR=1 to see tracebacks instead.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -121,16 +126,28 @@ def terminal() -> Iterator[None]:
         if not getattr(error, "reported", False):
             _say(error)
         sys.exit(2)
+    except Preempted as stop:
+        print(_what_stopped(stop), file=sys.stderr)
+        sys.exit(EX_TEMPFAIL)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
 
-def _say(error: BaseException) -> None:
+def _what_stopped(stop: Preempted) -> str:
+    names = ", ".join(json.dumps(p, ensure_ascii=False) for p in stop.dropped)
+    dropped = f"dropped {names}, which was not complete" if names else "no clip was lost"
+    return f"{_who()}stopped by {stop.by}: {dropped}; the same command goes on from here"
+
+
+def _who() -> str:
     from s2flow.parallel import rank
 
-    who = f"rank {rank()}: " if rank() else ""
-    print(f"error: {who}{one_line(error)}", file=sys.stderr)
+    return f"rank {rank()}: " if rank() else ""
+
+
+def _say(error: BaseException) -> None:
+    print(f"error: {_who()}{one_line(error)}", file=sys.stderr)
 
 
 def program() -> str:

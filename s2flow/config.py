@@ -36,6 +36,7 @@ CHOICES = {
     "upsample": ("bilinear", "nearest", "bicubic"),
     "attention": ("auto", *BACKENDS),
     "offload": ("none", "model", "group"),
+    "cache": ("cached", "retry", "force", "read-only"),
 }
 
 

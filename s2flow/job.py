@@ -1,29 +1,34 @@
 """One recipe at work on one store: generate a batch, write it, record it, score it.
 
 A clip that fails leaves its traceback and the others go on; of a batch that fails each clip is tried
-alone, so that only the culprit is lost. A full disk ends the job, since every clip would fail. Several
+alone, so that only the culprit is lost, and one that does not fit the memory is tried once more with
+what `s2flow.memory` saves. What is no clip's fault ends the job, since every clip would fail: a full
+disk, a knob that turns out wrong. A signal drops the clip in flight (`s2flow.stopping`). Several
 processes share a job as `s2flow.parallel` says.
 """
 
 import errno
 import shutil
+import sys
 import time
 import traceback
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from s2flow import loading, methods
+from s2flow import loading, memory, methods, stopping
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.placement import tile_vae
 from s2flow.cascade import Generated
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.memory import Saving
 from s2flow.outcome import outcome
 from s2flow.parallel import Team
 from s2flow.params import variant
@@ -32,6 +37,7 @@ from s2flow.progress import Progress
 from s2flow.provenance import provenance
 from s2flow.recipe import Recipe
 from s2flow.score import Scoring
+from s2flow.stopping import Preempted
 from s2flow.store import Store, read_run, sha256_of, without_nan, written_whole
 from s2flow.summary import print_failure
 from s2flow.tasks import Task
@@ -40,81 +46,194 @@ from s2flow.tracking import Tracker, sweep, tracked
 from s2flow.video import contact_sheet, write_video
 from s2flow.windowmap import save_windows
 
+BOUNDARIES = ("text", "lr", "plan", "handoff", "hr")  # stages before which a clip may be dropped
+AGAIN = 3  # times that a clip is written anew because another worker's files came between
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A batch that was not made: the error in words only, because frames would hold its tensors."""
+
+    error: str
+    line: str
+    traceback: str
+    stage: str | None
+    ran_out: bool  # of memory
+
 
 @dataclass(frozen=True)
 class Job:
-    """One recipe at work on one store."""
+    """One recipe at work on one store.
+
+    stale: clips that have a record and are made again (cache=force), see `tasks.Work`.
+    """
 
     cfg: DictConfig
     recipe: Recipe
     store: Store
     scoring: Scoring
     team: Team = Team()
+    stale: Mapping[str, float | None] = field(default_factory=dict)
+    saving: Saving = field(default_factory=Saving)
 
     def make_all(self, todo: list[Task], tasks: list[Task], clips: int) -> int:
         """Make the missing ones of so many clips, batch by batch; returns how many failed.
 
-        tasks: the clips of all processes, of which some are shown.
+        tasks: the clips of all processes, of which some are shown. Raises Preempted after a signal.
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
-        device = loading.device_here(cfg.device)
-        refuse(cfg, recipe, device)
+        refuse(cfg, recipe, loading.device_here(cfg.device))
         shown, have = [min(t.indices) for t in tasks], len(read_run(self.store.folder))
         # before weights are loaded: a login that is missing is said at once
         with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
-            placed = (cfg.offload, cfg.fp8, cfg.compile)
-            backbone = loading.load_backbone(cfg.backbone, device, *placed, team.tensors)
-            tile_vae(backbone.vae, recipe.vae_tile)
-            methods.check(backbone, recipe)
+            methods.check(self.backbone(), recipe)
             with Progress(recipe, clips, len(todo), cfg.progress, not team.leads) as progress:
                 for i in range(0, len(todo), cfg.batch):
+                    self.stop_if_asked()
                     group = self.missing(todo[i : i + cfg.batch])
-                    failed += self.make(group, backbone, progress, track) if group else 0
+                    failed += self.make(group, progress, track) if group else 0
         return failed
 
-    def missing(self, tasks: list[Task]) -> list[Task]:
-        """Those that nobody has recorded yet, as the leader sees it."""
-        return self.team.agree([t for t in tasks if self.store.record(t.key) is None])
+    def backbone(self) -> Backbone:
+        """The loaded backbone, placed as the config or the memory says."""
+        cfg, offload = self.cfg, self.saving.offload or self.cfg.offload
+        compiled = cfg.compile and (self.saving.after is None or offload == "none")
+        placed = (loading.device_here(cfg.device), offload, cfg.fp8, compiled)
+        backbone = loading.load_backbone(cfg.backbone, *placed, self.team.tensors)
+        tile_vae(backbone.vae, self.recipe.vae_tile)
+        return backbone
 
-    def make(
-        self, group: list[Task], backbone: Backbone, progress: Progress, track: Tracker | None
-    ) -> int:
+    def missing(self, tasks: list[Task]) -> list[Task]:
+        """Those that nobody has recorded yet, or recorded anew, as the leader sees it."""
+        return self.team.agree([t for t in tasks if self.lacks(t)])
+
+    def lacks(self, task: Task) -> bool:
+        """Whether there is no record, or only the one that is to be replaced."""
+        record = self.store.record(task.key)
+        stale = record is not None and task.key in self.stale
+        return record is None or (stale and record.get("at") == self.stale[task.key])
+
+    def make(self, group: list[Task], progress: Progress, track: Tracker | None) -> int:
         """Generate and record one batch; returns how many clips failed."""
-        clock, store, team = Clock(backbone.device, watch=progress.stage), self.store, self.team
+        failure = self.attempt(group, progress, track)
+        if failure is None:
+            for task in group if self.team.leads else ():
+                self.finish(task, progress, track)
+            return 0
+        left = self.missing(group)
+        if track is not None:
+            track.skip()  # its steps are sent; the next clip's follow them
+        if len(group) > 1:  # one by one, so that only the culprit fails
+            return sum(self.make([task], progress, track) for task in left)
+        if left and failure.ran_out and self.saving.after is None:
+            self.save_memory(failure)
+            return self.make(group, progress, track)
+        if self.team.leads and left:
+            self.fail(left[0], failure)
+        return len(left)
+
+    def attempt(
+        self, group: list[Task], progress: Progress, track: Tracker | None
+    ) -> Failure | None:
+        """Generate and record one batch; returns how it failed, if it did.
+
+        Raises UserError for what is no clip's fault, Preempted after a signal.
+        """
+        team, prompts, seeds = self.team, [t.prompt for t in group], [t.seed for t in group]
+        clock = Clock(watch=self.watch(progress))
         progress.batch()
-        prompts, seeds = [t.prompt for t in group], [t.seed for t in group]
         try:
-            how = {"clock": clock, "cache": loading.low_flows(self.cfg), "progress": progress.step}
+            backbone = self.backbone()
+            clock.device = backbone.device
+            how = {"clock": clock, "cache": loading.low_flows(self.cfg)}
+            how |= {"progress": self.step(progress)}
             how["on_step"] = None if track is None else track.step
             made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
             team.lead(lambda: self.commit(group, made, clock, backbone))
+        except Preempted as stop:
+            left = tuple(t.prompt for t in group if self.lacks(t))
+            raise Preempted(stop.by, left, stop.at_once) from None
         except Exception as error:
-            team.fail_together(error)
-            if _disk_is_full(error, store.folder):
-                raise UserError(
-                    f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
-                    "free some space and type the same command again"
-                ) from None
-            left = self.missing(group)
-            if track is not None:
-                track.skip()  # its steps are sent; the next clip's follow them
-            if len(group) > 1:  # one by one, so that only the culprit fails
-                return sum(self.make([task], backbone, progress, track) for task in left)
-            if team.leads:
-                print_failure(group[0].prompt, error)
-            for task in left if team.leads else ():
-                failure = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
-                failure |= {"error": repr(error), "traceback": traceback.format_exc()}
-                store.fail(task.key, failure | provenance(backbone.device))
-            return len(left)
-        for task in group if team.leads else ():
-            self.finish(task, progress, track)
-        return 0
+            ran_out = memory.ran_out(error)
+            team.fail_together(error, memory.advice(self.cfg) if ran_out else "")
+            refusal = team.agree(self.refusal(error))
+            if refusal is not None:
+                raise UserError(refusal) from None
+            line = f"{type(error).__name__}: {error}".split("\n")[0]
+            words = (repr(error), line, traceback.format_exc(), clock.broke)
+            return Failure(*words, team.agree(ran_out))
+        return None
+
+    def refusal(self, error: Exception) -> str | None:
+        """What to say of an error that every clip would run into; None: it is this clip's own."""
+        if isinstance(error, UserError):
+            return str(error)
+        if _disk_is_full(error, self.store.folder):
+            return (
+                f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
+                "free some space and type the same command again"
+            )
+        return None
+
+    def save_memory(self, failure: Failure) -> None:
+        """From now on, do without what `s2flow.memory` names."""
+        device = loading.device_here(self.cfg.device)
+        self.saving.begin(device, self.cfg.offload, failure.stage)
+        memory.give_back(loading.low_flows(self.cfg))
+        if self.team.leads:
+            how = f"offload={self.saving.offload}, LR flows on disk only"
+            print(f"note: {self.saving.after}; tried once more with {how}", file=sys.stderr)
+
+    def fail(self, task: Task, failure: Failure) -> None:
+        """Say that a clip has failed, and keep why."""
+        more = f"; out of memory again: {memory.advice(self.cfg)}" if failure.ran_out else ""
+        print_failure(task.prompt, failure.line + more)
+        found = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
+        found |= {"error": failure.error, "stage": failure.stage, "traceback": failure.traceback}
+        found |= self.saving.report()
+        self.store.fail(task.key, found | provenance(loading.device_here(self.cfg.device)))
+
+    # -- signals ------------------------------------------------------------------------------
+
+    def stop_if_asked(self) -> None:
+        """Raises Preempted, on every rank of the group, if a signal has reached its leader."""
+        by = self.team.agree(stopping.asked())
+        if by is not None:
+            raise Preempted(by)
+
+    def watch(self, progress: Progress) -> Any:
+        """What a clock tells: shown, and a place to stop before a stage that would be lost."""
+
+        def told(stage: str, seconds: float | None) -> None:
+            if seconds is None and stage in BOUNDARIES:
+                self.stop_if_asked()
+            progress.stage(stage, seconds)
+
+        return told
+
+    def step(self, progress: Progress) -> Any:
+        """What a flow tells after a step; its last one is not lost: what follows needs it."""
+
+        def told(stage: str, done: int, total: int) -> None:
+            progress.step(stage, done, total)
+            if done < total:
+                self.stop_if_asked()
+
+        return told
+
+    # -- files --------------------------------------------------------------------------------
 
     def commit(self, group: list[Task], made: Generated, clock: Clock, backbone: Backbone) -> None:
         """Write and record a batch."""
         for i, task in enumerate(group):
-            self.store.commit(task.key, self.write(task, i, made, clock, backbone))
+            replaces = self.stale.get(task.key)
+            for _ in range(AGAIN):
+                with ExitStack() as files:
+                    record = self.write(task, i, made, clock, backbone, files)
+                    self.store.commit(task.key, record, files, replaces)
+                if self.store.matches(task.key):
+                    break
+                replaces = record["at"]
 
     def finish(self, task: Task, progress: Progress, track: Tracker | None) -> None:
         """Score a clip that was just recorded, and show it."""
@@ -126,27 +245,30 @@ class Job:
             track.clip(record, self.store.folder)
 
     def write(
-        self, task: Task, i: int, made: Generated, clock: Clock, backbone: Backbone
+        self,
+        task: Task,
+        i: int,
+        made: Generated,
+        clock: Clock,
+        backbone: Backbone,
+        files: ExitStack,
     ) -> dict[str, Any]:
-        """Write clip i of a batch to the store; returns its record."""
+        """Write clip i of a batch, whole, beside its place in the store; returns its record."""
         recipe, store, fps = self.recipe, self.store, self.cfg.backbone.fps
         video = made.video[i]
         low = None if made.low_video is None else made.low_video[i]
-        path = store.path("clips", f"{task.key}.mp4")
         own, batch = Clock(backbone.device, watch=clock.watch), len(made.video)
         with own("write"):
-            with written_whole(path) as temporary:
-                write_video(temporary, video, fps)
+            path = self.beside("clips", f"{task.key}.mp4", files)
+            write_video(path, video, fps)
             rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
             if low is not None:
-                with written_whole(store.path("clips", f"{task.key}.low.mp4")) as temporary:
-                    write_video(temporary, low, fps)
+                write_video(self.beside("clips", f"{task.key}.low.mp4", files), low, fps)
                 rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
-            with written_whole(store.path("sheets", f"{task.key}.png")) as temporary:
-                contact_sheet(temporary, rows, task.prompt)
+            contact_sheet(self.beside("sheets", f"{task.key}.png", files), rows, task.prompt)
             if self.cfg.keep_latents:
-                with written_whole(store.path("latents", f"{task.key}.safetensors")) as temporary:
-                    save_file({"latent": made.latent[i].float().cpu().contiguous()}, temporary)
+                latent = {"latent": made.latent[i].float().cpu().contiguous()}
+                save_file(latent, self.beside("latents", f"{task.key}.safetensors", files))
             if made.windows and made.windows[i]:
                 save_windows(store.path("windows", f"{task.key}.npz"), made.windows[i])
         sigma, sigma_high = (
@@ -189,15 +311,20 @@ class Job:
             "batch": batch,
             "at": round(time.time(), 3),
             "sweep": sweep(),
-            "compile": self.cfg.compile,
+            "compile": self.cfg.compile and self.saving.offload in (None, "none"),
             "context_parallel": self.team.k,
-            "offload": self.cfg.offload,
+            "offload": self.saving.offload or self.cfg.offload,
+            **self.saving.report(),
             "source": self.cfg.backbone.source,
             "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
             "dtype": recipe.dtype,
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
         }
+
+    def beside(self, kind: str, name: str, files: ExitStack) -> Path:
+        """A temporary path that takes its place when `files` closes without an exception."""
+        return files.enter_context(written_whole(self.store.path(kind, name)))
 
     def score(self, task: Task) -> bool:
         """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
-from s2flow.recipe import LATER, VERSION
+from s2flow.recipe import LATER, VERSION, Recipe
 from s2flow.store import written_whole
 from s2flow.windows import Box
 
@@ -97,6 +97,13 @@ def _part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
     return [None if x is None else x[i : i + 1].clone() for x in states]
 
 
+def low_key(recipe: Recipe, prompt: str, seed: int, ranks: int | None = None) -> str:
+    """What a clip's LR flow is the flow of. ranks: that made it together; all must have it, or none."""
+    together = {} if ranks is None else {"ranks": ranks}
+    of = {"prompt": prompt, "seed": seed, **together}
+    return json.dumps([VERSION, recipe.low_identity(), of], sort_keys=True)
+
+
 class LowFlowCache:
     """Flows of single clips by what they are the flow of (any text): in memory, and in a folder.
 
@@ -145,9 +152,19 @@ class LowFlowCache:
                 f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
             )
 
+    def drop(self) -> None:
+        """Hold no flow in memory but the one in use, from now on; the folder stays."""
+        self.memory = 0
+        self._held.clear()
+
     def path(self, of: str) -> Path:
         """The file of a flow."""
-        return self.folder / f"{hashlib.sha256(of.encode()).hexdigest()[:24]}.safetensors"
+        return self.folder / f"{self.name(of)}.safetensors"
+
+    @staticmethod
+    def name(of: str) -> str:
+        """The name of a flow's file."""
+        return hashlib.sha256(of.encode()).hexdigest()[:24]
 
     def _hold(self, of: str, low: LowFlow) -> None:
         self._held[of] = low

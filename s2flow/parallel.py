@@ -92,11 +92,11 @@ class Team:
         if told is not None:
             raise RuntimeError(f"the leader of this group failed: {told}")
 
-    def fail_together(self, error: Exception) -> None:
+    def fail_together(self, error: Exception, advice: str = "") -> None:
         """Returns once the whole group has failed.
 
         Raises SystemExit with the line to print if this rank is the only one: nothing on the way, a
-        sweep's next job neither, may go on with others who wait for this one.
+        sweep's next job neither, may go on with others who wait for this one. advice: what to type.
         """
         if self.k == 1:
             return
@@ -107,7 +107,7 @@ class Team:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise SystemExit(
                 f"error: rank {self.rank} failed alone ({reason}), and the others of its video wait "
-                "for it; the same command goes on from here"
+                f"for it; {advice or 'the same command goes on from here'}"
             ) from error
 
     def total(self, *counts: int) -> list[int]:

@@ -1,6 +1,8 @@
 """`python run.py ... plan=true`: what a clip would cost, stage by stage, before anything is loaded.
 
-    plan     the table for a person, and as the last line of stdout the same as one line of JSON
+    plan     the table for a person, and as the last line of stdout the same as one line of JSON, with
+             what is recorded, what is missing, hours and disk (`s2flow.forecast`); in a sweep there
+             is one table of all jobs at the end, and one line of JSON
     refuse   what a real run asks first on a GPU: raises UserError with the words to add if the clip
              does not fit, `check_memory=false` among them
 
@@ -32,7 +34,10 @@ from s2flow.costs import (
     vae_stages,
 )
 from s2flow.errors import UserError
+from s2flow.forecast import forecast, line
 from s2flow.recipe import Recipe
+from s2flow.summary import in_sweep
+from s2flow.tasks import Task
 
 TILE = (512, 448)  # what is offered where whole frames do not fit
 WORDS = (  # (offload, fp8, tiled, ranks) in the order in which they are offered
@@ -78,8 +83,11 @@ def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
     return measure(_blank(cfg), recipe, cfg.batch)
 
 
-def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, Any]:
-    """Print the plan; returns what the JSON line holds, sizes in GiB."""
+def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dict[str, Any]:
+    """Print the plan, if it is not one of a sweep; returns what the JSON line holds, sizes in GiB.
+
+    `needs`, which no line holds, names what is to be made.
+    """
     if recipe.stages:
         raise UserError("plan=true counts one HR size; leave scales out to plan for the largest")
     on, ranks = device_of(cfg, device), cfg.context_parallel
@@ -108,7 +116,7 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
         "high": list(recipe.high),
         "frames": recipe.frames,
         "batch": cfg.batch,
-        "clips": clips,
+        "clips": len(tasks),
         "offload": cfg.offload,
         "fp8": cfg.fp8,
         "vae_tile": recipe.vae_tile and list(recipe.vae_tile),
@@ -127,8 +135,10 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, clips: int) -> dict[str, 
     }
     if found["fits"] is False:
         found["add"] = words_that_fit(cfg, recipe, costs, on.memory)
-    _show(found)
-    print(json.dumps({"plan": found}))
+    found |= forecast(cfg, recipe, tasks, {r["stage"]: r["seconds"] for r in rows}, _blank(cfg))
+    if not in_sweep():
+        _show(found)
+        print(json.dumps({"plan": {k: v for k, v in found.items() if k != "needs"}}))
     return found
 
 
@@ -194,6 +204,7 @@ def _blank(cfg: DictConfig) -> Any:
 
 def _show(found: dict[str, Any]) -> None:
     console = Console(highlight=False, width=100)
+    console.print(line(found), markup=False, soft_wrap=True)
     size = f"{found['low'][0]}x{found['low'][1]} -> {found['high'][0]}x{found['high'][1]}"
     console.print(
         f"{found['method']} on {found['backbone']}, {size}, {found['frames']} frames, "

@@ -20,14 +20,16 @@ def provenance(device: str) -> dict[str, Any]:
 
 @functools.lru_cache
 def _provenance(device: str) -> dict[str, Any]:
-    names = ("s2flow", "torch", "diffusers", "transformers", "hydra-core", "numpy")
+    names = ("s2flow", "torch", "diffusers", "transformers", "accelerate", "hydra-core", "numpy")
+    names += ("imageio-ffmpeg",)  # the encoder decides the bytes of an mp4
     cuda = device.startswith("cuda")
     here = Path(__file__).parent
     ours = _git(here, "ls-files", "--error-unmatch", "runner.py") is not None
     commit = _git(here, "rev-parse", "HEAD") if ours else None
     dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
     return {
-        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}}
+        | ({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if cuda else {}),
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "host": socket.gethostname(),
         "commit": commit,

@@ -1,16 +1,19 @@
 """One config: which of its clips are not yet in the store; make those, and say what there is.
 
-Whatever is already recorded is skipped, so re-issuing a command continues it. A clip that fails
-leaves its traceback, the others go on, and the job ends non-zero with counts and the command to
-type.
+Whatever is already recorded is skipped, so re-issuing a command continues it (`cache` says otherwise,
+see `s2flow.tasks`). A clip that fails leaves its traceback, the others go on, and the job ends non-zero
+with counts and the command to type.
 """
 
+import json
+import shlex
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2flow import loading, methods
+from s2flow import loading, methods, stopping
 from s2flow.backbones.base import Origin
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
@@ -20,11 +23,13 @@ from s2flow.planning import plan
 from s2flow.policies import sta
 from s2flow.progress import check as check_progress
 from s2flow.recipe import VERSION
+from s2flow.reproduce import reproduce
 from s2flow.score import Scoring
 from s2flow.scorers import build
+from s2flow.stopping import Preempted
 from s2flow.store import Store
 from s2flow.summary import label, print_run
-from s2flow.tasks import clip_tasks
+from s2flow.tasks import Task, clip_tasks, work
 from s2flow.tracking import check as check_tracker
 from s2flow.tracking import experiment
 
@@ -32,14 +37,17 @@ from s2flow.tracking import experiment
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Make all clips of one config; returns the summary that tables are printed from.
 
-    Raises UserError for values that cannot work and, at the end, if any clip failed.
+    Raises UserError for values that cannot work and, at the end, if any clip failed or is missing, and
+    Preempted after a signal.
     """
     check_progress(cfg.progress)
     check_tracker(cfg.tracker)
+    if cfg.reproduce is not None:
+        return reproduce(cfg)
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
-        return plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), len(tasks))
+        return plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), tasks)
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
@@ -52,24 +60,37 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     scorers = {name: build(name, conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
+    looking = cfg.cache == "read-only"
+    described = {"version": VERSION, **recipe.identity()}
+    store = Store(cfg.runs_dir, recipe.run_id, described, write=not looking)
     team = join(cfg.context_parallel, loading.device_here(cfg.device))
-    scoring = Scoring(store.book, scorers, arguments)
-    job, mine = Job(cfg, recipe, store, scoring, team), team.share(tasks)
-    todo = team.agree([t for t in mine if store.record(t.key) is None])
-    made, failed, unscored, refused = [], 0, 0, None
+    scoring = Scoring(store.book, {} if looking else scorers, arguments)
+    mine = team.share(tasks)
+    asked = team.agree(work(cfg.cache, store, mine))
+    job = Job(cfg, recipe, store, scoring, team, asked.stale)
+    made, failed, unscored, refused, preempted = [], 0, 0, None, None
     try:
-        unscored = sum(not job.score(t) for t in mine if t not in todo and team.leads)
-        failed = job.make_all(todo, tasks, len(mine)) if todo else 0
-        made = [r for r in (store.record(t.key) for t in todo) if r is not None]
+        for record in asked.recorded if team.leads else ():
+            unscored += not scoring.score(record)
+            if team.k == 1:  # in a group, ranks must leave together
+                stopping.check()
+        failed = job.make_all(asked.todo, tasks, len(mine)) if asked.todo else 0
+        made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves
         refused = error
-    made, failed, unscored, stopped = team.total(len(made), failed, unscored, refused is not None)
+    except Preempted as stop:
+        if stop.at_once:
+            raise
+        preempted = stop
+    counts = (len(made), failed, len(asked.failed), unscored, refused is not None)
+    made, failed, before, unscored, stopped, left = team.total(*counts, preempted is not None)
     if refused is not None:
         raise refused
     if stopped:
         raise UserError("another process could not go on and says why; what is recorded stays")
+    if left:
+        raise preempted or Preempted("another process's signal")
     store.book.refresh()  # what others said meanwhile
     records = [store.record(t.key) for t in tasks]
     summary = {
@@ -79,29 +100,61 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "clips": len(tasks),
         "made": made,
         "failed": failed,
+        "failed_before": before,
         "unscored": unscored,
         "folder": str(store.folder),
         "records": [r for r in records if r is not None],
     }
     if team.first:
         print_run(summary)
-    if failed or unscored:
-        error = UserError(_what_failed(summary))
+    ended = _what_failed(summary, asked.failed)
+    if looking and len(summary["records"]) < len(tasks):
+        ended = _what_lacks(cfg, summary)
+    if ended:
+        error = UserError(ended)
         error.summary, error.reported = summary, not team.first  # for the sweep's table
         raise error
     return summary
 
 
-def _what_failed(summary: dict[str, Any]) -> str:
-    clips, failed, unscored = (summary[k] for k in ("clips", "failed", "unscored"))
-    said = []
-    if failed:
+def _what_failed(summary: dict[str, Any], before: list[Task]) -> str:
+    """What is not as it should be and what to type; "" if nothing is."""
+    clips, said = summary["clips"], []
+    if summary["failed"]:
         said += [
-            f"{failed} of {clips} clips failed, {clips - failed} are complete; "
+            f"{summary['failed']} of {clips} clips failed, {len(summary['records'])} are complete; "
             f"tracebacks are in {summary['folder']}/failures"
         ]
-    if unscored:
+    if summary["failed_before"]:
+        names = [json.dumps(t.prompt, ensure_ascii=False) for t in before[:3]]
+        names += ["..."] if summary["failed_before"] > len(names) else []
         said += [
-            f"{unscored} of {clips} clips lack scores; why stands in {summary['folder']}/scores"
+            f"{summary['failed_before']} of {clips} clips failed before and were left out "
+            f"({', '.join(names)}); tracebacks are in {summary['folder']}/failures"
         ]
-    return "; ".join(said) + "; the same command tries the failed ones again"
+    if said:
+        said += ["type cache=retry to try them again"]
+    if summary["unscored"]:
+        said += [
+            f"{summary['unscored']} of {clips} clips lack scores; why stands in "
+            f"{summary['folder']}/scores; the same command asks again"
+        ]
+    return "; ".join(said)
+
+
+def _what_lacks(cfg: DictConfig, summary: dict[str, Any]) -> str:
+    """What cache=read-only did not find, and the command that makes it."""
+    lacking = summary["clips"] - len(summary["records"])
+    return (
+        f"{lacking} of {summary['clips']} clips are not in {summary['folder']}, and cache=read-only "
+        f"makes none; type {command(cfg)}"
+    )
+
+
+def command(cfg: DictConfig) -> str:
+    """What to type for this job of a sweep alone, without cache=."""
+    hydra = HydraConfig.instance().cfg
+    words = [] if hydra is None else list(hydra.hydra.overrides.task)
+    words = [w for w in words if not w.startswith(("cache=", "prompt="))]
+    words += [] if cfg.prompt is None else [f"prompt={cfg.prompt}"]
+    return shlex.join(["python", "run.py", *words])

@@ -131,6 +131,7 @@ class Config:
 
     runs_dir: str = "runs"
     shard: str = "1/1"
+    cache: str = "cached"
     batch: int = 1
     device: str = "auto"
     threads: int | None = None
@@ -139,6 +140,7 @@ class Config:
     offload: str = "none"
     keep_latents: bool = False
     progress: str = "auto"
+    reproduce: str | None = None
     plan: bool = False
     tflops: float | None = None
     bandwidth: float | None = None

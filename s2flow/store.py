@@ -7,11 +7,12 @@
                   windows/<key>.npz        its windows, where they are boxes; see windowmap.py
                   records/<key>.json       written last: a clip is done when its record exists
                   scores/*.jsonl           what scorers said of it, see scorebook.py
-                  failures/<key>.json      traceback of a clip that failed; tried again next time
+                  failures/<key>.json      a clip that failed: traceback, how often it was tried, when
 
 The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed,
 so a kill at any moment costs at most the clip in flight, and any number of workers may share a
-folder.
+folder. All files of a clip are whole before the first takes its place, and the record is the last: a
+kill in between leaves a record that the next start puts in its place if it names the video there.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import json
 import math
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import fields
@@ -62,9 +64,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; NaN is refused."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    text = _json(value)
     with written_whole(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:
@@ -82,22 +88,31 @@ def sha256_of(path: Path) -> str:
 
 
 class Store:
-    """One run's folder. Raises UserError at once if it cannot be written."""
+    """One run's folder. Raises UserError at once if it cannot be written.
 
-    def __init__(self, runs_dir: str | Path, run_id: str, recipe: dict[str, Any]) -> None:
+    write: False only looks (cache=read-only); the folder need not be there.
+    """
+
+    def __init__(
+        self, runs_dir: str | Path, run_id: str, recipe: dict[str, Any], write: bool = True
+    ) -> None:
         self.runs_dir, self.run_id = Path(runs_dir), run_id
         self.folder = self.runs_dir / run_id
+        if write:
+            self._open(recipe)
+        self.book = ScoreBook(self.folder)
+
+    def _open(self, recipe: dict[str, Any]) -> None:
         try:
             for name in ("clips", "sheets", "records"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "recipe.json", recipe)
         except OSError as error:
             raise UserError(
-                f"runs_dir={runs_dir} cannot be written ({error.strerror}); "
+                f"runs_dir={self.runs_dir} cannot be written ({error.strerror}); "
                 "type runs_dir=some/other/folder"
             ) from None
         self._remove_temporaries_of_the_dead()
-        self.book = ScoreBook(self.folder)
 
     def path(self, kind: str, name: str) -> Path:
         """runs/<run_id>/<kind>/<name>."""
@@ -115,21 +130,74 @@ class Store:
         complete = video.exists() and video.stat().st_size == record["bytes"]
         return self.book.joined(record) if complete else None
 
-    def commit(self, key: str, record: dict[str, Any]) -> None:
-        """Write the record: from here on the clip is done."""
-        write_json(self.path("records", f"{key}.json"), record)
+    def commit(
+        self,
+        key: str,
+        record: dict[str, Any],
+        files: contextlib.ExitStack | None = None,
+        replaces: float | None = None,
+    ) -> None:
+        """Write the record: from here on the clip is done.
+
+        files: `written_whole` blocks of the clip, which take their places just before the record.
+        replaces: `at` of the record that was to be made again; any other one that is there by now is
+        a duplicate, and is counted.
+        """
+        there = self.record(key)
+        if there is not None and there.get("at") != replaces:
+            record = record | {"duplicates": 1 + there.get("duplicates", 0)}
+        text = _json(record)
+        with written_whole(self.path("records", f"{key}.json")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            if files is not None:
+                files.close()
         self.path("failures", f"{key}.json").unlink(missing_ok=True)
 
+    def matches(self, key: str) -> bool:
+        """Whether record and video are of one making: two workers may have finished at once."""
+        record = read_record(self.path("records", f"{key}.json"))
+        try:
+            return record is not None and _is_of(record, self.folder)
+        except OSError:
+            return False
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        """What is kept of a clip that failed, or None."""
+        try:
+            found = json.loads(self.path("failures", f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def fail(self, key: str, record: dict[str, Any]) -> None:
-        """Keep the traceback of a clip that failed."""
-        write_json(self.path("failures", f"{key}.json"), record)
+        """Keep the traceback of a clip that failed, how often it was tried, and when (`tried_at`)."""
+        before = self.failure(key) or {}
+        tried = {"tries": before.get("tries", 0) + 1}
+        tried["tried_at"] = [*before.get("tried_at", []), round(time.time(), 3)][-20:]
+        write_json(self.path("failures", f"{key}.json"), record | tried)
 
     def _remove_temporaries_of_the_dead(self) -> None:
         prefix = f".tmp-{socket.gethostname()}-"
         for path in self.folder.rglob(f"{prefix}*"):
             pid = path.name[len(prefix) :].split("-")[0]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                with contextlib.suppress(OSError):
+                    self._promote(path)
                 path.unlink(missing_ok=True)
+
+    def _promote(self, path: Path) -> None:
+        """Put a record in its place whose video is there and whose writer was killed in between."""
+        record = read_record(path) if path.parent.name == "records" else None
+        if record is None or not _is_of(record, self.folder):
+            return
+        key = Path(record["video"]).stem
+        if not self.matches(key):
+            os.replace(path, self.path("records", f"{key}.json"))
+
+
+def _is_of(record: dict[str, Any], folder: Path) -> bool:
+    """Whether a record names the bytes of the video that is there."""
+    return sha256_of(folder / record["video"]) == record.get("sha256")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -29,9 +29,11 @@ SHOWN = {
 }
 
 
-def print_failure(prompt: str, error: Exception) -> None:
+def print_failure(prompt: str, error: Exception | str) -> None:
     """One line for a clip that failed; its traceback is in the store."""
-    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    reason = error
+    if isinstance(error, Exception):
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
     print(f"  FAILED {json.dumps(prompt, ensure_ascii=False)} {reason}", file=sys.stderr)
 
 
@@ -39,18 +41,23 @@ def print_run(summary: dict[str, Any]) -> None:
     """Table of one run, and where its files are."""
     console = _console()
     folder, records = summary["folder"], summary["records"]
-    if not _in_sweep():  # its table comes at the end
+    if not in_sweep():  # its table comes at the end
         console.print(_table([summary]))
     line = f"videos {folder}/clips   contact sheets {folder}/sheets"
-    if len(records) == 1:
+    if len(records) == 1 and summary["clips"] == 1:
         video = f"{folder}/{records[0]['video']}"
         line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
-    console.print(line, markup=False, soft_wrap=True)
-    if not _in_sweep():
+    if records:
+        console.print(line, markup=False, soft_wrap=True)
+    again = sum(r.get("duplicates", 0) for r in records)
+    if again:
+        console.print(f"{again} duplicate(s): clips that several workers made at the same time")
+    if not in_sweep():
         print_what_next([summary])
 
 
-def _in_sweep() -> bool:
+def in_sweep() -> bool:
+    """Whether Hydra runs this as one job of several."""
     hydra = HydraConfig.instance().cfg
     return hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN
 
@@ -81,9 +88,10 @@ class SweepTable(Callback):
         """Write the job's summary beside its log."""
         value = getattr(job_return, "_return_value", None)
         value = getattr(value, "summary", value)  # of an error that says how many clips failed
-        if isinstance(value, dict) and "records" in value:  # a plan has none
+        names = {"records": "summary.json", "needs": "plan.json"}  # of a run, of plan=true
+        for name in names.keys() & (value.keys() if isinstance(value, dict) else ()):
             folder = Path(config.hydra.runtime.output_dir)
-            (folder / "summary.json").write_text(json.dumps(value))
+            (folder / names[name]).write_text(json.dumps(value))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table of the sweep."""
@@ -93,11 +101,21 @@ class SweepTable(Callback):
 
 def print_sweep(folder: Path) -> None:
     """Table of the jobs that left their summaries below a sweep's folder."""
-    found = sorted(folder.glob("*/summary.json"), key=lambda p: (len(p.parent.name), p))
-    if found and rank() == 0:
-        summaries = [json.loads(p.read_text()) for p in found]
+    if rank() != 0:
+        return
+    summaries, plans = (_left_by_jobs(folder, name) for name in ("summary.json", "plan.json"))
+    if summaries:
         _console().print(_table(summaries, title="sweep"))
         print_what_next(summaries)
+    if plans:
+        from s2flow.forecast import print_plans  # which needs `label`
+
+        print_plans(plans)
+
+
+def _left_by_jobs(folder: Path, name: str) -> list[dict[str, Any]]:
+    found = sorted(folder.glob(f"*/{name}"), key=lambda p: (len(p.parent.name), p))
+    return [json.loads(p.read_text()) for p in found]
 
 
 def print_what_next(summaries: list[dict[str, Any]]) -> None:

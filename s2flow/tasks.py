@@ -3,15 +3,23 @@
 A clip is a prompt text and a seed; list entries with the same text share one. With `seeds` above 1
 all prompts get their first seed before any gets its second: whenever a job is stopped, as many
 prompts as possible have a clip, and prompts are what statistics count.
+
+What is to be made of them is what `cache` says:
+
+    cached      what is recorded is skipped, and so is what failed before
+    retry       what failed before is tried again
+    force       everything is made again; a record stands until the new one is whole
+    read-only   nothing is made and nothing is written
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import DictConfig
 
 from s2flow.errors import UserError
 from s2flow.prompts import Prompt, load_prompts
-from s2flow.store import clip_key
+from s2flow.store import Store, clip_key
 
 MOST = 1_000_000  # clips of a job
 
@@ -32,6 +40,34 @@ class Task:
     def key(self) -> str:
         """See `store.clip_key`."""
         return clip_key(self.prompt, self.seed, self.original)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with a list of clips.
+
+    todo: those to make; failed: those that failed before and are left out; recorded: the records of
+    those that are done; stale: of clips that are made again, when they were recorded, by key.
+    """
+
+    todo: list[Task]
+    failed: list[Task]
+    recorded: list[dict[str, Any]]
+    stale: dict[str, float | None] = field(default_factory=dict)
+
+
+def work(cache: str, store: Store, tasks: list[Task]) -> Work:
+    """What `cache` makes of these clips; see the module."""
+    records = {t.key: store.record(t.key) for t in tasks}
+    recorded = [r for r in records.values() if r is not None]
+    if cache == "read-only":
+        return Work([], [], recorded)
+    if cache == "force":
+        held = {key: r.get("at") for key, r in records.items() if r is not None}
+        return Work(list(tasks), [], [], held)
+    missing = [t for t in tasks if records[t.key] is None]
+    failed = [] if cache == "retry" else [t for t in missing if store.failure(t.key) is not None]
+    return Work([t for t in missing if t not in failed], failed, recorded)
 
 
 def clip_tasks(cfg: DictConfig) -> list[Task]:

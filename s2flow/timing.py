@@ -27,6 +27,7 @@ class Clock:
     watch: Callable[[str, float | None], None] | None = (
         None  # told (stage, None), (stage, seconds)
     )
+    broke: str | None = None  # the stage that an exception has left
 
     @contextmanager
     def __call__(self, stage: str):
@@ -37,6 +38,9 @@ class Clock:
         start = time.perf_counter()
         try:
             yield
+        except BaseException:
+            self.broke = self.broke or stage
+            raise
         finally:
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize(self.device)

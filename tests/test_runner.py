@@ -246,7 +246,7 @@ def failing(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
     cfg = config(tmp_path, "method=bicubic", "prompts.count=3", "scorer=[none]", f"batch={batch}")
-    with pytest.raises(UserError, match="1 of 3 clips failed, 2 are complete.*the same command"):
+    with pytest.raises(UserError, match="1 of 3 clips failed, 2 are complete.*type cache=retry"):
         runner.run(cfg)
     shown = capsys.readouterr().err
     assert shown.count("FAILED") == 1 and "deliberate [/x] failure" in shown
@@ -257,8 +257,12 @@ def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
     assert "deliberate" in failure["error"] and "Traceback" in failure["traceback"]
     assert names(tmp_path, "records") == {f"{clip_key(DEMO[i], 0)}.json" for i in (0, 2)}
 
-    failing()  # healed: the same command makes only the failed one
+    failing()  # healed: the same command leaves the failed one out, and cache=retry makes only it
     before = state(tmp_path)
+    with pytest.raises(UserError, match="1 of 3 clips failed before .*type cache=retry"):
+        runner.run(cfg)
+    assert state(tmp_path) == before
+    cfg.cache = "retry"
     summary = runner.run(cfg)
     assert summary["made"] == 1 and summary["failed"] == 0 and len(summary["records"]) == 3
     assert names(tmp_path, "failures") == set()
