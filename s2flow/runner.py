@@ -11,12 +11,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from s2flow import loading, methods
+from s2flow import executor, loading, methods
 from s2flow.backbones.base import Origin
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.job import Job
-from s2flow.parallel import join
 from s2flow.planning import plan
 from s2flow.policies import sta
 from s2flow.progress import check as check_progress
@@ -36,6 +35,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     check_progress(cfg.progress)
     check_tracker(cfg.tracker)
+    executor.check(cfg)
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
@@ -53,14 +53,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
-    team = join(cfg.context_parallel, loading.device_here(cfg.device))
+    team = executor.team_here(cfg)
     scoring = Scoring(store.book, scorers, arguments)
     job, mine = Job(cfg, recipe, store, scoring, team), team.share(tasks)
     todo = team.agree([t for t in mine if store.record(t.key) is None])
     made, failed, unscored, refused = [], 0, 0, None
     try:
         unscored = sum(not job.score(t) for t in mine if t not in todo and team.leads)
-        failed = job.make_all(todo, tasks, len(mine)) if todo else 0
+        failed = executor.make_all(job, todo, tasks, len(mine)) if todo else 0
         made = [r for r in (store.record(t.key) for t in todo) if r is not None]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves
