@@ -138,10 +138,18 @@ def one_line(error: BaseException) -> str:
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "
             f"holds brackets or quotes: \"key='...'\""
         )
+    launcher = re.search(r"In 'hydra/launcher/(\w+)': Could not", text) or re.search(
+        r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'", text
+    )
+    if launcher:
+        return (
+            f"hydra/launcher={launcher[1]} needs a plugin that is not installed; "
+            'type pip install "s2flow[cluster]"'
+        )
     absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
     if absent:
         return f"{absent[1]}={absent[2]} is unknown; {program()} --help lists the choices"
-    missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
+    missing = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text)
     if missing:
         options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
         return (

@@ -37,7 +37,7 @@ from s2flow.config import plain
 from s2flow.errors import UserError
 from s2flow.job import Job
 from s2flow.loading import device_here
-from s2flow.parallel import Team, join, world_size
+from s2flow.parallel import Team, free_jobs, join, world_size
 from s2flow.progress import Progress
 from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
@@ -137,15 +137,22 @@ def start(address: str | None, cpus: int | None = None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 80 * 2**20}
     on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address or "local", **quiet, **({} if address else own))
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"no Ray cluster at {address} ({reason}); type `ray start --head` first, or leave it out"
-        ) from None
-    finally:
-        signal.signal(signal.SIGTERM, on_term)  # Ray puts its own in its place
+    for left in (2, 1, 0):  # on a crowded machine its half minute for a start is not enough
+        try:
+            ray.init(address or "local", **quiet, **({} if address else own))
+            break
+        except Exception as error:
+            ray.shutdown()
+            reason = str(error).strip().split("\n")[0]
+            if address is not None:
+                raise UserError(
+                    f"no Ray cluster at {address} ({reason}); type `ray start --head` first"
+                ) from None
+            if not left:
+                raise UserError(
+                    f"Ray cannot start here ({reason}); try again, or type executor=local"
+                ) from None
+    signal.signal(signal.SIGTERM, on_term)  # Ray has put its own in its place
 
 
 @dataclass
@@ -209,7 +216,7 @@ class Workers:
         Raises UserError if an actor says that nobody can go on, once the others are done.
         """
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
         told, died, refused = ray.put(told), Counter(), None
         try:
@@ -229,9 +236,9 @@ class Workers:
                             "machine of the cluster needs the same s2flow and folders"
                         ) from None
                     key = worker.tasks[0].key
-                    died[key] += 1
-                    # of a single actor, Ray has tried again; unless it was killed for good
-                    if died[key] > (self.retries if self.k > 1 else min(1, self.retries)):
+                    died[key] += 1  # a group, or an actor that was killed for good
+                    tried = self.k == 1 and isinstance(error, ActorUnavailableError)  # by Ray
+                    if tried or died[key] > self.retries:
                         yield from ((task, error) for task in worker.tasks)
                     else:
                         batches.appendleft(worker.tasks)
@@ -285,7 +292,7 @@ def _workers(cfg: DictConfig) -> Workers:
             workers.end()
         _kept.clear()
         each = (cfg.threads or 1) * cfg.context_parallel
-        start(conf.address, max(_cores(), (conf.workers or 1) * each))
+        start(conf.address, max(free_jobs(1), (conf.workers or 1) * each))
         _kept[key] = Workers(cfg)
     return _kept[key]
 
@@ -318,10 +325,6 @@ def _shape(cfg: DictConfig) -> tuple[int, int, bool]:
             f"Ray has {node:g}; type context_parallel={max(1, int(node) * k // largest)}"
         )
     return workers, threads, gpu
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 # -- the actors, where the clips are made ---------------------------------------------------------
