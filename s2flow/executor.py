@@ -224,7 +224,10 @@ class Workers:
                 while batches and (worker := self._free()):
                     worker.begin(told, batches.popleft())
                     self.busy |= dict.fromkeys(worker.asked, worker)
-                (answer,), _ = ray.wait(list(self.busy))
+                answers, _ = ray.wait(list(self.busy), timeout=1.0)  # between, signals are heard
+                if not answers:
+                    continue
+                answer = answers[0]
                 worker = self.busy.pop(answer)
                 try:
                     said = ray.get(answer)

@@ -5,9 +5,9 @@
     hydra/launcher=ray_cluster   tasks of a Ray cluster that runs already
     hydra/launcher=gpus          one job per GPU of this machine, by a Ray of its own
 
-The presets are in conf/hydra/launcher; joblib is the plugin's own. Jobs that run elsewhere say what went wrong to their own logs,
-and Hydra raises the first failure only: each job leaves its error in its diary, and the sweep ends with
-all of them.
+The presets are in conf/hydra/launcher; joblib is the plugin's own. Jobs that run elsewhere say what
+went wrong to their own logs, and Hydra raises the first failure only: each job leaves its error in its
+diary, and the sweep ends with all of them.
 """
 
 import atexit
@@ -55,9 +55,12 @@ class Ready(Callback):
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Write the error of a job beside its log."""
         value = getattr(job_return, "_return_value", None)
+        path = Path(config.hydra.runtime.output_dir) / "error.txt"
+        path.unlink(missing_ok=True)
         if isinstance(value, Exception):
-            what = one_line(value) if isinstance(value, UserError) else repr(value)
-            (Path(config.hydra.runtime.output_dir) / "error.txt").write_text(what + "\n")
+            path.write_text(
+                (one_line(value) if isinstance(value, UserError) else repr(value)) + "\n"
+            )
 
 
 def check(name: str, launcher: DictConfig) -> None:
