@@ -92,6 +92,16 @@ def terminal() -> Iterator[None]:
         if not getattr(error, "reported", False):
             _say(error)
         sys.exit(2)
+    except Exception as error:
+        if full or not type(error).__module__.startswith(("joblib.", "submitit.", "ray.")):
+            raise
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        print(
+            f"error: a job of the sweep died ({reason}); what is recorded stays, and the same "
+            "command goes on from here",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
