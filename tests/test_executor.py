@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -206,31 +207,43 @@ def test_a_group_makes_each_clip_together_and_is_replaced_whole(own_ray, monkeyp
 
 @RAY
 @SLOW
-def test_a_ray_cluster_that_runs_already(tmp_path):
-    """hydra/launcher=ray_cluster and executor=ray with ray.address=auto; one bad job stops no other."""
-    if not there("hydra_plugins.hydra_ray_launcher"):
-        pytest.skip("hydra-ray-launcher is not installed: s2flow[cluster]")
+def test_every_launcher_makes_the_same_clips(tmp_path):
+    """Six jobs, and two that cannot work and stop no other; Ray is a cluster that runs already."""
+    for plugin in ("joblib", "submitit", "ray"):
+        if not there(f"hydra_plugins.hydra_{plugin}_launcher"):
+            pytest.skip(f"hydra-{plugin}-launcher is not installed: s2flow[cluster]")
     folder = tempfile.mkdtemp(prefix="r")
     env = os.environ | {"RAY_TMPDIR": folder, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--block"]
-    head += ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=80000000"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
+    head += [
+        "--block",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--object-store-memory=80000000",
+    ]
     cluster = subprocess.Popen(head, env=env, start_new_session=True)
     try:
-        ways = {"basic": (), "launcher": ("hydra/launcher=ray_cluster",)}
-        ways["executor"] = ("executor=ray", "ray.address=auto")
+        ways = {name: (f"hydra/launcher={name}",) for name in ("basic", "joblib")}
+        ways |= {name: (f"hydra/launcher={name}",) for name in ("submitit_local", "ray_cluster")}
+        here = f"address=127.0.0.1:{port}"  # auto might find another test's
+        ways["ray_cluster"] += (f"hydra.launcher.ray.init.{here}",)
+        ways["executor"] = ("executor=ray", f"ray.{here}")
         for name, way in ways.items():
-            words = [*SWEEP, *way, f"runs_dir={tmp_path}/{name}", f"hydra.sweep.dir={tmp_path}/d"]
-            words[1] = "sparsity=0.25,50,0.5,0.75"
+            places = (f"runs_dir={tmp_path}/{name}", f"hydra.sweep.dir={tmp_path}/diary-{name}")
+            words = ["-m", "sparsity=0.25,50,0.5,0.75", "order=1,2", *SMALL, *way, *places]
             typed = [sys.executable, ROOT / "run.py", *words]
             for _ in range(6):  # until the head is up
                 done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
-                if "no Ray cluster at auto" not in done.stderr:
+                if "no Ray cluster at" not in done.stderr:
                     break
                 time.sleep(10)
-            assert done.returncode == 2 and "sparsity=50 is not in" in done.stderr, done.stderr
-        alone = hashes(tmp_path / "basic")
-        assert len(alone) == 6
-        assert hashes(tmp_path / "launcher") == alone == hashes(tmp_path / "executor")
+            assert done.returncode == 2, done.stderr
+            assert done.stderr.count("sparsity=50 is not in") == 2, done.stderr
+            assert len(hashes(tmp_path / "basic")) == 6
+            assert hashes(tmp_path / name) == hashes(tmp_path / "basic"), name
     finally:
         os.killpg(cluster.pid, signal.SIGTERM)
         cluster.wait()
