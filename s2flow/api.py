@@ -41,7 +41,8 @@ from s2flow.timing import Clock
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
              "device", "threads", "seed", "seeds", "context_parallel", "compile", "offload", "fp8",
              "plan", "tflops", "bandwidth", "link", "memory", "check_memory", "keep_latents",
-             "lr_cache_gib", "lr_cache_dir", "progress", "cache", "reproduce"}  # fmt: skip
+             "lr_cache_gib", "lr_cache_dir", "progress", "cache", "reproduce", "executor",
+             "ray"}  # fmt: skip
 KNOBS = tuple(f.name for f in fields(Config) if f.name not in NOT_KNOBS)
 UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
 DIFFUSERS = {  # its words for our knobs

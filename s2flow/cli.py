@@ -129,6 +129,16 @@ def terminal() -> Iterator[None]:
     except Preempted as stop:
         print(_what_stopped(stop), file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
+    except Exception as error:
+        if full or not type(error).__module__.startswith(("joblib.", "submitit.", "ray.")):
+            raise
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        print(
+            f"error: a job of the sweep died ({reason}); what is recorded stays, and the same "
+            "command goes on from here",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -184,10 +194,18 @@ def one_line(error: BaseException) -> str:
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "
             f"holds brackets or quotes: \"key='...'\""
         )
+    launcher = re.search(r"In 'hydra/launcher/(\w+)': Could not", text) or re.search(
+        r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'", text
+    )
+    if launcher:
+        return (
+            f"hydra/launcher={launcher[1]} needs a plugin that is not installed; "
+            'type pip install "s2flow[cluster]"'
+        )
     absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
     if absent:
         return f"{absent[1]}={absent[2]} is unknown; {program()} --help lists the choices"
-    missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
+    missing = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text)
     if missing:
         options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
         return (

@@ -83,7 +83,8 @@ class Job:
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         refuse(cfg, recipe, loading.device_here(cfg.device))
-        shown, have = [min(t.indices) for t in tasks], len(read_run(self.store.folder))
+        have = 0 if cfg.tracker.name == "none" else len(read_run(self.store.folder))
+        shown = [min(t.indices) for t in tasks]
         # before weights are loaded: a login that is missing is said at once
         with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
             methods.check(self.backbone(), recipe)

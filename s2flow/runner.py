@@ -13,12 +13,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2flow import loading, methods, stopping
+from s2flow import executor, loading, methods, stopping
 from s2flow.backbones.base import Origin
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.job import Job
-from s2flow.parallel import join
 from s2flow.planning import plan
 from s2flow.policies import sta
 from s2flow.progress import check as check_progress
@@ -44,6 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_tracker(cfg.tracker)
     if cfg.reproduce is not None:
         return reproduce(cfg)
+    executor.check(cfg)
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     looking = cfg.cache == "read-only"
     described = {"version": VERSION, **recipe.identity()}
     store = Store(cfg.runs_dir, recipe.run_id, described, write=not looking)
-    team = join(cfg.context_parallel, loading.device_here(cfg.device))
+    team = executor.team_here(cfg)
     scoring = Scoring(store.book, {} if looking else scorers, arguments)
     mine = team.share(tasks)
     asked = team.agree(work(cfg.cache, store, mine))
@@ -74,7 +74,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             unscored += not scoring.score(record)
             if team.k == 1:  # in a group, ranks must leave together
                 stopping.check()
-        failed = job.make_all(asked.todo, tasks, len(mine)) if asked.todo else 0
+        failed = executor.make_all(job, asked.todo, tasks, len(mine)) if asked.todo else 0
         made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves

@@ -85,6 +85,15 @@ class TrackerConf:
 
 
 @dataclass
+class RayConf:
+    """Of executor=ray."""
+
+    address: str | None = None
+    workers: int | None = None
+    retries: int = 3
+
+
+@dataclass
 class Config:
     """Everything that can be typed; conf/config.yaml explains each key beside its default."""
 
@@ -132,6 +141,8 @@ class Config:
     runs_dir: str = "runs"
     shard: str = "1/1"
     cache: str = "cached"
+    executor: str = "local"
+    ray: RayConf = field(default_factory=RayConf)
     batch: int = 1
     device: str = "auto"
     threads: int | None = None

@@ -31,9 +31,7 @@ SHOWN = {
 
 def print_failure(prompt: str, error: Exception | str) -> None:
     """One line for a clip that failed; its traceback is in the store."""
-    reason = error
-    if isinstance(error, Exception):
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}".split("\n")[0]
     print(f"  FAILED {json.dumps(prompt, ensure_ascii=False)} {reason}", file=sys.stderr)
 
 

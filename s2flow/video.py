@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+QUALITY = ("-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4")
+
 
 def write_video(path: Path, video: Tensor, fps: int) -> None:
     """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; sides must be even.
@@ -30,7 +32,8 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
         pixelformat="yuv420p",
         macro_block_size=1,
         ffmpeg_log_level="error",
-        output_params=["-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4"],
+        # one thread: x264's bits depend on how many encode, and the same pixels are to be one file
+        output_params=["-threads", "1", *QUALITY],
     )
     if b"moov" not in path.read_bytes():  # the index, written last; ffmpeg's errors are silent
         raise OSError(f"ffmpeg could not finish {path.name}")

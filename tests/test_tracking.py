@@ -239,6 +239,7 @@ def test_wandb_breaking_down_costs_no_clip(offline, monkeypatch, tmp_path, capsy
     assert "and more" not in err and "wandb could not close" in err
 
 
+MADE = {}  # what the first launcher made: (run id, clip) -> hash
 LAUNCHERS = {
     "basic": None,
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -258,10 +259,13 @@ def test_a_sweep_by_any_launcher_is_tracked_once(launcher, offline, monkeypatch,
     if LAUNCHERS[launcher] and not there(LAUNCHERS[launcher]):
         pytest.skip(f"{LAUNCHERS[launcher]} is not installed: pip install 's2flow[cluster]'")
     words = ["-m", "tracker=wandb", "method=native,s2flow", "prompts.count=2", "tracker.videos=1"]
+    words += ["threads=1"]
+    before = torch.get_num_threads()
     words += [*SMALL, f"hydra.sweep.dir={tmp_path}/a/sweep", f"runs_dir={tmp_path}/runs"]
     if launcher == "basic":
         assert run_here(monkeypatch, tmp_path, *words) == 0
         assert run_here(monkeypatch, tmp_path, *words) == 0  # recorded clips log nothing
+        torch.set_num_threads(before)
     else:
         words += [f"hydra/launcher={launcher}"]
         words += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
@@ -274,6 +278,8 @@ def test_a_sweep_by_any_launcher_is_tracked_once(launcher, offline, monkeypatch,
         assert f"report  python -m s2flow.report {tmp_path}/runs" in said.stdout
     found = offline()
     runs = {p.name: read_run(p) for p in (tmp_path / "runs").glob("*") if (p / "records").exists()}
+    clips = {(name, r["video"]): r["sha256"] for name, rs in runs.items() for r in rs}
+    assert MADE.setdefault("basic", clips) == clips and len(clips) == 4  # by whichever launcher
     assert found.keys() == runs.keys() and len(runs) == 2
     for run_id, records in runs.items():
         (run,) = found[run_id]

@@ -1,5 +1,7 @@
 """Videos that play anywhere and come back as they were; contact sheets of the right size."""
 
+import os
+
 import imageio.v3 as iio
 import pytest
 import torch
@@ -101,3 +103,17 @@ def test_a_broken_file_is_undecodable(tmp_path, kept):
         read_video(tmp_path / "b.mp4")
     with pytest.raises(Undecodable, match=r"c\.mp4"):
         read_video(tmp_path / "c.mp4")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core"
+)
+def test_a_file_does_not_depend_on_the_cores_that_encode_it(tmp_path):
+    cores, video = os.sched_getaffinity(0), torch.rand(9, 128, 192, 3)
+    write_video(tmp_path / "all.mp4", video, 8)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        write_video(tmp_path / "one.mp4", video, 8)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
