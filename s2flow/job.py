@@ -32,7 +32,7 @@ from s2flow.progress import Progress
 from s2flow.provenance import provenance
 from s2flow.recipe import Recipe
 from s2flow.score import Scoring
-from s2flow.store import Store, read_run, sha256_of, without_nan, written_whole
+from s2flow.store import Store, sha256_of, without_nan, written_whole
 from s2flow.summary import print_failure
 from s2flow.tasks import Task
 from s2flow.timing import Clock
@@ -59,7 +59,7 @@ class Job:
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         device = loading.device_here(cfg.device)
         refuse(cfg, recipe, device)
-        shown, have = [min(t.indices) for t in tasks], len(read_run(self.store.folder))
+        shown, have = [min(t.indices) for t in tasks], len(self.store.recorded())
         # before weights are loaded: a login that is missing is said at once
         with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
             placed = (cfg.offload, cfg.fp8, cfg.compile)
@@ -198,6 +198,20 @@ class Job:
             "oov_rate": round(backbone.oov_rate(task.prompt), 4),
             **provenance(backbone.device),
         }
+
+    def rescore(self, tasks: list[Task], todo: list[Task], have: dict[str, dict]) -> int:
+        """Enter the verdicts that recorded clips lack; returns how many stay without a score.
+
+        have: what `store.recorded` gave. Only clips that lack something are looked at.
+        """
+        if not self.scoring.parts:
+            return 0
+        left = {t.key for t in todo}
+        lacking = [t for t in tasks if t.key not in left and not self._settled(have.get(t.key))]
+        return sum(not self.score(t) for t in lacking)
+
+    def _settled(self, known: dict[str, Any] | None) -> bool:
+        return known is not None and not self.scoring.missing(known) and self.scoring.scored(known)
 
     def score(self, task: Task) -> bool:
         """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""

@@ -56,10 +56,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     team = join(cfg.context_parallel, loading.device_here(cfg.device))
     scoring = Scoring(store.book, scorers, arguments)
     job, mine = Job(cfg, recipe, store, scoring, team), team.share(tasks)
-    todo = team.agree([t for t in mine if store.record(t.key) is None])
+    have = store.recorded()
+    todo = team.agree([t for t in mine if t.key not in have])
     made, failed, unscored, refused = [], 0, 0, None
     try:
-        unscored = sum(not job.score(t) for t in mine if t not in todo and team.leads)
+        unscored = job.rescore(mine, todo, have) if team.leads else 0
         failed = job.make_all(todo, tasks, len(mine)) if todo else 0
         made = [r for r in (store.record(t.key) for t in todo) if r is not None]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
@@ -71,7 +72,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if stopped:
         raise UserError("another process could not go on and says why; what is recorded stays")
     store.book.refresh()  # what others said meanwhile
-    records = [store.record(t.key) for t in tasks]
+    keys = [t.key for t in tasks]
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe),
@@ -81,7 +82,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "failed": failed,
         "unscored": unscored,
         "folder": str(store.folder),
-        "records": [r for r in records if r is not None],
+        "tally": store.tally(keys),  # what the table is made from
+        "records": store.records(keys),  # read by those who ask for them
     }
     if team.first:
         print_run(summary)

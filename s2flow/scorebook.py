@@ -7,7 +7,7 @@ hash of the mp4, the metric, and with what they were taken. Every process append
 own, so any number of them may score one run, here or on other machines, and merging is copying the
 files into one folder. A line counts once it ends in a newline, so a kill costs the verdict in flight.
 
-    key       of the clip, that is of prompt and seed (store.py)
+    key       of the clip, that is of prompt and seed (store/records.py)
     clip      sha256 of the mp4: a clip that was made anew is scored anew
     metric    hash of the scorer's name, arguments, version and weights: another one is another metric
     status    ok | nan (a score that is no number, kept as null) | undecodable | missing_weights |
@@ -57,13 +57,19 @@ class ScoreBook:
     def __init__(self, run_folder: str | Path) -> None:
         self.folder = Path(run_folder) / "scores"
         self._own: Path | None = None
-        self.refresh()
+        self._read: dict[tuple[str, str], dict[tuple[str, str], Verdict]] | None = None
 
     def refresh(self) -> None:
-        """Read every line again."""
-        self._said: dict[tuple[str, str], dict[tuple[str, str], Verdict]] = {}
-        for verdict in sorted(_lines(self.folder), key=lambda v: v["at"]):
-            self._take(verdict)
+        """Read every line again, once something is asked."""
+        self._read = None
+
+    @property
+    def _said(self) -> dict[tuple[str, str], dict[tuple[str, str], Verdict]]:
+        if self._read is None:
+            self._read = {}
+            for verdict in sorted(_lines(self.folder), key=lambda v: v["at"]):
+                self._take(verdict)
+        return self._read
 
     def said(self, record: dict[str, Any], scorer: str, metric: str) -> Verdict | None:
         """The verdict of a metric on a recorded clip, if there is one."""
