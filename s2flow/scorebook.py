@@ -20,11 +20,14 @@ says why.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import socket
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ NAMED = {
     "scores",
     "at",
 }  # what makes a line a verdict
+HOW = ("arguments", "version", "weights", "metric", "status", "protocol")
+SLIM = (*HOW, "key", "clip", "scorer", "scores", "at", "depends", "missing")
 
 Verdict = dict[str, Any]
 
@@ -52,10 +57,14 @@ def metric_hash(scorer: str, known: dict[str, Any]) -> str:
 
 
 class ScoreBook:
-    """The verdicts on one run's clips; what other processes add is seen after `refresh`."""
+    """The verdicts on one run's clips; what other processes add is seen after `refresh`.
 
-    def __init__(self, run_folder: str | Path) -> None:
-        self.folder = Path(run_folder) / "scores"
+    slim: keep only what decides which verdict counts and what a clip's record shows of it, a fifth
+    of the memory.
+    """
+
+    def __init__(self, run_folder: str | Path, slim: bool = False) -> None:
+        self.folder, self._slim = Path(run_folder) / "scores", slim
         self._own: Path | None = None
         self._read: dict[tuple[str, str], dict[tuple[str, str], Verdict]] | None = None
 
@@ -67,7 +76,9 @@ class ScoreBook:
     def _said(self) -> dict[tuple[str, str], dict[tuple[str, str], Verdict]]:
         if self._read is None:
             self._read = {}
-            for verdict in sorted(_lines(self.folder), key=lambda v: v["at"]):
+            lines = _lines(self.folder)
+            found = map(_slim, lines) if self._slim else lines
+            for verdict in sorted(found, key=lambda v: v["at"]):
                 self._take(verdict)
         return self._read
 
@@ -117,8 +128,7 @@ class ScoreBook:
                 latest[verdict["scorer"]] = verdict
         for verdict in sorted(latest.values(), key=lambda v: (v["status"] in SCORES, v["at"])):
             scores |= verdict["scores"]
-            how = ("arguments", "version", "weights", "metric", "status", "protocol")
-            scorers[verdict["scorer"]] = {k: verdict[k] for k in how if k in verdict}
+            scorers[verdict["scorer"]] = {k: verdict[k] for k in HOW if k in verdict}
         if record.get("outcome") == "nan":  # its video is black where nobody generated black
             scores = dict.fromkeys(scores)
         return record | {"scores": scores, "scorers": scorers}
@@ -147,14 +157,40 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
 
 
-def _lines(folder: Path) -> list[Verdict]:
-    found = []
+def _lines(folder: Path) -> Iterator[Verdict]:
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn
-            try:
-                verdict = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(verdict, dict) and verdict.keys() >= NAMED:
-                found.append(verdict)
-    return found
+        with open(path, "rb") as file:
+            for line in file:
+                whole = line.endswith(b"\n")  # what follows the last newline is torn
+                if whole and (verdict := _verdict(line)) is not None:
+                    yield verdict
+
+
+def _slim(verdict: Verdict) -> Verdict:
+    """With values that many verdicts share held once."""
+    kept = {k: verdict[k] for k in SLIM if k in verdict}
+    for name in ("key", "clip", "scorer", "metric", "status"):
+        if type(kept[name]) is str:
+            kept[name] = sys.intern(kept[name])
+    arguments = kept.get("arguments")
+    if isinstance(arguments, dict):
+        kept["arguments"] = _shared(json.dumps(arguments))
+    return kept
+
+
+@functools.lru_cache
+def _shared(text: str) -> Any:
+    return json.loads(text)
+
+
+def _verdict(line: bytes) -> Verdict | None:
+    try:
+        verdict = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return verdict if isinstance(verdict, dict) and verdict.keys() >= NAMED else None
+
+
+def is_verdict(line: bytes) -> bool:
+    """Whether a line of a file is one that counts."""
+    return _verdict(line) is not None

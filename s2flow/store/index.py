@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +36,7 @@ from s2flow.store.records import read_record
 
 NAME = "index.parquet"
 LEAST = 256  # records of a run that is given an index
+PART = 5000  # rows that are held as Python objects at once
 FORMAT = "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]  # a new knob: anew
 
 
@@ -59,16 +61,16 @@ def read(folder: Path) -> pa.Table:
     names, stamps = (rows.values_of(known, n) for n in ("_file", "_stamp"))
     same = [found.get(n) == s for n, s in zip(names, stamps, strict=True)]
     seen = {n for n, kept in zip(names, same, strict=True) if kept}
-    fresh = [row for n, s in found.items() if n not in seen and (row := _read(folder, n, s))]
+    fresh = list(_fresh(folder, {n: s for n, s in found.items() if n not in seen}))
     if not fresh and all(same) and as_of == said:
         return known
     if not all(same):
         known = known.filter(pa.array(same, pa.bool_()))
-    new = rows.joined([t for t in (known, rows.table_of(fresh)) if t.num_rows] or [pa.table({})])
+    new = rows.joined([t for t in (known, *fresh) if t.num_rows] or [pa.table({})])
     if not new.num_rows:
         return new
     new = new.take(pa.compute.sort_indices(new["_file"]))
-    new = _with_scores(new, ScoreBook(folder))
+    new = _with_scores(new, ScoreBook(folder, slim=True))
     if new.num_rows >= LEAST:
         _write(folder / NAME, new, said)
     return new
@@ -82,7 +84,7 @@ def _signature(scores: Path) -> str:
 def _stamps(records: Path) -> dict[str, str]:
     """The records' names and states, by name."""
     found = {}
-    for name, entry in sorted(entries(records).items()):
+    for name, entry in entries(records).items():
         if name.endswith(".json") and not name.startswith("."):
             with contextlib.suppress(OSError):  # removed since, or a link to nowhere
                 s = entry.stat()
@@ -90,20 +92,36 @@ def _stamps(records: Path) -> dict[str, str]:
     return found
 
 
-def _read(folder: Path, name: str, stamp: str) -> rows.Row | None:
-    record = read_record(folder / "records" / f"{name}.json")
-    try:
-        return record and rows.row_of(record) | {"_file": name, "_stamp": stamp}
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-        return None  # JSON, but no record of ours: `verify` says so
+def _fresh(folder: Path, stamps: dict[str, str]) -> Iterator[pa.Table]:
+    """The rows of records with these states, without scores, PART by PART to save memory."""
+    found: list[rows.Row] = []
+    recipe, knobs = None, {}
+    for name, stamp in stamps.items():
+        record = read_record(folder / "records" / f"{name}.json")
+        if record is None:
+            continue
+        try:
+            if record["recipe"] != recipe:
+                recipe, knobs = record["recipe"], rows.knobs_of(record["recipe"])
+            found.append(rows.row_of(record, knobs) | {"_file": name, "_stamp": stamp})
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+            continue  # JSON, but no record of ours: `verify` says so
+        if len(found) == PART:
+            yield rows.table_of(found)
+            found = []
+    if found:
+        yield rows.table_of(found)
 
 
 def _with_scores(table: pa.Table, book: ScoreBook) -> pa.Table:
     needed = ("_video", "_sha256", "_own", "_named", "outcome")
-    columns = zip(*(rows.values_of(table, n) for n in needed), strict=True)
-    scores = rows.table_of(
-        [rows.scores_of(dict(zip(needed, r, strict=True)), book) for r in columns]
-    )
+    parts = []
+    for start in range(0, table.num_rows, PART):
+        part = table.slice(start, PART)
+        lines = zip(*(rows.values_of(part, n) for n in needed), strict=True)
+        given = (dict(zip(needed, line, strict=True)) for line in lines)
+        parts.append(rows.table_of([rows.scores_of(row, book) for row in given]))
+    scores = rows.joined(parts)
     old = [n for n in table.column_names if n in scores.column_names or n.startswith("score_")]
     return rows.beside(table.drop_columns(old), scores)
 

@@ -12,6 +12,7 @@ a pandas frame of many. Columns that stand for the index alone begin with "_":
 Cells of one column that are of no common type are kept as JSON, and the field's metadata says so.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterable
@@ -37,11 +38,15 @@ AS_JSON = {b"json": b"1"}
 Row = dict[str, Any]
 
 
-def row_of(record: dict[str, Any]) -> Row:
+def knobs_of(recipe: dict[str, Any]) -> Row:
+    """The cells of a recipe, which the records of a run share."""
+    return {name: _cell(recipe.get(name)) for name in KNOBS}
+
+
+def row_of(record: dict[str, Any], knobs: Row) -> Row:
     """Everything but the scores. Raises LookupError, TypeError, ValueError, AttributeError."""
-    recipe, density, seconds = record["recipe"], record.get("density") or {}, record["seconds"]
-    row: Row = {name: record.get(name) for name in FACTS}
-    row |= {name: _cell(recipe.get(name)) for name in KNOBS}
+    density, seconds = record.get("density") or {}, record["seconds"]
+    row: Row = {name: record.get(name) for name in FACTS} | knobs
     row |= {name: record.get(name) for name in OTHERS}
     row["realised_density"] = sum(density.values()) / len(density) if density else None
     row["seconds_total"] = float(generation_seconds(record))
@@ -54,7 +59,7 @@ def row_of(record: dict[str, Any]) -> Row:
         "_at": _number(record.get("at")),
         "_duplicates": record.get("duplicates"),
         "_own": json.dumps(own) if own else None,
-        "_named": json.dumps(sorted(f"seconds_{k}" for k in seconds)),
+        "_named": _names(f"seconds_{k}" for k in seconds),
     }
 
 
@@ -65,8 +70,8 @@ def scores_of(row: Row, book: ScoreBook) -> Row:
     joined = book.joined(record)
     scores, scorers = joined["scores"], joined["scorers"]
     found: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
-    named = [k for k in json.loads(row["_named"]) if k.startswith("seconds_")]
-    found["_named"] = json.dumps(sorted([*named, *found]))
+    stages = [k for k in _named(row["_named"]) if k.startswith("seconds_")]
+    found["_named"] = _names([*stages, *found])
     fidelity = scorers.get("fidelity", {})
     found["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
     found["metrics"] = " ".join(
@@ -85,8 +90,19 @@ def _cell(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Numbers of a record as floats, so that 1 and 1.0 make one kind of column."""
-    return float(value) if isinstance(value, (int, float)) else value
+    """Numbers of a record as floats, so that 1 and 1.0 make one kind of column; NaN is None."""
+    if not isinstance(value, (int, float)):
+        return value
+    return None if math.isnan(value) else float(value)
+
+
+def _names(found: Iterable[str]) -> str:
+    return json.dumps(sorted(found))
+
+
+@functools.lru_cache
+def _named(text: str) -> list[str]:
+    return json.loads(text)
 
 
 # -- columns ----------------------------------------------------------------------------------
@@ -100,7 +116,6 @@ def table_of(rows: list[Row]) -> pa.Table:
 
 def column_of(values: list[Any]) -> tuple[pa.Array, dict | None]:
     """One column and its field's metadata."""
-    values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
     try:
         found = pa.array(values)
         if pa.types.is_nested(found.type):
@@ -164,7 +179,7 @@ def shown(table: pa.Table) -> pa.Table:
     """Without the index's own columns, and without stages and scores that no record names now."""
     if not table.num_rows:
         return pa.table({})
-    named = {n for text in table["_named"].unique().to_pylist() for n in json.loads(text)}
+    named = {n for text in table["_named"].unique().to_pylist() for n in _named(text)}
     kept = [n for n in table.column_names if n in FIXED or n in named]
     return table.select([n for n in kept if n not in KEPT])
 

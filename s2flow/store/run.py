@@ -27,7 +27,7 @@ class Store:
                 f"runs_dir={runs_dir} cannot be written ({error.strerror}); "
                 "type runs_dir=some/other/folder"
             ) from None
-        self.book = ScoreBook(self.folder)
+        self.book = ScoreBook(self.folder, slim=True)
 
     def path(self, kind: str, name: str) -> Path:
         """runs/<run_id>/<kind>/<name>."""
