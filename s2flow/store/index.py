@@ -45,6 +45,23 @@ def load_records(runs_dir: str | Path) -> pd.DataFrame:
     return rows.frame(rows.shown(read(folder)) for folder in run_folders(Path(runs_dir)))
 
 
+def export(runs_dir: Path, to: Path) -> int:
+    """Write the rows of `load_records` to one file, .parquet or .csv, whole; returns their number.
+
+    Nothing is written where there is none. Cells of no common type are JSON in parquet.
+    """
+    found = rows.joined(
+        [t for f in run_folders(runs_dir) if (t := rows.shown(read(f))).num_rows] or [pa.table({})]
+    )
+    if found.num_rows:
+        with written_whole(to) as temporary:
+            if to.suffix == ".csv":
+                rows.frame([found]).to_csv(temporary, index=False)
+            else:
+                pq.write_table(found.replace_schema_metadata(None), temporary)
+    return found.num_rows
+
+
 def run_folders(runs_dir: Path) -> list[Path]:
     """The folders of the runs that hold records, by name."""
     return sorted(p.parent for p in runs_dir.glob("*/records"))
@@ -149,7 +166,7 @@ def _write(path: Path, table: pa.Table, scores: str) -> None:
 
 def finished(folder: Path) -> dict[str, dict[str, Any]]:
     """The clips of a run whose record and video are whole, by key, with what a scorer asks of them."""
-    table = _whole(folder, read(folder))
+    table = whole(folder, read(folder))
     asked = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256")
     columns = [rows.values_of(table, n) for n in ("_file", *asked)]
     names = [n.removeprefix("_") for n in asked]
@@ -162,7 +179,7 @@ def tally(folder: Path, keys: list[str]) -> dict[str, Any]:
     {"clips", "f": realised density, "lr", "hr", "all": seconds, "scores": {name: mean}, "video": of
     the only one}; a mean is None where no clip has the value.
     """
-    table, wanted = _whole(folder, read(folder)), set(keys)
+    table, wanted = whole(folder, read(folder)), set(keys)
     names = rows.values_of(table, "_file")
     table = table.filter(pa.array([n in wanted for n in names], pa.bool_()))
     scores = [n for n in rows.shown(table).column_names if n.startswith("score_")]
@@ -178,7 +195,7 @@ def _mean(table: pa.Table, name: str) -> float | None:
     return fmean(known) if known else None
 
 
-def _whole(folder: Path, table: pa.Table) -> pa.Table:
+def whole(folder: Path, table: pa.Table) -> pa.Table:
     """The rows whose video is there and has the size that its record says."""
     sizes: dict[str, int] = {}
     for name, entry in entries(folder / "clips").items():

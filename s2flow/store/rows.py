@@ -56,8 +56,8 @@ def row_of(record: dict[str, Any], knobs: Row) -> Row:
         "_video": record["video"],
         "_bytes": record["bytes"],
         "_sha256": sha if isinstance(sha := record.get("sha256"), str) else None,
-        "_at": _number(record.get("at")),
-        "_duplicates": record.get("duplicates"),
+        "_at": at if isinstance(at := _number(record.get("at")), float) else None,
+        "_duplicates": n if isinstance(n := record.get("duplicates"), int) else None,
         "_own": json.dumps(own) if own else None,
         "_named": _names(f"seconds_{k}" for k in seconds),
     }
