@@ -3,9 +3,9 @@
     python experiments/bench_store.py [--records 1000,10000,100000] [--folder SCRATCH]
 
 Eight runs, the rows of Table 1 at a reduced size, make one clip each with the embedded backbone. Their
-records, recipes and verdicts are then copied under other prompts, each with an mp4 of 64 bytes: `one` is
-a store whose records are all of the run of S2Flow, `eight` shares them among all. Timed from outside,
-imports included, are
+records, recipes and verdicts are then copied under other prompts, each with an mp4 of 64 bytes: `one`
+is a store whose records are all of the run of S2Flow, `eight` shares them among all. Timed from
+outside, imports included, are
 
     ls        python -m s2flow.store ls                     eight
     table     python experiments/tables.py table1           eight
