@@ -217,13 +217,15 @@ def bootstrap_interval(
     deviation 1: 91 at 16), and where so few prompts differ that a sample misses a kind (.05 .85 .1: 81
     at 16, 94 at 64; 0 .95 .05: 56 and 96). All prompts alike give an interval of no width.
 
-    From MANY prompts on that differ, more than VBench has, the normal interval m -+ z r / sqrt(n) stands
-    for it, to which both tend: resampling would take a minute for a table of ten thousand.
+    From MANY prompts on that differ, more than VBench has, the normal interval m -+ z r / sqrt(n)
+    stands for it, to which both tend: resampling would take minutes for a table of ten thousand.
     """
     n = d.shape[-1]
     m = d.mean(axis=-1, keepdims=True)
     c = d - m
     variance = (c * c).mean(axis=-1, keepdims=True)
+    if not c.any():
+        return m[..., 0], m[..., 0]
     if min(np.count_nonzero(d, axis=-1).flat, default=0) >= MANY:
         half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance * (1 + 1 / n))
         half = half[..., 0] / np.sqrt(n)

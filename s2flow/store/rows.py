@@ -137,7 +137,7 @@ def values_of(table: pa.Table, name: str) -> list[Any]:
 
 def joined(tables: list[pa.Table]) -> pa.Table:
     """Tables below each other; a column that one lacks is null there."""
-    if len(tables) == 1:
+    if len(tables) == 1 and not any(_is_json(tables[0], n) for n in tables[0].column_names):
         return tables[0]
     names, columns = dict.fromkeys(n for t in tables for n in t.column_names), {}
     for name in names:
@@ -181,7 +181,11 @@ def shown(table: pa.Table) -> pa.Table:
         return pa.table({})
     named = {n for text in table["_named"].unique().to_pylist() for n in _named(text)}
     kept = [n for n in table.column_names if n in FIXED or n in named]
-    return table.select([n for n in kept if n not in KEPT])
+    columns = {n: (table[n], table.schema.field(n).metadata) for n in kept if n not in KEPT}
+    for name, (column, _) in columns.items():
+        if column.null_count == table.num_rows:  # of no type, whatever rows that went had there
+            columns[name] = pa.nulls(table.num_rows), None
+    return _ordered(columns)
 
 
 def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
