@@ -23,7 +23,7 @@ seeds agree or not: more seeds make d_p less noisy, but only more prompts speak 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 
 import numpy as np
 
@@ -127,11 +127,12 @@ def paired_runs(
     "temporal", "visual" and "mean" are formed per clip, where all their dimensions are there.
     Raises `ValueError` as `mean` and `paired_difference` do.
     """
-    found = {}
+    clips, found = list({**a, **b}), {}
+    of, sides = _places(clips), [[run.get(clip, {}) for clip in clips] for run in (a, b)]
     for name in names:
         get = AGGREGATES.get(name, lambda row, name=name: row.get(name))
-        of_a, of_b = ({clip: get(row) for clip, row in run.items()} for run in (a, b))
-        found[name] = paired_clips(of_a, of_b, seed, level)
+        x, y = (np.array([get(row) for row in rows], dtype=float) for rows in sides)
+        found[name] = _paired(of, x, y, seed, level)
     return found
 
 
@@ -145,16 +146,28 @@ def paired_clips(
 
     Only seeds that have a finite score on both sides enter. Raises as `paired_difference` does.
     """
-    sides: dict[Hashable, tuple[list[float], list[float]]] = {}
-    for clip in {**a, **b}:
-        x, y = a.get(clip), b.get(clip)
-        mine, theirs = sides.setdefault(clip[0], ([], []))
-        if not (_is_missing(x) or _is_missing(y)):
-            mine.append(x)
-            theirs.append(y)
-    means = ({p: fmean(v[i]) if v[i] else None for p, v in sides.items()} for i in (0, 1))
-    found = paired_difference(*means, seed, level)
-    return replace(found, clips=sum(len(mine) for mine, _ in sides.values()))
+    clips = list({**a, **b})
+    x, y = (np.array([run.get(clip) for clip in clips], dtype=float) for run in (a, b))
+    return _paired(_places(clips), x, y, seed, level)
+
+
+def _places(clips: Sequence[ClipKey]) -> np.ndarray:
+    """The number of each clip's prompt, in one order whoever comes first: resamples depend on it."""
+    order = sorted({prompt for prompt, _ in clips}, key=repr)
+    number = {prompt: i for i, prompt in enumerate(order)}
+    return np.array([number[prompt] for prompt, _ in clips], dtype=int)
+
+
+def _paired(
+    of: np.ndarray, x: np.ndarray, y: np.ndarray, seed: int, level: float
+) -> PairedDifference:
+    """x - y of clips, NaN where there is no score, averaged over the clips of a prompt `of`."""
+    both = np.isfinite(x) & np.isfinite(y)
+    prompts = len(np.unique(of))
+    n = np.bincount(of[both], minlength=prompts)
+    mine, theirs = (np.bincount(of[both], v[both], prompts)[n > 0] / n[n > 0] for v in (x, y))
+    found = _difference(mine - theirs, int((n == 0).sum()), seed, level)
+    return replace(found, clips=int(both.sum()))
 
 
 def paired_difference(
@@ -170,12 +183,16 @@ def paired_difference(
 
     Raises `ValueError` for sequences of different lengths, or a level outside (0, 1).
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is no confidence level; give one in (0, 1), such as 0.95")
     pairs = _pairs(a, b)
     d = np.array([x - y for x, y in pairs if not (_is_missing(x) or _is_missing(y))], dtype=float)
+    return _difference(d, len(pairs) - len(d), seed, level)
+
+
+def _difference(d: np.ndarray, dropped: int, seed: int, level: float) -> PairedDifference:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is no confidence level; give one in (0, 1), such as 0.95")
     d[np.abs(d) < ROUNDING] = 0
-    n, dropped = len(d), len(pairs) - len(d)
+    n = len(d)
     if n == 0:
         return PairedDifference(None, None, None, 0, dropped, level, None, 0, 0)
     low, high = map(float, bootstrap_interval(d, level, seed)) if n > 1 else (None, None)

@@ -71,7 +71,9 @@ def test_new_changed_and_lost_records_and_scores_are_seen(runs):
     book = ScoreBook(one)
     book.add(said(record, flicker=0.5, none=None))
     frame = same(runs).set_index("prompt")
-    assert frame.loc["new", "score_flicker"] == 0.5 and frame.loc["new", "metrics"] == "builtin:m1.0"
+    assert (
+        frame.loc["new", "score_flicker"] == 0.5 and frame.loc["new", "metrics"] == "builtin:m1.0"
+    )
     assert frame["score_none"].isna().all()  # was asked, has no value: a column all the same
     book.add(said(record, at=2.0, flicker=0.75))
     assert same(runs).set_index("prompt").loc["new", "score_flicker"] == 0.75
@@ -142,7 +144,7 @@ def test_a_broken_index_is_made_again_without_a_word(broken, runs, capsys):
     pd.testing.assert_frame_equal(load_records(runs), first)
     pd.testing.assert_frame_equal(load_records(runs), first)
     assert not any(capsys.readouterr())
-    assert not [p for p in runs.rglob(".tmp-*")]
+    assert not list(runs.rglob(".tmp-*"))
 
 
 def test_records_of_no_common_type_are_read_alike(runs):
@@ -161,9 +163,7 @@ def test_many_writers_at_once(runs, monkeypatch):
     first, found = load_records(runs), []
     for path in runs.glob(f"*/{NAME}"):
         path.unlink()
-    threads = [
-        threading.Thread(target=lambda: found.append(load_records(runs))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(load_records(runs))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -171,7 +171,7 @@ def test_many_writers_at_once(runs, monkeypatch):
     assert len(found) == 4
     for frame in [*found, load_records(runs)]:
         pd.testing.assert_frame_equal(frame, first)
-    assert not [p for p in runs.rglob(f".tmp-{socket.gethostname()}-*")]
+    assert not list(runs.rglob(f".tmp-{socket.gethostname()}-*"))
 
 
 def test_a_small_run_has_no_index(tmp_path):
