@@ -14,7 +14,7 @@ from s2flow.metrics import ClipKey, Row
 from s2flow.recipe import LATER
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 GROUP = ("backbone", "steps", "height", "width", "frames")
 WINDOW_KNOBS = ("sparsity", "density", "windows")
@@ -25,6 +25,7 @@ OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "co
 OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
 USUAL = {k: "none" if v in (None, []) else v for k, v in LATER.items() if k != "params"}
 OTHER_KNOBS += tuple(USUAL)
+READ = (*KNOBS, *USUAL)  # what decides which of the others count
 CLIP = ("prompt", "original_prompt", "seed")
 FAILED = ("failed", "error")
 
@@ -39,25 +40,16 @@ def read_records(frame: "DataFrame") -> list[Record]:
     the window policy `coverage` no sparsity, `order` belongs to the solver `lri`, whose order 1
     is `euler`.
     """
-    seen, records = set(), []
-    for raw in frame.to_dict("records"):
-        r = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"))
-        r |= {str(k): _plain(v) for k, v in raw.items()}
-        r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r["method"], k)}
-        if r["windows"] == "full":
-            r["sparsity"] = 1
-        if r["method"] != "s2flow":
-            r |= dict.fromkeys((*WINDOW_KNOBS, *SOLVER_KNOBS))
-        if r["method"] in ("native", "bicubic"):
-            r["t_i"] = None
-        if r["sparsity"] == 1:
-            r |= {"windows": None, "density": None}
-        if r["windows"] in ("coverage", "inward"):
-            r |= {"sparsity": None, "density": None}
-        if r["solver"] == "euler":
-            r |= {"solver": "lri", "order": 1}
-        if r["solver"] not in (None, "lri"):
-            r["order"] = None
+    seen, records, blanked = set(), [], {}
+    empty = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"))
+    names = [str(name) for name in frame.columns]
+    columns = [_plain_column(frame[name]) for name in frame.columns]
+    for cells in zip(*columns, strict=True):
+        r = empty | dict(zip(names, cells, strict=True))
+        knobs = tuple(r[k] for k in READ)
+        if knobs not in blanked:  # the clips of a run have them in common
+            blanked[knobs] = _without_ignored(dict(zip(READ, knobs, strict=True)))
+        r |= blanked[knobs]
         key = tuple(r[k] for k in ("run_id", *CLIP))
         unnamed = None in (r["run_id"], r["prompt"], r["seed"])
         if unnamed or key not in seen:
@@ -66,11 +58,46 @@ def read_records(frame: "DataFrame") -> list[Record]:
     return records
 
 
+def _without_ignored(r: Record) -> Record:
+    """The knobs of a row as they count; see `read_records`."""
+    r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r["method"], k)}
+    if r["windows"] == "full":
+        r["sparsity"] = 1
+    if r["method"] != "s2flow":
+        r |= dict.fromkeys((*WINDOW_KNOBS, *SOLVER_KNOBS))
+    if r["method"] in ("native", "bicubic"):
+        r["t_i"] = None
+    if r["sparsity"] == 1:
+        r |= {"windows": None, "density": None}
+    if r["windows"] in ("coverage", "inward"):
+        r |= {"sparsity": None, "density": None}
+    if r["solver"] == "euler":
+        r |= {"solver": "lri", "order": 1}
+    if r["solver"] not in (None, "lri"):
+        r["order"] = None
+    return r
+
+
 def _reads(method_name: str | None, knob: str) -> bool:
     """Whether a method's pixels depend on a knob of LATER."""
     if knob in ("dtype", "fp8", "vae_tile", "guidance_2") or method_name is None:
         return True
     return knob in method(method_name).KNOBS
+
+
+def _plain_column(column: "Series") -> list[Any]:
+    """The cells of a column as plain values, each different one made once."""
+    made: dict[Any, Any] = {}
+    found = []
+    for value in column.tolist():
+        try:
+            key = (type(value), value)
+            if key not in made:
+                made[key] = _plain(value)
+            found.append(made[key])
+        except TypeError:  # a list
+            found.append(_plain(value))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -133,16 +133,21 @@ def choose_held(name: str, records: list[Record], paper: Mapping[str, Any]) -> R
     theirs = {"windows": "adaptive", "solver": "lri", "density": "volume"}
     theirs |= {"sparsity": setting["sparsity"], "order": setting["order"]}
 
+    alike: dict[tuple, tuple[Record, Counter]] = {}  # by combination: a record, clips by row
+    for r in records:
+        _, clips = alike.setdefault(tuple(r[k] for k in knobs), (r, Counter()))
+        clips[row_key(name, r)] += 1
+
     def rank(values: tuple) -> tuple:
         held = dict(zip(knobs, values, strict=True))
-        fitting = [r for r in records if is_comparable(r, held)]
-        agreed = sum(held.get(k) == v for k, v in theirs.items())
-        if held.get("t_i") and fitting[0]["steps"]:
-            agreed += held["t_i"] * setting["steps"] == setting["t_i"] * fitting[0]["steps"]
-        rows = len({row_key(name, r) for r in fitting})
-        return (min(rows, 2), len(fitting), agreed, str(values))
+        fitting = [(r, clips) for r, clips in alike.values() if is_comparable(r, held)]
+        agreed, steps = sum(held.get(k) == v for k, v in theirs.items()), fitting[0][0]["steps"]
+        if held.get("t_i") and steps:
+            agreed += held["t_i"] * setting["steps"] == setting["t_i"] * steps
+        rows = sum((clips for _, clips in fitting), Counter())
+        return (min(len(rows), 2), rows.total(), agreed, str(values))
 
-    combinations = {tuple(r[k] for k in knobs) for r in records}
+    combinations = set(alike)
     return dict(zip(knobs, max(combinations, key=rank), strict=True))
 
 
@@ -185,8 +190,12 @@ def make_table(
     """
     held = choose_held(name, [r for r in records if is_done(r)], paper)
     ours: dict[tuple, list[Record]] = {}
+    fits: dict[tuple, bool] = {}  # the clips of a run have their knobs in common
     for r in records:
-        if is_comparable(r, held):
+        knobs = tuple(r[k] for k in held)
+        if knobs not in fits:
+            fits[knobs] = is_comparable(r, held)
+        if fits[knobs]:
             ours.setdefault(row_key(name, r), []).append(r)
     ours = {key: _largest_run(rs) for key, rs in ours.items()}
     theirs = {row_key(name, row): row for row in paper_rows(name, paper)}

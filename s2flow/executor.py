@@ -15,7 +15,6 @@ for the same clip again, `ray.retries` times; then the clip has failed. A group 
 """
 
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -43,7 +42,7 @@ from s2flow.provenance import provenance
 from s2flow.recipe import VERSION, Recipe
 from s2flow.score import Scoring
 from s2flow.scorers import build
-from s2flow.store import Store, read_run
+from s2flow.store import Store
 from s2flow.summary import print_failure
 from s2flow.tasks import Task
 from s2flow.tracking import tracked
@@ -96,7 +95,7 @@ def make_all(job: Job, todo: list[Task], tasks: list[Task], clips: int) -> int:
         return job.make_all(todo, tasks, clips)
     cfg, recipe, folder = job.cfg, job.recipe, job.store.folder
     workers = _workers(cfg)
-    shown, have = [min(t.indices) for t in tasks], len(read_run(folder))
+    shown, have = [min(t.indices) for t in tasks], len(job.store.recorded())
     batches = deque(todo[i : i + cfg.batch] for i in range(0, len(todo), cfg.batch))
     quiet, failed = cfg.copy(), 0
     quiet.tracker.name, quiet.progress = "none", "off"  # the driver does that
@@ -413,5 +412,4 @@ class Actor:
         record = self.job.store.record(task.key)
         if record is not None:
             return record
-        failure = json.loads(self.job.store.path("failures", f"{task.key}.json").read_text())
-        return failure["traceback"].strip().splitlines()[-1]
+        return self.job.store.failure(task.key)["traceback"].strip().splitlines()[-1]

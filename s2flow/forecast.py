@@ -54,9 +54,11 @@ def forecast(
         recipe = replace(recipe, weights=weights)
     run_id = recipe.run_id if known else _run_alike(Path(cfg.runs_dir), recipe)
     store = Store(cfg.runs_dir, run_id or recipe.run_id, {}, write=False)
-    missing = [t for t in tasks if store.record(t.key) is None]
+    recorded = store.recorded()
+    missing = [t for t in tasks if t.key not in recorded]
     names = {t.key: f"{recipe.run_id}/{t.key}" for t in tasks}
-    failed = sum(store.failure(t.key) is not None for t in missing)
+    gave_up = store.failed()
+    failed = sum(t.key in gave_up for t in missing)
     flows, to_make = loading.low_flows(cfg), []
     ranks = cfg.context_parallel
     for t in missing if "lr" in stages else ():

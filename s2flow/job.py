@@ -38,7 +38,7 @@ from s2flow.provenance import provenance
 from s2flow.recipe import Recipe
 from s2flow.score import Scoring
 from s2flow.stopping import Preempted
-from s2flow.store import Store, read_run, sha256_of, without_nan, written_whole
+from s2flow.store import Store, sha256_of, without_nan, written_whole
 from s2flow.summary import print_failure
 from s2flow.tasks import Task
 from s2flow.timing import Clock
@@ -83,7 +83,7 @@ class Job:
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         refuse(cfg, recipe, loading.device_here(cfg.device))
-        have = 0 if cfg.tracker.name == "none" else len(read_run(self.store.folder))
+        have = 0 if cfg.tracker.name == "none" else len(self.store.recorded())
         shown = [min(t.indices) for t in tasks]
         # before weights are loaded: a login that is missing is said at once
         with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
@@ -326,6 +326,20 @@ class Job:
     def beside(self, kind: str, name: str, files: ExitStack) -> Path:
         """A temporary path that takes its place when `files` closes without an exception."""
         return files.enter_context(written_whole(self.store.path(kind, name)))
+
+    def rescore(self, recorded: dict[str, dict[str, Any]]) -> int:
+        """Enter the verdicts that recorded clips lack; returns how many stay without a score.
+
+        recorded: of `store.recorded`. Only clips that lack something are looked at. Raises Preempted.
+        """
+        unscored = 0
+        for key, known in recorded.items() if self.scoring.parts else ():
+            if self.scoring.missing(known) or not self.scoring.scored(known):
+                record = self.store.record(key)
+                unscored += record is not None and not self.scoring.score(record)
+            if self.team.k == 1:  # in a group, ranks must leave together
+                stopping.check()
+        return unscored
 
     def score(self, task: Task) -> bool:
         """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""

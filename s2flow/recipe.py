@@ -134,5 +134,10 @@ class Recipe:
     @property
     def run_id(self) -> str:
         """Ten hexadecimal digits of the identity and VERSION."""
-        text = json.dumps([VERSION, self.identity()], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return id_of(VERSION, self.identity())
+
+
+def id_of(version: int, identity: dict[str, Any]) -> str:
+    """The run id of a recipe as it is stored."""
+    text = json.dumps([version, identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -13,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2flow import executor, loading, methods, stopping
+from s2flow import executor, loading, methods
 from s2flow.backbones.base import Origin
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
@@ -70,10 +70,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     job = Job(cfg, recipe, store, scoring, team, asked.stale)
     made, failed, unscored, refused, preempted = [], 0, 0, None, None
     try:
-        for record in asked.recorded if team.leads else ():
-            unscored += not scoring.score(record)
-            if team.k == 1:  # in a group, ranks must leave together
-                stopping.check()
+        unscored = job.rescore(asked.recorded) if team.leads else 0
         failed = executor.make_all(job, asked.todo, tasks, len(mine)) if asked.todo else 0
         made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
         unscored += sum(not scoring.scored(r) for r in made if team.leads)
@@ -92,7 +89,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if left:
         raise preempted or Preempted("another process's signal")
     store.book.refresh()  # what others said meanwhile
-    records = [store.record(t.key) for t in tasks]
+    keys = [t.key for t in tasks]
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe),
@@ -103,12 +100,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "failed_before": before,
         "unscored": unscored,
         "folder": str(store.folder),
-        "records": [r for r in records if r is not None],
+        "tally": store.tally(keys),  # what the table is made from
+        "records": store.records(keys),  # read by those who ask for them
     }
     if team.first:
         print_run(summary)
     ended = _what_failed(summary, asked.failed)
-    if looking and len(summary["records"]) < len(tasks):
+    if looking and summary["tally"]["clips"] < len(tasks):
         ended = _what_lacks(cfg, summary)
     if ended:
         error = UserError(ended)
@@ -122,7 +120,7 @@ def _what_failed(summary: dict[str, Any], before: list[Task]) -> str:
     clips, said = summary["clips"], []
     if summary["failed"]:
         said += [
-            f"{summary['failed']} of {clips} clips failed, {len(summary['records'])} are complete; "
+            f"{summary['failed']} of {clips} clips failed, {summary['tally']['clips']} are complete; "
             f"tracebacks are in {summary['folder']}/failures"
         ]
     if summary["failed_before"]:
@@ -144,7 +142,7 @@ def _what_failed(summary: dict[str, Any], before: list[Task]) -> str:
 
 def _what_lacks(cfg: DictConfig, summary: dict[str, Any]) -> str:
     """What cache=read-only did not find, and the command that makes it."""
-    lacking = summary["clips"] - len(summary["records"])
+    lacking = summary["clips"] - summary["tally"]["clips"]
     return (
         f"{lacking} of {summary['clips']} clips are not in {summary['folder']}, and cache=read-only "
         f"makes none; type {command(cfg)}"

@@ -7,7 +7,7 @@ hash of the mp4, the metric, and with what they were taken. Every process append
 own, so any number of them may score one run, here or on other machines, and merging is copying the
 files into one folder. A line counts once it ends in a newline, so a kill costs the verdict in flight.
 
-    key       of the clip, that is of prompt and seed (store.py)
+    key       of the clip, that is of prompt and seed (store/records.py)
     clip      sha256 of the mp4: a clip that was made anew is scored anew
     metric    hash of the scorer's name, arguments, version and weights: another one is another metric
     status    ok | nan (a score that is no number, kept as null) | undecodable | missing_weights |
@@ -20,11 +20,14 @@ says why.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import socket
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ NAMED = {
     "scores",
     "at",
 }  # what makes a line a verdict
+HOW = ("arguments", "version", "weights", "metric", "status", "protocol")
+SLIM = (*HOW, "key", "clip", "scorer", "scores", "at", "depends", "missing")
 
 Verdict = dict[str, Any]
 
@@ -52,18 +57,30 @@ def metric_hash(scorer: str, known: dict[str, Any]) -> str:
 
 
 class ScoreBook:
-    """The verdicts on one run's clips; what other processes add is seen after `refresh`."""
+    """The verdicts on one run's clips; what other processes add is seen after `refresh`.
 
-    def __init__(self, run_folder: str | Path) -> None:
-        self.folder = Path(run_folder) / "scores"
+    slim: keep only what decides which verdict counts and what a clip's record shows of it, a fifth
+    of the memory.
+    """
+
+    def __init__(self, run_folder: str | Path, slim: bool = False) -> None:
+        self.folder, self._slim = Path(run_folder) / "scores", slim
         self._own: Path | None = None
-        self.refresh()
+        self._read: dict[tuple[str, str], dict[tuple[str, str], Verdict]] | None = None
 
     def refresh(self) -> None:
-        """Read every line again."""
-        self._said: dict[tuple[str, str], dict[tuple[str, str], Verdict]] = {}
-        for verdict in sorted(_lines(self.folder), key=lambda v: v["at"]):
-            self._take(verdict)
+        """Read every line again, once something is asked."""
+        self._read = None
+
+    @property
+    def _said(self) -> dict[tuple[str, str], dict[tuple[str, str], Verdict]]:
+        if self._read is None:
+            self._read = {}
+            lines = _lines(self.folder)
+            found = map(_slim, lines) if self._slim else lines
+            for verdict in sorted(found, key=lambda v: v["at"]):
+                self._take(verdict)
+        return self._read
 
     def said(self, record: dict[str, Any], scorer: str, metric: str) -> Verdict | None:
         """The verdict of a metric on a recorded clip, if there is one."""
@@ -111,8 +128,7 @@ class ScoreBook:
                 latest[verdict["scorer"]] = verdict
         for verdict in sorted(latest.values(), key=lambda v: (v["status"] in SCORES, v["at"])):
             scores |= verdict["scores"]
-            how = ("arguments", "version", "weights", "metric", "status", "protocol")
-            scorers[verdict["scorer"]] = {k: verdict[k] for k in how if k in verdict}
+            scorers[verdict["scorer"]] = {k: verdict[k] for k in HOW if k in verdict}
         if record.get("outcome") == "nan":  # its video is black where nobody generated black
             scores = dict.fromkeys(scores)
         return record | {"scores": scores, "scorers": scorers}
@@ -141,14 +157,40 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
 
 
-def _lines(folder: Path) -> list[Verdict]:
-    found = []
+def _lines(folder: Path) -> Iterator[Verdict]:
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn
-            try:
-                verdict = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(verdict, dict) and verdict.keys() >= NAMED:
-                found.append(verdict)
-    return found
+        with open(path, "rb") as file:
+            for line in file:
+                whole = line.endswith(b"\n")  # what follows the last newline is torn
+                if whole and (verdict := _verdict(line)) is not None:
+                    yield verdict
+
+
+def _slim(verdict: Verdict) -> Verdict:
+    """With values that many verdicts share held once."""
+    kept = {k: verdict[k] for k in SLIM if k in verdict}
+    for name in ("key", "clip", "scorer", "metric", "status"):
+        if type(kept[name]) is str:
+            kept[name] = sys.intern(kept[name])
+    arguments = kept.get("arguments")
+    if isinstance(arguments, dict):
+        kept["arguments"] = _shared(json.dumps(arguments))
+    return kept
+
+
+@functools.lru_cache
+def _shared(text: str) -> Any:
+    return json.loads(text)
+
+
+def _verdict(line: bytes) -> Verdict | None:
+    try:
+        verdict = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return verdict if isinstance(verdict, dict) and verdict.keys() >= NAMED else None
+
+
+def is_verdict(line: bytes) -> bool:
+    """Whether a line of a file is one that counts."""
+    return _verdict(line) is not None

@@ -4,7 +4,6 @@ import atexit
 import json
 import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +16,6 @@ from rich.table import Table
 from s2flow.parallel import rank
 from s2flow.params import variant
 from s2flow.recipe import Recipe
-from s2flow.store import generation_seconds
 
 TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
 SHOWN = {
@@ -38,18 +36,19 @@ def print_failure(prompt: str, error: Exception | str) -> None:
 def print_run(summary: dict[str, Any]) -> None:
     """Table of one run, and where its files are."""
     console = _console()
-    folder, records = summary["folder"], summary["records"]
+    folder, found = summary["folder"], summary["tally"]
     if not in_sweep():  # its table comes at the end
         console.print(_table([summary]))
     line = f"videos {folder}/clips   contact sheets {folder}/sheets"
-    if len(records) == 1 and summary["clips"] == 1:
-        video = f"{folder}/{records[0]['video']}"
+    if found["video"] is not None and summary["clips"] == 1:
+        video = f"{folder}/{found['video']}"
         line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
-    if records:
+    if found["clips"]:
         console.print(line, markup=False, soft_wrap=True)
-    again = sum(r.get("duplicates", 0) for r in records)
-    if again:
-        console.print(f"{again} duplicate(s): clips that several workers made at the same time")
+    if found["duplicates"]:
+        console.print(
+            f"{found['duplicates']} duplicate(s): clips that several workers made at the same time"
+        )
     if not in_sweep():
         print_what_next([summary])
 
@@ -86,10 +85,11 @@ class SweepTable(Callback):
         """Write the job's summary beside its log."""
         value = getattr(job_return, "_return_value", None)
         value = getattr(value, "summary", value)  # of an error that says how many clips failed
-        names = {"records": "summary.json", "needs": "plan.json"}  # of a run, of plan=true
+        names = {"tally": "summary.json", "needs": "plan.json"}  # of a run, of plan=true
         for name in names.keys() & (value.keys() if isinstance(value, dict) else ()):
             folder = Path(config.hydra.runtime.output_dir)
-            (folder / names[name]).write_text(json.dumps(value))
+            told = {k: v for k, v in value.items() if k != "records"}  # they are in the store
+            (folder / names[name]).write_text(json.dumps(told))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table of the sweep."""
@@ -130,7 +130,7 @@ def print_what_next(summaries: list[dict[str, Any]]) -> None:
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
     """One row a run: means over its recorded clips."""
-    scores = [s for s in SHOWN if any(s in r["scores"] for x in summaries for r in x["records"])]
+    scores = [s for s in SHOWN if any(s in x["tally"]["scores"] for x in summaries)]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("run", "what", "clips", "f", "LR s", "HR s", "all s"):
         left = name in ("run", "what")
@@ -138,17 +138,14 @@ def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
     for name in scores:
         table.add_column(SHOWN[name], justify="right", no_wrap=True)
     for x in summaries:
-        records = x["records"]
-        density = [d for r in records for d in (r.get("density") or {}).values()]
-        seconds = [r["seconds"] for r in records]
+        means = x["tally"]
         cells = [
             x["run_id"],
             x["label"],
-            f"{len(records)}/{x['clips']}",
-            f"{fmean(density):.3f}" if density else "—",
-            *(_mean(s.get(k) for s in seconds) for k in ("lr", "hr")),
-            _mean(generation_seconds(r) for r in records),
-            *(_mean((r["scores"].get(s) for r in records), 4) for s in scores),
+            f"{means['clips']}/{x['clips']}",
+            _shown(means["f"], 3),
+            *(_shown(means[k], 2) for k in ("lr", "hr", "all")),
+            *(_shown(means["scores"].get(s), 4) for s in scores),
         ]
         table.add_row(*cells)
     return table
@@ -159,6 +156,5 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-def _mean(values: Any, digits: int = 2) -> str:
-    known = [v for v in values if v is not None]
-    return f"{fmean(known):.{digits}f}" if known else "—"
+def _shown(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"

@@ -46,28 +46,30 @@ class Task:
 class Work:
     """What is to be done with a list of clips.
 
-    todo: those to make; failed: those that failed before and are left out; recorded: the records of
-    those that are done; stale: of clips that are made again, when they were recorded, by key.
+    todo: those to make; failed: those that failed before and are left out; recorded: those that are
+    done, as `Store.recorded` has them; stale: of clips that are made again, when they were recorded,
+    by key.
     """
 
     todo: list[Task]
     failed: list[Task]
-    recorded: list[dict[str, Any]]
+    recorded: dict[str, dict[str, Any]]
     stale: dict[str, float | None] = field(default_factory=dict)
 
 
 def work(cache: str, store: Store, tasks: list[Task]) -> Work:
     """What `cache` makes of these clips; see the module."""
-    records = {t.key: store.record(t.key) for t in tasks}
-    recorded = [r for r in records.values() if r is not None]
+    known = store.recorded()
+    recorded = {t.key: known[t.key] for t in tasks if t.key in known}
     if cache == "read-only":
         return Work([], [], recorded)
     if cache == "force":
-        held = {key: r.get("at") for key, r in records.items() if r is not None}
-        return Work(list(tasks), [], [], held)
-    missing = [t for t in tasks if records[t.key] is None]
-    failed = [] if cache == "retry" else [t for t in missing if store.failure(t.key) is not None]
-    return Work([t for t in missing if t not in failed], failed, recorded)
+        records = ((key, store.record(key)) for key in recorded)
+        return Work(list(tasks), [], {}, {k: r.get("at") for k, r in records if r is not None})
+    missing = [t for t in tasks if t.key not in recorded]
+    gave_up = set() if cache == "retry" else store.failed()
+    failed = [t for t in missing if t.key in gave_up]
+    return Work([t for t in missing if t.key not in gave_up], failed, recorded)
 
 
 def clip_tasks(cfg: DictConfig) -> list[Task]:

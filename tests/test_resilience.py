@@ -362,6 +362,7 @@ def test_a_dead_writers_record_is_promoted_only_if_its_video_is_there(tmp_path):
     for key, there in (("a" * 16, True), ("b" * 16, False)):
         store.path("clips", f"{key}.mp4").write_bytes(b"video")
         record = {"status": "ok", "video": f"clips/{key}.mp4", "bytes": 5, "at": 1.0}
+        record |= {"run_id": "0123456789", "recipe": {}, "prompt": "a", "seed": 0, "seconds": {}}
         record["sha256"] = sha256_of(store.path("clips", f"{key}.mp4")) if there else "other"
         write_json(store.path("records", f"{dead}{key}.json"), record)
     Store(tmp_path, "0123456789", {})

@@ -1,0 +1,49 @@
+"""The store: runs/<run_id>/ holds a recipe, clips, contact sheets and one record per clip.
+
+    runs/<run_id>/recipe.json              what was run
+                  clips/<key>.mp4          the video;  <key>.low.mp4 the LR one
+                  sheets/<key>.png         LR and HR frames side by side
+                  latents/<key>.safetensors  the final latent, with keep_latents=true
+                  windows/<key>.npz        its windows, where they are boxes; see windowmap.py
+                  records/<key>.json       written last: a clip is done when its record exists
+                  scores/*.jsonl           what scorers said of it, see scorebook.py
+                  failures/<key>.json      a clip that failed: traceback, how often it was tried, when
+                  index.parquet            rows of the records, once there are many; see index.py
+
+The key is a hash of prompt text and seed. Every file is written to a temporary name and renamed,
+so a kill at any moment costs at most the clip in flight, and any number of workers may share a
+folder. All files of a clip are whole before the first takes its place, and the record is the last: a
+kill in between leaves a record that the next start puts in its place if it names the video there. The
+records are the truth; the index only saves reading them, and may be removed.
+
+    files.py    whole files or none            rows.py    a record as a row, rows as a frame
+    records.py  one record, those of a run     index.py   the rows of a run, read quickly
+    run.py      one run's folder, written to   verify.py, gc.py, merge.py, listing.py  the commands
+
+`python -m s2flow.store ls|verify|gc|merge|export` looks after a store; see __main__.py.
+"""
+
+from s2flow.store.files import sha256_of, without_nan, write_json, written_whole
+from s2flow.store.index import load_records
+from s2flow.store.records import (
+    STAGES,
+    clip_key,
+    generation_seconds,
+    read_record,
+    read_run,
+)
+from s2flow.store.run import Store
+
+__all__ = [
+    "STAGES",
+    "Store",
+    "clip_key",
+    "generation_seconds",
+    "load_records",
+    "read_record",
+    "read_run",
+    "sha256_of",
+    "without_nan",
+    "write_json",
+    "written_whole",
+]

@@ -1,0 +1,94 @@
+"""Records: what is known of a finished clip, one JSON file each."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2flow.scorebook import ScoreBook
+
+STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
+WHOLE = {  # what every record holds, in the types that its readers rely on
+    **{"run_id": str, "recipe": dict, "prompt": str, "seed": int},
+    **{"video": str, "bytes": int, "seconds": dict},
+}
+
+
+def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
+    """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run.
+
+    original: the entry that an augmented prompt stands for. It decides no pixel, but what the clip
+    is scored with, so that two entries with one augmented prompt are two clips.
+    """
+    entry = "" if original in (None, prompt) else f"\0{original}"
+    return hashlib.sha256(f"{seed}\0{prompt}{entry}".encode()).hexdigest()[:16]
+
+
+def key_of(record: dict[str, Any]) -> str | None:
+    """The key that a record's clip should have; None if its text is no Unicode."""
+    try:
+        return clip_key(record["prompt"], record["seed"], record.get("original_prompt"))
+    except UnicodeEncodeError:
+        return None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record that is whole, or None; its scores are in the score book."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get("status") != "ok":
+        return None
+    return record if all(isinstance(record.get(k), t) for k, t in WHOLE.items()) else None
+
+
+def read_run(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's finished clips with their scores, by name."""
+    records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))  # no temporaries
+    book = ScoreBook(folder)
+    return [book.joined(record) for record in records if record is not None]
+
+
+class Records(Sequence):
+    """Some records of a run with their scores, read when they are asked for.
+
+    finished: asked once for the keys that are there.
+    """
+
+    def __init__(self, folder: Path, finished: Callable[[], list[str]]) -> None:
+        self.folder, self._finished = folder, finished
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """Of the clips that are there."""
+        return self._finished()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: Any) -> Any:
+        return list(self._read(self.keys[i])) if isinstance(i, slice) else list(self)[i]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._read(self.keys)
+
+    def _read(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+        book = ScoreBook(self.folder)
+        found = (read_record(self.folder / "records" / f"{key}.json") for key in keys)
+        return (book.joined(record) for record in found if record is not None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
+
+
+def generation_seconds(record: dict[str, Any]) -> float:
+    """Seconds from prompt to decoded video; writing, scoring and diagnostics are not in it.
+
+    The LR flow counts in full, also where a sweep reused it: it is part of what a clip costs.
+    """
+    return sum(record["seconds"].get(stage, 0.0) for stage in STAGES)
