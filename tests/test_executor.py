@@ -145,6 +145,7 @@ def test_a_clip_that_fails_under_ray_costs_only_itself(own_ray, monkeypatch, tmp
     (failure,) = (run / "failures").glob("*.json")
     assert failure.stem == key and "IsADirectoryError" in failure.read_text()
     (run / "clips" / f"{key}.mp4").rmdir()
+    words += ("cache=retry",)
     assert run_here(monkeypatch, tmp_path, *words) == 0 and hashes(tmp_path / "runs") == known
 
 
