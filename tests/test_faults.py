@@ -96,15 +96,21 @@ def test_sigkill_wastes_a_clip_at_most(shards, clips, kills, start, tmp_path, mo
     runs = tmp_path / "runs"
 
     def shard(k: int) -> list[bool]:
-        rng = random.Random(f"seed 9, shard {k}")
+        rng = random.Random(f"seed 14, shard {k}")
         word = (f"shard={k}/{shards}", f"runs_dir={runs}")
         return [killed(start(*words, *word), tmp_path, rng) for _ in range(kills[k - 1])]
 
     with ThreadPoolExecutor(shards) as pool:
-        alive = sum(pool.map(shard, range(1, shards + 1)), [])
+        alive = sum(sum(pool.map(shard, range(1, shards + 1)), []))
     before = len(load_records(runs))
     wasted = len(begun(tmp_path)) - before
-    assert wasted <= sum(kills)
+    assert before > 0 and wasted <= alive
+    lives: dict[str, list[str]] = {}
+    for pid, prompt in (line.split(" ", 1) for line in begun(tmp_path)):
+        lives.setdefault(pid, []).append(prompt)
+    done = [prompt for prompts in lives.values() for prompt in prompts[:-1]]
+    every = [prompt for prompts in lives.values() for prompt in prompts]
+    assert all(every.count(prompt) == 1 for prompt in done)  # but a life's last, none twice
     assert run_here(monkeypatch, tmp_path, *words, f"runs_dir={runs}") == 0
     records = [read_record(p) for p in runs.glob("*/records/[!.]*.json")]
     assert len(records) == clips and all(records)
@@ -121,7 +127,7 @@ def test_sigkill_wastes_a_clip_at_most(shards, clips, kills, start, tmp_path, mo
         twin = other / record["run_id"] / record["video"]
         assert sha256_of(twin) == record["sha256"]
     print(
-        f"{sum(kills)} kills ({sum(alive)} of a running process), {before} of {clips} clips before "
+        f"{sum(kills)} kills ({alive} of a running process), {before} of {clips} clips before "
         f"the clean pass, {len(begun(tmp_path))} begun, {wasted} wasted"
     )
 
