@@ -130,6 +130,14 @@ def start(address: str | None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:  # a misnomer: it keeps all of Ray on 127.0.0.1; read at its import
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    elif address != "auto":  # Ray would wait for minutes
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"nothing answers at {address} ({error}); type `ray start --head` there first"
+            ) from None
     import ray
 
     if ray.is_initialized():
@@ -146,7 +154,8 @@ def start(address: str | None, cpus: int | None = None) -> None:
             reason = str(error).strip().split("\n")[0]
             if address is not None:
                 raise UserError(
-                    f"no Ray cluster at {address} ({reason}); type `ray start --head` first"
+                    f"no Ray cluster at {address} lets this command in ({reason}); type `ray start "
+                    "--head` first, and `export RAY_AUTH_MODE=token` if the cluster asks for one"
                 ) from None
             if not left:
                 raise UserError(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,7 @@ REFUSED = {
     "executor=ray ray.retries=-1": "type ray.retries=0",
     "executor=ray ray.address=http://x": "type ray.address=auto",
     "executor=ray device=cuda:1": "deals them: device=cuda",
+    "executor=ray ray.address=127.0.0.1:1 device=cpu": "nothing answers at 127.0.0.1:1",
     "executor=ray ray.workers=two": "a whole number",
     "executor=ray ray.worker=2": "did you mean ray.workers?",
 }
@@ -214,7 +216,10 @@ def test_every_launcher_makes_the_same_clips(tmp_path):
         if not there(f"hydra_plugins.hydra_{plugin}_launcher"):
             pytest.skip(f"hydra-{plugin}-launcher is not installed: s2flow[cluster]")
     folder = tempfile.mkdtemp(prefix="r")
+    token = Path(folder, "token")  # of this cluster alone, nobody's in ~/.ray
+    token.write_text(uuid.uuid4().hex)
     env = os.environ | {"RAY_TMPDIR": folder, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -238,7 +243,7 @@ def test_every_launcher_makes_the_same_clips(tmp_path):
             typed = [sys.executable, ROOT / "run.py", *words]
             for _ in range(6):  # until the head is up
                 done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
-                if "no Ray cluster at" not in done.stderr:
+                if "`ray start --head`" not in done.stderr:
                     break
                 time.sleep(10)
             assert done.returncode == 2, done.stderr
