@@ -31,6 +31,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from clips import (
     Record,
     is_done,
     read_records,
+    score_columns,
     scores_by_clip,
 )
 from missing import command, missing_rows
@@ -135,7 +137,7 @@ def choose_held(name: str, records: list[Record], paper: Mapping[str, Any]) -> R
 
     alike: dict[tuple, tuple[Record, Counter]] = {}  # by combination: a record, clips by row
     for r in records:
-        _, clips = alike.setdefault(tuple(r[k] for k in knobs), (r, Counter()))
+        _, clips = alike.setdefault(itemgetter(*knobs)(r), (r, Counter()))
         clips[row_key(name, r)] += 1
 
     def rank(values: tuple) -> tuple:
@@ -192,7 +194,7 @@ def make_table(
     ours: dict[tuple, list[Record]] = {}
     fits: dict[tuple, bool] = {}  # the clips of a run have their knobs in common
     for r in records:
-        knobs = tuple(r[k] for k in held)
+        knobs = itemgetter(*held)(r)
         if knobs not in fits:
             fits[knobs] = is_comparable(r, held)
         if fits[knobs]:
@@ -350,8 +352,8 @@ def _average(records: list[Record], column: str) -> float | None:
 
 def _score_names(records: list[Record]) -> list[str]:
     """Scores that any clip has: VBench's in the paper's order, then our own by name."""
-    recorded = {k for r in records for k, v in r.items() if v is not None}
-    names = {k.removeprefix("score_") for k in recorded if k.startswith("score_")}
+    recorded = [k for k in score_columns(records) if any(r.get(k) is not None for r in records)]
+    names = {k.removeprefix("score_") for k in recorded}
     return [s for s in VBENCH if s in names] + sorted(names - set(VBENCH))
 
 
