@@ -136,8 +136,9 @@ def choose_held(name: str, records: list[Record], paper: Mapping[str, Any]) -> R
     theirs |= {"sparsity": setting["sparsity"], "order": setting["order"]}
 
     alike: dict[tuple, tuple[Record, Counter]] = {}  # by combination: a record, clips by row
+    values_of = itemgetter(*knobs)
     for r in records:
-        _, clips = alike.setdefault(itemgetter(*knobs)(r), (r, Counter()))
+        _, clips = alike.setdefault(values_of(r), (r, Counter()))
         clips[row_key(name, r)] += 1
 
     def rank(values: tuple) -> tuple:
@@ -193,8 +194,9 @@ def make_table(
     held = choose_held(name, [r for r in records if is_done(r)], paper)
     ours: dict[tuple, list[Record]] = {}
     fits: dict[tuple, bool] = {}  # the clips of a run have their knobs in common
+    values_of = itemgetter(*held)
     for r in records:
-        knobs = itemgetter(*held)(r)
+        knobs = values_of(r)
         if knobs not in fits:
             fits[knobs] = is_comparable(r, held)
         if fits[knobs]:
