@@ -10,11 +10,12 @@ outside, imports included, are
     ls        python -m s2flow.store ls                     eight
     table     python experiments/tables.py table1           eight
     resume    python run.py ... of clips that are all there, unscored    one
-    scored    the same with the two usual scorers, whose verdicts are all there    one
+    scored    the same with the two usual scorers, whose verdicts are all there    one, once
     verify    python -m s2flow.store verify                 eight, once
 
-cold: without an index (it is removed before); warm: with the one that the cold run left. Peak memory is
-that of the process. The growth is the seconds of a store over those of the next smaller one. Writes
+cold: without an index (it is removed before); warm: with the one that the cold run left. `cpu_seconds`
+say what each takes on cores that nobody else uses; peak memory is that of the process. The growth is
+the CPU seconds of a store over those of the next smaller one. Writes
 experiments/results/bench_store.json with machine, versions, commit and the load that others made.
 Expected: at 100,000 ls, table and resume under 5 seconds warm, and under 1 GB.
 """
@@ -86,7 +87,7 @@ def made(folder: Path) -> list[Path]:
 
 def measured(folder: Path, seeds: list[Path], n: int) -> dict[str, Any]:
     """Seconds and peak MB of every command on stores of n records."""
-    found: dict[str, Any] = {"records": n, "seconds": {}, "peak_mb": {}}
+    found: dict[str, Any] = {"records": n, "seconds": {}, "cpu_seconds": {}, "peak_mb": {}}
     one, eight, prompts = folder / "one", folder / "eight", folder / "prompts.txt"
     prompts.write_text("".join(f"{_prompt(i)}\n" for i in range(n)))
     for run in seeds:
@@ -101,14 +102,14 @@ def measured(folder: Path, seeds: list[Path], n: int) -> dict[str, Any]:
         ("table", table, eight),
         ("resume", [*again, "scorer=[none]"], one),
         ("scored", again, one),
-        ("verify", [*store, "verify", str(eight)], None),
+        ("verify", [*store, "verify", str(eight)], eight),
     ):
-        for state in ("cold", "warm") if at else ("once",):
+        for state in ("cold", "warm") if name in ("ls", "table", "resume") else ("once",):
             for path in at.glob("*/index.parquet") if state == "cold" else ():
                 path.unlink()
-            seconds, mb = called(words)
-            found["seconds"][f"{name} {state}"] = seconds
-            found["peak_mb"][f"{name} {state}"] = mb
+            for what, value in called(words).items():
+                found[what][f"{name} {state}"] = value
+            print(f"{n} {name} {state}: {found['seconds'][f'{name} {state}']} s", flush=True)
     for path in (one, eight):
         shutil.rmtree(path)
     return found
@@ -136,14 +137,14 @@ def fill(folder: Path, like: Path, n: int) -> None:
 
 
 def growth(stores: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Seconds of each store over those of the one before, by command."""
+    """CPU seconds of each store over those of the one before, by command."""
     pairs = list(zip(stores, stores[1:], strict=False))
-    names = stores[0]["seconds"]
-    return {n: [round(b["seconds"][n] / a["seconds"][n], 2) for a, b in pairs] for n in names}
+    of = "cpu_seconds"
+    return {n: [round(b[of][n] / a[of][n], 2) for a, b in pairs] for n in stores[0][of]}
 
 
-def called(words: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak memory in MB of one command, which must succeed."""
+def called(words: list[str]) -> dict[str, float]:
+    """Wall and CPU seconds and peak memory in MB of one command, which must succeed."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -154,7 +155,11 @@ def called(words: list[str]) -> tuple[float, float]:
         if process.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(words)} failed: {said.read().decode()}")
-    return round(time.perf_counter() - start, 2), round(used.ru_maxrss / 1e3)
+    return {
+        "seconds": round(time.perf_counter() - start, 2),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+        "peak_mb": round(used.ru_maxrss / 1e3),
+    }
 
 
 def _prompt(i: int) -> str:

@@ -41,15 +41,18 @@ def read_records(frame: "DataFrame") -> list[Record]:
     is `euler`.
     """
     seen, records, blanked = set(), [], {}
-    empty = dict.fromkeys((*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"))
     names = [str(name) for name in frame.columns]
     columns = [_plain_column(frame[name]) for name in frame.columns]
+    lacking = {*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"} - set(names)
+    names, columns = [*names, *sorted(lacking)], [*columns, *[[None] * len(frame)] * len(lacking)]
     for cells in zip(*columns, strict=True):
-        r = empty | dict(zip(names, cells, strict=True))
+        r = dict(zip(names, cells, strict=True))  # as small as can be: there may be many
         knobs = tuple(r[k] for k in READ)
         if knobs not in blanked:  # the clips of a run have them in common
-            blanked[knobs] = _without_ignored(dict(zip(READ, knobs, strict=True)))
-        r |= blanked[knobs]
+            counted = _without_ignored(dict(zip(READ, knobs, strict=True)))
+            blanked[knobs] = [(k, v) for k, v in counted.items() if v is not r[k]]
+        for name, value in blanked[knobs]:
+            r[name] = value
         key = tuple(r[k] for k in ("run_id", *CLIP))
         unnamed = None in (r["run_id"], r["prompt"], r["seed"])
         if unnamed or key not in seen:
@@ -87,17 +90,13 @@ def _reads(method_name: str | None, knob: str) -> bool:
 
 def _plain_column(column: "Series") -> list[Any]:
     """The cells of a column as plain values, each different one made once."""
-    made: dict[Any, Any] = {}
-    found = []
-    for value in column.tolist():
-        try:
-            key = (type(value), value)
-            if key not in made:
-                made[key] = _plain(value)
-            found.append(made[key])
-        except TypeError:  # a list
-            found.append(_plain(value))
-    return found
+    if column.dtype == object:  # where True and 1, or lists, may stand side by side
+        return [_plain(value) for value in column.tolist()]
+    codes, values = column.factorize()
+    plain = np.empty(len(values) + 1, dtype=object)  # the last one, None, is where nothing is
+    for i, value in enumerate(values):
+        plain[i] = _plain(value)
+    return plain[codes].tolist()
 
 
 def _plain(value: Any) -> Any:
@@ -121,10 +120,17 @@ def scores_by_clip(records: Iterable[Record]) -> dict[ClipKey, Row]:
 
     An augmented prompt and the entry that it stands for are together one prompt.
     """
+    done = [r for r in records if is_done(r)]
+    names = {k: k.removeprefix("score_") for k in score_columns(done)}
     return {
         ((r["prompt"], r["original_prompt"]), r["seed"]): {
-            k.removeprefix("score_"): v for k, v in r.items() if k.startswith("score_")
+            name: r[k] for k, name in names.items() if k in r
         }
-        for r in records
-        if is_done(r)
+        for r in done
     }
+
+
+def score_columns(records: list[Record]) -> list[str]:
+    """The scores that records are asked for; those of `read_records` have their columns in common."""
+    kinds = {len(r): r for r in records}
+    return list(dict.fromkeys(k for r in kinds.values() for k in r if k.startswith("score_")))

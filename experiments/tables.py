@@ -31,6 +31,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from clips import (
     Record,
     is_done,
     read_records,
+    score_columns,
     scores_by_clip,
 )
 from missing import command, missing_rows
@@ -134,8 +136,9 @@ def choose_held(name: str, records: list[Record], paper: Mapping[str, Any]) -> R
     theirs |= {"sparsity": setting["sparsity"], "order": setting["order"]}
 
     alike: dict[tuple, tuple[Record, Counter]] = {}  # by combination: a record, clips by row
+    values_of = itemgetter(*knobs)
     for r in records:
-        _, clips = alike.setdefault(tuple(r[k] for k in knobs), (r, Counter()))
+        _, clips = alike.setdefault(values_of(r), (r, Counter()))
         clips[row_key(name, r)] += 1
 
     def rank(values: tuple) -> tuple:
@@ -191,8 +194,9 @@ def make_table(
     held = choose_held(name, [r for r in records if is_done(r)], paper)
     ours: dict[tuple, list[Record]] = {}
     fits: dict[tuple, bool] = {}  # the clips of a run have their knobs in common
+    values_of = itemgetter(*held)
     for r in records:
-        knobs = tuple(r[k] for k in held)
+        knobs = values_of(r)
         if knobs not in fits:
             fits[knobs] = is_comparable(r, held)
         if fits[knobs]:
@@ -350,8 +354,8 @@ def _average(records: list[Record], column: str) -> float | None:
 
 def _score_names(records: list[Record]) -> list[str]:
     """Scores that any clip has: VBench's in the paper's order, then our own by name."""
-    recorded = {k for r in records for k, v in r.items() if v is not None}
-    names = {k.removeprefix("score_") for k in recorded if k.startswith("score_")}
+    recorded = [k for k in score_columns(records) if any(r.get(k) is not None for r in records)]
+    names = {k.removeprefix("score_") for k in recorded}
     return [s for s in VBENCH if s in names] + sorted(names - set(VBENCH))
 
 
