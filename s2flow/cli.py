@@ -146,7 +146,9 @@ def terminal() -> Iterator[None]:
 
 def _what_stopped(stop: Preempted) -> str:
     names = ", ".join(json.dumps(p, ensure_ascii=False) for p in stop.dropped)
-    dropped = f"dropped {names}, which was not complete" if names else "no clip was lost"
+    dropped = f"dropped {names}, which was not complete" if names else "no clip was in flight"
+    if stop.at_once and not names:  # by a launcher's parent, or a second signal
+        dropped = "at once, whatever was in flight"
     return f"{_who()}stopped by {stop.by}: {dropped}; the same command goes on from here"
 
 
