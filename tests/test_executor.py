@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -208,6 +207,15 @@ def test_a_group_makes_each_clip_together_and_is_replaced_whole(own_ray, monkeyp
     assert len(victims) == 1 and hashes(runs) == hashes(tmp_path / "alone")
 
 
+HEAD = """
+from s2flow import executor
+executor.start(None, 2)
+import ray
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
 @RAY
 @SLOW
 def test_every_launcher_makes_the_same_clips(tmp_path):
@@ -220,37 +228,26 @@ def test_every_launcher_makes_the_same_clips(tmp_path):
     token.write_text(uuid.uuid4().hex)
     env = os.environ | {"RAY_TMPDIR": folder, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
-    head += [
-        "--block",
-        "--num-cpus=2",
-        "--include-dashboard=false",
-        "--object-store-memory=80000000",
-    ]
-    cluster = subprocess.Popen(head, env=env, start_new_session=True)
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    head = [sys.executable, "-c", HEAD]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    cluster = subprocess.Popen(head, env=env, cwd=tmp_path, **pipes)
     try:
         ways = {name: (f"hydra/launcher={name}",) for name in ("basic", "joblib")}
         ways |= {name: (f"hydra/launcher={name}",) for name in ("submitit_local", "ray_cluster")}
-        here = f"address=127.0.0.1:{port}"  # auto might find another test's
+        address = cluster.stdout.readline().strip()
+        here = f"address={address}"  # auto might find another test's
         ways["ray_cluster"] += (f"hydra.launcher.ray.init.{here}",)
         ways["executor"] = ("executor=ray", f"ray.{here}")
         for name, way in ways.items():
             places = (f"runs_dir={tmp_path}/{name}", f"hydra.sweep.dir={tmp_path}/diary-{name}")
             words = ["-m", "sparsity=0.25,50,0.5,0.75", "order=1,2", *SMALL, *way, *places]
             typed = [sys.executable, ROOT / "run.py", *words]
-            for _ in range(6):  # until the head is up
-                done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
-                if "`ray start --head`" not in done.stderr:
-                    break
-                time.sleep(10)
+            done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
             assert done.returncode == 2, done.stderr
             assert done.stderr.count("sparsity=50 is not in") == 2, done.stderr
             assert len(hashes(tmp_path / "basic")) == 6
             assert hashes(tmp_path / name) == hashes(tmp_path / "basic"), name
     finally:
-        os.killpg(cluster.pid, signal.SIGTERM)
-        cluster.wait()
+        cluster.communicate()  # its input ends, and so does it
         shutil.rmtree(folder, ignore_errors=True)
