@@ -130,13 +130,16 @@ def test_a_broken_index_is_made_again_without_a_word(broken, runs, capsys):
         if broken == "cut":
             path.write_bytes(data[: len(data) // 2])
         elif broken == "flipped":
-            for place in range(8, len(data), 97):
-                data[place] ^= 1
+            place = index.pq.ParquetFile(path).metadata.row_group(0).column(9).data_page_offset
+            data[place + 60] ^= 1  # one bit, among the cells of a column
             path.write_bytes(data)
         elif broken == "foreign":
             pd.DataFrame({"a": [1]}).to_parquet(path)
         elif broken == "older":
-            index.pq.write_table(index.pq.read_table(path).replace_schema_metadata({}), path)
+            table = index.pq.read_table(path)
+            about = table.schema.metadata | {b"s2flow": b"0 of another time"}
+            table = table.set_column(10, "prompt", index.pa.array(["wrong"] * len(table)))
+            index.pq.write_table(table.replace_schema_metadata(about), path)
         else:
             path.unlink()
         if broken == "folder":

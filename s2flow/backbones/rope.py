@@ -15,7 +15,6 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor, nn
 
 WAN_THETA = 10000.0  # its module does not keep it
@@ -31,6 +30,8 @@ def table(
         positions = positions / scale
     if mode == "ntk" and dim > 2:  # with dim 2 there is only w_0
         theta = theta * scale ** (dim / (dim - 2))
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed  # takes seconds: only here
+
     return get_1d_rotary_pos_embed(dim, positions, theta, use_real=True, freqs_dtype=dtype)
 
 

@@ -149,7 +149,8 @@ def _kept(path: Path) -> tuple[pa.Table, str | None]:
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         about = table.schema.metadata or {}
-        if about.get(b"s2flow") == FORMAT.encode():
+        ours = about.get(b"s2flow") == FORMAT.encode() and {*rows.FIXED} <= {*table.column_names}
+        if ours:
             return table, about[b"scores"].decode()
     except (OSError, ValueError, LookupError, pa.ArrowException):
         pass
