@@ -83,6 +83,7 @@ class Job:
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         refuse(cfg, recipe, loading.device_here(cfg.device))
+        loading.low_flows(cfg).tidy()
         shown, have = [min(t.indices) for t in tasks], len(read_run(self.store.folder))
         # before weights are loaded: a login that is missing is said at once
         with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:

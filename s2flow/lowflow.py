@@ -33,7 +33,7 @@ from torch import Tensor
 
 from s2flow.flow import Trajectory
 from s2flow.recipe import VERSION, Recipe
-from s2flow.store import written_whole
+from s2flow.store import temporaries_of_the_dead, written_whole
 from s2flow.windows import Box
 
 FORMAT = "1"  # of the files; another one is a miss
@@ -150,6 +150,11 @@ class LowFlowCache:
             _say(
                 f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
             )
+
+    def tidy(self) -> None:
+        """Remove what killed processes of this machine left half written."""
+        for path in [] if self.folder is None else temporaries_of_the_dead(self.folder):
+            path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Hold no flow in memory but the one in use, from now on; the folder stays."""

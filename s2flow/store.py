@@ -112,7 +112,10 @@ class Store:
                 f"runs_dir={self.runs_dir} cannot be written ({error.strerror}); "
                 "type runs_dir=some/other/folder"
             ) from None
-        self._remove_temporaries_of_the_dead()
+        for path in temporaries_of_the_dead(self.folder):
+            with contextlib.suppress(OSError):
+                self._promote(path)
+            path.unlink(missing_ok=True)
 
     def path(self, kind: str, name: str) -> Path:
         """runs/<run_id>/<kind>/<name>."""
@@ -176,15 +179,6 @@ class Store:
         tried["tried_at"] = [*before.get("tried_at", []), round(time.time(), 3)][-20:]
         write_json(self.path("failures", f"{key}.json"), record | tried)
 
-    def _remove_temporaries_of_the_dead(self) -> None:
-        prefix = f".tmp-{socket.gethostname()}-"
-        for path in self.folder.rglob(f"{prefix}*"):
-            pid = path.name[len(prefix) :].split("-")[0]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                with contextlib.suppress(OSError):
-                    self._promote(path)
-                path.unlink(missing_ok=True)
-
     def _promote(self, path: Path) -> None:
         """Put a record in its place whose video is there and whose writer was killed in between."""
         record = read_record(path) if path.parent.name == "records" else None
@@ -193,6 +187,13 @@ class Store:
         key = Path(record["video"]).stem
         if not self.matches(key):
             os.replace(path, self.path("records", f"{key}.json"))
+
+
+def temporaries_of_the_dead(folder: Path) -> list[Path]:
+    """What `written_whole` left below a folder in processes of this machine that are no more."""
+    prefix = f".tmp-{socket.gethostname()}-"
+    pids = {path: path.name[len(prefix) :].split("-")[0] for path in folder.rglob(f"{prefix}*")}
+    return [p for p, pid in pids.items() if pid.isdigit() and not Path(f"/proc/{pid}").exists()]
 
 
 def _is_of(record: dict[str, Any], folder: Path) -> bool:
