@@ -83,6 +83,7 @@ class Job:
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         refuse(cfg, recipe, loading.device_here(cfg.device))
+        loading.low_flows(cfg).tidy()
         have = 0 if cfg.tracker.name == "none" else len(self.store.recorded())
         shown = [min(t.indices) for t in tasks]
         # before weights are loaded: a login that is missing is said at once

@@ -4,7 +4,6 @@ Within one process a backbone is loaded once, and an LR flow is computed once fo
 sweep that share it.
 """
 
-import contextlib
 import functools
 import gc
 import importlib
@@ -23,7 +22,6 @@ from s2flow.backbones.ulysses import share_videos
 from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache
 from s2flow.parallel import own_device
-from s2flow.store.files import remove_temporaries_of_the_dead
 
 FAMILIES = ("tiny", "wan", "hunyuan", "hunyuan15")
 _loaded: dict[tuple, Backbone] = {}  # at most one
@@ -102,9 +100,6 @@ def low_flows(cfg: DictConfig) -> LowFlowCache:
 
 @functools.lru_cache
 def _low_flows(folder: str | None, limit: int) -> LowFlowCache:
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            remove_temporaries_of_the_dead(Path(folder))
     return LowFlowCache(folder, limit)
 
 

@@ -17,6 +17,7 @@ clip that was made in a batch differs from one made alone by rounding; the first
 At 1280x768x117, 50 steps, HunyuanVideo's flow takes 3.2 GB and its coverage of every box size 1 GB.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from s2flow.flow import Trajectory
 from s2flow.recipe import LATER, VERSION, Recipe
-from s2flow.store import written_whole
+from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
 from s2flow.windows import Box
 
 FORMAT = "1"  # of the files; another one is a miss
@@ -151,6 +152,12 @@ class LowFlowCache:
             _say(
                 f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
             )
+
+    def tidy(self) -> None:
+        """Remove what killed processes of this machine left half written."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                remove_temporaries_of_the_dead(self.folder)
 
     def drop(self) -> None:
         """Hold no flow in memory but the one in use, from now on; the folder stays."""

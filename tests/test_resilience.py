@@ -356,6 +356,17 @@ def test_two_workers_that_finish_at_once_leave_a_clip_and_its_own_record(tmp_pat
     assert sha256_of(path) == record["sha256"] and path.read_bytes() != b"theirs"
 
 
+def test_half_written_lr_flows_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
+    cache, left = tmp_path / "lr_cache", f"abcdef01-{'0' * 24}.safetensors"
+    cache.mkdir()
+    host = f".tmp-{os.uname().nodename}"
+    dead, alive = (cache / f"{host}-{pid}-{left}" for pid in (2**22 + 1, os.getpid()))
+    for path in (dead, alive, other := cache / f".tmp-elsewhere-7-{left}"):
+        path.touch()
+    runner.run(config(tmp_path, "prompt=cat"))
+    assert not dead.exists() and alive.exists() and other.exists()
+
+
 def test_a_dead_writers_record_is_promoted_only_if_its_video_is_there(tmp_path):
     store = Store(tmp_path, "0123456789", {})
     dead = f".tmp-{os.uname().nodename}-{2**22 + 1}-abcdef01-"
