@@ -64,12 +64,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         seeds = made(Path(folder) / "seeds")
         for n in sizes:
-            result["stores"].append(measured(Path(folder), seeds, n))
-            print(json.dumps(result["stores"][-1]), flush=True)
-    result["growth"] = growth(result["stores"])
-    result["load_after"] = [round(x, 1) for x in os.getloadavg()]
-    with written_whole(args.out / "bench_store.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+            result["stores"].append(measured(Path(folder) / str(n), seeds, n))
+            result["growth"] = growth(result["stores"])
+            result["load_after"] = [round(x, 1) for x in os.getloadavg()]
+            with written_whole(args.out / "bench_store.json") as temporary:  # whatever comes next
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
     for name, factors in result["growth"].items():
         print(f"growth of {name}: {', '.join(f'{x:g}' for x in factors)} times")
     return 0
@@ -89,6 +88,7 @@ def measured(folder: Path, seeds: list[Path], n: int) -> dict[str, Any]:
     """Seconds and peak MB of every command on stores of n records."""
     found: dict[str, Any] = {"records": n, "seconds": {}, "cpu_seconds": {}, "peak_mb": {}}
     one, eight, prompts = folder / "one", folder / "eight", folder / "prompts.txt"
+    folder.mkdir()
     prompts.write_text("".join(f"{_prompt(i)}\n" for i in range(n)))
     for run in seeds:
         fill(eight / run.name, run, n // len(seeds))
@@ -109,9 +109,8 @@ def measured(folder: Path, seeds: list[Path], n: int) -> dict[str, Any]:
                 path.unlink()
             for what, value in called(words).items():
                 found[what][f"{name} {state}"] = value
-            print(f"{n} {name} {state}: {found['seconds'][f'{name} {state}']} s", flush=True)
-    for path in (one, eight):
-        shutil.rmtree(path)
+            said = (f"{found[what][f'{name} {state}']} {what}" for what in list(found)[1:])
+            print(f"{n} {name} {state}: {', '.join(said)}", flush=True)
     return found
 
 
