@@ -96,7 +96,8 @@ def kind(point):
 
 def draw_ours(axes, found, full, base):
     """Quality, and HR seconds / base, over f."""
-    adaptive = sorted((p for p in found if kind(p) == "adaptive"), key=lambda p: p["f"])
+    adaptive = [p for p in found if kind(p) == "adaptive" and p is not full]
+    adaptive.sort(key=lambda p: p["f"])
     for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
         chain = adaptive + ([full] if full else [])
         ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)

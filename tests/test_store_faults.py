@@ -376,8 +376,10 @@ def test_another_user_may_look_and_cannot_write(runs, tmp_path):
     """As uid 65534, who owns nothing here."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):  # under xdist one more
         path.chmod(path.stat().st_mode | 0o055)
+    for path in (runs, *runs.rglob("*")):  # whatever the umask
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
     (runs / "0000000001" / "clips" / f"{1:016x}.mp4").touch()
     script = (
         "import os, sys; from s2flow.store.__main__ import main; os.setgid(65534); os.setuid(65534)"
