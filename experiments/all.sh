@@ -48,9 +48,7 @@ if [ $# -eq 0 ]; then
     once solver_error_gaussian python experiments/solver_error.py --flow gaussian --prompts 16 --steps 5,10,20,40,80
 fi
 step page python -m s2flow.report "$runs"
-for notebook in analysis/*.py; do
-    [ -e "$notebook" ] && step "$notebook" python "$notebook" --runs "$runs"
-done
+step notebooks python analysis/export.py --runs "$runs"
 
 [ ${#failed[@]} -eq 0 ] && { echo "all done"; exit 0; }
 echo "failed: ${failed[*]}; type the same command to try these again" >&2

@@ -37,7 +37,7 @@ import s2flow.config as config
 from s2flow.backbones import tiny
 from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import blank
-from s2flow.backbones.placement import tile_vae
+from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, RESERVE, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache

@@ -26,7 +26,7 @@ from random_models import Model, assumed_rate, build, model, sizes_of
 from torch import Tensor
 
 from s2flow.backbones.blank import blank
-from s2flow.backbones.placement import tile_vae
+from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, VAE_SHARE, vae_cost
 from s2flow.timing import Clock
 

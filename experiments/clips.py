@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s2flow.methods import method
 from s2flow.metrics import ClipKey, Row
 from s2flow.recipe import LATER
 
@@ -25,7 +24,9 @@ OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "co
 OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
 USUAL = {k: "none" if v in (None, []) else v for k, v in LATER.items() if k != "params"}
 OTHER_KNOBS += tuple(USUAL)
-READ = (*KNOBS, *USUAL)  # what decides which of the others count
+BESIDE = dict.fromkeys(("rope", "temperature", "shift_high"), "t_i")
+BESIDE |= dict.fromkeys(("adain", "stages"), "handoff")
+READ = (*KNOBS, *USUAL, "handoff")  # what decides which of the others count
 CLIP = ("prompt", "original_prompt", "seed")
 FAILED = ("failed", "error")
 
@@ -63,7 +64,7 @@ def read_records(frame: "DataFrame") -> list[Record]:
 
 def _without_ignored(r: Record) -> Record:
     """The knobs of a row as they count; see `read_records`."""
-    r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r["method"], k)}
+    r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r, k)}
     if r["windows"] == "full":
         r["sparsity"] = 1
     if r["method"] != "s2flow":
@@ -81,15 +82,18 @@ def _without_ignored(r: Record) -> Record:
     return r
 
 
-def _reads(method_name: str | None, knob: str) -> bool:
-    """Whether a method's pixels depend on a knob of LATER."""
-    if knob in ("dtype", "fp8", "vae_tile", "guidance_2") or method_name is None:
-        return True
-    return knob in method(method_name).KNOBS
+def _reads(r: Record, knob: str) -> bool:
+    """Whether a clip's pixels depend on a knob of LATER.
+
+    Told from the knob that a method always has beside it, since asking the method means loading torch.
+    """
+    return r["method"] is None or knob not in BESIDE or r[BESIDE[knob]] is not None
 
 
 def _plain_column(column: "Series") -> list[Any]:
     """The cells of a column as plain values, each different one made once."""
+    if column.isna().all():
+        return [None] * len(column)
     if column.dtype == object:  # where True and 1, or lists, may stand side by side
         return [_plain(value) for value in column.tolist()]
     codes, values = column.factorize()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from s2flow import methods
 from s2flow.backbones.base import Backbone, Origin
-from s2flow.backbones.placement import tiled
+from s2flow.backbones.tiles import tiled
 from s2flow.cascade import Stopped
 from s2flow.config import resolve
 from s2flow.defaults import composed, conf_file, of_pipe

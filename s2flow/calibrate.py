@@ -19,8 +19,8 @@ from torch import Tensor
 
 from s2flow import methods
 from s2flow.backbones.base import Origin
-from s2flow.backbones.placement import tile_vae
 from s2flow.backbones.routing import AttentionRouter, Replacer
+from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Cascade
 from s2flow.cli import reported, terminal
 from s2flow.config import resolve

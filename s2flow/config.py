@@ -15,12 +15,12 @@ import s2flow.schema  # noqa: F401  (registered wherever configs are composed)
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
-from s2flow.limits import check_backbone
+from s2flow.limits import check_backbone, check_threads
 from s2flow.methods import method
 from s2flow.params import typed, usual_t_i, within
-from s2flow.plan import BY_CANDIDATES, BY_VOLUME, Policy, candidates_of
+from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
 from s2flow.policies import moba, sta, svg
-from s2flow.recipe import Recipe
+from s2flow.recipe import BY_VOLUME, Recipe
 from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
 
 LONGEST = 10_000  # steps of a flow, which is kept whole
@@ -372,10 +372,7 @@ def _check_knobs(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...])
         f"lr_cache_gib={cfg.lr_cache_gib:g} is no size; type lr_cache_gib=10, or 0 to keep none",
     )
     _check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
-    _check(
-        cfg.threads is None or cfg.threads >= 1,
-        f"threads={cfg.threads} is not positive; type threads=1, or null for all",
-    )
+    check_threads(cfg.threads)
     _check(
         cfg.coverage_rows >= 1,
         f"coverage_rows={cfg.coverage_rows} is too few; type coverage_rows=128",

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from s2flow import loading, memory, methods, stopping
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Backbone, Origin
-from s2flow.backbones.placement import tile_vae
+from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Generated
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
@@ -32,7 +32,6 @@ from s2flow.memory import Saving
 from s2flow.outcome import outcome
 from s2flow.parallel import Team
 from s2flow.params import variant
-from s2flow.planning import refuse
 from s2flow.progress import Progress
 from s2flow.provenance import provenance
 from s2flow.recipe import Recipe
@@ -82,7 +81,10 @@ class Job:
         tasks: the clips of all processes, of which some are shown. Raises Preempted after a signal.
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
-        refuse(cfg, recipe, loading.device_here(cfg.device))
+        if (device := loading.device_here(cfg.device)) != "cpu":
+            from s2flow.planning import refuse  # loads diffusers, which takes seconds
+
+            refuse(cfg, recipe, device)
         loading.low_flows(cfg).tidy()
         have = 0 if cfg.tracker.name == "none" else len(self.store.recorded())
         shown = [min(t.indices) for t in tasks]
@@ -256,7 +258,7 @@ class Job:
         files: ExitStack,
     ) -> dict[str, Any]:
         """Write clip i of a batch, whole, beside its place in the store; returns its record."""
-        recipe, store, fps = self.recipe, self.store, self.cfg.backbone.fps
+        recipe, fps = self.recipe, self.cfg.backbone.fps
         video = made.video[i]
         low = None if made.low_video is None else made.low_video[i]
         own, batch = Clock(backbone.device, watch=clock.watch), len(made.video)
@@ -272,7 +274,7 @@ class Job:
                 latent = {"latent": made.latent[i].float().cpu().contiguous()}
                 save_file(latent, self.beside("latents", f"{task.key}.safetensors", files))
             if made.windows and made.windows[i]:
-                save_windows(store.path("windows", f"{task.key}.npz"), made.windows[i])
+                save_windows(self.beside("windows", f"{task.key}.npz", files), made.windows[i])
         sigma, sigma_high = (
             [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
             for k in (recipe.shift, recipe.shift_high)

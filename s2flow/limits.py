@@ -1,4 +1,4 @@
-"""What the numbers of conf/backbone may be, before anything is worked out from them.
+"""What the numbers of conf/backbone may be, before anything is worked out from them; and threads.
 
 A file of conf/backbone is knobs like any other (`backbone.multiple=16`), and these are divided by,
 counted with and raised to powers. Each error is one line: what was typed, why not, what to type.
@@ -13,6 +13,7 @@ COUNTS = ("steps", "frames", "fps", "multiple", "frame_step", "max_frames", "max
 LEVELS = ("handoff_sigma", "boundary")  # of noise, in (0, 1); a boundary may be null
 TRIPLES, PAIRS = ("brick_low", "brick_high"), ("low", "high")
 MOST = 2**31  # larger counts are typing errors, and no size of anything here
+MOST_THREADS = 1024  # torch starts as many as it is told
 
 
 def check_backbone(conf: Any) -> None:
@@ -38,6 +39,14 @@ def check_backbone(conf: Any) -> None:
             math.isfinite(conf[name]),
             f"backbone.{name}={conf[name]} is not finite; type backbone.{name}=5",
         )
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UserError for a number of CPU threads that no machine runs."""
+    _check(
+        threads is None or 1 <= threads <= MOST_THREADS,
+        f"threads={threads} is not in 1..{MOST_THREADS}; type threads=1, or null for all cores",
+    )
 
 
 def _check(good: bool, otherwise: str) -> None:

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.compiled import compile_backbone
-from s2flow.backbones.placement import place
 from s2flow.backbones.ulysses import share_videos
 from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache
@@ -74,6 +73,8 @@ def load_backbone(
         elsewhere = offload != "none" or fp8  # as a whole it might not fit the device
         backbone = family(conf.family).from_origin(Origin.of(conf), "cpu" if elsewhere else device)
         if elsewhere:
+            from s2flow.backbones.placement import place  # loads diffusers, which takes seconds
+
             place(backbone, device, offload, fp8)
         for knob in ("multiple", "frame_step", "boundary"):
             stated, found = conf[knob], getattr(backbone, knob, None)

@@ -35,6 +35,7 @@ TEMPORAL = (
 )
 VISUAL = ("aesthetic_quality", "imaging_quality")
 SIX = TEMPORAL + VISUAL
+PARTS = {"temporal": TEMPORAL, "visual": VISUAL, "mean": SIX}
 
 RESAMPLES = 10_000
 MANY = 2000  # prompts that differ, from which on the mean of a resample is normal
@@ -68,12 +69,16 @@ def _mean_of(row: Row, names: tuple[str, ...]) -> float | None:
     if any(_is_missing(v) for v in values):
         return None
     for name, value in zip(names, values, strict=True):
-        if value > 1:
-            raise ValueError(
-                f"{name}={value} is above 1: VBench gives imaging quality on 0-100 per video; "
-                "divide by 100 before aggregating"
-            )
+        _check_scale(name, value)
     return float(sum(values) / len(values))
+
+
+def _check_scale(name: str, value: float) -> None:
+    if value > 1:
+        raise ValueError(
+            f"{name}={value} is above 1: VBench gives imaging quality on 0-100 per video; "
+            "divide by 100 before aggregating"
+        )
 
 
 def _is_missing(value: float | None) -> bool:
@@ -127,13 +132,27 @@ def paired_runs(
     "temporal", "visual" and "mean" are formed per clip, where all their dimensions are there.
     Raises `ValueError` as `mean` and `paired_difference` do.
     """
-    clips, found = list({**a, **b}), {}
-    of, sides = _places(clips), [[run.get(clip, {}) for clip in clips] for run in (a, b)]
-    for name in names:
-        get = AGGREGATES.get(name, lambda row, name=name: row.get(name))
-        x, y = (np.array([get(row) for row in rows], dtype=float) for rows in sides)
-        found[name] = _paired(of, x, y, seed, level)
-    return found
+    clips = list({**a, **b})
+    of, sides = _places(clips), [_Columns([run.get(c, {}) for c in clips]) for run in (a, b)]
+    return {name: _paired(of, *(side[name] for side in sides), seed, level) for name in names}
+
+
+class _Columns(dict):
+    """Scores of many clips by name, each (clips,) and NaN where there is none; made when asked for."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def __missing__(self, name: str) -> np.ndarray:
+        if name in PARTS:
+            parts = {part: self[part] for part in PARTS[name]}
+            self[name] = np.mean(list(parts.values()), axis=0)
+            there = np.isfinite(self[name])
+            for part, values in parts.items():
+                _check_scale(part, values[there].max(initial=0))
+        else:
+            self[name] = np.array([row.get(name) for row in self.rows], dtype=float)
+        return self[name]
 
 
 def paired_clips(

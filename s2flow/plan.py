@@ -27,6 +27,7 @@ from torch import Tensor
 
 from s2flow.attention import window_attention
 from s2flow.backbones.routing import AttentionRouter, Replacer, Work
+from s2flow.recipe import BY_VOLUME
 from s2flow.windows import (
     CUBE,
     DEFAULT_EXPONENTS,
@@ -39,7 +40,6 @@ from s2flow.windows import (
     to_grid,
 )
 
-BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # sparsity is theirs
 BY_CANDIDATES = ("adaptive", "fixed", "oracle", "svg")  # exponents are theirs
 
 

@@ -9,11 +9,13 @@ method names its own in KNOBS).
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s2flow.plan import BY_VOLUME, Policy
-from s2flow.windows import Box
+if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
+    from s2flow.plan import Policy
+    from s2flow.windows import Box
 
+BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
 UNREAD = {  # by windows that do not look at them
     **{"coverage": {"sparsity", "density"}, "moba": {"brick_low", "coverage_rows"}},
     "sta": {"brick_low", "coverage_rows"},
@@ -48,9 +50,9 @@ class Recipe:
     noise: str
     sparsity: float
     density: str
-    windows: Policy
-    brick_low: Box
-    brick_high: Box
+    windows: "Policy"
+    brick_low: "Box"
+    brick_high: "Box"
     coverage_rows: int
     attention: str
     solver: str

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from s2flow import loading, methods
 from s2flow.backbones.base import Origin
-from s2flow.backbones.placement import tile_vae
+from s2flow.backbones.tiles import tile_vae
 from s2flow.defaults import conf_file
 from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache

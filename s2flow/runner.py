@@ -5,6 +5,7 @@ see `s2flow.tasks`). A clip that fails leaves its traceback, the others go on, a
 with counts and the command to type.
 """
 
+import gc
 import json
 import shlex
 from typing import Any
@@ -18,7 +19,6 @@ from s2flow.backbones.base import Origin
 from s2flow.config import plain, resolve
 from s2flow.errors import UserError
 from s2flow.job import Job
-from s2flow.planning import plan
 from s2flow.policies import sta
 from s2flow.progress import check as check_progress
 from s2flow.recipe import VERSION
@@ -31,6 +31,8 @@ from s2flow.summary import label, print_run
 from s2flow.tasks import Task, clip_tasks, work
 from s2flow.tracking import check as check_tracker
 from s2flow.tracking import experiment
+
+gc.set_threshold(100_000, 50, 100)  # lists of clips are long; modules are looked through once
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
+        from s2flow.planning import plan  # loads diffusers, which takes seconds
+
         return plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), tasks)
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(

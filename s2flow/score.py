@@ -35,6 +35,7 @@ from s2flow.cli import reported, terminal
 from s2flow.config import plain
 from s2flow.defaults import CONF
 from s2flow.errors import UserError
+from s2flow.limits import check_threads
 from s2flow.prompts import parse_shard
 from s2flow.provenance import provenance
 from s2flow.scorebook import FINAL, ScoreBook, Verdict, metric_hash, rows
@@ -81,9 +82,9 @@ class Scoring:
         self.metric = {part: metric_hash(part, known) for part, known in self.known.items()}
 
     def verdicts(self, record: dict[str, Any]) -> list[Verdict]:
-        """What these scorers have said of a clip so far."""
-        found = (self.book.said(record, p, m) for p, m in self.metric.items())
-        return [v for v in found if v is not None]
+        """What these scorers have said of a clip so far; `Store.recorded` brings it along."""
+        said = record["said"] if "said" in record else self.book.of(record)
+        return [v for v in said if self.metric.get(v["scorer"]) == v["metric"]]
 
     def missing(self, record: dict[str, Any]) -> list[str]:
         """The scorers whose verdict on a clip is still wanted."""
@@ -220,11 +221,9 @@ def score(cfg: DictConfig) -> None:
     runs_dir = Path(cfg.runs_dir)
     folders = _folders(runs_dir, cfg.runs)
     k, n = parse_shard(cfg.shard)
+    check_threads(cfg.threads)
     if cfg.threads is not None:
         import torch
-
-        if cfg.threads < 1:
-            raise UserError(f"threads={cfg.threads} is not positive; type threads=1, or null")
 
         torch.set_num_threads(cfg.threads)
     built: dict[str, Any] = {}  # by arguments: heavy weights are loaded once for all runs

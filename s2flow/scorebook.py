@@ -82,12 +82,17 @@ class ScoreBook:
                 self._take(verdict)
         return self._read
 
+    def of(self, record: dict[str, Any]) -> list[Verdict]:
+        """The verdicts on a recorded clip that count, one by every metric."""
+        return list(self._of(record).values())
+
     def said(self, record: dict[str, Any], scorer: str, metric: str) -> Verdict | None:
         """The verdict of a metric on a recorded clip, if there is one."""
         return self._of(record).get((scorer, metric))
 
     def _of(self, record: dict[str, Any]) -> dict[tuple[str, str], Verdict]:
-        return self._said.get((Path(record["video"]).stem, record.get("sha256")), {})
+        key, _ = os.path.splitext(os.path.basename(record["video"]))
+        return self._said.get((key, record.get("sha256")), {})
 
     def add(self, verdict: Verdict) -> None:
         """Append a verdict; it is on the disk when this returns. Raises OSError, ValueError for NaN."""

@@ -13,6 +13,7 @@ What is to be made of them is what `cache` says:
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig
@@ -36,7 +37,7 @@ class Task:
     indices: tuple[int, ...]
     original: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """See `store.clip_key`."""
         return clip_key(self.prompt, self.seed, self.original)

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s2flow.store import written_whole
-
 Windows = dict[str, np.ndarray]
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey: whatever is rarer
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A5195")
@@ -26,12 +24,11 @@ RARER, INK, PAPER = "#BBBBBB", "#222222", "#FFFFFF"
 
 
 def save_windows(path: Path, windows: dict[str, Any]) -> None:
-    """Write `Generated.windows` of one clip, whole or not at all."""
+    """Write `Generated.windows` of one clip as .npz."""
     largest = int(windows["grid"].max())
     small = np.uint8 if largest < 256 else np.uint16
     arrays = {k: np.asarray(v, np.int16 if k == "steps" else small) for k, v in windows.items()}
-    with written_whole(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    np.savez_compressed(path, **arrays)
 
 
 def read_windows(folder: str | Path, record: dict[str, Any]) -> Windows | None:

@@ -36,6 +36,7 @@ def test_a_failure_stops_nothing_and_is_named_at_the_end(tmp_path):
     for path in (ROOT / "conf" / "experiment").glob("*.yaml"):
         assert f"experiment={path.stem} " in asked
     assert "claims.py --run" in asked and "-m s2flow.report" in asked
+    assert "analysis/export.py --runs" in asked
     assert (tmp_path / "my runs" / "tables" / "table4.tex").read_text() == "a table\n"
 
 

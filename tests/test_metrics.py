@@ -104,6 +104,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n):
         assert 0.92 <= got <= 0.98, f"{kind}, n={n}: {got:.3f}"
 
 
+def test_of_many_prompts_the_normal_interval_stands_for_resampling(monkeypatch):
+    draws = simulated(metrics.MANY, np.random.default_rng(1), trials=400)
+    for kind in ("normal", "exponential"):  # of the others, too few differ
+        d, truth = draws[kind]
+        assert 0.92 <= coverage(d, truth) <= 0.98, kind
+        normal = np.stack(metrics.bootstrap_interval(d[0]))
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "MANY", math.inf)
+            resampled = np.stack(metrics.bootstrap_interval(d[0]))
+        width = normal[1] - normal[0]
+        assert np.abs(normal - resampled).max() < 0.05 * width and (normal != resampled).all()
+
+
 def test_seeds_taken_for_prompts_would_claim_too_much():
     d, truth = simulated(64, np.random.default_rng(1))["3 seeds"]
     assert coverage(d[:500].reshape(500, -1), truth) < 0.85

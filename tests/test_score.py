@@ -332,8 +332,8 @@ def test_a_package_that_came_later_is_noticed(tmp_path, half):
     assert scoring(folder, half).missing(record) == ["half"]
 
 
-@pytest.mark.parametrize("threads", [0, -1])
+@pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_no_threads(threads, tmp_path):
     finished_run(tmp_path, 1)
-    with pytest.raises(UserError, match=f"threads={threads} is not positive"):
+    with pytest.raises(UserError, match=f"threads={threads} is not in 1..1024"):
         score(config(tmp_path, "scorer=[builtin]", f"threads={threads}"))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from finished import finished_run
 
-from s2flow import metrics
+from s2flow import methods, metrics
 from s2flow.recipe import LATER
 from s2flow.store import load_records
 
@@ -241,11 +241,13 @@ EVERY = ("dtype", "fp8", "vae_tile", "guidance_2")  # decide the pixels of all m
 
 
 def stored(runs_dir, run_id, count, recipe, **record):
-    """A run in a store, of clips p0, p1, ..., whose recipe and records hold this too."""
+    """A run in a store, of clips p0, p1, ..., whose recipe and records hold this too; None: lack it."""
     folder = finished_run(runs_dir, [(f"p{i}", 0) for i in range(count)], run_id)
     for path in folder.glob("records/*.json"):
         made = json.loads(path.read_text())
-        made["recipe"] |= {"method": "s2flow", "steps": 20, "t_i": 8, "solver": "lri"} | recipe
+        made["recipe"] |= {"method": "s2flow", "steps": 20, "t_i": 8, "solver": "lri"}
+        made["recipe"] |= {"handoff": "image"} | recipe
+        made["recipe"] = {k: v for k, v in made["recipe"].items() if v is not None}
         path.write_text(json.dumps(made | record))
 
 
@@ -270,7 +272,7 @@ def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path
 def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
     stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
     stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})
-    stored(tmp_path, "other", 1, {"method": "native"})
+    stored(tmp_path, "other", 1, {"method": "native", "t_i": None, "handoff": None})
     (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
     row = by_setting(table)["native"]
     assert row["run"] == (None if knob in EVERY else "other")
@@ -583,3 +585,10 @@ def test_a_score_on_another_scale_is_one_line(monkeypatch, tmp_path, capsys):
     frame = pd.DataFrame(sparsity_sweep(**scored))
     assert run_main(monkeypatch, tmp_path, frame, "table2") == 1
     assert "divide by 100" in capsys.readouterr().err
+
+
+def test_knobs_that_tables_tell_by_another_are_in_the_same_methods():
+    for name in methods.names():
+        knobs = methods.method(name).KNOBS
+        for knob, beside in sys.modules["clips"].BESIDE.items():
+            assert (knob in knobs) == (beside in knobs), f"{name}: {knob}, {beside}"

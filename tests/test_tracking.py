@@ -71,6 +71,7 @@ def finished(tmp_path):
         write_json(folder / "records" / f"{key}.json", record)
         boxes = {"steps": torch.tensor([1]), "grid": torch.tensor([[2, 4, 6]])}
         boxes["boxes"] = torch.tensor([2, 4, 3]).expand(1, 2, 2, 3)
+        (folder / "windows").mkdir(exist_ok=True)
         save_windows(folder / "windows" / f"{key}.npz", boxes)
     return folder
 

@@ -22,6 +22,7 @@ def rgb(colour):
 def test_what_is_kept_is_what_ran(windows, micro, recipe, tmp_path):
     made = methods.generate(micro, recipe(f"windows={windows}", *SMALL), PROMPTS, [0, 0])
     router = micro.router
+    (tmp_path / "windows").mkdir()
     for i, kept in enumerate(made.windows):
         path = tmp_path / "windows" / f"{clip_key(PROMPTS[i], 0)}.npz"
         save_windows(path, kept)

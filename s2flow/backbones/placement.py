@@ -1,4 +1,4 @@
-"""Where a backbone's parts live, how its weights are stored, in which tiles its autoencoder works.
+"""Where a backbone's parts live, and how its weights are stored.
 
     offload  none    every part stays on the device
              model   text encoders, transformer and autoencoder are there one at a time, while used
@@ -6,25 +6,17 @@
                      one travels on a stream of its own while this one computes
     fp8      the transformer's linear layers are stored as float8_e4m3fn and cast to the model's type
              while they compute: half the memory of bfloat16, and other pixels
-    tiles    the autoencoder works on squares of `side` pixels that start every `stride` pixels, their
-             overlaps blended: far less memory, slightly other pixels. Wan 2.2 5B's encoder packs 2 x 2
-             pixels before it cuts, so that its tiles are twice as large
 
 At rest, what is offloaded is in the CPU's memory. The flow's own state stays on the device; recorded
 trajectories are on the CPU (`s2flow.flow.Trajectory`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fractions import Fraction
 from typing import Any
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.hooks import apply_group_offloading
 from torch import nn
-
-from s2flow.errors import UserError
 
 FP8 = torch.float8_e4m3fn
 
@@ -80,41 +72,3 @@ def group_offload(module: nn.Module, device: str) -> None:
         num_blocks_per_group=1,
         use_stream=device.startswith("cuda"),
     )
-
-
-def tile_vae(vae: Any, tile: tuple[int, int] | None) -> None:
-    """Let an autoencoder work in tiles of (side, stride) pixels; None: on whole frames."""
-    if not hasattr(vae, "tile_sample_min_height"):
-        if tile is not None:
-            raise UserError(
-                f"vae_tile={list(tile)}: {type(vae).__name__} has no tiles; leave vae_tile out"
-            )
-        return
-    if tile is None:
-        vae.disable_tiling()
-        return
-    side, stride = tile
-    if hasattr(vae, "tile_overlap_factor"):  # HunyuanVideo-1.5
-        vae.use_tiling = True
-        vae.tile_sample_min_height = vae.tile_sample_min_width = side
-        latent = side // vae.spatial_compression_ratio
-        vae.tile_latent_min_height = vae.tile_latent_min_width = latent
-        vae.tile_overlap_factor = Fraction(side - stride, side)  # a float is rounded down to less
-        return
-    vae.enable_tiling(
-        tile_sample_min_height=side,
-        tile_sample_min_width=side,
-        tile_sample_stride_height=stride,
-        tile_sample_stride_width=stride,
-    )
-
-
-@contextmanager
-def tiled(vae: Any, tile: tuple[int, int] | None) -> Iterator[None]:
-    """`tile_vae` for a while: within, and then as it was."""
-    before = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
-    try:
-        tile_vae(vae, tile)
-        yield
-    finally:
-        vars(vae).update(before)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2flow.backbones.placement import FP8, tile_vae
+from s2flow.backbones.placement import FP8
+from s2flow.backbones.tiles import tile_vae
 from s2flow.costs.coverage import coverage_cost
 from s2flow.costs.forward import Forward, forward_cost
 from s2flow.costs.stages import GIB, Costs, Stage, Weights

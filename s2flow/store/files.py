@@ -62,11 +62,16 @@ def sha256_of(path: Path) -> str:
 
 def entries(folder: Path) -> dict[str, os.DirEntry]:
     """What a folder holds by name, temporaries too; nothing of a folder that is not there."""
+    return {entry.name: entry for entry in scan(folder)}
+
+
+def scan(folder: Path) -> Iterator[os.DirEntry]:
+    """`entries` one by one: each remembers its state once asked, and that takes memory."""
     try:
         with os.scandir(folder) as found:
-            return {entry.name: entry for entry in found}
+            yield from found
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return
 
 
 def remove_temporaries_of_the_dead(

@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from s2flow.scorebook import ScoreBook
 from s2flow.store import rows
-from s2flow.store.files import entries, written_whole
+from s2flow.store.files import scan, written_whole
 from s2flow.store.records import read_record
 
 NAME = "index.parquet"
@@ -67,46 +67,50 @@ def run_folders(runs_dir: Path) -> list[Path]:
     return sorted(p.parent for p in runs_dir.glob("*/records"))
 
 
-def read(folder: Path, keep: bool = True) -> pa.Table:
+def read(folder: Path, keep: bool = True, needed: Callable[[str], bool] | None = None) -> pa.Table:
     """The rows of a run's whole records with their scores, by name; columns as rows.py has them.
 
     `_file` and `_stamp` are the records' names and states. Whether the clips are whole is not asked.
-    keep: write the index if it has changed.
+    keep: write the index if it has changed. needed: of a column's name, whether it is asked for; the
+    others may be left out, which saves reading them.
     """
     said = _signature(folder / "scores")  # before what it stands for, so that it is never newer
     found = _stamps(folder / "records")
-    known, as_of = _kept(folder / NAME)
+    known, as_of = _kept(folder / NAME, needed)
     names, stamps = (rows.values_of(known, n) for n in ("_file", "_stamp"))
     same = [found.get(n) == s for n, s in zip(names, stamps, strict=True)]
     seen = {n for n, kept in zip(names, same, strict=True) if kept}
-    fresh = list(_fresh(folder, {n: s for n, s in found.items() if n not in seen}))
+    new = {n: s for n, s in found.items() if n not in seen}
+    if needed is not None and (new or not all(same) or as_of != said):
+        return read(folder, keep)  # what is written anew has every column
+    fresh = list(_fresh(folder, new))
     if not fresh and all(same) and as_of == said:
         return known
     if not all(same):
         known = known.filter(pa.array(same, pa.bool_()))
-    new = rows.joined([t for t in (known, *fresh) if t.num_rows] or [pa.table({})])
-    if not new.num_rows:
-        return new
-    new = new.take(pa.compute.sort_indices(new["_file"]))
-    new = _with_scores(new, ScoreBook(folder, slim=True))
-    if keep and new.num_rows >= LEAST:
-        _write(folder / NAME, new, said)
-    return new
+    table = rows.joined([t for t in (known, *fresh) if t.num_rows] or [pa.table({})])
+    if not table.num_rows:
+        return table
+    table = table.take(pa.compute.sort_indices(table["_file"]))
+    table = _with_scores(table, ScoreBook(folder, slim=True))
+    if keep and table.num_rows >= LEAST:
+        _write(folder / NAME, table, said)
+    return table
 
 
 def _signature(scores: Path) -> str:
-    found = ((e.name, e.stat()) for e in entries(scores).values() if e.name.endswith(".jsonl"))
+    found = ((e.name, e.stat()) for e in scan(scores) if e.name.endswith(".jsonl"))
     return json.dumps(sorted([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in found))
 
 
 def _stamps(records: Path) -> dict[str, str]:
     """The records' names and states, by name."""
     found = {}
-    for name, entry in entries(records).items():
-        if name.endswith(".json") and not name.startswith("."):
+    for entry in scan(records):
+        if entry.name.endswith(".json") and not entry.name.startswith("."):
             with contextlib.suppress(OSError):  # removed since, or a link to nowhere
                 s = entry.stat()
-                found[name[:-5]] = f"{s.st_mtime_ns} {s.st_ctime_ns} {s.st_size} {s.st_ino}"
+                found[entry.name[:-5]] = f"{s.st_mtime_ns} {s.st_ctime_ns} {s.st_size} {s.st_ino}"
     return found
 
 
@@ -144,14 +148,15 @@ def _with_scores(table: pa.Table, book: ScoreBook) -> pa.Table:
     return rows.beside(table.drop_columns(old), scores)
 
 
-def _kept(path: Path) -> tuple[pa.Table, str | None]:
-    """The index that was written last, and the state of the scores then."""
+def _kept(path: Path, needed: Callable[[str], bool] | None = None) -> tuple[pa.Table, str | None]:
+    """The index that was written last, with the columns that are needed, and the scores' state then."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-        about = table.schema.metadata or {}
-        ours = about.get(b"s2flow") == FORMAT.encode() and {*rows.FIXED} <= {*table.column_names}
-        if ours:
-            return table, about[b"scores"].decode()
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names, about = file.schema_arrow.names, file.schema_arrow.metadata or {}
+            if about.get(b"s2flow") == FORMAT.encode() and {*rows.FIXED} <= {*names}:
+                always = ("_file", "_stamp")
+                asked = [n for n in names if needed is None or n in always or needed(n)]
+                return file.read(asked), about[b"scores"].decode()
     except (OSError, ValueError, LookupError, pa.ArrowException):
         pass
     return pa.table({}), None
@@ -168,11 +173,14 @@ def _write(path: Path, table: pa.Table, scores: str) -> None:
 
 def finished(folder: Path, keep: bool = True) -> dict[str, dict[str, Any]]:
     """The clips of a run whose record and video are whole, by key, with what a scorer asks of them."""
-    table = whole(folder, read(folder, keep))
-    asked = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256")
+    asked = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_said")
+    table = whole(folder, read(folder, keep, {*asked, "_bytes"}.__contains__))
     columns = [rows.values_of(table, n) for n in ("_file", *asked)]
     names = [n.removeprefix("_") for n in asked]
-    return {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
+    found = {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
+    for of_clip in found.values():
+        of_clip["said"] = rows.verdicts_of(of_clip["said"])
+    return found
 
 
 def tally(folder: Path, keys: list[str], keep: bool = True) -> dict[str, Any]:
@@ -181,12 +189,15 @@ def tally(folder: Path, keys: list[str], keep: bool = True) -> dict[str, Any]:
     {"clips", "duplicates", "f": realised density, "lr", "hr", "all": seconds, "scores": {name: mean},
     "video": of the only one}; a mean is None where no clip has the value.
     """
-    table, wanted = whole(folder, read(folder, keep)), set(keys)
+    means = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr"}
+    means |= {"all": "seconds_total"}
+    asked, wanted = {*means.values(), "_video", "_bytes", "_duplicates", "_named"}, set(keys)
+    table = read(folder, keep, lambda name: name in asked or name.startswith("score_"))
+    table = whole(folder, table)
     names = rows.values_of(table, "_file")
     table = table.filter(pa.array([n in wanted for n in names], pa.bool_()))
     scores = [n for n in rows.shown(table).column_names if n.startswith("score_")]
-    means = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr"}
-    found = {k: _mean(table, n) for k, n in (means | {"all": "seconds_total"}).items()}
+    found = {k: _mean(table, n) for k, n in means.items()}
     found["scores"] = {n.removeprefix("score_"): _mean(table, n) for n in scores}
     found["duplicates"] = sum(filter(None, rows.values_of(table, "_duplicates")))
     only = rows.values_of(table, "_video")
@@ -198,12 +209,15 @@ def _mean(table: pa.Table, name: str) -> float | None:
     return fmean(known) if known else None
 
 
-def whole(folder: Path, table: pa.Table) -> pa.Table:
-    """The rows whose video is there and has the size that its record says."""
+def whole(folder: Path, table: pa.Table, clips: Iterable[os.DirEntry] | None = None) -> pa.Table:
+    """The rows whose video is there and has the size that its record says.
+
+    clips: what its folder of clips holds, where somebody has looked.
+    """
     sizes: dict[str, int] = {}
-    for name, entry in entries(folder / "clips").items():
+    for entry in scan(folder / "clips") if clips is None else clips:
         with contextlib.suppress(OSError):
-            sizes[f"clips/{name}"] = entry.stat().st_size
+            sizes[f"clips/{entry.name}"] = entry.stat().st_size
     pairs = zip(*(rows.values_of(table, n) for n in ("_video", "_bytes")), strict=True)
     same = [(sizes[v] if v in sizes else _size(folder / v)) == told for v, told in pairs]
     return table if all(same) else table.filter(pa.array(same, pa.bool_()))

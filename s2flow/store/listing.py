@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from s2flow.store import index, rows
 from s2flow.store.files import entries
 from s2flow.store.verify import KINDS, OTHERS, run_folders
+
+ASKED = {"_at", "_duplicates", "_video", "_bytes", "variant", "windows"}
 
 
 def list_runs(runs_dir: Path) -> list[dict[str, Any]]:
@@ -20,18 +24,21 @@ def list_runs(runs_dir: Path) -> list[dict[str, Any]]:
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    table = index.whole(folder, index.read(folder))
+    files = {kind: entries(folder / kind) for kind in (".", *KINDS, *OTHERS)}
+    table = index.whole(
+        folder, index.read(folder, needed=ASKED.__contains__), files["clips"].values()
+    )
     made, doubled, stamps = (rows.values_of(table, n) for n in ("_at", "_duplicates", "_stamp"))
     written = (int(s.split()[0]) / 1e9 for s in stamps)  # the first records do not say when
     there = set(rows.values_of(table, "_file"))
-    failed = [n for n in entries(folder / "failures") if n.endswith(".json") and n[0] != "."]
+    failed = [n for n in files["failures"] if n.endswith(".json") and n[0] != "."]
     return {
         "id": folder.name,
         "label": label(_recipe(folder), _first(table)),
         "clips": table.num_rows,
         "failed": sum(n[:-5] not in there for n in failed),
         "duplicates": sum(filter(None, doubled)),
-        "bytes": sum(_bytes(folder / kind) for kind in (".", *KINDS, *OTHERS)),
+        "bytes": sum(_bytes(of.values()) for of in files.values()),
         "last": max((m or w for m, w in zip(made, written, strict=True)), default=None),
     }
 
@@ -67,10 +74,10 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def _bytes(folder: Path) -> int:
-    """Of the files of a folder; links count as links."""
+def _bytes(files: Iterable[os.DirEntry]) -> int:
+    """Of all that are no folders; links count as links."""
     total = 0
-    for entry in entries(folder).values():
+    for entry in files:
         with contextlib.suppress(OSError):
             if not entry.is_dir(follow_symlinks=False):
                 total += entry.stat(follow_symlinks=False).st_size

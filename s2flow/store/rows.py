@@ -8,6 +8,7 @@ a pandas frame of many. Columns that stand for the index alone begin with "_":
     _video, _bytes, _sha256, _at, _duplicates   from the record, to compare with the clip
     _own    JSON of the scores that the record itself holds, and of its outcome
     _named  JSON list of the stages and scores that the record has, be they null
+    _said   JSON list of the verdicts that count, each with SAID alone: what a scorer has to ask
 
 Cells of one column that are of no common type are kept as JSON, and the field's metadata says so.
 """
@@ -29,7 +30,9 @@ from s2flow.store.records import generation_seconds
 FACTS = ("run_id", "prompt", "original_prompt", "seed", "status", "height", "width", "frames")
 FACTS += ("device", "commit")
 OTHERS = ("windows", "variant", "outcome", "low_flow_reused")
-KEPT = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates", "_own", "_named")
+KEPT = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
+KEPT += ("_own", "_named", "_said")
+SAID = ("scorer", "metric", "status", "depends")
 KNOBS = [f.name for f in fields(Recipe) if f.name not in {"windows", "high", "knobs", *FACTS}]
 OF_SCORES = ("fidelity_reference", "metrics")
 FIXED = (*KEPT, *FACTS, *KNOBS, *OF_SCORES, *OTHERS, "realised_density", "seconds_total")
@@ -72,6 +75,8 @@ def scores_of(row: Row, book: ScoreBook) -> Row:
     found: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
     stages = [k for k in _named(row["_named"]) if k.startswith("seconds_")]
     found["_named"] = _names([*stages, *found])
+    said = [{k: v[k] for k in SAID if k in v} for v in book.of(record)]
+    found["_said"] = json.dumps(said)
     fidelity = scorers.get("fidelity", {})
     found["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
     found["metrics"] = " ".join(
@@ -103,6 +108,12 @@ def _names(found: Iterable[str]) -> str:
 @functools.lru_cache
 def _named(text: str) -> list[str]:
     return json.loads(text)
+
+
+@functools.lru_cache
+def verdicts_of(said: str) -> list[dict[str, Any]]:
+    """What a cell of `_said` holds; many rows may share the list."""
+    return json.loads(said)
 
 
 # -- columns ----------------------------------------------------------------------------------

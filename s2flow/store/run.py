@@ -71,7 +71,7 @@ class Store:
         """What a scorer asks of the finished clips, by key: all those that `record` would give.
 
         For many clips at once; a moment old when it returns. prompt, original_prompt, seed, video,
-        sha256, outcome.
+        sha256, outcome, and `said`: the verdicts that count, see store/rows.py.
         """
         return index.finished(self.folder, self.writes)
 

@@ -8,7 +8,8 @@ from conftest import FACTS
 from torch import nn
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.placement import FP8, _Alone, place, tile_vae, tiled
+from s2flow.backbones.placement import FP8, _Alone, place
+from s2flow.backbones.tiles import tile_vae, tiled
 from s2flow.errors import UserError
 
 PROMPTS = ["a large red star spins"]
