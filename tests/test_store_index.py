@@ -3,13 +3,15 @@
 import json
 import os
 import socket
+import time
 
 import pandas as pd
 import pytest
 from finished import finished_run, record_clip
 
+from s2flow.score import Scoring
 from s2flow.scorebook import ScoreBook
-from s2flow.store import Store, clip_key, index, load_records, read_record, write_json
+from s2flow.store import Store, clip_key, index, load_records, read_record, rows, write_json
 from s2flow.store.index import NAME
 
 
@@ -120,6 +122,59 @@ def test_an_altered_video_counts_as_none_however_it_is_asked(runs):
     (record,) = store.records(keys)
     assert record["prompt"] == "" and store.tally(keys)["video"] == record["video"]
     assert store.tally(keys)["hr"] == 1.0 and store.tally(keys)["f"] is None
+
+
+def test_what_did_not_change_is_read_once_and_what_did_is_seen(runs, monkeypatch):
+    folder = runs / "0000000001"
+    recipe = json.loads((folder / "recipe.json").read_text())
+    store, reads = Store(runs, folder.name, recipe), []
+    read, ages = index.finished, iter(range(100, 10, -1))
+    monkeypatch.setattr(index, "finished", lambda *given: reads.append(given) or read(*given))
+    keys = [clip_key("a cat", 0), clip_key("new", 7)]
+
+    def tallied():
+        """Asked twice, once its folders are old enough for a change to show."""
+        for kind in ("records", "clips"):
+            if (folder / kind).stat().st_mtime > (now := time.time()) - 5:
+                os.utime(folder / kind, (now, now - next(ages)))
+        reads.clear()
+        assert keys[0] in store.recorded()
+        found = store.tally(keys)
+        return found["clips"], found["scores"], len(reads)
+
+    assert tallied() == (1, {}, 1) and tallied() == (1, {}, 0)
+    record = record_clip(folder, {"high": [32, 48], "frames": 3}, "new", 7, b"video")  # another's
+    assert tallied() == (2, {}, 1) and tallied() == (2, {}, 0)
+    ScoreBook(folder).add(said(record, flicker=0.5))
+    assert tallied() == (2, {"flicker": 0.5}, 1) and tallied()[2] == 0
+    (folder / record["video"]).unlink()
+    assert tallied()[0] == 1
+    record_clip(folder, {"high": [32, 48], "frames": 3}, "new", 7, b"video")
+    store.recorded()
+    reads.clear()
+    assert store.tally(keys)["clips"] == 2 and reads  # a moment ago: it might have changed again
+
+
+def test_what_was_said_of_a_clip_comes_along_without_the_book(runs, monkeypatch):
+    folder = runs / "0000000001"
+    (record, *_) = map(read_record, sorted((folder / "records").glob("*.json")))
+    book = ScoreBook(folder)
+    for at in (1.0, 2.0):
+        book.add(said(record, at, flicker=at) | {"depends": {"sha256": "ab"}})
+    store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
+    load_records(runs)
+    monkeypatch.setattr(index, "ScoreBook", None)
+    told = store.recorded()
+    known = told.pop(clip_key(record["prompt"], record["seed"]))["said"]
+    assert known == [{k: v[k] for k in rows.SAID} for v in book.of(record)] and len(known) == 2
+    assert [clip["said"] for clip in told.values()] == [[], []]
+    builtin = type("Builtin", (), {"names": ("flicker",)})()
+    scoring = Scoring(store.book, {"builtin": builtin}, {"builtin": {}})
+    for metric, missing in (("m2.0", []), ("m3.0", ["builtin"])):
+        scoring.metric = {"builtin": metric}
+        assert scoring.missing({"said": known[:]} | record) == ["builtin"]  # of another reference
+        settled = [v | {"depends": None} for v in known]
+        assert scoring.missing({"said": settled} | record) == missing
 
 
 @pytest.mark.parametrize("broken", ["lost", "cut", "flipped", "foreign", "older", "folder"])

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -36,6 +37,7 @@ from s2flow.store.records import read_record
 
 NAME = "index.parquet"
 LEAST = 256  # records of a run that is given an index
+SETTLED = 2.0  # seconds after which a folder's time tells one change from the next
 PART = 5000  # rows that are held as Python objects at once
 FORMAT = "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]  # a new knob: anew
 
@@ -171,33 +173,50 @@ def _write(path: Path, table: pa.Table, scores: str) -> None:
 # -- questions --------------------------------------------------------------------------------
 
 
-def finished(folder: Path, keep: bool = True) -> dict[str, dict[str, Any]]:
-    """The clips of a run whose record and video are whole, by key, with what a scorer asks of them."""
-    asked = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_said")
-    table = whole(folder, read(folder, keep, {*asked, "_bytes"}.__contains__))
-    columns = [rows.values_of(table, n) for n in ("_file", *asked)]
-    names = [n.removeprefix("_") for n in asked]
+OF_CLIPS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_said")
+MEANS = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr", "all": "seconds_total"}
+ASKED = {*OF_CLIPS, *MEANS.values(), "_bytes", "_duplicates", "_named"}
+
+
+def finished(folder: Path, keep: bool = True) -> pa.Table:
+    """The rows of clips whose record and video are whole, with what `of_clips` and `tally` ask."""
+    return whole(folder, read(folder, keep, lambda n: n in ASKED or n.startswith("score_")))
+
+
+def state(folder: Path) -> tuple | None:
+    """What has changed if anything has come to a run or gone; None if that was a moment ago.
+
+    For a file system may give two changes within a moment the same time.
+    """
+    try:
+        times = [os.stat(folder / kind).st_mtime_ns for kind in ("records", "clips")]
+    except OSError:
+        return None
+    settled = max(times) < (time.time() - SETTLED) * 1e9
+    return (*times, _signature(folder / "scores")) if settled else None
+
+
+def of_clips(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """Of `finished` rows, by key: what a scorer asks of a clip, and what was said of it."""
+    columns = [rows.values_of(table, n) for n in ("_file", *OF_CLIPS)]
+    names = [n.removeprefix("_") for n in OF_CLIPS]
     found = {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
     for of_clip in found.values():
         of_clip["said"] = rows.verdicts_of(of_clip["said"])
     return found
 
 
-def tally(folder: Path, keys: list[str], keep: bool = True) -> dict[str, Any]:
-    """Of the clips with these keys: how many are finished, and means over them.
+def tally(table: pa.Table, keys: list[str]) -> dict[str, Any]:
+    """Of the clips with these keys among `finished` rows: how many there are, and means over them.
 
     {"clips", "duplicates", "f": realised density, "lr", "hr", "all": seconds, "scores": {name: mean},
     "video": of the only one}; a mean is None where no clip has the value.
     """
-    means = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr"}
-    means |= {"all": "seconds_total"}
-    asked, wanted = {*means.values(), "_video", "_bytes", "_duplicates", "_named"}, set(keys)
-    table = read(folder, keep, lambda name: name in asked or name.startswith("score_"))
-    table = whole(folder, table)
+    wanted = set(keys)
     names = rows.values_of(table, "_file")
     table = table.filter(pa.array([n in wanted for n in names], pa.bool_()))
     scores = [n for n in rows.shown(table).column_names if n.startswith("score_")]
-    found = {k: _mean(table, n) for k, n in means.items()}
+    found = {k: _mean(table, n) for k, n in MEANS.items()}
     found["scores"] = {n.removeprefix("score_"): _mean(table, n) for n in scores}
     found["duplicates"] = sum(filter(None, rows.values_of(table, "_duplicates")))
     only = rows.values_of(table, "_video")

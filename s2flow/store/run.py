@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from s2flow.errors import UserError
 from s2flow.scorebook import ScoreBook
 from s2flow.store import index
@@ -36,6 +38,7 @@ class Store:
         if write:
             self._open(recipe)
         self.book = ScoreBook(self.folder, slim=True)
+        self._as_of, self._rows = None, None  # of _finished
 
     def _open(self, recipe: dict[str, Any]) -> None:
         try:
@@ -73,11 +76,21 @@ class Store:
         For many clips at once; a moment old when it returns. prompt, original_prompt, seed, video,
         sha256, outcome, and `said`: the verdicts that count, see store/rows.py.
         """
-        return index.finished(self.folder, self.writes)
+        return index.of_clips(self._finished())
 
     def tally(self, keys: list[str]) -> dict[str, Any]:
         """How many of these clips are finished, and the means over them; see `index.tally`."""
-        return index.tally(self.folder, keys, self.writes)
+        return index.tally(self._finished(), keys)
+
+    def _finished(self) -> pa.Table:
+        """The rows of `index.finished`, read again only if anything may have come or gone since.
+
+        What is altered in its place is seen by the next job.
+        """
+        now = index.state(self.folder)
+        if now is None or now != self._as_of:
+            self._as_of, self._rows = now, index.finished(self.folder, self.writes)
+        return self._rows
 
     def records(self, keys: list[str]) -> Records:
         """The records of those of these clips that are finished, read when they are asked for."""
