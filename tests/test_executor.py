@@ -252,3 +252,36 @@ def test_every_launcher_makes_the_same_clips(tmp_path):
     finally:
         cluster.communicate()  # its input ends, and so does it
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@RAY
+@SLOW
+@pytest.mark.parametrize("group", [(), ("context_parallel=2",)], ids=["alone", "in pairs"])
+def test_a_signal_to_the_driver_ends_its_actors_and_the_same_command_goes_on(group, tmp_path):
+    folder, runs = tempfile.mkdtemp(prefix="r"), tmp_path / "runs"
+    env = os.environ | {"RAY_TMPDIR": folder}
+    words = ["prompts.count=4", *SMALL, f"runs_dir={runs}", f"hydra.run.dir={tmp_path}/diary"]
+    typed = [sys.executable, ROOT / "run.py", *words, "executor=ray", *group]
+    try:
+        with open(tmp_path / "log", "w+") as log:
+            driver = subprocess.Popen(typed, env=env, cwd=tmp_path, stdout=log, stderr=log)
+            while not (hashes(runs) and at_work()):
+                assert driver.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            actors = at_work()
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(60) == 75, (tmp_path / "log").read_text()
+        said = (tmp_path / "log").read_text()
+        assert "Traceback" not in said and said.count("stopped by SIGTERM") == 1, said
+        deadline = time.monotonic() + 20  # Ray's own processes see it go
+        while any(Path(f"/proc/{pid}").exists() for pid in actors):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        kept = hashes(runs)
+        assert 1 <= len(kept) < 4 and not list(runs.glob("*/failures/*"))
+        done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(hashes(runs)) == 4 and kept.items() <= hashes(runs).items()
+        assert not list(runs.rglob(".tmp-*"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

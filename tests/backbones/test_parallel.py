@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -221,3 +223,29 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
             found = records(tmp_path / shared)[i]
             assert found.keys() == expected.keys()
             assert [k for k in found if found[k] != coarse(expected[k])] == []
+
+
+@pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow: S2FLOW_SLOW=1")
+def test_a_group_that_is_told_to_stop_leaves_together_and_goes_on(folders, tmp_path):
+    """torchrun hands SIGTERM on; the ranks drop the clip at the same step, none waits for another."""
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    long = [*words(folders["wan"], runs), "context_parallel=2", "steps=60", "t_i=50"]
+    long += [f"hydra.run.dir={tmp_path}/diary", "scorer=[none]"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with open(log, "w") as file:
+        typed = [*launch, ROOT / "run.py", *long]
+        process = subprocess.Popen(typed, env=env, stdout=file, stderr=file)
+        while not list(runs.glob("*/records/[!.]*")):  # the second clip is on its way
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(25) != 0  # torchrun kills those that wait after 30 seconds
+    said = log.read_text()
+    assert "stopped by SIGTERM: dropped " in said, said
+    assert len(records(runs)) == 1
+    assert not list(runs.rglob(".tmp-*")) and not list(runs.glob("*/failures/*"))
+    before = {p: p.stat().st_ino for p in runs.glob("*/records/*")}
+    torchrun(ROOT / "run.py", *long)
+    assert len(records(runs)) == 3 and all(p.stat().st_ino == i for p, i in before.items())
