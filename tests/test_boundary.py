@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2flow import loading, runner
 from s2flow.cli import check_choice, literal, one_line
-from s2flow.config import CHOICES
 from s2flow.defaults import CONF
 from s2flow.errors import UserError
+from s2flow.limits import CHOICES
 from s2flow.methods import method as module_of
 from s2flow.methods import names
 from s2flow.params import parameters

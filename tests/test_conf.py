@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from s2flow import methods
 from s2flow.cli import literal
-from s2flow.config import CHOICES, resolve
+from s2flow.config import resolve
+from s2flow.limits import CHOICES
 from s2flow.recipe import Recipe
 from s2flow.schema import Config
 from s2flow.windows import DEFAULT_EXPONENTS
