@@ -380,8 +380,11 @@ def main(argv: list[str] | None = None) -> int:
     """Print one table; 1 if there is nothing to print yet, or with --strict not all of it."""
     args = parsed(argv)
     paper = json.loads(PAPER_FILE.read_text(encoding="utf-8"))
-    tables = []
-    if args.runs.is_dir():
+    tables, there = [], args.runs.is_dir()
+    if (args.runs / "records").is_dir():
+        print(f"--runs {args.runs} is one run; type the folder that holds it", file=sys.stderr)
+        return 1
+    if there:
         from s2flow.store import load_records
 
         try:
@@ -393,7 +396,8 @@ def main(argv: list[str] | None = None) -> int:
     where = "" if args.runs == Path("runs") else f" runs_dir={shlex.quote(str(args.runs))}"
     if not tables:
         print(
-            f"no finished clips for {args.table} in {args.runs}/; make them with: "
+            f"no finished clips for {args.table} in {args.runs}/"
+            f"{'' if there else ', which does not exist'}; make them with: "
             f"python run.py experiment={args.table}{where}",
             file=sys.stderr,
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from s2flow.errors import UserError
+from s2flow.ranks import rank
 from s2flow.stopping import EX_TEMPFAIL, Preempted
 
 WANTED = {  # what OmegaConf says of a value -> what to type
@@ -22,7 +23,8 @@ WANTED = {  # what OmegaConf says of a value -> what to type
 
 VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
 RUN_IDS = ("runs", "reproduce", "scorer.fidelity.reference")
-RUN_ID = r"[0-9a-f]{10}(/[0-9a-f]{16})?"  # perhaps with a clip's key
+RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # perhaps with a clip's key
+FIRST = ("-m", "--multirun")  # argparse would take words before them and refuse those behind
 
 
 def literal(argument: str) -> str:
@@ -109,7 +111,7 @@ def terminal() -> Iterator[None]:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
-    words = sys.argv[1:]
+    words = sorted(sys.argv[1:], key=lambda word: word not in FIRST)
     sys.argv[1:] = [literal(a) for a in words]
     if not full:
         sys.stderr = _WithoutHydrasEcho(sys.stderr)
@@ -153,8 +155,6 @@ def _what_stopped(stop: Preempted) -> str:
 
 
 def _who() -> str:
-    from s2flow.parallel import rank
-
     return f"rank {rank()}: " if rank() else ""
 
 
@@ -195,6 +195,12 @@ def one_line(error: BaseException) -> str:
         return (
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "
             f"holds brackets or quotes: \"key='...'\""
+        )
+    several = re.match(r"Ambiguous value for argument '(([^=]+)=(.*))'\n", text)
+    if several:
+        return (
+            f"{several[1]} holds several values; to sweep over them type {program()} -m "
+            f"{several[1]}, for a list type {several[2]}=[{several[3]}]"
         )
     launcher = re.search(r"In 'hydra/launcher/(\w+)': Could not", text) or re.search(
         r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'", text

@@ -32,9 +32,10 @@ from s2flow.actor import Actor, Told
 from s2flow.errors import UserError
 from s2flow.job import Job
 from s2flow.loading import device_here
-from s2flow.parallel import Team, free_jobs, join, world_size
+from s2flow.parallel import Team, free_jobs, join
 from s2flow.progress import Progress
 from s2flow.provenance import provenance
+from s2flow.ranks import world_size
 from s2flow.summary import print_failure
 from s2flow.tasks import Task
 from s2flow.tracking import tracked
@@ -120,6 +121,7 @@ def start(address: str | None, cpus: int | None = None) -> None:
     Raises UserError if there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # warnings, twenty of a silent address
     if address is None:  # a misnomer: it keeps all of Ray on 127.0.0.1; read at its import
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     elif address != "auto":  # Ray would wait for minutes
@@ -128,7 +130,8 @@ def start(address: str | None, cpus: int | None = None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"nothing answers at {address} ({error}); type `ray start --head` there first"
+                f"nothing answers at {address} ({error}); type ray.address=HOST:PORT as it stands "
+                "there, or `ray start --head` there first"
             ) from None
     import ray
 

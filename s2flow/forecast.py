@@ -54,10 +54,10 @@ def forecast(
         recipe = replace(recipe, weights=weights)
     run_id = recipe.run_id if known else _run_alike(Path(cfg.runs_dir), recipe)
     store = Store(cfg.runs_dir, run_id or recipe.run_id, {}, write=False)
-    recorded = store.recorded()
+    recorded = {} if cfg.cache == "force" else store.recorded()
     missing = [t for t in tasks if t.key not in recorded]
     names = {t.key: f"{recipe.run_id}/{t.key}" for t in tasks}
-    gave_up = store.failed()
+    gave_up = set() if cfg.cache == "force" else store.failed()
     failed = sum(t.key in gave_up for t in missing)
     flows, to_make = loading.low_flows(cfg), []
     ranks = cfg.context_parallel
@@ -74,6 +74,7 @@ def forecast(
         "cached": len(tasks) - len(missing),
         "missing": len(missing),
         "failed_before": failed,
+        "again": " (cache=force: whatever is recorded)" if cfg.cache == "force" else "",
         "seconds_clip": round(per_clip, 3),
         "seconds_low_flow": round(stages.get("lr", 0.0) / cfg.batch, 3),
         "bytes_clip": own,
@@ -164,7 +165,8 @@ def line(plan: dict[str, Any]) -> str:
     failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
     return (
         f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
-        f"missing{failed}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, {_disk(whole)}"
+        f"missing{failed}{plan['again']}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
+        f"{_disk(whole)}"
     )
 
 

@@ -137,7 +137,8 @@ def check_knobs(
 
 
 def check_choices(cfg: DictConfig) -> None:
-    """Raises UserError for a word that is none of CHOICES."""
+    """Raises UserError for a word that is none of CHOICES, and for a store without a name."""
+    check(bool(str(cfg.runs_dir).strip()), "runs_dir= is empty; type runs_dir=runs")
     check(
         cfg.backbone.dtype in DTYPES,
         f"backbone.dtype={cfg.backbone.dtype} is unknown; type backbone.dtype={'|'.join(DTYPES)}",

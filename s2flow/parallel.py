@@ -25,19 +25,9 @@ import torch
 import torch.distributed as dist
 
 from s2flow.errors import UserError
+from s2flow.ranks import rank, world_size
 
 PATIENCE = timedelta(seconds=60)  # for the others to fail as well
-
-
-def rank() -> int:
-    """This process's number among all that the launcher started."""
-    return int(os.environ["RANK"]) if world_size() > 1 else 0
-
-
-def world_size() -> int:
-    """How many processes torchrun or accelerate started; 1 without them."""
-    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-    return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
 def local_rank() -> int:

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from s2flow.errors import UserError
-from s2flow.parallel import rank, world_size
+from s2flow.ranks import rank, world_size
 from s2flow.recipe import Recipe
 
 MODES = ("auto", "plain", "off")

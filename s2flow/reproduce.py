@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from safetensors.torch import load_file
@@ -34,10 +35,10 @@ from s2flow.backbones.tiles import tile_vae
 from s2flow.defaults import conf_file
 from s2flow.errors import UserError
 from s2flow.lowflow import LowFlowCache
-from s2flow.parallel import world_size
 from s2flow.plan import Policy
 from s2flow.policies import sta
 from s2flow.provenance import provenance
+from s2flow.ranks import world_size
 from s2flow.recipe import LATER, VERSION, Recipe
 from s2flow.schema import BackboneConf
 from s2flow.scorers.fidelity import psnr
@@ -47,6 +48,7 @@ from s2flow.video import read_frames, write_video
 FINE, COARSE = (40.0, 1e-2), (30.0, 0.5)  # (least PSNR in dB, most of the largest latent)
 WITH = ("versions", "device", "commit", "dirty", "threads", "batch", "context_parallel")
 WITH += ("offload", "compile")
+READ = ("reproduce", "runs_dir", "backbone", "device", "threads", "offload", "compile", "progress")
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(
             f"reproduce={cfg.reproduce} is one process's work; type it without torchrun"
         )
+    check_words(cfg)
     folder, record = recorded(cfg)
     conf = backbone_conf(cfg, record)
     recipe = restored(cfg, folder, conf)
@@ -84,6 +87,17 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     if not found["within"]:
         raise SystemExit(1)
     return found
+
+
+def check_words(cfg: DictConfig) -> None:
+    """Raises UserError for a word beside `reproduce=` that would be read by nobody."""
+    hydra = HydraConfig.instance().cfg
+    for word in [] if hydra is None else hydra.hydra.overrides.task:
+        if re.split(r"[.=@]", word.lstrip("+~"))[0] not in READ:
+            raise UserError(
+                f"reproduce={cfg.reproduce} takes from the recipe what decides a clip, and reads no "
+                f"{word}; leave it out"
+            )
 
 
 # -- what was recorded --------------------------------------------------------------------------

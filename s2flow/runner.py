@@ -5,6 +5,7 @@ see `s2flow.tasks`). A clip that fails leaves its traceback, the others go on, a
 with counts and the command to type.
 """
 
+import atexit
 import gc
 import json
 import shlex
@@ -32,7 +33,8 @@ from s2flow.tasks import Task, clip_tasks, work
 from s2flow.tracking import check as check_tracker
 from s2flow.tracking import experiment
 
-gc.set_threshold(100_000, 50, 100)  # lists of clips are long; modules are looked through once
+gc.freeze()  # a million objects of modules, through which every collection would go again
+atexit.register(gc.unfreeze)  # as extensions expect it at the end
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     keys = [t.key for t in tasks]
     summary = {
         "run_id": recipe.run_id,
-        "label": label(recipe),
+        "label": label(recipe) + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
         "experiment": experiment(),
         "clips": len(tasks),
         "made": made,

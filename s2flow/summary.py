@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2flow.parallel import rank
 from s2flow.params import variant
+from s2flow.ranks import rank
 from s2flow.recipe import Recipe
 
 TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes

@@ -4,8 +4,10 @@ import atexit
 import functools
 import importlib.util
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 
 from s2flow import cli, loading
 from s2flow.backbones import tiny
+from s2flow.errors import UserError
 from s2flow.schema import Config
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +76,9 @@ REFUSED = {  # what is typed -> what the line must say: the value, and what to t
     "sparsitty=.5": "sparsitty mean sparsity? --help",
     "windows.exponent=1": "windows.exponent mean windows.exponents?",
     "sparsity=0.001": "0.001 nearest (sparsity=",
+    "sparsity=0.25,0.5": "type python run.py -m sparsity=0.25,0.5, list sparsity=[0.25,0.5]",
+    "runs_dir=": "runs_dir= type runs_dir=runs",
+    "threads=2000": "threads=2000 1..1024 type threads=1",
     "t_i=60": "t_i=60 1..3 type t_i=1",
     "t_i=0": "t_i=0 1..3 type t_i=1",
     "context_parallel=2": "context_parallel=2 type torchrun --nproc_per_node=2",
@@ -334,3 +340,34 @@ def test_a_nasty_prompt_is_recorded_to_the_letter(flags, command, capsys, tmp_pa
     (record,) = (tmp_path / "runs").glob("*/records/*.json")
     assert json.loads(record.read_text(encoding="utf-8"))["prompt"] == text
     assert "FAILED" not in capsys.readouterr().err
+
+
+LIGHT = {  # what is imported, and what that must not bring along
+    "s2flow.summary, s2flow.cli, s2flow.schema": "torch",  # a signal meanwhile is said without it
+    "s2flow.store.__main__": "torch",
+    "tables": "torch",
+    "s2flow.runner": "s2flow.backbones.hunyuan, s2flow.backbones.wan, accelerate",
+}
+
+
+@pytest.mark.parametrize("imported", LIGHT)
+def test_what_is_not_needed_is_not_loaded(imported):
+    code = (
+        f"import sys, {imported}; print([m for m in sys.argv[1].split(', ') if m in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'experiments'}"}
+    words = [sys.executable, "-c", code, LIGHT[imported]]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_m_may_stand_anywhere(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "sparsity=0.5", "-m", "order=1,50"])
+    with pytest.raises(SystemExit), cli.terminal():
+        assert sys.argv == ["run.py", "-m", "sparsity=0.5", "order=1,50"]
+        raise UserError("enough")
+
+
+def test_a_word_that_reproduce_would_not_read_is_refused(command, capsys):
+    said = refusal(command("reproduce=0123456789", "device=cpu", "sparsity=0.3"), capsys)
+    assert "reads no sparsity=0.3; leave it out" in said

@@ -40,6 +40,17 @@ def test_a_sweep_is_planned_before_anything_starts(monkeypatch, tmp_path, capsys
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("*")} == before
 
 
+def test_what_is_forced_is_not_cached(monkeypatch, tmp_path, capsys):
+    words = (*SMALL, "method=bicubic", "prompts.count=1")
+    assert run_here(monkeypatch, tmp_path, *words) == 0
+    for cache, missing in (("cached", 0), ("force", 1)):
+        capsys.readouterr()
+        assert run_here(monkeypatch, tmp_path, *words, f"cache={cache}", "plan=true") == 0
+        first, *_, last = capsys.readouterr().out.strip().splitlines()
+        assert json.loads(last)["plan"]["missing"] == missing
+        assert ("cache=force: whatever" in first) == (cache == "force")
+
+
 def test_a_single_plan_tells_what_is_missing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(loading, "low_flows", fresh_flows())
     words = (*SMALL, "prompts.count=3", "plan=true", f"runs_dir={tmp_path}/none")

@@ -124,6 +124,7 @@ def test_what_differs_is_reported_and_decides_the_exit_code(made, tmp_path, caps
 
 REFUSED = {
     "abc": "reproduce=abc names no clip; type reproduce=RUN",
+    "RUN/zzz": "/zzz names no clip; type reproduce=RUN",
     "0000000000": "has no run 0000000000; type runs_dir=",
     "RUN/0123456789abcdef": "has no clip 0123456789abcdef; type reproduce=RUN/CLIP",
 }
@@ -186,5 +187,6 @@ def test_a_run_id_that_looks_like_a_number_arrives_to_the_letter():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parse = OverridesParser.create().parse_overrides
-    for word in ("12345e6789", "12345e6789/0123456789012345", "0123456789"):
+    words = ("12345e6789", "12345e6789/0123456789012345", "0123456789")
+    for word in (*words, "12345e6789/zzz", "runs/1234567890"):
         assert parse([cli.literal(f"reproduce={word}")])[0].value() == word

@@ -575,6 +575,10 @@ def test_a_missing_store_is_nothing_too(tmp_path, capsys, monkeypatch):
     assert tables.main(["table4", "--runs", str(tmp_path / "none")]) == 1
     err = capsys.readouterr().err
     assert f"python run.py experiment=table4 runs_dir={tmp_path / 'none'}\n" in err
+    assert "/none/, which does not exist; make them" in err
+    run = finished_run(tmp_path, 1)
+    assert tables.main(["table4", "--runs", str(run)]) == 1
+    assert "is one run; type the folder that holds it" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert tables.main(["table4"]) == 1  # where run.py writes unless it is told
     assert capsys.readouterr().err.endswith("python run.py experiment=table4\n")

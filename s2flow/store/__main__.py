@@ -9,13 +9,14 @@
 RUNS is the folder that run.py writes to [runs]. Exit code 0: done, nothing is wrong; 1: something was
 found, is left, or could not be written; 2: what was typed cannot be. `--fast` compares sizes and not
 hashes. `gc` leaves alone what is younger than --older-than (30s, 10min, 1h, 2d), since another worker
-may be writing it.
+may be writing it. A run's next start looks at sizes, too; tables and export read the records alone.
 """
 
 import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -87,7 +88,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def _runs(args: argparse.Namespace) -> list[Path]:
+    found = run_folders(args.runs)
+    if not found:
+        raise UserError(f"{args.runs} holds no run; type the folder that run.py wrote its runs to")
+    return found
+
+
 def _ls(args: argparse.Namespace) -> int:
+    _runs(args)
     found = list_runs(args.runs)
     if args.json:
         print(json.dumps(found, indent=1))
@@ -115,37 +124,45 @@ def _line(run: dict) -> tuple[str, ...]:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    found = 0
+    found, runs = 0, len(_runs(args))
     for finding in verify(args.runs, args.fast):
         found += 1
         print(_printable(f"{finding.path}: {finding.what}; {finding.then}"))
-    runs = len(run_folders(args.runs))
     how = "by size" if args.fast else "by hash"
     if found:
-        print(f"{found} found in {runs} runs, compared {how}; type {_again(args, 'gc')}")
+        print(
+            f"{found} found in {runs} runs, compared {how}; type {_again(args, 'gc')} (it leaves alone "
+            "what is younger than 1h, unless --older-than 0s says otherwise)"
+        )
     else:
         print(f"{runs} runs are clean, compared {how}")
     return int(found > 0)
 
 
-def _again(args: argparse.Namespace, command: str) -> str:
-    return _printable(f"python -m s2flow.store {command} {args.runs}")
+def _again(args: argparse.Namespace, command: str, *more: str) -> str:
+    """What to type next, with what was typed before."""
+    words = ["python", "-m", "s2flow.store", command, str(args.runs)]
+    words += ["--fast"] if args.fast else []
+    return _printable(shlex.join([*words, *more]))
 
 
 def _gc(args: argparse.Namespace) -> int:
+    _runs(args)
     found = list(verify(args.runs, args.fast))
     parted = collect.by_age(found, collect.clock(args.runs), args.older_than)
     for finding, why in parted.young:
         print(_printable(f"{finding.path}: {finding.what}; {why}: left alone"))
     if parted.young:
-        print(f"{len(parted.young)} left alone; --older-than 0s takes them, if nobody is writing")
+        again = _again(args, "gc", "--older-than", "0s")
+        print(f"{len(parted.young)} left alone; if nobody is writing, type {again}")
     for finding in parted.old:
         print(_printable(f"{finding.path}: {finding.what}; {finding.then}"))
     if not parted.old:
-        print("nothing to remove")
-        return 0
+        print("nothing to remove" + (" yet" if parted.young else ""))
+        return int(bool(parted.young))
     files = sum(len(f.files) for f in parted.old)
-    if not args.yes and not _agreed(f"remove or mend {files} files?", args):
+    question = f"put {len(parted.old)} findings right, removing or mending {files} files?"
+    if not args.yes and not _agreed(question, args):
         return 1
     left = 0
     for finding in parted.old:
@@ -153,14 +170,14 @@ def _gc(args: argparse.Namespace) -> int:
             left += 1
             print(_printable(f"{finding.path}: {why}: left alone"), file=sys.stderr)
     print(f"{len(parted.old) - left} of {len(parted.old)} put right")
-    return int(left > 0)
+    return int(left > 0 or bool(parted.young))
 
 
 def _agreed(question: str, args: argparse.Namespace) -> bool:
     if not sys.stdin.isatty():
         print(
             f"error: {question} Nobody can answer here; nothing was removed: type "
-            f"{_again(args, 'gc')} --yes",
+            f"{_again(args, 'gc', '--older-than', f'{args.older_than:g}s', '--yes')}",
             file=sys.stderr,
         )
         return False
@@ -190,7 +207,7 @@ def _merge(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.to.suffix not in (".parquet", ".csv"):
         raise UserError(f"--to {args.to} is neither; type a name that ends in .parquet or .csv")
-    run_folders(args.runs)
+    _runs(args)
     rows = index.export(args.runs, args.to)
     if not rows:
         raise UserError(f"{args.runs} holds no finished clip; python run.py makes one")

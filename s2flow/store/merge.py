@@ -44,7 +44,10 @@ def merge(other: Path, into: Path) -> Counter[str]:
         raise UserError(f"{other} holds no run; type the folder that run.py wrote its runs to")
     here, there = into.resolve(), other.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
-        raise UserError(f"--into {into} and {other} are one folder or one holds the other")
+        raise UserError(
+            f"--into {into} and {other} are one folder or one holds the other; "
+            "type two that lie beside each other"
+        )
     if into.exists():
         run_folders(into)
     for folder in folders:
