@@ -143,3 +143,24 @@ def id_of(version: int, identity: dict[str, Any]) -> str:
     """The run id of a recipe as it is stored."""
     text = json.dumps([version, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def label(identity: dict[str, Any], windows: str | None = None, variant: str | None = None) -> str:
+    """The knobs of a recipe as it is stored in a few words, for tables; `?` where it is lost.
+
+    windows, variant: their labels, which a record has beside it.
+    """
+    words = [" ".join(filter(None, (identity.get("method") or "?", variant)))]
+    windows = windows or (identity.get("windows") or {}).get("name")
+    if windows:
+        cubed = "³" if identity.get("density") == "per_axis" else ""
+        kept = f" s={identity['sparsity']:g}{cubed}" if "sparsity" in identity else ""
+        words.append(f"{windows}{kept}")
+    if "solver" in identity:
+        order = f" K={identity['order']}" if "order" in identity else ""
+        words.append(f"{identity['solver']}{order}")
+    if "t_i" in identity:
+        words.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
+        words += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
+        words += ["adain"] if identity.get("adain") else []
+    return ", ".join(words)

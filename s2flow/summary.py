@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from s2flow import recipe as recipes
 from s2flow.params import variant
 from s2flow.ranks import rank
 from s2flow.recipe import Recipe
@@ -61,17 +62,9 @@ def in_sweep() -> bool:
 
 def label(recipe: Recipe) -> str:
     """The knobs of a run in a few words, for tables."""
-    words = [" ".join(filter(None, (recipe.method, variant(recipe.params, recipe.t_i))))]
-    if "windows" in recipe.knobs:
-        s = f" s={recipe.sparsity:g}" + ("³" if recipe.density == "per_axis" else "")
-        unused = recipe.whole_grid or recipe.windows.name in ("coverage", "inward")
-        words.append(f"{recipe.windows_label}{'' if unused else s}")
-        words.append(f"lri K={recipe.order}" if recipe.solver == "lri" else recipe.solver)
-    if "t_i" in recipe.knobs:
-        words.append(f"t_i={recipe.t_i}/{recipe.steps}")
-        words += [f"then {h}x{w} at {n}" for (h, w), n in recipe.stages[1:]]
-        words += ["adain"] if recipe.adain and recipe.handoff != "noisy" else []
-    return ", ".join(words)
+    return recipes.label(
+        recipe.identity(), recipe.windows_label, variant(recipe.params, recipe.t_i)
+    )
 
 
 class SweepTable(Callback):

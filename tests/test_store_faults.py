@@ -15,11 +15,16 @@ from finished import finished_run, fresh_flows, record_clip
 from test_runner import config
 
 from s2flow import loading, runner
+from s2flow.config import resolve
 from s2flow.errors import UserError
+from s2flow.methods import method
+from s2flow.params import variant
+from s2flow.recipe import label as label_of
 from s2flow.scorebook import ScoreBook
 from s2flow.store import Store, clip_key, load_records, read_record, write_json
 from s2flow.store.__main__ import main
 from s2flow.store.verify import verify
+from s2flow.summary import label
 
 ODD = ["../../x", "a/b\0c", "🦊\u2028\n", "'; rm -rf ~", "-", "\x1b[31m", " "]
 
@@ -456,21 +461,22 @@ def test_export_has_the_rows_of_load_records(runs, tmp_path, monkeypatch):
     assert list(pd.read_parquet(tmp_path / "a.parquet")["prompt"]) == list(frame["prompt"])
 
 
-def test_labels_are_those_of_the_end_table(tmp_path):
-    from s2flow.config import resolve
-    from s2flow.methods import method
-    from s2flow.params import variant
-    from s2flow.store.listing import label
-    from s2flow.summary import label as theirs
+LABELS = {
+    ("method=s2flow",): "s2flow, adaptive s=0.5, lri K=2, t_i=2/3",
+    ("windows=full", "solver=ab2"): "s2flow, full, ab2, t_i=2/3",
+    ("windows=coverage", "order=1"): "s2flow, coverage 0.95, euler, t_i=2/3",
+    ("method=hiflow", "method.alpha=0"): "hiflow alpha=0, t_i=2/3",
+    ("method=native",): "native",
+    ("density=per_axis", "order=3", "handoff=latent", "adain=true"):
+        "s2flow, adaptive s=0.5³, lri K=3, t_i=2/3, adain",
+}  # fmt: skip
 
-    for words in (
-        ("method=s2flow",),
-        ("windows=full", "solver=ab2"),
-        ("method=hiflow",),
-        ("method=native",),
-        ("density=per_axis", "order=3", "handoff=latent", "adain=true"),
-    ):
-        cfg = config(tmp_path, *words)
-        recipe = resolve(cfg, "", method(cfg.method.name).KNOBS)
-        row = {"windows": recipe.windows_label, "variant": variant(recipe.params, recipe.t_i)}
-        assert label(recipe.identity(), row) == theirs(recipe)
+
+@pytest.mark.parametrize("words", LABELS, ids=" ".join)
+def test_labels_of_ls_are_those_of_the_end_table(words, tmp_path):
+    """One is made from what is typed, the other from what is stored."""
+    cfg = config(tmp_path, *words)
+    recipe = resolve(cfg, "", method(cfg.method.name).KNOBS)
+    stored = json.loads(json.dumps(recipe.identity()))
+    beside = (recipe.windows_label, variant(recipe.params, recipe.t_i))
+    assert label(recipe) == label_of(stored, *beside) == LABELS[words]

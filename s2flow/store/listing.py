@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from s2flow.recipe import label
 from s2flow.store import index, rows
 from s2flow.store.files import entries
 from s2flow.store.verify import KINDS, OTHERS, run_folders
@@ -34,31 +35,13 @@ def _of_run(folder: Path) -> dict[str, Any]:
     failed = [n for n in files["failures"] if n.endswith(".json") and n[0] != "."]
     return {
         "id": folder.name,
-        "label": label(_recipe(folder), _first(table)),
+        "label": label(_recipe(folder), **_first(table)),
         "clips": table.num_rows,
         "failed": sum(n[:-5] not in there for n in failed),
         "duplicates": sum(filter(None, doubled)),
         "bytes": sum(_bytes(of.values()) for of in files.values()),
         "last": max((m or w for m, w in zip(made, written, strict=True)), default=None),
     }
-
-
-def label(recipe: dict[str, Any], row: dict[str, Any]) -> str:
-    """The knobs of a run in a few words, like `summary.label`, from what is stored of it."""
-    words = [" ".join(filter(None, (recipe.get("method") or "?", row.get("variant"))))]
-    windows = row.get("windows") or (recipe.get("windows") or {}).get("name")
-    if windows:
-        cubed = "³" if recipe.get("density") == "per_axis" else ""
-        kept = f" s={recipe['sparsity']:g}{cubed}" if "sparsity" in recipe else ""
-        words.append(f"{windows}{kept}")
-    if "solver" in recipe:
-        order = f" K={recipe['order']}" if "order" in recipe else ""
-        words.append(f"{recipe['solver']}{order}")
-    if "t_i" in recipe:
-        words.append(f"t_i={recipe['t_i']}/{recipe.get('steps')}")
-        words += [f"then {h}x{w} at {n}" for (h, w), n in recipe.get("stages", [])[1:]]
-        words += ["adain"] if recipe.get("adain") else []
-    return ", ".join(words)
 
 
 def _first(table: Any) -> dict[str, Any]:
