@@ -152,7 +152,7 @@ sensible = {
 }
 
 
-@few
+@settings(few, max_examples=120 if LONG else 12)  # some seconds each
 @given(
     st.dictionaries(st.sampled_from(sorted(sensible)), st.none(), min_size=1, max_size=4),
     st.data(),
