@@ -46,8 +46,8 @@ while kill -0 "$run" 2>/dev/null; do # a trapped signal ends `wait`, not the run
   status=$?
 done
 
-# torchrun has a status of its own when it was told to stop
-if [ "$status" -eq 75 ] || { [ "$gpus" -gt 1 ] && [ -n "$told" ] && [ "$status" -ne 0 ]; }; then
+# torchrun has a status of its own when it was told to stop, and so has a Python that has not yet begun
+if [ "$status" -eq 75 ] || { [ -n "$told" ] && [ "$status" -ne 0 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

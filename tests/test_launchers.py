@@ -89,6 +89,7 @@ def test_slurm_is_asked_for_a_gpu_and_to_requeue(tmp_path):
 
 PYTHON = """#!/usr/bin/env bash
 echo "$@" > words
+[ -e young ] && touch running && exec sleep 60
 trap 'echo USR1 > told; exit 75' USR1
 trap 'echo TERM > told; exit 75' TERM
 [ -e ends_with ] && exit $(cat ends_with)
@@ -108,6 +109,16 @@ def test_a_shard_that_is_preempted_is_queued_again(name, tmp_path):
     assert (tmp_path / "told").read_text().strip() == name
     assert (tmp_path / "scontrol").read_text().strip() == "requeue 4242"
     assert (tmp_path / "words").read_text() == "run.py order=1 shard=3/8\n"
+
+
+def test_a_python_that_has_no_handler_yet_is_queued_again(tmp_path):
+    (tmp_path / "young").touch()
+    process = array_task(tmp_path)
+    while not (tmp_path / "running").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait() == 128 + signal.SIGUSR1
+    assert (tmp_path / "scontrol").read_text().strip() == "requeue 4242"
 
 
 @pytest.mark.parametrize("status", [0, 2])
