@@ -5,10 +5,11 @@ see `s2flow.tasks`). A clip that fails leaves its traceback, the others go on, a
 with counts and the command to type.
 """
 
-import atexit
 import gc
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,9 +34,6 @@ from s2flow.tasks import Task, clip_tasks, work
 from s2flow.tracking import check as check_tracker
 from s2flow.tracking import experiment
 
-gc.freeze()  # a million objects of modules, through which every collection would go again
-atexit.register(gc.unfreeze)  # as extensions expect it at the end
-
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Make all clips of one config; returns the summary that tables are printed from.
@@ -48,7 +46,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.reproduce is not None:
         return reproduce(cfg)
     executor.check(cfg)
-    tasks = clip_tasks(cfg)
+    with long_lists():
+        tasks = clip_tasks(cfg)
     knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
         from s2flow.planning import plan  # loads diffusers, which takes seconds
@@ -72,7 +71,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     team = executor.team_here(cfg)
     scoring = Scoring(store.book, {} if looking else scorers, arguments)
     mine = team.share(tasks)
-    asked = team.agree(work(cfg.cache, store, mine))
+    with long_lists():
+        asked = team.agree(work(cfg.cache, store, mine))
     job = Job(cfg, recipe, store, scoring, team, asked.stale)
     made, failed, unscored, refused, preempted = [], 0, 0, None, None
     try:
@@ -96,6 +96,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise preempted or Preempted("another process's signal")
     store.book.refresh()  # what others said meanwhile
     keys = [t.key for t in tasks]
+    with long_lists():
+        tally = store.tally(keys)
     summary = {
         "run_id": recipe.run_id,
         "label": label(recipe) + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
@@ -106,7 +108,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "failed_before": before,
         "unscored": unscored,
         "folder": str(store.folder),
-        "tally": store.tally(keys),  # what the table is made from
+        "tally": tally,  # what the table is made from
         "records": store.records(keys),  # read by those who ask for them
     }
     if team.first:
@@ -119,6 +121,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         error.summary, error.reported = summary, not team.first  # for the sweep's table
         raise error
     return summary
+
+
+@contextmanager
+def long_lists() -> Iterator[None]:
+    """Without garbage collections, each of which would go through a million objects of modules."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _what_failed(summary: dict[str, Any], before: list[Task]) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -255,7 +256,11 @@ def there(module):
         return False
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+SLOW = pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow: S2FLOW_SLOW=1")
+IN_CI = ["basic", "joblib", pytest.param("submitit_local", marks=SLOW)]
+
+
+@pytest.mark.parametrize("launcher", IN_CI)
 def test_a_sweep_by_any_launcher_is_tracked_once(launcher, offline, monkeypatch, tmp_path):
     if LAUNCHERS[launcher] and not there(LAUNCHERS[launcher]):
         pytest.skip(f"{LAUNCHERS[launcher]} is not installed: pip install 's2flow[cluster]'")
