@@ -328,8 +328,8 @@ def clip_counts(records: list[Record], scores: list[str]) -> dict[str, int]:
     found |= {"HR speed-up": found["seconds hr"]}
     n = {s: count(f"score_{s}") for s in scores}
     found |= {f"VBench {s}": n[s] for s in scores if s in VBENCH}
-    sets = {"Temporal": metrics.TEMPORAL, "Visual": metrics.VISUAL, "Mean": metrics.SIX}
-    found |= {title: min(n.get(s, 0) for s in parts) for title, parts in sets.items()}
+    parts = {title: metrics.PARTS[name] for title, name in AGGREGATES.items()}
+    found |= {title: min(n.get(s, 0) for s in of) for title, of in parts.items()}
     return found | {f"own {s}": n[s] for s in scores if s not in VBENCH}
 
 

@@ -130,8 +130,8 @@ def start(address: str | None, cpus: int | None = None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"nothing answers at {address} ({error}); type ray.address=HOST:PORT as it stands "
-                "there, or `ray start --head` there first"
+                f"nothing answers at {address} ({error}); type `ray start --head` there first, and "
+                "the HOST:PORT that it prints"
             ) from None
     import ray
 

@@ -74,7 +74,7 @@ def forecast(
         "cached": len(tasks) - len(missing),
         "missing": len(missing),
         "failed_before": failed,
-        "again": " (cache=force: whatever is recorded)" if cfg.cache == "force" else "",
+        "cache": cfg.cache,
         "seconds_clip": round(per_clip, 3),
         "seconds_low_flow": round(stages.get("lr", 0.0) / cfg.batch, 3),
         "bytes_clip": own,
@@ -163,9 +163,10 @@ def line(plan: dict[str, Any]) -> str:
     """One job's clips in a line."""
     whole = totals([plan])
     failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
+    again = " (cache=force: whatever is recorded)" if plan["cache"] == "force" else ""
     return (
         f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
-        f"missing{failed}{plan['again']}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
+        f"missing{failed}{again}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
         f"{_disk(whole)}"
     )
 

@@ -34,6 +34,7 @@ from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
 from s2flow.defaults import conf_file
 from s2flow.errors import UserError
+from s2flow.limits import check_choices, check_threads
 from s2flow.lowflow import LowFlowCache
 from s2flow.plan import Policy
 from s2flow.policies import sta
@@ -61,6 +62,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             f"reproduce={cfg.reproduce} is one process's work; type it without torchrun"
         )
     check_words(cfg)
+    check_choices(cfg)
+    check_threads(cfg.threads)
     folder, record = recorded(cfg)
     conf = backbone_conf(cfg, record)
     recipe = restored(cfg, folder, conf)

@@ -86,10 +86,6 @@ class ScoreBook:
         """The verdicts on a recorded clip that count, one by every metric."""
         return list(self._of(record).values())
 
-    def said(self, record: dict[str, Any], scorer: str, metric: str) -> Verdict | None:
-        """The verdict of a metric on a recorded clip, if there is one."""
-        return self._of(record).get((scorer, metric))
-
     def _of(self, record: dict[str, Any]) -> dict[tuple[str, str], Verdict]:
         key, _ = os.path.splitext(os.path.basename(record["video"]))
         return self._said.get((key, record.get("sha256")), {})

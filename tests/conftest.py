@@ -26,6 +26,13 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 CONF = Path(__file__).parents[1] / "conf"
 
 
+def pytest_collection_modifyitems(items):
+    if os.environ.get("S2FLOW_SLOW") != "1":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: S2FLOW_SLOW=1"))
+
+
 @pytest.fixture(scope="session")
 def micro():
     """The embedded backbone with the weights that ship; shared, so leave it as you found it."""

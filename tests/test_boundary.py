@@ -22,9 +22,7 @@ from s2flow.methods import names
 from s2flow.params import parameters
 from s2flow.schema import Config
 
-LONG = (
-    os.environ.get("S2FLOW_SLOW") == "1"
-)  # other values every time; CI tries the same ones again
+LONG = os.environ.get("S2FLOW_SLOW") == "1"  # other values every time; CI's are the same ones
 MANY = 2000 if LONG else 60
 BASE = ("prompts.count=2", "steps=4", "t_i=2", "frames=2", "device=cpu", "scorer=[none]")
 

@@ -367,3 +367,5 @@ def test_m_may_stand_anywhere(command, capsys):
 def test_a_word_that_reproduce_would_not_read_is_refused(command, capsys):
     said = refusal(command("reproduce=0123456789", "device=cpu", "sparsity=0.3"), capsys)
     assert "reads no sparsity=0.3; leave it out" in said
+    assert "threads=0 is not in" in refusal(command("reproduce=0123456789", "threads=0"), capsys)
+    assert "offload=x is" in refusal(command("reproduce=0123456789", "offload=x"), capsys)

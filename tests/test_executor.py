@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu", "scorer=[builtin]", "threads=1")
 SWEEP = ("-m", "sparsity=0.25,0.5,0.75", "prompts.count=2", *SMALL)
 RAY = pytest.mark.skipif(not there("ray"), reason="ray is not installed: s2flow[cluster]")
-SLOW = pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow: S2FLOW_SLOW=1")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def killing(runs, times, done):
     return victims
 
 
-@pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow; S2FLOW_SLOW=1")
+@pytest.mark.slow
 @RAY
 def test_actors_are_killed_and_the_sweep_is_whole(own_ray, monkeypatch, tmp_path, capsys):
     runs = tmp_path / "runs"
@@ -193,7 +192,7 @@ def test_a_torchrun_of_ray_drivers_is_refused(command, monkeypatch, capsys):  # 
 
 
 @RAY
-@SLOW
+@pytest.mark.slow
 def test_a_group_makes_each_clip_together_and_is_replaced_whole(own_ray, monkeypatch, tmp_path):
     """Two actors a clip; one of them is killed, the other goes with it."""
     words = ("prompts.count=3", *SMALL)
@@ -218,7 +217,7 @@ input()
 
 
 @RAY
-@SLOW
+@pytest.mark.slow
 def test_every_launcher_makes_the_same_clips(tmp_path):
     """Six jobs, and two that cannot work and stop no other; Ray is a cluster that runs already."""
     for plugin in ("joblib", "submitit", "ray"):
@@ -255,7 +254,7 @@ def test_every_launcher_makes_the_same_clips(tmp_path):
 
 
 @RAY
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [(), ("context_parallel=2",)], ids=["alone", "in pairs"])
 def test_a_signal_to_the_driver_ends_its_actors_and_the_same_command_goes_on(group, tmp_path):
     folder, runs = tempfile.mkdtemp(prefix="r"), tmp_path / "runs"

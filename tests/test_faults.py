@@ -4,7 +4,6 @@ S2FLOW_SLOW=1 python -m pytest -s tests/test_faults.py runs the long form: 3 sha
 killed 20 times, some 10 minutes; the short one has 2 shards of 6 clips and 3 kills.
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from s2flow.video import read_frames
 
 HERE = Path(__file__).parent
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu", "threads=1", "scorer=[builtin]")
-slow = pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="minutes; S2FLOW_SLOW=1")
 
 
 @pytest.fixture
@@ -100,7 +98,8 @@ def table(runs_dir):
 
 
 @pytest.mark.parametrize(
-    ("shards", "clips", "kills"), [(2, 6, (2, 1)), pytest.param(3, 60, (20, 20, 20), marks=slow)]
+    ("shards", "clips", "kills"),
+    [(2, 6, (2, 1)), pytest.param(3, 60, (20, 20, 20), marks=pytest.mark.slow)],
 )
 def test_sigkill_wastes_a_clip_at_most(shards, clips, kills, start, tmp_path, monkeypatch):
     words = (*SMALL, "prompts=world", f"prompts.count={clips}")

@@ -182,7 +182,7 @@ def config(runs_dir, *overrides):
         return compose("config", [*words, f"runs_dir={runs_dir}", *overrides])
 
 
-@pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow; S2FLOW_SLOW=1")
+@pytest.mark.slow
 def test_a_sweep_over_everything_of_the_hr_stage_costs_one_lr_run(tmp_path, monkeypatch):
     """4 sparsities x 3 orders x 4 t_i, each job as in a process of its own; and equal to no cache."""
     made, make = [], Cascade._make_low_flow

@@ -33,14 +33,13 @@ def files(folder):
 
 def test_what_is_said_comes_back(tmp_path):
     book = ScoreBook(tmp_path)
-    assert book.said(record(), "builtin", "m") is None and not files(tmp_path)
+    assert not book.of(record()) and not files(tmp_path)
     said = verdict(flicker=0.25, other=None)
     book.add(said)
     for reader in (book, ScoreBook(tmp_path)):
-        assert reader.said(record(), "builtin", "m") == said
-        assert reader.said(record(), "builtin", "another metric") is None
-        assert reader.said(record(1), "builtin", "m") is None  # the same bytes for another prompt
-        assert reader.said(record(clip="made anew"), "builtin", "m") is None
+        assert reader.of(record()) == [said]
+        assert not reader.of(record(1))  # the same bytes for another prompt
+        assert not reader.of(record(clip="made anew"))
         assert reader.joined(record())["scores"] == {"flicker": 0.25, "other": None}
 
 
@@ -122,7 +121,7 @@ def test_a_full_disk_leaves_no_half_line(broken, tmp_path, monkeypatch):
             patch.setattr(scorebook, "open", Disk, raising=False)
         with pytest.raises(OSError, match="No space left"):
             book.add(verdict(1))
-    assert book.said(record(1), "builtin", "m") is None
+    assert not book.of(record(1))
     book.add(verdict(2))
     assert [v["key"] for v in ScoreBook(tmp_path).verdicts()] == ["key0", "key2"]
 
@@ -135,13 +134,13 @@ def test_nan_is_refused(tmp_path):
 def test_a_final_verdict_stands_and_the_last_of_several_counts(tmp_path):
     book = ScoreBook(tmp_path)
     book.add(verdict(status="failed", at=1, flicker=None))
-    assert book.said(record(), "builtin", "m")["status"] == "failed"
+    assert [v["status"] for v in book.of(record())] == ["failed"]
     book.add(verdict(at=2, flicker=0.1))
     book.add(verdict(status="failed", at=3, flicker=None))
     book.add(verdict(at=4, flicker=0.2))
     book.add(verdict(status="altered", at=5, flicker=None))
     for reader in (book, ScoreBook(tmp_path)):
-        assert reader.said(record(), "builtin", "m")["scores"] == {"flicker": 0.2}
+        assert [v["scores"] for v in reader.of(record())] == [{"flicker": 0.2}]
 
 
 def test_a_record_with_the_latest_metric_of_each_scorer(tmp_path):

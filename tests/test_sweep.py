@@ -104,7 +104,7 @@ def test_a_job_that_fails_does_not_hide_the_others(start, tmp_path):
     assert out[out.rindex("\nsweep") :].count("bicubic") == 2  # the table, even so
 
 
-@pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow; S2FLOW_SLOW=1")
+@pytest.mark.slow
 def test_sigkill_costs_at_most_the_clip_in_flight(start, tmp_path):
     """Six clips, killed after the first, second and fourth record, a random moment later."""
     rng = random.Random(time.time_ns())

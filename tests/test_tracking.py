@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -256,11 +255,9 @@ def there(module):
         return False
 
 
-SLOW = pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow: S2FLOW_SLOW=1")
-IN_CI = ["basic", "joblib", pytest.param("submitit_local", marks=SLOW)]
-
-
-@pytest.mark.parametrize("launcher", IN_CI)
+@pytest.mark.parametrize(
+    "launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_a_sweep_by_any_launcher_is_tracked_once(launcher, offline, monkeypatch, tmp_path):
     if LAUNCHERS[launcher] and not there(LAUNCHERS[launcher]):
         pytest.skip(f"{LAUNCHERS[launcher]} is not installed: pip install 's2flow[cluster]'")

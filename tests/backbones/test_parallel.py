@@ -225,7 +225,7 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
             assert [k for k in found if found[k] != coarse(expected[k])] == []
 
 
-@pytest.mark.skipif(os.environ.get("S2FLOW_SLOW") != "1", reason="slow: S2FLOW_SLOW=1")
+@pytest.mark.slow
 def test_a_group_that_is_told_to_stop_leaves_together_and_goes_on(folders, tmp_path):
     """torchrun hands SIGTERM on; the ranks drop the clip at the same step, none waits for another."""
     runs, log = tmp_path / "runs", tmp_path / "log"
