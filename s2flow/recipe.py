@@ -87,7 +87,10 @@ class Recipe:
         own["windows"].pop("calibration")  # `file` is the hash of it
         if not self.windows.file:  # the first records had no files
             own["windows"].pop("file")
+        range_of_positions = {"rope_low": own["low"]}  # what `rope` scales from
         own = {k: own[k] for k in (*always, *self.knobs)}
+        if "low" not in own and self.rope != "none":
+            own |= range_of_positions
         for name in getattr(self.params, "ignored", tuple)():
             del own["params"][name]
         ignored = {k for k, first in LATER.items() if own.get(k) == first}
@@ -163,4 +166,5 @@ def label(identity: dict[str, Any], windows: str | None = None, variant: str | N
         words.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
         words += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
         words += ["adain"] if identity.get("adain") else []
+    words += [f"{k}={identity[k]}" for k in ("rope", "temperature", "shift_high") if k in identity]
     return ", ".join(words)

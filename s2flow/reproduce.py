@@ -187,6 +187,7 @@ def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recip
         **{"lr_time": "sigma", "upsample": "bilinear", **LATER},
     }
     knobs = open_ | stored
+    knobs["low"] = knobs.pop("rope_low", knobs["low"])
     params = getattr(module, "Params", None)
     knobs["params"] = None if params is None else params(**(knobs["params"] or {}))
     windows = knobs["windows"]

@@ -1,8 +1,11 @@
-"""Native: the backbone at high resolution from pure noise, N Euler steps, full attention."""
+"""Native: the backbone at high resolution from pure noise, N Euler steps, full attention.
+
+With `rope=interpolate` its positions stay within the LR range: cheap, and a strong baseline.
+"""
 
 from s2flow.cascade import Cascade, Generated
 
-KNOBS = ()
+KNOBS = ("rope", "temperature")
 
 
 def generate(run: Cascade) -> Generated:

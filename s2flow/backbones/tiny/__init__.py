@@ -45,7 +45,7 @@ def weights_folder(name: str) -> Path:
         shipped = sorted(p.parent.name for p in WEIGHTS.glob("*/model_index.json"))
         raise UserError(
             f"backbone={name} has no weights in this installation; type backbone={shipped[0]} or "
-            f"train it: python -m s2flow.backbones.tiny.train {name} --state DIR"
+            f"train it: python -m s2flow.training flow {name} --state DIR"
             if shipped
             else f"no embedded weights found in {WEIGHTS.name}/; reinstall s2flow"
         )
@@ -62,9 +62,12 @@ def weights_hash(name: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def load(name: str, device: str) -> "TinyBackbone":
-    """Load a size in float32. Raises UserError if files are missing, truncated or altered."""
-    folder = weights_folder(name)
+def load(name: str, device: str, folder: Path | None = None) -> "TinyBackbone":
+    """Load a size in float32, from `folder` or the package.
+
+    Raises UserError if files are missing, truncated or altered.
+    """
+    folder = folder or weights_folder(name)
     diffusers.utils.logging.set_verbosity_error()  # it would report that our VAE is not Wan's
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from s2flow.backbones.tiny.text import TEXT_LENGTH, build_tokenizer
 
 @dataclass(frozen=True)
 class Size:
-    """Everything that differs between `micro` and `tiny`."""
+    """Everything that differs between `micro`, `small` and `tiny`."""
 
     height: int
     width: int
@@ -25,20 +25,24 @@ class Size:
     ffn: int
     text_dim: int
     lr: float
-    pool: int  # clips per shard; six shards are in memory
-    stages: tuple[tuple[float, int, int], ...]  # (until this share of the time, frames, batch)
+    batch: int  # whole clips in a batch at the LR size
+    patch: int = 2  # latent cells of 4 pixels along a side of a token
     frames: int = 8
     head_dim: int = 32
     shift: float = 1.5
-    # logit-normal mean: which noise levels are practised most
-    logit_mean: float = 0.0
-    lopsided_until: float = 0.6  # share of the time; see `Pool.batch`
+
+
+SIZES = {
+    "micro": Size(32, 48, "micro", 4, 6, 384, 96, 2e-3, 32),
+    "small": Size(32, 48, "small", 4, 8, 512, 128, 2e-3, 16, patch=1),
+    "tiny": Size(64, 96, "tiny", 6, 8, 768, 96, 1e-3, 256),
+}
 
 
 def build_flow(size: Size) -> nn.ModuleDict:
     """Transformer and text encoder, randomly initialised."""
     transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, size.patch, size.patch),
         num_attention_heads=size.heads,
         attention_head_dim=size.head_dim,
         in_channels=16,

@@ -20,27 +20,31 @@ def render(
     scenes: list[Scene],
     height: int,
     width: int,
-    frames: int,
+    frames: int | Tensor,
     device: str | torch.device = "cpu",
     pixel: float | None = None,
 ) -> Tensor:
     """Draw scenes: (B, frames, height, width, 3), float32 in [0, 1].
 
+    frames: their number, evenly spaced in time, or their times in [0, 1].
     pixel: side of a pixel in the world's units, 2 / height unless another view is wanted.
     """
-    t = torch.linspace(0, 1, frames, device=device)
+    t = torch.linspace(0, 1, frames) if isinstance(frames, int) else frames
+    t = t.to(device)
     pixel = pixel or 2.0 / height
     y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
     x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
     yy, xx = torch.meshgrid(y, x, indexing="ij")
-    video = torch.empty(len(scenes), frames, height, width, 3, device=device)
+    video = torch.empty(len(scenes), len(t), height, width, 3, device=device)
     for name in {s.background for s in scenes}:
         rows = [i for i, s in enumerate(scenes) if s.background == name]
         chosen = [scenes[i] for i in rows]
         X, Y, zoom = _camera(chosen, xx, yy, t)
         phase = torch.tensor([s.phase for s in chosen], device=device)
-        painted = _BACKGROUND[name](X, Y, pixel * zoom, phase[:, :, None, None, None])
-        video[rows] = painted.expand(-1, frames, -1, -1, -1)
+        grain = _column([s.grain for s in chosen], device)
+        where = (X * grain, Y * grain, pixel * zoom * grain)
+        painted = _BACKGROUND[name](*where, phase[:, :, None, None, None])
+        video[rows] = painted.expand(-1, len(t), -1, -1, -1)
     for k in range(max(len(s.objects) for s in scenes)):
         rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
         chosen = [scenes[i] for i in rows]
@@ -74,20 +78,55 @@ def _path(o: Object, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return o.x + dx, o.y + dy, 1 + grow * s, o.angle + spin * s
 
 
+def coverage(
+    scenes: list[Scene],
+    height: int,
+    width: int,
+    frames: int | Tensor,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Share of each pixel that objects cover: (B, frames, height, width) in [0, 1]."""
+    t = torch.linspace(0, 1, frames) if isinstance(frames, int) else frames
+    t, pixel = t.to(device), 2.0 / height
+    y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
+    x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    covered = torch.zeros(len(scenes), len(t), height, width, device=device)
+    for k in range(max(len(s.objects) for s in scenes)):
+        rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
+        chosen = [scenes[i] for i in rows]
+        X, Y, zoom = _camera(chosen, xx, yy, t)
+        objects = [s.objects[k] for s in chosen]
+        u, v, px = _seen_from(objects, X, Y, pixel * zoom, t)
+        cover = _soft(_distances(objects, u, v), px)
+        covered[rows] = torch.maximum(covered[rows], cover)
+    return covered
+
+
+def _seen_from(objects, X, Y, pixel, t):
+    """Coordinates (u, v) in units of each object's radius, turned with it, and a pixel's width there."""
+    paths = [_path(o, t) for o in objects]
+    cx, cy, grow, turn = (torch.stack(p)[:, :, None, None] for p in zip(*paths, strict=True))
+    radius = _column([o.radius for o in objects], X.device) * grow
+    c, s = torch.cos(turn), torch.sin(turn)
+    dx, dy = (X - cx) / radius, (Y - cy) / radius
+    return c * dx + s * dy, c * dy - s * dx, pixel / radius
+
+
+def _distances(objects, u, v):
+    """Signed distance to each object's outline, in units of its radius."""
+    distance = torch.empty_like(u)
+    for shape in {o.shape for o in objects}:
+        rows = [i for i, o in enumerate(objects) if o.shape == shape]
+        distance[rows] = DISTANCE[shape](u[rows], v[rows])
+    return distance
+
+
 def _paint(objects, X, Y, pixel, t, under):
     """Objects over the video beneath them; same shape as `under`."""
     device = X.device
-    paths = [_path(o, t) for o in objects]
-    cx, cy, grow, turn = (torch.stack(p)[:, :, None, None] for p in zip(*paths, strict=True))
-    radius = _column([o.radius for o in objects], device) * grow
-    c, s = torch.cos(turn), torch.sin(turn)
-    dx, dy = (X - cx) / radius, (Y - cy) / radius
-    u, v = c * dx + s * dy, c * dy - s * dx
-    px = pixel / radius
-    distance, shade = torch.empty_like(u), torch.zeros_like(u)
-    for shape in {o.shape for o in objects}:
-        rows = [i for i, o in enumerate(objects) if o.shape == shape]
-        distance[rows] = _DISTANCE[shape](u[rows], v[rows])
+    u, v, px = _seen_from(objects, X, Y, pixel, t)
+    distance, shade = _distances(objects, u, v), torch.zeros_like(u)
     for texture in {o.texture for o in objects} - {"plain"}:
         rows = [i for i, o in enumerate(objects) if o.texture == texture]
         shade[rows] = _TEXTURE[texture](u[rows], v[rows], px.expand_as(u)[rows])
@@ -122,7 +161,7 @@ def _cross(u, v, arm=0.36):
     return torch.minimum(torch.maximum(a - 1, b - arm), torch.maximum(b - 1, a - arm))
 
 
-_DISTANCE = {
+DISTANCE = {
     "ball": lambda u, v: torch.sqrt(u * u + v * v) - 0.95,
     "square": lambda u, v: torch.maximum(u.abs(), v.abs()) - 0.80,
     "triangle": lambda u, v: torch.maximum(0.866 * u.abs() - 0.5 * (v - 0.2), v - 0.2) - 0.58,

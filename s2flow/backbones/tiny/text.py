@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from s2flow.backbones.tiny.world import LONGEST, vocabulary
+from s2flow.backbones.tiny.world import LATER_WORDS, LONGEST, vocabulary
 
 TEXT_LENGTH = (
     LONGEST + 1
@@ -12,7 +12,7 @@ TEXT_LENGTH = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the world's grammar, <unk> for any other, </s> at the end."""
-    words = ["<pad>", "</s>", "<unk>", *sorted(vocabulary())]
+    words = ["<pad>", "</s>", "<unk>", *sorted(vocabulary()), *LATER_WORDS]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

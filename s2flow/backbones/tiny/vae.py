@@ -1,9 +1,10 @@
 """A small per-frame autoencoder with the interface of diffusers' video VAEs.
 
-Blocks of 4x4 pixels (48 numbers) are projected on their first 16 principal components; a few
-residual convolutions at latent resolution refine both directions:
+Blocks of 4x4 pixels (48 numbers) are projected on their first 16 principal components; convolutions
+refine both directions, on the way down at latent resolution, on the way up at three resolutions, so
+that no border between blocks is left to chance:
 
-    z = P (b - mean) + E(b),        b' = mean + P^T z + D(z).
+    z = P (b - mean) + E(b),        x = blocks(mean + P^T z) + D(z).
 
 Linear first, so that it starts as good as PCA and trains in minutes; convolutions only, so that it
 takes any size; one frame at a time, because temporal compression ghosts moving objects.
@@ -23,17 +24,49 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-def _refiner(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
-    last = nn.Conv2d(hidden, n_out, 3, padding=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+def _encoder(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(n_in, hidden, 3, padding=1),
         nn.SiLU(),
         nn.Conv2d(hidden, hidden, 3, padding=1),
         nn.SiLU(),
-        last,
+        _silent(nn.Conv2d(hidden, n_out, 3, padding=1)),
     )
+
+
+def _decoder(n_in: int, hidden: int) -> nn.Sequential:
+    """Latent (n_in, h, w) -> (3, 4h, 4w), in two doublings."""
+    return nn.Sequential(
+        nn.Conv2d(n_in, hidden, 3, padding=1),
+        _Residual(hidden),
+        _Residual(hidden),
+        nn.Conv2d(hidden, 2 * hidden, 3, padding=1),
+        nn.PixelShuffle(2),
+        _Residual(hidden // 2),
+        nn.Conv2d(hidden // 2, hidden, 3, padding=1),
+        nn.PixelShuffle(2),
+        _Residual(hidden // 4),
+        _silent(nn.Conv2d(hidden // 4, 3, 3, padding=1)),
+    )
+
+
+class _Residual(nn.Module):
+    """x + conv(silu(conv(silu(x))))."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w), the same."""
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def _silent(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 class PatchVAE(ModelMixin, ConfigMixin):
@@ -43,7 +76,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
     def __init__(
         self,
         z_dim: int = 16,
-        hidden: int = 96,
+        hidden: int = 64,
         scale_factor_spatial: int = 4,
         scale_factor_temporal: int = 1,
         latents_mean: tuple = (0.0,) * 16,
@@ -54,8 +87,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
         self.patch = scale_factor_spatial
         self.mean = nn.Parameter(torch.zeros(n), requires_grad=False)
         self.basis = nn.Parameter(torch.eye(z_dim, n), requires_grad=False)
-        self.encoder = _refiner(n, hidden // 2, z_dim)
-        self.decoder = _refiner(z_dim, hidden, n)
+        self.encoder = _encoder(n, 48, z_dim)
+        self.decoder = _decoder(z_dim, hidden)
 
     def encode(self, x: Tensor, return_dict: bool = True):
         """Raw latent of a video, as `.latent_dist.mode()`."""
@@ -69,9 +102,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
     def decode(self, z: Tensor, return_dict: bool = True):
         """Video of a raw latent, as `.sample`."""
         frames = _frames(z)
-        blocks = torch.einsum("kn,bkhw->bnhw", self.basis, frames) + self.decoder(frames)
-        x = F.pixel_shuffle(blocks + self.mean[:, None, None], self.patch)
-        x = _video(x, z.shape[2])
+        blocks = torch.einsum("kn,bkhw->bnhw", self.basis, frames) + self.mean[:, None, None]
+        x = _video(F.pixel_shuffle(blocks, self.patch) + self.decoder(frames), z.shape[2])
         return SimpleNamespace(sample=x) if return_dict else (x,)
 
     @torch.no_grad()

@@ -3,14 +3,16 @@
 A *scene* is one or more objects (shape, colour, texture, size, motion) before a background, seen by
 a camera; `render.py` draws it at any resolution.
 
-A *world* is the part of the vocabulary that a model was trained on (`MICRO`, `TINY`). Captions have
-one grammar: "a large red striped ball moves right over a cloudy sky, the camera zooms in". Captions
-are split into training and held-out ones by hash (`held_out`), so evaluation prompts were never seen.
+A *world* is the part of the vocabulary that a model was trained on (`MICRO`, `SMALL`, `TINY`). Captions have
+one grammar: "a large red striped ball moves right over a cloudy sky, the camera zooms in", or "two
+large red balls move right on grass". Captions are split into training and held-out ones by hash
+(`held_out`), so evaluation prompts were never seen.
 """
 
 import functools
 import hashlib
 import itertools
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +28,7 @@ COLOURS = {
 }
 SHAPES = ("ball", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-SIZES = {"small": (0.30, 0.38), "large": (0.60, 0.72)}  # radius, in half-heights of the frame
+SIZES = {"small": (0.30, 0.38), "large": (0.55, 0.76)}  # radius, in half-heights of the frame
 MOTIONS = {
     "still": "stays still",
     "right": "moves right",
@@ -70,6 +72,11 @@ SYNONYMS = {
     "bricks": "brick wall", "street": "tiled floor", "room": "tiled floor", "kitchen": "tiled floor",
     "an": "a", "the": "the", "zoom": "zooms", "pan": "pans",
 }  # fmt: skip
+NUMBERS = {1: "a", 2: "two", 3: "three"}
+CLOSEUP = "in closeup"  # said of a training view that is nearer than the caption's own
+# Words that came later stand behind the others, so that older weights keep their token numbers.
+LATER_WORDS = ("closeup", "two", "three", *(f"{s}s" for s in SHAPES if s != "cross"), "crosses")
+LATER_WORDS += ("stay", "move", "grow", "shrink", "spin")
 LONGEST = 23  # words that a prompt may have; the end mark makes TEXT_LENGTH of text.py
 HELD_OUT_IN = 8  # one caption in eight is never trained on
 
@@ -93,13 +100,16 @@ class Object:
 class Scene:
     """What a caption says (`objects[0]`, `background`, `camera`) and the rest drawn at random.
 
-    `phase` shifts the background; further objects are copies used to teach the oracle to count.
+    `phase` shifts the background and `grain` divides its wavelengths; further objects are copies of
+    the first one. `number` of them is in the caption, unless they only teach the oracle to count.
     """
 
     objects: tuple[Object, ...]
     background: str
     camera: str = "still"
     phase: tuple[float, ...] = field(default=(0.0,) * 8)
+    grain: float = 1.0
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,23 +123,33 @@ class World:
     colours: tuple[str, ...] = tuple(COLOURS)
     motions: tuple[str, ...] = tuple(MOTIONS)
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    numbers: tuple[int, ...] = (1,)
 
 
 MICRO = World(textures=("plain", "striped"), cameras=("still",), sizes=("large",))
+SMALL = World(textures=TEXTURES, cameras=tuple(CAMERAS), sizes=("large",), numbers=(1, 2, 3))
 TINY = World(textures=TEXTURES, cameras=tuple(CAMERAS), sizes=tuple(SIZES))
 
-WORLDS = {"micro": MICRO, "tiny": TINY}
+WORLDS = {"micro": MICRO, "small": SMALL, "tiny": TINY}
 
 
 # -- captions ---------------------------------------------------------------------------------
 
 
-def caption(scene: Scene) -> str:
-    """The scene in the world's grammar; unstated means plain texture and still camera."""
+def caption(scene: Scene, still: bool = False) -> str:
+    """The scene in the world's grammar; unstated means plain texture and still camera.
+
+    still: of one frame of it, which shows neither motion nor camera.
+    """
     o = scene.objects[0]
     texture = "" if o.texture == "plain" else f" {o.texture}"
-    words = f"a {o.size} {o.colour}{texture} {o.shape} {MOTIONS[o.motion]} "
-    camera = CAMERAS[scene.camera]
+    shape, motion = o.shape, MOTIONS[o.motion]
+    if scene.number > 1:
+        verb, *rest = motion.split()
+        shape = "crosses" if shape == "cross" else f"{shape}s"
+        motion = " ".join([verb.removesuffix("s"), *rest])
+    motion, camera = ("", "") if still else (f" {motion}", CAMERAS[scene.camera])
+    words = f"{NUMBERS[scene.number]} {o.size} {o.colour}{texture} {shape}{motion} "
     return words + BACKGROUNDS[scene.background] + (f", {camera}" if camera else "")
 
 
@@ -141,7 +161,7 @@ def held_out(text: str) -> bool:
 def all_captions(world: World) -> dict[str, Scene]:
     """Every caption of a world with a scene that shows it, in a fixed order."""
     out = {}
-    for size, colour, texture, shape, motion, background, camera in itertools.product(
+    for size, colour, texture, shape, motion, background, camera, number in itertools.product(
         world.sizes,
         world.colours,
         world.textures,
@@ -149,10 +169,12 @@ def all_captions(world: World) -> dict[str, Scene]:
         world.motions,
         world.backgrounds,
         world.cameras,
+        world.numbers,
     ):
         if motion == "spins" and shape in ("ball", "ring") and texture == "plain":
             continue  # nobody can see it spin
-        scene = Scene((Object(shape, colour, texture, size, motion),), background, camera)
+        shown = Object(shape, colour, texture, size, motion)
+        scene = Scene((shown,), background, camera, number=number)
         out[caption(scene)] = scene
     return out
 
@@ -187,7 +209,8 @@ def normalise(text: str, world: World) -> tuple[str, float]:
 @functools.cache
 def words_of(world: World) -> set[str]:
     """Every word of the world's captions."""
-    return {w.strip(",") for text in all_captions_cached(world) for w in text.split()}
+    captions = [CLOSEUP, *all_captions_cached(world)]
+    return {w.strip(",") for text in captions for w in text.split()}
 
 
 def vocabulary_of_objects() -> set[str]:
@@ -196,7 +219,7 @@ def vocabulary_of_objects() -> set[str]:
 
 
 def vocabulary() -> set[str]:
-    """Every word that a caption of the full grammar can contain."""
+    """Every word that a caption of the full grammar can contain, but for LATER_WORDS."""
     phrases = [*MOTIONS.values(), *BACKGROUNDS.values(), *CAMERAS.values(), "a"]
     return {w for p in phrases for w in p.split()} | vocabulary_of_objects()
 
@@ -230,12 +253,14 @@ def all_captions_cached(world: World) -> dict[str, Scene]:
 # -- sampling ---------------------------------------------------------------------------------
 
 
-def place(scene: Scene, rng: random.Random, copies: int = 1) -> Scene:
-    """The scene with position, radius, angle and background phase drawn from `rng`.
+def place(scene: Scene, rng: random.Random, copies: int | None = None) -> Scene:
+    """The scene with position, radius, angle, background phase and grain drawn from `rng`.
 
-    Paths are centred on the frame so that the object stays in sight. With `copies` > 1 the object
-    is repeated at smaller size in distinct parts of the frame (the failure that native HR shows).
+    Paths are centred on the frame so that the object stays in sight. `copies`, by default the
+    scene's number, show the object at smaller size in distinct parts of the frame (several where
+    the caption asks for one: the failure that native HR shows).
     """
+    copies = scene.number if copies is None else copies
     o = scene.objects[0]
     low, high = SIZES[o.size]
     radius = rng.uniform(low, high)
@@ -252,7 +277,8 @@ def place(scene: Scene, rng: random.Random, copies: int = 1) -> Scene:
             x, y = cx + rng.uniform(-0.12, 0.12), cy + rng.uniform(-0.1, 0.1)
             placed.append(replace(o, x=x, y=y, radius=radius * rng.uniform(0.5, 0.7), angle=angle))
     phase = tuple(rng.uniform(0, 1) for _ in range(8))
-    return replace(scene, objects=tuple(placed), phase=phase)
+    grain = math.exp(rng.uniform(-0.22, 0.22))
+    return replace(scene, objects=tuple(placed), phase=phase, grain=grain)
 
 
 def sample_scenes(world: World, count: int, seed: int, split: str = "train") -> list[Scene]:

@@ -1,0 +1,171 @@
+"""Is the object of a clip of the toy world one whole shape? Its mask, and the shape that fits it best.
+
+A small U-Net, taught on whole and broken renders (`s2flow.training.mask`), tells for each pixel of a
+frame, read at 64x96, whether an object covers it. To this mask the shape that the caption names is
+fitted, position, radius and angle free, by the largest intersection over union:
+
+    whole  = max IoU(mask, shape)                     1 is a perfect outline
+    debris = |mask outside the shape, two pixels and more from it| / |shape|
+
+For a caption with a number n of objects, n shapes are fitted one after the other. Both are means over
+four frames; without any mask `whole` is 0 and `debris` 0.
+
+Where it fails: an object of its background's colour (white on clouds, black at night) has a mask that
+is less sure; the mask of a render is not perfect either (`weights/mask.json` has its error), so read
+`whole` beside a render's.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from s2flow.backbones.tiny.render import DISTANCE
+from s2flow.backbones.tiny.world import Scene
+
+WEIGHTS = Path(__file__).parent / "weights"
+HEIGHT, WIDTH = 64, 96
+FRAMES = 4
+LEAST = 0.01  # share of the frame below which nothing is there
+AREA = {"ball": 2.84, "square": 2.56, "triangle": 1.75, "star": 1.36, "ring": 2.56, "cross": 2.36}
+
+
+class Mask(nn.Module):
+    """Frames (B, 3, 64, 96) in [0, 1] -> logits (B, 64, 96) of being covered by an object."""
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.one, self.two, self.three = _pair(5, width), _pair(width, 2 * width), _pair(2 * width, 4 * width)
+        self.four = _pair(4 * width, 4 * width)
+        self.up_three, self.up_two = _pair(8 * width, 2 * width), _pair(4 * width, width)
+        self.up_one = nn.Sequential(_pair(2 * width, width), nn.Conv2d(width, 1, 1))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """See the class."""
+        H, W = frames.shape[-2:]
+        y = torch.linspace(-1, 1, H, device=frames.device).view(1, 1, H, 1).expand(len(frames), 1, H, W)
+        x = torch.linspace(-1, 1, W, device=frames.device).view(1, 1, 1, W).expand(len(frames), 1, H, W)
+        a = self.one(torch.cat([4 * frames - 2, y, x], 1))
+        b = self.two(F.max_pool2d(a, 2))
+        c = self.three(F.max_pool2d(b, 2))
+        d = self.four(F.max_pool2d(c, 2))
+        c = self.up_three(torch.cat([_double(d), c], 1))
+        b = self.up_two(torch.cat([_double(c), b], 1))
+        return self.up_one(torch.cat([_double(b), a], 1))[:, 0]
+
+
+def _pair(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+    )
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def load_mask() -> Mask:
+    """The shipped network, ready to read."""
+    network = Mask()
+    state = load_file(WEIGHTS / "mask.safetensors")
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return network.eval().requires_grad_(False)
+
+
+def read_frames(video: Tensor, count: int = FRAMES) -> Tensor:
+    """Evenly spaced frames of (T, H, W, 3) in [0, 1], at 64x96: (count, 3, 64, 96)."""
+    chosen = torch.linspace(0, len(video) - 1, min(count, len(video))).round().long()
+    frames = video[chosen].movedim(-1, 1)
+    if frames.shape[-2:] == (HEIGHT, WIDTH):
+        return frames
+    small = frames.shape[-2] < HEIGHT
+    return F.interpolate(frames, (HEIGHT, WIDTH), mode="bilinear", antialias=not small).clamp(0, 1)
+
+
+@torch.no_grad()
+def measure(network: Mask, video: Tensor, scene: Scene) -> dict[str, float]:
+    """{"whole", "debris"} of a clip (T, H, W, 3) in [0, 1] for the scene of its caption."""
+    frames = read_frames(video)
+    masks = network(frames).sigmoid()
+    shape = scene.objects[0].shape
+    rows = [fit(mask, shape, scene.number) for mask in masks]
+    return {name: sum(r[name] for r in rows) / len(rows) for name in ("whole", "debris")}
+
+
+def fit(mask: Tensor, shape: str, number: int = 1) -> dict[str, float]:
+    """The best `number` shapes of a mask (64, 96) in [0, 1]: `whole` and `debris`."""
+    if mask.mean() < LEAST:
+        return {"whole": 0.0, "debris": 0.0}
+    covered, left = torch.zeros_like(mask), mask
+    for _ in range(number):
+        cover = best_shape(left, shape)
+        covered = torch.maximum(covered, cover)
+        left = left * (1 - _grown(cover))
+    outside = (mask > 0.5) * (1 - _grown(covered))
+    return {
+        "whole": _iou(covered[None], mask).item(),
+        "debris": (outside.sum() / covered.sum().clamp(min=1)).item(),
+    }
+
+
+def best_shape(mask: Tensor, shape: str) -> Tensor:
+    """Coverage (64, 96) of the shape with the highest IoU: moments first, then a random search."""
+    draw = torch.Generator().manual_seed(0)
+    yy, xx = _pixels()
+    weight = mask / mask.sum().clamp(min=1e-6)
+    cy, cx = (weight * yy).sum(), (weight * xx).sum()
+    radius = (mask.sum() * (2 / HEIGHT) ** 2 / AREA[shape]).sqrt().clamp(0.1, 1.5)
+    start = torch.stack([cx, cy, radius, torch.zeros(())])
+    angle = torch.linspace(0, 2 * math.pi, 13)[:-1] if shape not in ("ball", "ring") else torch.zeros(1)
+    turned = start.repeat(len(angle), 1)
+    turned[:, 3] = angle
+    best, spread = _best(mask, shape, turned), torch.tensor([0.25, 0.25, 0.15, 0.3])
+    for _ in range(8):
+        tries = best + spread * torch.randn(48, 4, generator=draw)
+        tries[:, 2].clamp_(0.1, 1.5)
+        best = _best(mask, shape, torch.cat([best[None], tries]))
+        spread = spread * 0.6
+    return _cover(shape, best[None])[0]
+
+
+def _best(mask: Tensor, shape: str, tries: Tensor) -> Tensor:
+    return tries[_iou(_cover(shape, tries), mask).argmax()]
+
+
+def _pixels() -> tuple[Tensor, Tensor]:
+    y = (torch.arange(HEIGHT) + 0.5 - HEIGHT / 2) * 2 / HEIGHT
+    x = (torch.arange(WIDTH) + 0.5 - WIDTH / 2) * 2 / HEIGHT
+    return torch.meshgrid(y, x, indexing="ij")
+
+
+def _cover(shape: str, tries: Tensor) -> Tensor:
+    """Coverage (N, 64, 96) of shapes at (x, y, radius, angle), each row of (N, 4)."""
+    yy, xx = _pixels()
+    cx, cy, radius, angle = (column.view(-1, 1, 1) for column in tries.T)
+    dx, dy, c, s = (xx - cx) / radius, (yy - cy) / radius, angle.cos(), angle.sin()
+    distance = DISTANCE[shape](c * dx + s * dy, c * dy - s * dx)
+    return (0.5 - distance * radius * HEIGHT / 2).clamp(0, 1)
+
+
+def _iou(covers: Tensor, mask: Tensor) -> Tensor:
+    both, either = torch.minimum(covers, mask), torch.maximum(covers, mask)
+    return both.sum((-2, -1)) / either.sum((-2, -1)).clamp(min=1e-6)
+
+
+def _grown(cover: Tensor) -> Tensor:
+    """The region within two pixels of a cover."""
+    return (F.max_pool2d(cover[None, None], 5, 1, 2)[0, 0] > 0.5).float()
+
+
+def card() -> dict:
+    """How the mask was trained and how far it errs."""
+    return json.loads((WEIGHTS / "mask.json").read_text())

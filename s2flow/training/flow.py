@@ -1,0 +1,321 @@
+"""Train the flow of the embedded backbone, with its text encoder, on frozen latents.
+
+    python -m s2flow.training flow micro --state DIR --steps 20000
+
+Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2.
+What is shown: `views.py`. Noise levels: half of a batch uniform in [0, 1], half logit-normal about
+sigma .7, so that all levels that a sampler visits are practised, 1.0 and the low ones of the HR
+stage too. Rotary positions are stretched a little, each axis by itself. From nothing, still frames
+come first: they teach shape, colour and background some five times faster than clips, which then
+teach motion, one direction of time before both (`views.clips`). The last quarter shows mostly plain
+views. Matrices inside the transformer are trained by Muon, everything else by AdamW, with a linear
+decay over the last 45 % of the steps; weights are averaged.
+
+A step is a function of weights, optimisers and its number alone: it draws scenes and noise from
+generators seeded with the number. So DIR/flow.pt, written to a temporary name and renamed every few
+minutes and when a signal ends the run, holds all there is to go on with, and a run that was stopped
+ends with the weights of one that was not. `--export` writes the averaged weights as a `WanPipeline`
+folder, with a card that lists every run that made them. `--init FOLDER` starts from such a folder,
+without the lessons for beginners and at a lower rate.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from s2flow.backbones.tiny.model import SIZES, Size, build_flow, embed
+from s2flow.backbones.tiny.text import build_tokenizer
+from s2flow.backbones.tiny.vae import PatchVAE
+from s2flow.training.sheets import draw
+from s2flow.training.views import LAST_SHARES, LR, SHARES, View, clips
+
+STILLS = 4  # times as many still frames as clips in a batch
+AVERAGE = 0.999
+STRETCH = math.log(1.25)
+INIT_RATE = 0.35  # of the size's learning rate, when trained weights go on
+
+
+def drop_words(text: str, rng: random.Random) -> str:
+    """Training captions lose words now and then, so that any text is a legal prompt."""
+    if rng.random() < 0.1:
+        return ""  # the unconditional branch of guidance
+    words = [w for w in text.split() if rng.random() > 0.02]
+    words = ["qqq" if rng.random() < 0.02 else w for w in words]  # <unk>
+    if rng.random() < 0.3:
+        words = [w for w in words if w not in ("large", "small")]
+    return " ".join(words)
+
+
+def noise_levels(count: int, shift: float, draw: torch.Generator) -> Tensor:
+    """(count,) levels in [0, 1], stratified: half uniform, half shifted logit-normal."""
+    u = (torch.arange(count) + torch.rand(1, generator=draw)) / count
+    u = (u[torch.randperm(count, generator=draw)] * 2) % 2
+    normal = torch.erfinv((2 * (u - 1) - 1).clamp(-0.999, 0.999)) * 2**0.5
+    sigma = torch.sigmoid(0.5 + normal)
+    sigma = shift * sigma / (1 + (shift - 1) * sigma)
+    return torch.where(u < 1, u, sigma)
+
+
+def flow_loss(
+    flow: nn.ModuleDict,
+    tokenizer,
+    x0: Tensor,
+    texts: list[str],
+    sigma: Tensor,
+    eps: Tensor,
+    half: bool,
+) -> Tensor:
+    """Squared velocity error, plus its part that is coarse and odd in time: `coarse_reversal`."""
+    s = sigma.view(-1, 1, 1, 1, 1)
+    with torch.autocast(x0.device.type, torch.bfloat16, enabled=half):
+        text = embed(flow["text_encoder"], tokenizer, texts, x0.device)
+        v = flow["transformer"](
+            hidden_states=(1 - s) * x0 + s * eps,
+            timestep=1000 * sigma,
+            encoder_hidden_states=text,
+            return_dict=False,
+        )[0]
+    error = v.float() - (eps - x0)
+    return error.square().mean() + coarse_reversal(error)
+
+
+def coarse_reversal(error: Tensor) -> Tensor:
+    """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
+
+    Scaled to be the plain mean square for white noise. What tells left from right, or growing from
+    shrinking, is in these few numbers only, a fortieth of the plain loss at sigma 0.9. Weighting a
+    part of a squared error more leaves its minimum in place.
+    """
+    side = min(error.shape[-2:]) // 2
+    coarse = F.avg_pool3d(error, (1, side, side))
+    return 2 * side**2 * ((coarse - coarse.flip(2)) / 2).square().mean()
+
+
+def stretch_positions(rope: nn.Module, factors: tuple[float, float]) -> None:
+    """Fill the tables of `WanRotaryPosEmbed` with positions times a factor, for height and width."""
+    parts = []
+    for dim, factor in zip((rope.t_dim, rope.h_dim, rope.w_dim), (1.0, *factors), strict=True):
+        rates = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angle = torch.outer(torch.arange(rope.max_seq_len, dtype=torch.float64) * factor, rates)
+        parts.append(angle.repeat_interleave(2, dim=1))
+    angles = torch.cat(parts, 1)
+    rope.freqs_cos.copy_(angles.cos())
+    rope.freqs_sin.copy_(angles.sin())
+
+
+def optimisers(flow: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's blocks, AdamW for the rest."""
+    matrices = [
+        p
+        for name, p in flow["transformer"].named_parameters()
+        if p.ndim == 2 and name.startswith("blocks.")
+    ]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in flow.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def normalised_latent(vae: PatchVAE, x: Tensor) -> Tensor:
+    """Latent of x (B, 3, T, H, W) in the scale that the flow sees."""
+    mean, std = (
+        torch.tensor(v, device=x.device).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (vae.encode(x).latent_dist.mode() - mean) / std
+
+
+@dataclass
+class Training:
+    """All that a run is: networks, their average, optimisers, and what they have seen."""
+
+    size: Size
+    flow: nn.ModuleDict
+    average: dict[str, Tensor]
+    optimisers: list[torch.optim.Optimizer]
+    runs: list[dict] = field(default_factory=list)  # what made the weights, the last one this
+    step: int = 0
+
+    @classmethod
+    def start(cls, name: str, init: Path | None, command: str, device: str) -> "Training":
+        """From nothing, or from an exported folder."""
+        size, past, rate = SIZES[name], [], 1.0
+        torch.manual_seed(0)
+        flow = build_flow(size)
+        if init is not None:
+            past, rate = load_weights(init, flow), INIT_RATE
+        flow.to(device)
+        average = {k: v.clone() for k, v in flow.state_dict().items()}
+        run = {"command": command, "init": None if init is None else past[-1]["weights"]}
+        run |= {"rate": size.lr * rate, "steps": 0, "clips": 0, "stills": 0, "minutes": 0.0}
+        return cls(size, flow, average, optimisers(flow, size.lr * rate), [*past, run])
+
+    def save(self, path: Path) -> None:
+        """To a temporary name, then renamed."""
+        state = {"flow": self.flow.state_dict(), "average": self.average, "step": self.step}
+        state |= {"optimisers": [o.state_dict() for o in self.optimisers], "runs": self.runs}
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def load(self, path: Path) -> None:
+        """What `save` wrote."""
+        state = torch.load(path, weights_only=True, map_location=next(self.flow.parameters()).device)
+        self.flow.load_state_dict(state["flow"])
+        for optimiser, old in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(old)
+        self.average, self.step, self.runs = state["average"], state["step"], state["runs"]
+
+    def take_step(self, steps: int, vae: PatchVAE, tokenizer, half: bool) -> tuple[str, Tensor]:
+        """Step number `step` of `steps`; the kind of its view and its loss."""
+        run, progress = self.runs[-1], self.step / steps
+        beginner = run["init"] is None
+        rng, draw = random.Random(f"{self.step}"), torch.Generator().manual_seed(self.step)
+        device = next(self.flow.parameters()).device
+        view = View.draw(rng, LAST_SHARES if progress > 0.75 else SHARES)
+        stills = view.shape == LR and (
+            rng.random() < 0.3 or beginner and progress < 0.15
+        )
+        count = max(1, round(self.size.batch * math.prod(LR) / math.prod(view.shape)))
+        if stills:
+            count, times = count * STILLS, torch.rand(3, generator=draw).sort().values
+            x, texts = clips(self.size, view, count, rng, times, device)
+            x = x[torch.arange(count), :, torch.randint(0, 3, (count,), generator=draw)].unsqueeze(2)
+        else:
+            lopsided = beginner and progress < 0.4
+            x, texts = clips(self.size, view, count, rng, None, device, lopsided)
+        texts = [drop_words(text, rng) for text in texts]
+        with torch.no_grad():
+            x0 = normalised_latent(vae, x)
+        sigma = noise_levels(count, self.size.shift, draw).to(device)
+        eps = torch.randn(x0.shape, generator=draw).to(device)
+        jitter = rng.random() < (0.25 if view.kind == "plain" else 0.5)
+        factors = tuple(math.exp(rng.uniform(-STRETCH, STRETCH)) if jitter else 1.0 for _ in "hw")
+        stretch_positions(self.flow["transformer"].rope, factors)
+        rate = run["rate"] * min(1.0, (self.step + 1) / 100) * min(1.0, (1 - progress) / 0.45)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        loss = flow_loss(self.flow, tokenizer, x0, texts, sigma, eps, half)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.flow.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        with torch.no_grad():
+            keep = min(AVERAGE, 1 - 1 / (self.step / 10 + 1)) if beginner else AVERAGE
+            for k, v in self.flow.state_dict().items():
+                self.average[k].lerp_(v, 1 - keep) if v.is_floating_point() else None
+        self.step += 1
+        run["steps"] += 1
+        run["stills" if stills else "clips"] += count
+        return view.kind + (" stills" if stills else ""), loss.detach()
+
+
+def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
+    """Exported weights into the networks; returns the runs of the folder's card.
+
+    Words that were added to the vocabulary later keep their random embeddings.
+    """
+    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    for name, network in flow.items():
+        old, new = getattr(pipeline, name).state_dict(), network.state_dict()
+        for key, value in old.items():
+            if value.shape != new[key].shape and value.ndim == 2:  # the table of words
+                value = torch.cat([value, new[key][len(value) :]])
+            new[key] = value
+        network.load_state_dict(new)
+    return json.loads((folder / "card.json").read_text())["runs"]
+
+
+@contextmanager
+def stop_requested():
+    """A list that is no longer empty once SIGTERM or SIGINT arrived."""
+    asked: list[int] = []
+    old = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Until `--steps` are taken; on SIGTERM or SIGINT the state is saved and the run ends."""
+    args.state.mkdir(parents=True, exist_ok=True)
+    path, log = args.state / "flow.pt", args.state / "log.jsonl"
+    training = Training.start(args.size, args.init, args.command, args.device)
+    if path.exists():
+        training.load(path)
+        print(f"resumed at step {training.step} of {args.steps}", flush=True)
+    vae = PatchVAE.from_pretrained(args.vae / "vae").float().requires_grad_(False).to(args.device)
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 32
+        training.flow["transformer"].compile(dynamic=False)
+    kernel = SDPBackend.MATH if args.device == "cpu" else SDPBackend.FLASH_ATTENTION
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    tokenizer, losses, run = build_tokenizer(), {}, training.runs[-1]
+    saved = shown = time.time()
+    with stop_requested() as asked, sdpa_kernel([kernel, SDPBackend.MATH]):
+        while training.step < args.steps and not asked:
+            began = time.time()
+            kind, loss = training.take_step(args.steps, vae, tokenizer, args.bf16)
+            losses.setdefault(kind, []).append(loss)
+            run["minutes"] += (time.time() - began) / 60
+            if training.step % 100 == 0:
+                row = {k: run[k] for k in ("steps", "clips", "stills")}
+                row["minutes"] = round(run["minutes"], 1)
+                row["loss"] = {k: round(torch.stack(v).mean().item(), 4) for k, v in losses.items()}
+                losses = {}
+                print(json.dumps(row), flush=True)
+                with open(log, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            if time.time() - saved > 180:
+                training.save(path)
+                saved = time.time()
+            if args.sheet_minutes and time.time() - shown > 60 * args.sheet_minutes:
+                export(args, training)
+                draw(args.size, args.state / "weights", args.state / "sheets", training.step)
+                shown = time.time()
+    training.save(path)
+    export(args, training)
+    print(f"step {training.step} of {args.steps}; state and weights are in {args.state}", flush=True)
+
+
+def export(args: argparse.Namespace, training: Training) -> None:
+    """Averaged weights in float16 as a complete `WanPipeline` folder, with `card.json`."""
+    target, flow = args.state / "weights", build_flow(training.size)
+    flow.load_state_dict(training.average)
+    pipeline = WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=flow["text_encoder"].half(),
+        vae=PatchVAE.from_pretrained(args.vae / "vae").half(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=training.size.shift),
+        transformer=flow["transformer"].half(),
+    )
+    pipeline.save_pretrained(target)
+    index = json.loads((target / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+    index["vae"] = ["s2flow.backbones.tiny.vae", "PatchVAE"]
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config = json.loads((target / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # names a folder of this machine
+    (target / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    digest = hashlib.sha256((target / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes())
+    last = training.runs[-1] | {"minutes": round(training.runs[-1]["minutes"], 1)}
+    runs = [*training.runs[:-1], last | {"weights": digest.hexdigest()[:12]}]
+    card = {"size": args.size, **asdict(training.size), "runs": runs}
+    (target / "card.json").write_text(json.dumps(card, indent=2) + "\n")

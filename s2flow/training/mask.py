@@ -1,0 +1,92 @@
+"""Train the network that sees which pixels an object covers (`s2flow.scorers.mask`).
+
+    python -m s2flow.training mask --clips 40000
+
+Frames of whole and broken renders (`damage.py`) of every caption but the held-out ones, with one object
+or several, drawn at 64x96 or at half of it and enlarged; the loss is cross-entropy per pixel. The card
+says how far masks of held-out renders are from the truth, whole and broken, in IoU.
+"""
+
+import argparse
+import json
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from s2flow.backbones.tiny import world as toy
+from s2flow.scorers.mask import HEIGHT, WEIGHTS, WIDTH, Mask, load_mask
+from s2flow.training.damage import broken, damage
+
+BATCH = 32
+
+
+def draw(rng: random.Random, held_out: bool = False, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """(B, 3, 64, 96) frames and their coverage (B, 64, 96)."""
+    split = "held_out" if held_out else "train"
+    scenes = toy.sample_scenes(toy.SMALL, BATCH, rng.getrandbits(48), split)
+    single = [s if s.number == 1 or rng.random() < 0.5 else None for s in scenes]
+    scenes = [s for s in single if s is not None]
+    scale = rng.choice((1, 1, 2))
+    times = torch.tensor([rng.random()])
+    if whole:
+        rng = _Whole(rng.getrandbits(48))
+    x, covered, _ = broken(scenes, HEIGHT // scale, WIDTH // scale, times, rng)
+    draw = torch.Generator().manual_seed(rng.getrandbits(48))
+    x = damage(x, draw)[:, 0]
+    if scale == 2:
+        x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear")
+        covered = F.interpolate(covered, (HEIGHT, WIDTH), mode="bilinear")
+    return x, covered[:, 0]
+
+
+class _Whole(random.Random):
+    """Draws for which `broken` breaks nothing."""
+
+    def random(self) -> float:
+        """Always below the share of scenes that stay whole."""
+        return 0.0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Learn, measure, write weights and card."""
+    torch.manual_seed(0)
+    network, rng = Mask(), random.Random(0)
+    steps = args.clips // BATCH
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps, pct_start=0.1)
+    start = time.time()
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            x, covered = draw(rng)
+        loss = F.binary_cross_entropy_with_logits(network(x), covered)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        cycle.step()
+        if step % 100 == 0:
+            print(f"{step}/{steps} {time.time() - start:.0f} s  loss {loss.item():.4f}", flush=True)
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in network.state_dict().items()}
+    save_file(state, WEIGHTS / "mask.safetensors")
+    network, errors = load_mask(), {}
+    for name, whole in (("whole", True), ("broken", False)):
+        rng, found = random.Random(1), []
+        for _ in range(16):
+            x, covered = draw(rng, held_out=True, whole=whole)
+            seen = network(x).sigmoid()
+            either = torch.maximum(seen, covered).sum((1, 2)).clamp(min=1)
+            found += (torch.minimum(seen, covered).sum((1, 2)) / either).tolist()
+        errors[name] = {"mean_iou": round(sum(found) / len(found), 4), "frames": len(found)}
+    card = {
+        "reads": f"frames of {HEIGHT}x{WIDTH}",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "command": args.command,
+        "seconds": round(time.time() - start),
+        "torch": torch.__version__,
+        "iou_with_truth_on_damaged_held_out_renders": errors,
+    }
+    (WEIGHTS / "mask.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(json.dumps(card, indent=2))

@@ -1,0 +1,111 @@
+"""What the flow is shown: the toy world at several scales, so that HR is not the first large thing.
+
+A model that has seen one scale only fails at HR because edges, stripes and backgrounds are twice as
+large in pixels as any it knows, whereas real video models have seen close-ups. Four kinds of view:
+
+    plain   the LR frame as the caption means it
+    close   the LR frame up to 2.2 times nearer, most of the object in it; said in the caption from 1.3 on
+    view    a frame of another shape or area, the scene scaled with it
+    pixel   the same frames, objects at their LR size in pixels: more area does not mean more objects
+
+Areas stay within 2.25 of LR's. HR has 4, and is never shown. Shapes are in quarters of the LR
+height, and make whole tokens.
+"""
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from s2flow.backbones.tiny.model import Size
+from s2flow.backbones.tiny.render import render
+from s2flow.backbones.tiny.world import (
+    CLOSEUP,
+    WORLDS,
+    Scene,
+    caption,
+    sample_scenes,
+)
+
+LR = (4, 6)
+SHAPES = ((6, 4), (3, 8), (5, 7), (6, 9))
+SHARES = {"plain": 0.45, "close": 0.30, "view": 0.15, "pixel": 0.10}
+LAST_SHARES = {"plain": 0.76, "close": 0.12, "view": 0.08, "pixel": 0.04}
+NEAREST, NAMED = 2.2, 1.3  # zoom of close-ups; from where on the caption says so
+REVERSED = ("left", "down", "shrinks")  # right, up, grows, run backwards
+RARE = 0.15  # share of those clips that a lopsided batch keeps
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of view with its frame (in quarters of the LR height) and zoom."""
+
+    kind: str
+    shape: tuple[int, int]
+    zoom: float
+
+    @classmethod
+    def draw(cls, rng: random.Random, shares: dict[str, float] = SHARES) -> "View":
+        """A view of a random kind."""
+        (kind,) = rng.choices(list(shares), list(shares.values()))
+        shape = LR if kind in ("plain", "close") else rng.choice(SHAPES)
+        zoom = 1.0
+        if kind == "close":
+            zoom = math.exp(rng.uniform(0, math.log(NEAREST)))
+        if kind == "view":
+            zoom = math.sqrt(math.prod(shape) / math.prod(LR)) * rng.uniform(0.9, 1.1)
+        return cls(kind, shape, zoom)
+
+    def pixels(self, size: Size) -> tuple[int, int]:
+        """Height and width of the frame."""
+        return tuple(side * size.height // 4 for side in self.shape)
+
+    def place(self, scene: Scene, size: Size, rng: random.Random) -> Scene:
+        """The scene with its objects where this view shows them."""
+        half = [side / 4 / self.zoom for side in self.shape]  # of the frame, in half-heights
+        first = scene.objects[0]
+        if self.kind == "plain":
+            return scene
+        if self.kind == "view":
+            spread = half[1] / 1.5, half[0]
+            moved = [replace(o, x=o.x * spread[0], y=o.y * spread[1]) for o in scene.objects]
+            return replace(scene, objects=tuple(moved))
+        # close: the object's middle anywhere, down to a fifth of its radius from the border;
+        # pixel: anywhere whole
+        margin, least = (0.2, 0.5) if self.kind == "close" else (1.0, 0.0)
+        reach = [max(h - margin * first.radius, least * first.radius) for h in half]
+        dx, dy = rng.uniform(-reach[1], reach[1]) - first.x, rng.uniform(-reach[0], reach[0]) - first.y
+        moved = [replace(o, x=o.x + dx, y=o.y + dy) for o in scene.objects]
+        return replace(scene, objects=tuple(moved))
+
+
+def clips(
+    size: Size,
+    view: View,
+    count: int,
+    rng: random.Random,
+    times: int | Tensor | None = None,
+    device: str = "cpu",
+    lopsided: bool = False,
+) -> tuple[Tensor, list[str]]:
+    """`count` training clips in [-1, 1] as (B, 3, T, H, W), and their captions.
+
+    times: of the frames, see `render`; a Tensor means stills, whose captions name no motion.
+    lopsided: motions that are another one's reverse in time (REVERSED) are rare. While both
+    directions are as frequent, a network that is symmetric in time is a saddle it does not leave:
+    knowing which way time runs pays only together with knowing which word names which direction.
+    """
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        drawn = sample_scenes(WORLDS[size.world], count, rng.getrandbits(48))
+        if view.kind in ("close", "pixel"):  # one object can be moved anywhere
+            drawn = [s for s in drawn if s.number == 1]
+        if lopsided:
+            drawn = [s for s in drawn if s.objects[0].motion not in REVERSED or rng.random() < RARE]
+        scenes += drawn
+    scenes = [view.place(s, size, rng) for s in scenes[:count]]
+    times = size.frames if times is None else times
+    x = render(scenes, *view.pixels(size), times, device, 2 / size.height / view.zoom)
+    named = f", {CLOSEUP}" if view.kind == "close" and view.zoom > NAMED else ""
+    return x.movedim(-1, 1) * 2 - 1, [caption(s, still=isinstance(times, Tensor)) + named for s in scenes]
