@@ -123,9 +123,12 @@ def read(videos: Tensor, size: Size) -> Tensor:
     return flat.unflatten(0, frames.shape[:2]).clamp(0, 1)
 
 
-def weights_hash(name: str) -> str:
-    """Short hash of a world's shipped weights: scores by other weights are other scores."""
-    return hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
+def weights_hash(*names: str) -> str:
+    """Short hash of shipped weights, by name: scores by other weights are other scores."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def load(name: str = "micro") -> Oracle:

@@ -74,7 +74,7 @@ class WorldAgreement:
 
     def __init__(self, size: str = "micro"):
         self.oracle = load(size)
-        self.weights = weights_hash(size)
+        self.weights = weights_hash(size, "mask")
         self.world = SIZES[size].world
         self.mask = load_mask()
         self.period = 4 * NETWORKS[size].patch  # pixels of a token's side

@@ -18,6 +18,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +34,6 @@ from s2flow.training.views import LR, View, clips
 
 NOISE = 0.2
 LEVELS = (0.05, 0.35)  # of the flow's predictions
-HR = tuple(2 * side for side in LR)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     if args.encoder is None:
         vae = PatchVAE().to(args.device)
-        vae.fit_pca(batch(size, -1, LR, 192, args.device)[0])
+        vae.fit_pca(batch(size, -1, 1, 192, args.device)[0])
     else:
         vae = with_encoder(args.encoder).to(args.device)
     guess = flow_guess(size, args.flow, args.device) if args.flow else None
@@ -51,8 +51,8 @@ def train(args: argparse.Namespace) -> None:
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=args.steps)
     start = time.time()
     for step in range(args.steps):
-        shape, count = ((LR, 32), (HR, 8))[step % 2]
-        x, texts = batch(size, step, shape, count, args.device)
+        factor, count = ((1, 32), (2, 8))[step % 2]
+        x, texts = batch(size, step, factor, count, args.device)
         with torch.set_grad_enabled(args.encoder is None):
             z = normalised_latent(vae, x)
         if guess is not None and step % 4 > 1:
@@ -72,17 +72,15 @@ def train(args: argparse.Namespace) -> None:
         if step % 100 < 2 or step > args.steps - 3:
             noisy = " of flow" if guess is not None and step % 4 > 1 else ""
             db = 10 * math.log10(4 / error.square().mean().item())
-            print(f"{step}/{args.steps} {time.time() - start:.0f} s  {db:.1f} dB at {shape}{noisy}", flush=True)
+            print(f"{step}/{args.steps} {time.time() - start:.0f} s  {db:.1f} dB at {factor}x LR{noisy}", flush=True)
     vae.save_pretrained(args.out / "vae")
 
 
-def batch(size: Size, seed: int, shape: tuple[int, int], count: int, device: str):
+def batch(size: Size, seed: int, factor: int, count: int, device: str):
     """One frame each of `count` scenes in [-1, 1], (B, 3, 1, H, W), and their captions."""
-    view = View("plain", LR, 1.0)
-    scaled = Size(**{**size.__dict__, "height": size.height * shape[0] // LR[0]})
-    draw = torch.Generator().manual_seed(seed + 1)
-    time = torch.rand(1, generator=draw)
-    return clips(scaled, view, count, random.Random(seed), time, device)
+    drawn = replace(size, height=size.height * factor, width=size.width * factor)
+    time = torch.rand(1, generator=torch.Generator().manual_seed(seed + 2))
+    return clips(drawn, View("plain", LR, 1.0), count, random.Random(seed), time, device)
 
 
 def with_encoder(folder: Path) -> PatchVAE:
@@ -129,7 +127,7 @@ def decode(vae: PatchVAE, z: Tensor) -> Tensor:
 @torch.no_grad()
 def scale_latents(vae: PatchVAE, size: Size, device: str) -> None:
     """Set the latent scale: channel k keeps std_k^0.5, see vae.py."""
-    z = vae.encode(batch(size, -2, LR, 256, device)[0]).latent_dist.mode()
+    z = vae.encode(batch(size, -2, 1, 256, device)[0]).latent_dist.mode()
     std = z.std((0, 2, 3, 4))
     target = std.sqrt() / std.sqrt().square().mean().sqrt()
     vae.register_to_config(

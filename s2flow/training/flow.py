@@ -189,7 +189,7 @@ class Training:
         stills = view.shape == LR and (
             rng.random() < 0.3 or beginner and progress < 0.15
         )
-        count = max(1, round(self.size.batch * math.prod(LR) / math.prod(view.shape)))
+        count = max(1, round(self.size.batch / math.prod(view.shape)))
         if stills:
             count, times = count * STILLS, torch.rand(3, generator=draw).sort().values
             x, texts = clips(self.size, view, count, rng, times, device)
@@ -226,9 +226,10 @@ class Training:
 
 
 def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
-    """Exported weights into the networks; returns the runs of the folder's card.
+    """Exported weights into networks as large or larger; returns the runs of the folder's card.
 
-    Words that were added to the vocabulary later keep their random embeddings.
+    Words that were added to the vocabulary keep their random embeddings; blocks that are added to
+    the transformer start as the identity.
     """
     pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     for name, network in flow.items():
@@ -237,6 +238,10 @@ def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
             if value.shape != new[key].shape and value.ndim == 2:  # the table of words
                 value = torch.cat([value, new[key][len(value) :]])
             new[key] = value
+        last = (".attn1.to_out.0.", ".attn2.to_out.0.", ".ffn.net.2.")  # of each branch of a block
+        for key in new.keys() - old.keys():
+            if any(layer in key for layer in last):
+                new[key] = torch.zeros_like(new[key])
         network.load_state_dict(new)
     return json.loads((folder / "card.json").read_text())["runs"]
 
@@ -260,7 +265,7 @@ def train(args: argparse.Namespace) -> None:
     training = Training.start(args.size, args.init, args.command, args.device)
     if path.exists():
         training.load(path)
-        print(f"resumed at step {training.step} of {args.steps}", flush=True)
+    print(f"training from step {training.step} to {args.steps}", flush=True)
     vae = PatchVAE.from_pretrained(args.vae / "vae").float().requires_grad_(False).to(args.device)
     if args.compile:
         torch._dynamo.config.recompile_limit = 32

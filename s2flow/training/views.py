@@ -8,8 +8,7 @@ large in pixels as any it knows, whereas real video models have seen close-ups. 
     view    a frame of another shape or area, the scene scaled with it
     pixel   the same frames, objects at their LR size in pixels: more area does not mean more objects
 
-Areas stay within 2.25 of LR's. HR has 4, and is never shown. Shapes are in quarters of the LR
-height, and make whole tokens.
+Areas stay within 2.4 of LR's. HR has 4, and is never shown.
 """
 
 import math
@@ -28,8 +27,8 @@ from s2flow.backbones.tiny.world import (
     sample_scenes,
 )
 
-LR = (4, 6)
-SHAPES = ((6, 4), (3, 8), (5, 7), (6, 9))
+LR = (1.0, 1.0)  # height and width of a frame, in those of LR
+SHAPES = ((1.5, 2 / 3), (0.75, 4 / 3), (1.25, 7 / 6), (1.5, 1.5))
 SHARES = {"plain": 0.45, "close": 0.30, "view": 0.15, "pixel": 0.10}
 LAST_SHARES = {"plain": 0.76, "close": 0.12, "view": 0.08, "pixel": 0.04}
 NEAREST, NAMED = 2.2, 1.3  # zoom of close-ups; from where on the caption says so
@@ -39,10 +38,10 @@ RARE = 0.15  # share of those clips that a lopsided batch keeps
 
 @dataclass(frozen=True)
 class View:
-    """A kind of view with its frame (in quarters of the LR height) and zoom."""
+    """A kind of view with its frame (height and width in those of LR) and zoom."""
 
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[float, float]
     zoom: float
 
     @classmethod
@@ -54,16 +53,17 @@ class View:
         if kind == "close":
             zoom = math.exp(rng.uniform(0, math.log(NEAREST)))
         if kind == "view":
-            zoom = math.sqrt(math.prod(shape) / math.prod(LR)) * rng.uniform(0.9, 1.1)
+            zoom = math.sqrt(math.prod(shape)) * rng.uniform(0.9, 1.1)
         return cls(kind, shape, zoom)
 
     def pixels(self, size: Size) -> tuple[int, int]:
-        """Height and width of the frame."""
-        return tuple(side * size.height // 4 for side in self.shape)
+        """Height and width of the frame, in whole tokens."""
+        token, sides = 4 * size.patch, (size.height, size.width)
+        return tuple(round(f * s / token) * token for f, s in zip(self.shape, sides, strict=True))
 
     def place(self, scene: Scene, size: Size, rng: random.Random) -> Scene:
         """The scene with its objects where this view shows them."""
-        half = [side / 4 / self.zoom for side in self.shape]  # of the frame, in half-heights
+        half = [side / size.height / self.zoom for side in self.pixels(size)]  # in half-heights
         first = scene.objects[0]
         if self.kind == "plain":
             return scene

@@ -1,9 +1,12 @@
 """The oracle reads unseen captions at both sizes, and the scorer never guesses."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,18 +14,21 @@ from s2flow.backbones.tiny import world as toy
 from s2flow.backbones.tiny.render import render
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
-from s2flow.scorers.oracle import (
-    COUNTS,
-    SIZES,
-    accuracy,
-    answers,
-    attributes,
-    classes,
-    damage,
-    draw_scene,
-    load,
+from s2flow.scorers.mask import measure
+from s2flow.scorers.oracle import COUNTS, SIZES, Oracle, answers, attributes, classes, load, read
+from s2flow.scorers.world import (
+    WorldAgreement,
+    beside_renders,
+    features,
+    frechet_distance,
+    lattice_power,
+    renders,
 )
-from s2flow.scorers.world import WorldAgreement, detail, features, frechet_distance, renders
+from s2flow.training.damage import broken, damage
+from s2flow.training.oracle import accuracy, broken_accuracy, draw_scene
+from s2flow.video import read_video
+
+LOOKS = Path(__file__).parent / "looks"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,73 @@ def test_oracle_reads_held_out_captions(scorer, scale):
 def test_oracle_reads_damaged_clips(scorer):
     found = accuracy(scorer.oracle, 1, clips=96, damaged=True, seed=124)
     assert min(found.values()) >= 0.92, found
+
+
+def test_oracle_calls_broken_objects_broken(scorer):
+    found = broken_accuracy(scorer.oracle, 2, clips=160, seed=125)
+    assert min(found.values()) >= 0.8, found
+
+
+def test_whole_falls_as_the_object_breaks(scorer):
+    scenes = toy.sample_scenes(toy.MICRO, 48, 3, "held_out")
+    frames, _, iou = broken(scenes, 64, 96, 8, random.Random(0))
+    whole = [
+        measure(scorer.mask, clip.movedim(1, -1), scene)["whole"]
+        for clip, scene in zip(frames, scenes, strict=True)
+    ]
+    assert np.corrcoef(whole, iou)[0, 1] > 0.8
+    intact = [w for w, i in zip(whole, iou, strict=True) if i > 0.99]
+    assert len(intact) > 5 and sum(intact) / len(intact) > 0.85
+
+
+def test_debris_is_what_lies_beside_the_shape(scorer):
+    text = "a large red ball stays still on sand"
+    one, three = (score(scorer, shown(text, count, scale=2), text) for count in (1, 3))
+    assert one["debris"] < 0.02 < 0.8 < three["debris"]
+    assert three["whole"] < 0.6 < 0.85 < one["whole"]
+    nothing = score(scorer, shown(text, 0, scale=2), text)
+    assert nothing["whole"] == 0 and nothing["debris"] == 0
+
+
+def test_several_objects_are_whole_where_the_caption_asks_for_them(scorer):
+    text = "two large red balls stay still on grass"
+    scene = toy.all_captions_cached(toy.SMALL)[text]
+    video = render([toy.place(scene, random.Random(1))], 64, 96, 8)[0]
+    assert measure(scorer.mask, video, scene)["whole"] > 0.8
+    assert measure(scorer.mask, video, replace(scene, number=1))["whole"] < 0.7
+
+
+def test_grid_sees_what_repeats_with_the_tokens():
+    text = "a large red ball stays still over a cloudy sky"
+    scene = toy.all_captions_cached(toy.MICRO)[text]
+    video = shown(text, scale=2)
+    dots = 0.03 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    dotted = video + dots.repeat(8, 12)[None, :, :, None]
+    assert beside_renders(video, scene, 8)["grid"] < 1.5
+    assert beside_renders(dotted, scene, 8)["grid"] > 2
+    assert lattice_power(video + dots[:6, :6].repeat(11, 16)[None, :64, :, None], 8) < 1.5
+
+
+def test_whole_orders_clips_as_the_eye_does(scorer):
+    """60 looks at pairs of 24 clips, made with weights that are not shipped (looks/looks.json)."""
+    of = json.loads((LOOKS / "looks.json").read_text())
+    names = [c["clip"] for c in of["clips"]]
+    wins = np.full((24, 24), 0.05)
+    for left, right, answer in of["looks"]:
+        pair = names.index(left), names.index(right)
+        for winner, share in zip((pair, pair[::-1]), {"L": (1, 0), "R": (0, 1), "=": (0.5, 0.5)}[answer], strict=True):
+            wins[winner] += share
+    strength = np.ones(24)  # of Bradley and Terry, by their fixed point
+    for _ in range(1000):
+        met = (wins + wins.T) / (strength[:, None] + strength)
+        strength = (wins.sum(1) - np.diag(wins)) / (met.sum(1) - np.diag(met))
+        strength /= strength.mean()
+    captions = toy.all_captions_cached(toy.MICRO)
+    whole = [
+        measure(scorer.mask, read_video(LOOKS / c["clip"]), captions[c["prompt"]])["whole"]
+        for c in of["clips"]
+    ]
+    assert pd.Series(whole).rank().corr(pd.Series(strength).rank()) >= 0.7
 
 
 def test_right_caption_agrees_and_wrong_captions_agree_less(scorer):
@@ -115,7 +188,7 @@ def test_prompt_outside_of_the_world_is_not_scored(scorer):
         scores = score(scorer, video, prompt)
         assert scores.pop("object_count") == 1.0
         assert set(scores.values()) == {None}
-        assert len(scores) == len(attributes(toy.MICRO)) + 3
+        assert len(scores) == len(attributes(toy.MICRO)) + 6
 
 
 def test_detail_is_near_one_for_renders_and_falls_with_blur():
@@ -124,8 +197,9 @@ def test_detail_is_near_one_for_renders_and_falls_with_blur():
     for k, text in enumerate(texts):
         video = shown(text, scale=2, seed=50 + k)
         blurred = torch.nn.functional.avg_pool2d(video.movedim(-1, 1), 5, 1, 2).movedim(1, -1)
-        sharp.append(detail(video, text, toy.MICRO))
-        soft.append(detail(blurred, text, toy.MICRO))
+        scene = toy.all_captions_cached(toy.MICRO)[text]
+        sharp.append(beside_renders(video, scene, 8)["detail"])
+        soft.append(beside_renders(blurred, scene, 8)["detail"])
     assert sum(sharp) / 8 == pytest.approx(1.0, abs=0.2)
     assert all(b < 0.7 * a for a, b in zip(sharp, soft, strict=True))
 
@@ -162,15 +236,13 @@ def test_render_of_no_object_is_the_background():
 
 def test_missing_or_unknown_oracle_says_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setattr("s2flow.scorers.oracle.WEIGHTS", tmp_path)
-    with pytest.raises(UserError, match="python -m s2flow.scorers.oracle tiny"):
+    with pytest.raises(UserError, match="python -m s2flow.training oracle tiny"):
         load("tiny")
-    with pytest.raises(ValueError, match="micro, tiny"):
+    with pytest.raises(ValueError, match="micro, small, tiny"):
         load("huge")
 
 
 def test_the_larger_world_fits_the_same_network():
-    from s2flow.scorers.oracle import Oracle, read
-
     size = SIZES["tiny"]
     scenes = toy.sample_scenes(toy.TINY, 2, seed=0)
     logits = Oracle(size).eval()(read(render(scenes, 128, 192, 8), size))

@@ -34,7 +34,7 @@ class Size:
 
 SIZES = {
     "micro": Size(32, 48, "micro", 4, 6, 384, 96, 2e-3, 32),
-    "small": Size(32, 48, "small", 4, 8, 512, 128, 2e-3, 16, patch=1),
+    "small": Size(48, 72, "small", 4, 8, 384, 96, 2e-3, 16),
     "tiny": Size(64, 96, "tiny", 6, 8, 768, 96, 1e-3, 256),
 }
 
