@@ -42,8 +42,7 @@ for name in table1 table2 table3 table4; do
 done
 if [ $# -eq 0 ]; then
     step claims python experiments/claims.py --run --runs "$runs" batch=8 cache=retry
-    step gallery python experiments/gallery.py --runs "$runs"
-    once agreement python experiments/world_agreement.py
+    once card python experiments/backbone_card.py
     once solver_error python experiments/solver_error.py --prompts 2 --steps 10,20,40
     once solver_error_gaussian python experiments/solver_error.py --flow gaussian --prompts 16 --steps 5,10,20,40,80
 fi

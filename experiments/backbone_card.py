@@ -1,6 +1,6 @@
 """What the embedded backbone does at LR and HR: the figures of its card, and the README's picture.
 
-    python experiments/backbone_card.py [--backbone micro] [--prompts 64] [--seeds 2] [--factors 2 1.5 3]
+    python experiments/backbone_card.py [--prompts 64] [--seeds 2] [--factors 2 1.5 3] [--weights DIR]
 
 Cost: about 40 minutes on two cores. Held-out prompts, raw frames, every measure of
 s2flow/scorers/world.py, means with 95 % intervals over prompts (seeds averaged within the prompt),

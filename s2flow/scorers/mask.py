@@ -7,7 +7,8 @@ fitted, position, radius and angle free, by the largest intersection over union:
     whole  = max IoU(mask, shape)                     1 is a perfect outline
     debris = |mask outside the shape, two pixels and more from it| / |shape|
 
-For a caption with a number n of objects, n shapes are fitted one after the other. Both are means over
+The shape is fitted to the largest connected part of the mask, pieces within four pixels counted as
+connected; for a caption with n objects, n shapes are fitted one after the other. Both are means over
 four frames; without any mask `whole` is 0 and `debris` 0.
 
 Where it fails: an object of its background's colour (white on clouds, black at night) has a mask that
@@ -39,7 +40,11 @@ class Mask(nn.Module):
 
     def __init__(self, width: int = 16):
         super().__init__()
-        self.one, self.two, self.three = _pair(5, width), _pair(width, 2 * width), _pair(2 * width, 4 * width)
+        self.one, self.two, self.three = (
+            _pair(5, width),
+            _pair(width, 2 * width),
+            _pair(2 * width, 4 * width),
+        )
         self.four = _pair(4 * width, 4 * width)
         self.up_three, self.up_two = _pair(8 * width, 2 * width), _pair(4 * width, width)
         self.up_one = nn.Sequential(_pair(2 * width, width), nn.Conv2d(width, 1, 1))
@@ -47,8 +52,16 @@ class Mask(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
         H, W = frames.shape[-2:]
-        y = torch.linspace(-1, 1, H, device=frames.device).view(1, 1, H, 1).expand(len(frames), 1, H, W)
-        x = torch.linspace(-1, 1, W, device=frames.device).view(1, 1, 1, W).expand(len(frames), 1, H, W)
+        y = (
+            torch.linspace(-1, 1, H, device=frames.device)
+            .view(1, 1, H, 1)
+            .expand(len(frames), 1, H, W)
+        )
+        x = (
+            torch.linspace(-1, 1, W, device=frames.device)
+            .view(1, 1, 1, W)
+            .expand(len(frames), 1, H, W)
+        )
         a = self.one(torch.cat([4 * frames - 2, y, x], 1))
         b = self.two(F.max_pool2d(a, 2))
         c = self.three(F.max_pool2d(b, 2))
@@ -77,7 +90,9 @@ def load_mask() -> Mask:
     """The shipped network, ready to read."""
     network = Mask()
     state = load_file(WEIGHTS / "mask.safetensors")
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    network.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    )
     return network.eval().requires_grad_(False)
 
 
@@ -107,7 +122,7 @@ def fit(mask: Tensor, shape: str, number: int = 1) -> dict[str, float]:
         return {"whole": 0.0, "debris": 0.0}
     covered, left = torch.zeros_like(mask), mask
     for _ in range(number):
-        cover = best_shape(left, shape)
+        cover = best_shape(largest_part(left), shape)
         covered = torch.maximum(covered, cover)
         left = left * (1 - _grown(cover))
     outside = (mask > 0.5) * (1 - _grown(covered))
@@ -115,6 +130,21 @@ def fit(mask: Tensor, shape: str, number: int = 1) -> dict[str, float]:
         "whole": _iou(covered[None], mask).item(),
         "debris": (outside.sum() / covered.sum().clamp(min=1)).item(),
     }
+
+
+def largest_part(mask: Tensor) -> Tensor:
+    """The mask where its largest connected part is, 0 elsewhere."""
+    near = _grown((mask > 0.5).float())
+    label = near * torch.arange(1.0, near.numel() + 1).view_as(near)
+    while True:  # the largest number of a part floods it
+        spread = F.max_pool2d(label[None, None], 3, 1, 1)[0, 0] * near
+        if torch.equal(spread, label):
+            break
+        label = spread
+    numbers, counts = torch.unique(label[near > 0], return_counts=True)
+    if not len(numbers):
+        return mask
+    return mask * (label == numbers[counts.argmax()])
 
 
 def best_shape(mask: Tensor, shape: str) -> Tensor:
@@ -125,7 +155,11 @@ def best_shape(mask: Tensor, shape: str) -> Tensor:
     cy, cx = (weight * yy).sum(), (weight * xx).sum()
     radius = (mask.sum() * (2 / HEIGHT) ** 2 / AREA[shape]).sqrt().clamp(0.1, 1.5)
     start = torch.stack([cx, cy, radius, torch.zeros(())])
-    angle = torch.linspace(0, 2 * math.pi, 13)[:-1] if shape not in ("ball", "ring") else torch.zeros(1)
+    angle = (
+        torch.linspace(0, 2 * math.pi, 13)[:-1]
+        if shape not in ("ball", "ring")
+        else torch.zeros(1)
+    )
     turned = start.repeat(len(angle), 1)
     turned[:, 3] = angle
     best, spread = _best(mask, shape, turned), torch.tensor([0.25, 0.25, 0.15, 0.3])

@@ -43,8 +43,8 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.tiny import world as toy
-from s2flow.backbones.tiny.render import render
 from s2flow.backbones.tiny.model import SIZES as NETWORKS
+from s2flow.backbones.tiny.render import render
 from s2flow.scorers import Clip
 from s2flow.scorers.mask import load_mask, measure
 from s2flow.scorers.oracle import (
@@ -63,8 +63,8 @@ BESIDE = 2  # neighbours on either side that a frequency of the lattice is compa
 
 
 class WorldAgreement:
-    """{"world_shape", ..., "world_agreement", "object_count", "repetition", "whole", "debris", "detail",
-    "grid"} of a clip.
+    """{"world_shape", ..., "world_agreement", "object_count", "repetition", "whole", "debris",
+    "detail", "grid"} of a clip.
 
     `size` names the world ("micro", "small" or "tiny"). A prompt that is not word for word a caption of
     that world gets None everywhere but in object_count: nobody knows how many it asks for.

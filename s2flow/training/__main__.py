@@ -15,7 +15,9 @@ from s2flow.training import autoencoder, flow, mask, oracle
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
-        "python -m s2flow.training", description=about, formatter_class=argparse.RawTextHelpFormatter
+        "python -m s2flow.training",
+        description=about,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     kinds = parser.add_subparsers(required=True, metavar="autoencoder | flow | oracle")
     p = kinds.add_parser("flow", help="the flow with its text encoder")
@@ -23,11 +25,15 @@ def main() -> None:
     p.add_argument("--state", type=Path, required=True, help="folder of what can be resumed")
     p.add_argument("--steps", type=int, default=20_000, help="in all, over every restart")
     p.add_argument("--init", type=Path, help="an exported folder to start from")
-    p.add_argument("--vae", type=Path, help="folder with vae/ (default: that of --init, or micro's)")
+    p.add_argument(
+        "--vae", type=Path, help="folder with vae/ (default: that of --init, or micro's)"
+    )
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,
                    help="default: where the processor has it")  # fmt: skip
     p.add_argument("--compile", action="store_true", help="twice as fast; needs a C++ compiler")
-    p.add_argument("--sheet-minutes", type=float, default=10, help="between sample sheets; 0: none")
+    p.add_argument(
+        "--sheet-minutes", type=float, default=10, help="between sample sheets; 0: none"
+    )
     p.set_defaults(run=flow.train)
     p = kinds.add_parser("autoencoder", help="the autoencoder of its frames")
     p.add_argument("size", choices=list(SIZES))

@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -60,19 +59,26 @@ def train(args: argparse.Namespace) -> None:
         z = z + NOISE * torch.rand(len(z), 1, 1, 1, 1, device=z.device) * torch.randn_like(z)
         error = decode(vae, z) - x
         loss = error.square().mean() + 0.1 * error.abs().mean()
-        loss = loss + 0.5 * (error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean())
+        loss = loss + 0.5 * (
+            error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+        )
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 0.1)
         optimiser.step()
         cycle.step()
-        if args.encoder is None and step == args.steps // 2:  # latents stay as they are from here on
+        if (
+            args.encoder is None and step == args.steps // 2
+        ):  # latents stay as they are from here on
             scale_latents(vae, size, args.device)
             vae.encoder.requires_grad_(False)
         if step % 100 < 2 or step > args.steps - 3:
             noisy = " of flow" if guess is not None and step % 4 > 1 else ""
             db = 10 * math.log10(4 / error.square().mean().item())
-            print(f"{step}/{args.steps} {time.time() - start:.0f} s  {db:.1f} dB at {factor}x LR{noisy}", flush=True)
+            print(
+                f"{step}/{args.steps} {time.time() - start:.0f} s  {db:.1f} dB at {factor}x LR{noisy}",
+                flush=True,
+            )
     vae.save_pretrained(args.out / "vae")
 
 

@@ -142,7 +142,11 @@ def _shifted(layer: Tensor, rng: random.Random) -> Tensor:
     side = layer.shape[axis]
     start = _inside(layer, rng)[axis - 2]
     band = slice(start, min(side, start + rng.randint(side // 8, side // 2)))
-    at = (slice(None), slice(None), band) if axis == 2 else (slice(None), slice(None), slice(None), band)
+    at = (
+        (slice(None), slice(None), band)
+        if axis == 2
+        else (slice(None), slice(None), slice(None), band)
+    )
     by = rng.choice((-1, 1)) * max(1, round(layer.shape[2] * rng.uniform(0.05, 0.25)))
     out[at] = out[at].roll(by, 5 - axis)
     return out
@@ -167,7 +171,9 @@ def _doubled(layer: Tensor, rng: random.Random) -> Tensor:
     near = rng.random() < 0.6
     far = 0.12 if near else 0.9
     scale = rng.uniform(0.8, 1.2) if near else rng.uniform(0.7, 1.6)
-    theta = torch.tensor([[[scale, 0, rng.uniform(-far, far)], [0, scale, rng.uniform(-far, far)]]])
+    theta = torch.tensor(
+        [[[scale, 0, rng.uniform(-far, far)], [0, scale, rng.uniform(-far, far)]]]
+    )
     grid = F.affine_grid(theta, (1, 1, *layer.shape[-2:]), False).expand(len(layer), -1, -1, -1)
     copy = F.grid_sample(layer, grid, align_corners=False)
     return layer + copy * (1 - layer[:, 3:])

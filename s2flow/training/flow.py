@@ -25,9 +25,7 @@ import json
 import math
 import os
 import random
-import signal
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from s2flow.backbones.tiny.model import SIZES, Size, build_flow, embed
 from s2flow.backbones.tiny.text import build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
+from s2flow.stopping import asked, caught
 from s2flow.training.sheets import draw
 from s2flow.training.views import LAST_SHARES, LR, SHARES, View, clips
 
@@ -173,7 +172,9 @@ class Training:
 
     def load(self, path: Path) -> None:
         """What `save` wrote."""
-        state = torch.load(path, weights_only=True, map_location=next(self.flow.parameters()).device)
+        state = torch.load(
+            path, weights_only=True, map_location=next(self.flow.parameters()).device
+        )
         self.flow.load_state_dict(state["flow"])
         for optimiser, old in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(old)
@@ -186,14 +187,14 @@ class Training:
         rng, draw = random.Random(f"{self.step}"), torch.Generator().manual_seed(self.step)
         device = next(self.flow.parameters()).device
         view = View.draw(rng, LAST_SHARES if progress > 0.75 else SHARES)
-        stills = view.shape == LR and (
-            rng.random() < 0.3 or beginner and progress < 0.15
-        )
+        stills = view.shape == LR and (rng.random() < 0.3 or beginner and progress < 0.15)
         count = max(1, round(self.size.batch / math.prod(view.shape)))
         if stills:
             count, times = count * STILLS, torch.rand(3, generator=draw).sort().values
             x, texts = clips(self.size, view, count, rng, times, device)
-            x = x[torch.arange(count), :, torch.randint(0, 3, (count,), generator=draw)].unsqueeze(2)
+            x = x[torch.arange(count), :, torch.randint(0, 3, (count,), generator=draw)].unsqueeze(
+                2
+            )
         else:
             lopsided = beginner and progress < 0.4
             x, texts = clips(self.size, view, count, rng, None, device, lopsided)
@@ -246,26 +247,13 @@ def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
     return json.loads((folder / "card.json").read_text())["runs"]
 
 
-@contextmanager
-def stop_requested():
-    """A list that is no longer empty once SIGTERM or SIGINT arrived."""
-    asked: list[int] = []
-    old = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
-
 def train(args: argparse.Namespace) -> None:
-    """Until `--steps` are taken; on SIGTERM or SIGINT the state is saved and the run ends."""
+    """Until `--steps` are taken; on SIGTERM the state is saved and the run ends."""
     args.state.mkdir(parents=True, exist_ok=True)
     path, log = args.state / "flow.pt", args.state / "log.jsonl"
     training = Training.start(args.size, args.init, args.command, args.device)
     if path.exists():
         training.load(path)
-    print(f"training from step {training.step} to {args.steps}", flush=True)
     vae = PatchVAE.from_pretrained(args.vae / "vae").float().requires_grad_(False).to(args.device)
     if args.compile:
         torch._dynamo.config.recompile_limit = 32
@@ -274,8 +262,9 @@ def train(args: argparse.Namespace) -> None:
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     tokenizer, losses, run = build_tokenizer(), {}, training.runs[-1]
     saved = shown = time.time()
-    with stop_requested() as asked, sdpa_kernel([kernel, SDPBackend.MATH]):
-        while training.step < args.steps and not asked:
+    with caught(working=True), sdpa_kernel([kernel, SDPBackend.MATH]):
+        print(f"training from step {training.step} to {args.steps}", flush=True)
+        while training.step < args.steps and not asked():
             began = time.time()
             kind, loss = training.take_step(args.steps, vae, tokenizer, args.bf16)
             losses.setdefault(kind, []).append(loss)
@@ -283,7 +272,9 @@ def train(args: argparse.Namespace) -> None:
             if training.step % 100 == 0:
                 row = {k: run[k] for k in ("steps", "clips", "stills")}
                 row["minutes"] = round(run["minutes"], 1)
-                row["loss"] = {k: round(torch.stack(v).mean().item(), 4) for k, v in losses.items()}
+                row["loss"] = {
+                    k: round(torch.stack(v).mean().item(), 4) for k, v in losses.items()
+                }
                 losses = {}
                 print(json.dumps(row), flush=True)
                 with open(log, "a") as file:
@@ -297,7 +288,9 @@ def train(args: argparse.Namespace) -> None:
                 shown = time.time()
     training.save(path)
     export(args, training)
-    print(f"step {training.step} of {args.steps}; state and weights are in {args.state}", flush=True)
+    print(
+        f"step {training.step} of {args.steps}; state and weights are in {args.state}", flush=True
+    )
 
 
 def export(args: argparse.Namespace, training: Training) -> None:
@@ -319,7 +312,9 @@ def export(args: argparse.Namespace, training: Training) -> None:
     config = json.loads((target / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # names a folder of this machine
     (target / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    digest = hashlib.sha256((target / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes())
+    digest = hashlib.sha256(
+        (target / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
     last = training.runs[-1] | {"minutes": round(training.runs[-1]["minutes"], 1)}
     runs = [*training.runs[:-1], last | {"weights": digest.hexdigest()[:12]}]
     card = {"size": args.size, **asdict(training.size), "runs": runs}

@@ -68,8 +68,13 @@ def train(args: argparse.Namespace) -> None:
         optimiser.step()
         cycle.step()
         if step % 100 == 0:
-            print(f"{step}/{steps} {time.time() - start:.0f} s  loss {loss.item():.4f}", flush=True)
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in network.state_dict().items()}
+            print(
+                f"{step}/{steps} {time.time() - start:.0f} s  loss {loss.item():.4f}", flush=True
+            )
+    state = {
+        k: (v.half() if v.is_floating_point() else v).contiguous()
+        for k, v in network.state_dict().items()
+    }
     save_file(state, WEIGHTS / "mask.safetensors")
     network, errors = load_mask(), {}
     for name, whole in (("whole", True), ("broken", False)):

@@ -186,7 +186,9 @@ def accuracy(
 
 
 @torch.no_grad()
-def broken_accuracy(oracle: Oracle, scale: int, clips: int = 512, seed: int = 1) -> dict[str, float]:
+def broken_accuracy(
+    oracle: Oracle, scale: int, clips: int = 512, seed: int = 1
+) -> dict[str, float]:
     """Of damaged held-out renders: share of broken objects called so, and of intact ones not."""
     size, rng = oracle.size, random.Random(seed)
     draw = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ A model that has seen one scale only fails at HR because edges, stripes and back
 large in pixels as any it knows, whereas real video models have seen close-ups. Four kinds of view:
 
     plain   the LR frame as the caption means it
-    close   the LR frame up to 2.2 times nearer, most of the object in it; said in the caption from 1.3 on
+    close   the LR frame up to 2.2 times nearer, the object in it; the caption says so from 1.3 on
     view    a frame of another shape or area, the scene scaled with it
     pixel   the same frames, objects at their LR size in pixels: more area does not mean more objects
 
@@ -75,7 +75,10 @@ class View:
         # pixel: anywhere whole
         margin, least = (0.2, 0.5) if self.kind == "close" else (1.0, 0.0)
         reach = [max(h - margin * first.radius, least * first.radius) for h in half]
-        dx, dy = rng.uniform(-reach[1], reach[1]) - first.x, rng.uniform(-reach[0], reach[0]) - first.y
+        dx, dy = (
+            rng.uniform(-reach[1], reach[1]) - first.x,
+            rng.uniform(-reach[0], reach[0]) - first.y,
+        )
         moved = [replace(o, x=o.x + dx, y=o.y + dy) for o in scene.objects]
         return replace(scene, objects=tuple(moved))
 
@@ -102,10 +105,14 @@ def clips(
         if view.kind in ("close", "pixel"):  # one object can be moved anywhere
             drawn = [s for s in drawn if s.number == 1]
         if lopsided:
-            drawn = [s for s in drawn if s.objects[0].motion not in REVERSED or rng.random() < RARE]
+            drawn = [
+                s for s in drawn if s.objects[0].motion not in REVERSED or rng.random() < RARE
+            ]
         scenes += drawn
     scenes = [view.place(s, size, rng) for s in scenes[:count]]
     times = size.frames if times is None else times
     x = render(scenes, *view.pixels(size), times, device, 2 / size.height / view.zoom)
     named = f", {CLOSEUP}" if view.kind == "close" and view.zoom > NAMED else ""
-    return x.movedim(-1, 1) * 2 - 1, [caption(s, still=isinstance(times, Tensor)) + named for s in scenes]
+    return x.movedim(-1, 1) * 2 - 1, [
+        caption(s, still=isinstance(times, Tensor)) + named for s in scenes
+    ]

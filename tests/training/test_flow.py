@@ -1,4 +1,4 @@
-"""Training of the embedded flow: what it shows, that it resumes to the step, that a signal loses nothing."""
+"""Training of the embedded flow: what it shows, that it resumes to the step, that a signal ends it."""
 
 import json
 import random
@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from s2flow.backbones import tiny
+from s2flow.backbones.tiny import world
 from s2flow.backbones.tiny.model import SIZES, build_flow
+from s2flow.backbones.tiny.render import coverage
 from s2flow.backbones.tiny.text import build_tokenizer
 from s2flow.backbones.tiny.vae import PatchVAE
 from s2flow.training import flow, views
@@ -78,7 +80,8 @@ def test_training_starts_from_exported_weights():
         good, fresh = build_flow(MICRO), build_flow(MICRO)
         runs = flow.load_weights(WEIGHTS, good)
         good, fresh = (
-            flow.flow_loss(f, build_tokenizer(), z, texts, sigma, eps, False) for f in (good, fresh)
+            flow.flow_loss(f, build_tokenizer(), z, texts, sigma, eps, False)
+            for f in (good, fresh)
         )
     assert runs == json.loads((WEIGHTS / "card.json").read_text())["runs"]
     assert good < 0.8 < 1.2 < fresh
@@ -141,8 +144,17 @@ def test_a_close_up_shows_the_object_larger_and_says_so():
     assert [t.removesuffix(", in closeup") for t in texts] == plain_texts
     assert all(t.endswith("in closeup") for t in texts)
     assert x.shape == far.shape == (16, 3, 8, 32, 48)
-    steps = [v.diff(dim=-1).abs().mean() for v in (x, far)]
-    assert steps[0] < 0.8 * steps[1]  # fewer edges in a nearer view
+    share = {}
+    for view in (near, plain):
+        scenes = [
+            world.place(world.all_captions_cached(world.MICRO)[t], random.Random(k))
+            for k, t in enumerate(plain_texts)
+        ]
+        placed = [view.place(s, MICRO, random.Random(0)) for s in scenes]
+        share[view.kind] = coverage(
+            placed, 32, 48, torch.tensor([0.5]), pixel=2 / 32 / view.zoom
+        ).mean()
+    assert share["close"] > 2 * share["plain"]
 
 
 def test_stills_name_no_motion_and_lopsided_clips_mostly_one_direction():

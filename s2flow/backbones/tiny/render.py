@@ -29,12 +29,7 @@ def render(
     frames: their number, evenly spaced in time, or their times in [0, 1].
     pixel: side of a pixel in the world's units, 2 / height unless another view is wanted.
     """
-    t = torch.linspace(0, 1, frames) if isinstance(frames, int) else frames
-    t = t.to(device)
-    pixel = pixel or 2.0 / height
-    y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
-    x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
-    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    yy, xx, t, pixel = _view(height, width, frames, device, pixel)
     video = torch.empty(len(scenes), len(t), height, width, 3, device=device)
     for name in {s.background for s in scenes}:
         rows = [i for i, s in enumerate(scenes) if s.background == name]
@@ -51,6 +46,15 @@ def render(
         X, Y, zoom = _camera(chosen, xx, yy, t)
         video[rows] = _paint([s.objects[k] for s in chosen], X, Y, pixel * zoom, t, video[rows])
     return video.clamp_(0, 1)
+
+
+def _view(height, width, frames, device, pixel):
+    """Coordinates (height, width) of the pixels' centres, times (T,), and the side of a pixel."""
+    t = torch.linspace(0, 1, frames) if isinstance(frames, int) else frames
+    pixel = pixel or 2.0 / height
+    y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
+    x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
+    return *torch.meshgrid(y, x, indexing="ij"), t.to(device), pixel
 
 
 def _camera(scenes, xx, yy, t):
@@ -84,13 +88,10 @@ def coverage(
     width: int,
     frames: int | Tensor,
     device: str | torch.device = "cpu",
+    pixel: float | None = None,
 ) -> Tensor:
-    """Share of each pixel that objects cover: (B, frames, height, width) in [0, 1]."""
-    t = torch.linspace(0, 1, frames) if isinstance(frames, int) else frames
-    t, pixel = t.to(device), 2.0 / height
-    y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
-    x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
-    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    """Share of each pixel that objects cover, (B, frames, height, width) in [0, 1]; see `render`."""
+    yy, xx, t, pixel = _view(height, width, frames, device, pixel)
     covered = torch.zeros(len(scenes), len(t), height, width, device=device)
     for k in range(max(len(s.objects) for s in scenes)):
         rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
@@ -104,7 +105,7 @@ def coverage(
 
 
 def _seen_from(objects, X, Y, pixel, t):
-    """Coordinates (u, v) in units of each object's radius, turned with it, and a pixel's width there."""
+    """Coordinates (u, v) in units of each object's radius, turned with it, and a pixel's width."""
     paths = [_path(o, t) for o in objects]
     cx, cy, grow, turn = (torch.stack(p)[:, :, None, None] for p in zip(*paths, strict=True))
     radius = _column([o.radius for o in objects], X.device) * grow

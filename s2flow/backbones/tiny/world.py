@@ -3,8 +3,8 @@
 A *scene* is one or more objects (shape, colour, texture, size, motion) before a background, seen by
 a camera; `render.py` draws it at any resolution.
 
-A *world* is the part of the vocabulary that a model was trained on (`MICRO`, `SMALL`, `TINY`). Captions have
-one grammar: "a large red striped ball moves right over a cloudy sky, the camera zooms in", or "two
+A *world* is the part of the vocabulary that a model was trained on (`MICRO`, `SMALL`, `TINY`).
+Captions have one grammar: "a large red striped ball moves right over a cloudy sky, the camera zooms in", or "two
 large red balls move right on grass". Captions are split into training and held-out ones by hash
 (`held_out`), so evaluation prompts were never seen.
 """
@@ -198,7 +198,12 @@ def normalise(text: str, world: World) -> tuple[str, float]:
     pairs = {"night sky", "cloudy sky", "stays still", "brick wall", "tiled floor"}
     for i, word in enumerate(given):
         follows = given[i + 1] if i + 1 < len(given) else ""
-        if f"{word} {follows}" not in pairs and word not in vocabulary_of_objects():
+        counted = word in LATER_WORDS and word in words_of(world)  # "stars" of a world that counts
+        if (
+            f"{word} {follows}" not in pairs
+            and not counted
+            and word not in vocabulary_of_objects()
+        ):
             word = SYNONYMS.get(word, word)
         known = [w if w in words_of(world) else "unknown" for w in word.split()]
         lost += "unknown" in known or len(words) + len(known) > LONGEST
