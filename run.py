@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-import s2flow.schema  # noqa: F401  (registers the schema behind conf/)
-from s2flow.cli import reported, terminal
-from s2flow.stopping import caught
+import s2flow.recipe.schema  # noqa: F401  (registers the schema behind conf/)
+from s2flow.process.stopping import caught
+from s2flow.terminal.cli import reported, terminal
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
     """One job of a run or sweep."""
-    from s2flow.runner import run  # diffusers and transformers stay out of --help
+    from s2flow.run.runner import run  # diffusers and transformers stay out of --help
 
     with caught(working=True), reported():
         return run(cfg)

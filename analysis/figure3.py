@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s2flow.lowflow import find_flow
+from s2flow.report.windowmap import read_windows
 from s2flow.store import read_run
-from s2flow.windowmap import read_windows
+from s2flow.store.lowflow import find_flow
 from s2flow.windows import attention_rows, candidates, choose, fraction_of_volume, sample_rows
 
 AXES = ("t", "h", "w")
@@ -44,7 +44,7 @@ def clip_to_show(runs, most=64):
 
 def attention_at(record, flow, n, most=512):
     """(tokens, query rows, attention (layers, heads, rows, L)) with n LR steps remaining."""
-    from s2flow.backbones import tiny  # slow, and other figures do without
+    from s2flow import embedded as tiny
 
     recipe, seen = record["recipe"], []
     backbone = tiny.load(recipe["backbone"], "cpu")

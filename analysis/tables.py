@@ -23,7 +23,7 @@ from sheet import to_html, to_md
 from stored import RESULTS, chosen, name_of, show_html, show_markdown, tables_of
 
 from s2flow.errors import UserError
-from s2flow.preferences import left_share, ranking, read_votes, win_rates
+from s2flow.report.preferences import left_share, ranking, read_votes, win_rates
 from s2flow.store import load_records
 
 runs, out = folders(__doc__)

@@ -13,7 +13,7 @@ from stored import PAPER_NUMBERS
 from s2flow.costs import rates_of
 from s2flow.costs.paper import READINGS, PaperClock, figure6
 from s2flow.costs.yours import model
-from s2flow.recipe import LOW
+from s2flow.recipe.identity import LOW
 from s2flow.windows import fraction_of_volume
 
 SETTING = PAPER_NUMBERS["setting"]

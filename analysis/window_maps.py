@@ -47,7 +47,7 @@ from style import (
     spread,
 )
 
-from s2flow.windowmap import RARER, in_words
+from s2flow.report.windowmap import RARER, in_words
 
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
@@ -133,7 +133,7 @@ choice per step is for.
 
 # %%
 def draw_windows(record, windows):
-    """Layers and heads × HR steps, in the colours of `s2flow.windowmap`."""
+    """Layers and heads × HR steps, in the colours of `s2flow.report.windowmap`."""
     words, colour, legend = in_words(windows)
     n, layers, heads = words.shape
     shades = [*dict.fromkeys([*colour.values(), RARER])]

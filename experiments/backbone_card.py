@@ -18,15 +18,15 @@ from statistics import fmean
 import torch
 from hydra import compose, initialize_config_dir
 
-import s2flow.config
+import s2flow.recipe.resolve
+from s2flow import embedded as tiny
 from s2flow import methods
-from s2flow.backbones import tiny
-from s2flow.backbones.tiny.world import WORLDS, held_out_captions
-from s2flow.lowflow import LowFlowCache
+from s2flow.embedded.world import WORLDS, held_out_captions
 from s2flow.metrics import paired_difference
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 from s2flow.scorers import Clip
 from s2flow.scorers.world import WorldAgreement, features, frechet_distance, renders
+from s2flow.store.lowflow import LowFlowCache
 from s2flow.training.sheets import table
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def sample(backbone, args, clips, words, factor, cache):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=[f"backbone={args.backbone}", *words])
     cfg.high = [round(side * factor) for side in cfg.backbone.low]
-    recipe = s2flow.config.resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
+    recipe = s2flow.recipe.resolve.resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
     low, high = [], []
     for k in range(0, len(clips), args.batch):
         prompts, seeds = zip(*clips[k : k + args.batch], strict=True)

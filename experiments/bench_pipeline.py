@@ -33,17 +33,17 @@ from benching import Result, checked, parser_of, run, sig, summed_up
 from hydra import compose, initialize_config_dir
 from random_models import build, model, random_condition
 
-import s2flow.config as config
-from s2flow.backbones import tiny
+import s2flow.recipe.resolve as config
+from s2flow import embedded as tiny
 from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import blank
 from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, RESERVE, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.errors import UserError
-from s2flow.lowflow import LowFlowCache
 from s2flow.methods import generate, method
-from s2flow.recipe import Recipe
-from s2flow.timing import Clock
+from s2flow.process.timing import Clock
+from s2flow.recipe.identity import Recipe
+from s2flow.store.lowflow import LowFlowCache
 
 ROOT = Path(__file__).parent.parent
 SIZES = [  # (LR, HR, frames, brick at LR, brick at HR), largest first; the first is the paper's

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"run": [], "sweep of 3": ["-m", "sparsity=0.25,0.5,0.75"]}

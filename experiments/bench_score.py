@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 from s2flow.store import Store, clip_key, sha256_of
 from s2flow.video import write_video
 
@@ -100,7 +100,7 @@ def add(store: Store, i: int) -> None:
 
 def timed(folder: str, workers: int) -> float:
     """Wall seconds until every shard of run `scored` has its scores."""
-    words = [sys.executable, "-m", "s2flow.score", f"runs_dir={folder}", "runs=[scored]"]
+    words = [sys.executable, "-m", "s2flow.scorers.score", f"runs_dir={folder}", "runs=[scored]"]
     words += ["scorer=[builtin,fidelity]", "scorer.fidelity.reference=reference", "threads=1"]
     start = time.perf_counter()
     started = [

@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 from s2flow.store import clip_key, read_record, written_whole
 
 ROOT = Path(__file__).parents[1]

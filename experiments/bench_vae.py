@@ -28,7 +28,7 @@ from torch import Tensor
 from s2flow.backbones.blank import blank
 from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, VAE_SHARE, vae_cost
-from s2flow.timing import Clock
+from s2flow.process.timing import Clock
 
 MODELS = ("wan_1_3b", "hunyuan")
 SMALL = {"lr": (32, 48), "hr": (64, 96)}  # pixels on a CPU, in one tile each

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2flow.errors import UserError
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 LEAST = {"cpu": 0.02, "cuda": 0.005}  # seconds of one timing

@@ -22,11 +22,11 @@ from typing import Any
 
 from claim_rules import CONFIRMED, REFUTED, UNDECIDED, Found, decide
 from gaussian_flow import GaussianCascade
+from reference import reference_flow
 from torch import Tensor
 
 from s2flow.cascade import Cascade
 from s2flow.costs.paper import paper_clock
-from s2flow.reference import reference_flow
 from s2flow.solver import LRI, Euler
 from s2flow.windows import fraction_of_volume
 

@@ -32,14 +32,16 @@ from claim_rules import UNDECIDED, WORDS, Found, decide, decide_share
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-import s2flow.config
-from s2flow import loading, methods, runner
+import s2flow.recipe.resolve
+from s2flow import methods
 from s2flow.backbones.checkpoint import Origin
 from s2flow.errors import UserError
-from s2flow.outcome import black_frames
-from s2flow.provenance import provenance
+from s2flow.process import loading
+from s2flow.process.provenance import provenance
+from s2flow.run import runner
+from s2flow.run.tasks import clip_tasks
 from s2flow.store import generation_seconds, read_run, write_json, written_whole
-from s2flow.tasks import clip_tasks
+from s2flow.store.outcome import black_frames
 from s2flow.video import read_video, to_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +80,7 @@ def composed(words: list[str]) -> Any:
 
 def recipe_of(cfg: Any, weights: str) -> Any:
     """The recipe of a composed config."""
-    return s2flow.config.resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
+    return s2flow.recipe.resolve.resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
 
 
 def needs(runs_dir: Path, prompts: int, seeds: int, words: list[str]) -> dict[str, Need]:

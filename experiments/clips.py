@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2flow.metrics import ClipKey, Row
-from s2flow.recipe import LATER
+from s2flow.recipe.identity import LATER
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -29,8 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from s2flow.attention import coverage_kernel, window_kernel
-from s2flow.attention.coverage import launch_options
 from s2flow.attention.triton import configs
+from s2flow.coverage import launch_options
 
 SHARED = {80: 163, 90: 227, 100: 227}  # KiB that one block may have
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

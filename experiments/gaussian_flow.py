@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from s2flow.cascade import Cascade, LowFlow
-from s2flow.recipe import Recipe
+from s2flow.recipe.identity import Recipe
 
 SIDE, SCALE, COMPONENTS = 24, 2, 8  # pixels of an HR image, r, prototypes
 WITHIN = 0.3  # share of the variance inside a component

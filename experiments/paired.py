@@ -20,7 +20,7 @@ from typing import Any
 from clips import read_records, scores_by_clip
 
 from s2flow.metrics import AGGREGATES, ClipKey, PairedDifference, Row, paired_runs
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 from s2flow.store import load_records
 
 RESULTS = Path(__file__).parent / "results"

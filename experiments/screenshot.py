@@ -21,10 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from s2flow.cli import one_line
 from s2flow.errors import UserError
 from s2flow.report import write_report
 from s2flow.store import written_whole
+from s2flow.terminal.cli import one_line
 
 OUTPUT = Path(__file__).parent / "results" / "gallery_page.png"
 FLAGS = (

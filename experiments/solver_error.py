@@ -4,7 +4,7 @@
     python experiments/solver_error.py --flow gaussian [--power 4] [--prompts 32]
 
 From one hand-off state (of the LR flow with most steps), every solver integrates the HR flow with
-full attention, over several step counts N; the reference (s2flow/reference.py) cuts the finest of
+full attention, over several step counts N; the reference (experiments/reference.py) cuts the finest of
 these steps in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaussian_flow.py) in the
 model's place. Prints, per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who
 wins; for each source of v' its cosine with the HR flow's own central difference and its relative
@@ -24,18 +24,19 @@ from typing import Any
 from gaussian_flow import GaussianCascade
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from reference import reference_flow
 from torch import Tensor
 
-import s2flow.config
-from s2flow import loading, methods
+import s2flow.recipe.resolve
+from s2flow import methods
 from s2flow.backbones.checkpoint import Origin
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory
-from s2flow.provenance import provenance
-from s2flow.reference import reference_flow
+from s2flow.process import loading
+from s2flow.process.provenance import provenance
+from s2flow.run.tasks import clip_tasks
 from s2flow.solver import LRI, derivative_cosines, difference_weights
-from s2flow.tasks import clip_tasks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -123,7 +124,7 @@ def embedded(args: argparse.Namespace) -> Make:
     def make(words: list[str]) -> Cascade:
         cfg = composed(args, words)
         weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
-        recipe = s2flow.config.resolve(cfg, weights, methods.method("s2flow").KNOBS)
+        recipe = s2flow.recipe.resolve.resolve(cfg, weights, methods.method("s2flow").KNOBS)
         backbone = loading.load_backbone(cfg.backbone, args.device)
         tasks = clip_tasks(cfg)
         return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
@@ -136,7 +137,7 @@ def gaussian(args: argparse.Namespace) -> Make:
 
     def make(words: list[str]) -> Cascade:
         cfg = composed(args, ["handoff=latent", *words])
-        recipe = s2flow.config.resolve(cfg, "", methods.method("s2flow").KNOBS)
+        recipe = s2flow.recipe.resolve.resolve(cfg, "", methods.method("s2flow").KNOBS)
         return GaussianCascade(args.power, recipe, args.prompts)
 
     return make

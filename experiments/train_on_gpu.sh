@@ -19,8 +19,8 @@ if compgen -G ".whl/*.whl" >/dev/null; then
 fi
 mkdir -p "$state" "$out"
 pack() {
-  mkdir -p "$state/tree/backbones/tiny/weights/$size" "$state/tree/scorers/weights"
-  cp -r "$state"/weights/. "$state/tree/backbones/tiny/weights/$size/" || echo "no weights yet"
+  mkdir -p "$state/tree/embedded/weights/$size" "$state/tree/scorers/weights"
+  cp -r "$state"/weights/. "$state/tree/embedded/weights/$size/" || echo "no weights yet"
   cp "$state/log.jsonl" "$out/${size}_training.jsonl" || echo "no training log yet"
   cp s2flow/scorers/weights/$size.* "$state/tree/scorers/weights/" || echo "no oracle yet"
   tar -C "$state/tree" -czf "$out/$size.tar.gz" .

@@ -31,12 +31,12 @@ from s2flow import methods
 from s2flow.backbones.base import Backbone, Origin
 from s2flow.backbones.tiles import tiled
 from s2flow.cascade import Stopped
-from s2flow.config import resolve
-from s2flow.defaults import composed, conf_file, of_pipe
 from s2flow.errors import UserError
 from s2flow.policies import sta
-from s2flow.schema import BackboneConf, Config
-from s2flow.timing import Clock
+from s2flow.process.timing import Clock
+from s2flow.recipe.defaults import composed, conf_file, of_pipe
+from s2flow.recipe.resolve import resolve
+from s2flow.recipe.schema import BackboneConf, Config
 
 NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
              "device", "threads", "seed", "seeds", "context_parallel", "compile", "offload", "fp8",
@@ -170,7 +170,7 @@ FAMILIES = {
 def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
     """The backbone of `generate`'s first argument, the files that describe it, its weights' name."""
     if isinstance(pipe, str):
-        from s2flow.loading import device_here, load_backbone, weights_hash
+        from s2flow.process.loading import device_here, load_backbone, weights_hash
 
         conf = conf_file("backbone", pipe, BackboneConf)
         weights = weights_hash(conf.family, Origin.of(conf))

@@ -5,7 +5,7 @@ and the HR flow treats them alike (`Windows`): per step it asks for a replacer o
 and when the flow has ended, for what to record.
 
     static    a `Plan`: the boxes of all steps, layers and heads are known before the HR flow starts
-              adaptive, fixed, coverage, full; sta (a file of `s2flow.calibrate`); inward
+              adaptive, fixed, coverage, full; sta (a file of `s2flow.run.calibrate`); inward
     online    `s2flow.policies`: the HR flow's own q, k, v decide inside the forward
               oracle, svg, moba
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from s2flow.attention import window_attention
 from s2flow.backbones.routing import AttentionRouter, Replacer, Work
-from s2flow.recipe import BY_VOLUME
+from s2flow.recipe.identity import BY_VOLUME
 from s2flow.windows import (
     CUBE,
     DEFAULT_EXPONENTS,

@@ -18,7 +18,7 @@ QUALITY = ("-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "
 def write_video(path: Path, video: Tensor, fps: int) -> None:
     """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; sides must be even.
 
-    What is NaN or infinite becomes black; `s2flow.outcome` counts it, the file cannot tell.
+    What is NaN or infinite becomes black; `s2flow.store.outcome` counts it, the file cannot tell.
     Raises ValueError for odd sides and OSError if ffmpeg could not finish the file.
     """
     if video.shape[1] % 2 or video.shape[2] % 2:

@@ -196,7 +196,7 @@ def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) ->
 
     rows: (R,) on the CPU; nothing waits for the device of `pooled`, where the outcome stays.
     """
-    from s2flow.attention.coverage import to_device
+    from s2flow.coverage import to_device
 
     g = brick_grid(tokens, brick)
     mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
@@ -219,7 +219,7 @@ def coverage_bytes(
 
     bricks: of the grid; None: as many as tokens. The Triton kernel needs no logits, and so less.
     """
-    from s2flow.attention.coverage import KEYS
+    from s2flow.coverage import KEYS
 
     B, heads, L, d = k
     pieces = min(L, KEYS) * (2 * rows + d)  # logits, their exponentials, and k in float32
@@ -240,7 +240,7 @@ def coverage_by_heads(
 
     Logits are formed for one piece of the keys at a time, or not at all: see `attention/coverage.py`.
     """
-    from s2flow.attention.coverage import brick_masses
+    from s2flow.coverage import brick_masses
 
     one = coverage_bytes(
         (len(k), 1, *k.shape[2:]), len(rows), 1, math.prod(brick_grid(tokens, brick))

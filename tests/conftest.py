@@ -16,10 +16,10 @@ from s2flow.scorers.vbench import compat
 if importlib.util.find_spec("torchvision"):  # may not fit a CPU torch, and transformers imports it
     compat.torchvision_operators()
 
-import s2flow.config as config
-from s2flow.backbones import tiny
+import s2flow.recipe.resolve as config
+from s2flow import embedded as tiny
 from s2flow.methods import method
-from s2flow.recipe import Recipe
+from s2flow.recipe.identity import Recipe
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 

@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from s2flow.lowflow import LowFlowCache
 from s2flow.store import clip_key, sha256_of, write_json
+from s2flow.store.lowflow import LowFlowCache
 from s2flow.video import write_video
 
 

@@ -96,7 +96,7 @@ def test_no_prompt_names_a_file(prompt, seed, original):
 
 
 def test_a_run_opens_no_port(tmp_path, monkeypatch):
-    from s2flow import runner
+    from s2flow.run import runner
 
     for name in ("bind", "listen"):
         monkeypatch.setattr(socket.socket, name, lambda *a: pytest.fail(f"a port: {a}"))

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2flow import windows
-from s2flow.attention.coverage import KEYS, masses
+from s2flow.coverage import KEYS, masses
 from s2flow.errors import UserError
 from s2flow.plan import Plan, Policy, make_plan
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2flow import windows
-from s2flow.attention import coverage, reference, triton, window_kernel
+from s2flow import coverage, windows
+from s2flow.attention import reference, triton, window_kernel
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 

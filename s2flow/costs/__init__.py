@@ -14,7 +14,7 @@ no data, and what is counted follows diffusers' code and ours.
     paper      the paper's clock, and what each reading of its "s = 50 %" predicts
 
     python -m s2flow.costs         the paper's clock beside the model for a GPU of yours
-    python run.py ... plan=true    a command's own clip (`s2flow.planning`)
+    python run.py ... plan=true    a command's own clip (`s2flow.costs.planning`)
 
 Seconds stand and fall with the rates, which are assumptions until measured: a scale, not a promise.
 """

@@ -31,7 +31,7 @@ from s2flow.costs.vae import Pass, vae_cost
 from s2flow.flow import Trajectory, sigma_grid
 from s2flow.handoff import hand_off, resize_video
 from s2flow.plan import inward_box
-from s2flow.recipe import Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.windows import (
     Box,
     brick_grid,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from s2flow.attention.coverage import launch_options
 from s2flow.costs.trace import Moved, tracing
+from s2flow.coverage import launch_options
 from s2flow.windows import Box, brick_grid, coverage_of_masses, sample_rows
 
 

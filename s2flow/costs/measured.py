@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2flow.costs.clock import Rates, known
 from s2flow.errors import UserError
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 
 CUDA = {
     "product": (8192, 8192, 8192),

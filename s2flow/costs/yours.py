@@ -12,17 +12,17 @@ from typing import Any
 from s2flow.backbones.base import Origin
 from s2flow.backbones.blank import blank
 from s2flow.backbones.ulysses import check_heads
-from s2flow.config import resolve
 from s2flow.costs.clip import flow_stage, measure
 from s2flow.costs.clock import Rates
 from s2flow.costs.forward import Forward
 from s2flow.costs.paper import READINGS
 from s2flow.costs.stages import GIB, Costs, bound, seconds_of
-from s2flow.defaults import composed, conf_file
 from s2flow.errors import UserError
 from s2flow.methods import method
-from s2flow.recipe import Recipe
-from s2flow.schema import BackboneConf
+from s2flow.recipe.defaults import composed, conf_file
+from s2flow.recipe.identity import Recipe
+from s2flow.recipe.resolve import resolve
+from s2flow.recipe.schema import BackboneConf
 from s2flow.windows import fraction_of_volume
 
 

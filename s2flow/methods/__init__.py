@@ -3,7 +3,7 @@
     KNOBS     names of the recipe's fields that this method reads, beyond those that all read
     generate(run: Cascade) -> Generated
 
-and, for those with parameters of their own, Params and OWN (`s2flow.params`). A new method is one such
+and, for those with parameters of their own, Params and OWN (`params.py`). A new method is one such
 file and `conf/method/<name>.yaml`, which lists the parameters with their defaults.
 
 Not here: Jenga's progressive resolution is `cascade` with `scales` and `handoff=latent`, and what it
@@ -20,8 +20,8 @@ from typing import Any
 from s2flow.backbones.base import Backbone
 from s2flow.cascade import Cascade, Generated, attention_of
 from s2flow.errors import UserError
-from s2flow.params import COMMON, parameters
-from s2flow.recipe import Recipe
+from s2flow.methods.params import COMMON, parameters
+from s2flow.recipe.identity import Recipe
 
 CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
 CASCADE_KNOBS += ("adain", "stages")

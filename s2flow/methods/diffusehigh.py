@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from s2flow.cascade import Cascade, Corrector, Generated, LowFlow
-from s2flow.filters import dwt, replace_ll, sharpen
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.handoff import resize_video
-from s2flow.params import check_range
+from s2flow.methods.filters import dwt, replace_ll, sharpen
+from s2flow.methods.params import check_range
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
 OWN = 15 / 50

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from s2flow.cascade import Cascade, Corrector, Generated, LowFlow
-from s2flow.filters import low_pass
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.handoff import resize_latent
 from s2flow.methods.diffusehigh import sharpened
-from s2flow.params import check_range
+from s2flow.methods.filters import low_pass
+from s2flow.methods.params import check_range
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.cascade import Cascade, Generated
-from s2flow.params import check_range
+from s2flow.methods.params import check_range
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
 OWN = 20 / 50

@@ -10,7 +10,7 @@ from s2flow.plan import Plan, Windows, candidates_of, make_plan, whole_grid
 from s2flow.policies.moba import Moba
 from s2flow.policies.oracle import Oracle
 from s2flow.policies.svg import Svg
-from s2flow.recipe import Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.windows import Box, brick_grid, fraction_of_volume
 
 

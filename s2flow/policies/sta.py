@@ -13,7 +13,7 @@ from typing import Any
 
 from s2flow.errors import UserError
 from s2flow.plan import Calibration, Policy
-from s2flow.recipe import Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.store import write_json
 from s2flow.windows import Box, brick_grid
 

@@ -164,7 +164,7 @@ def _numbered(texts: Any) -> list[Prompt]:
 
 
 def _world_captions(world: str, count: int, seed: int) -> list[str]:
-    from s2flow.backbones.tiny import world as worlds  # imports torch; other sources need none
+    from s2flow.embedded import world as worlds  # imports torch; other sources need none
 
     known = {"micro": worlds.MICRO, "tiny": worlds.TINY}
     if world not in known:

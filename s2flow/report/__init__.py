@@ -7,7 +7,7 @@
 The page opens from disk and asks nothing of any network. Its rows are prompts and seeds: the LR clip,
 then the clip of each run, labelled by what differs between the runs. All clips in view follow one
 clock. A clip that is missing, half-written, failed or badly recorded leaves a note in its place. Votes
-that the page hands out are read by `s2flow.preferences`.
+that the page hands out are read by `s2flow.report.preferences`.
 
     reading.py   runs as found on disk        media.py           where the page finds videos and posters
     labels.py    what runs are called         page.html, .css    the frame

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from s2flow.cli import one_line
 from s2flow.errors import UserError
 from s2flow.report import __doc__ as what
 from s2flow.report import write_report
+from s2flow.terminal.cli import one_line
 
 
 def main(argv: list[str] | None = None) -> None:

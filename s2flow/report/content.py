@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from s2flow.metrics import bootstrap_interval
-from s2flow.recipe import LATER, LOW
+from s2flow.recipe.identity import LATER, LOW
 from s2flow.report.labels import differing, labels, natural, text_of
 from s2flow.report.media import Media
 from s2flow.report.reading import Row, Run

@@ -35,7 +35,7 @@ high_frequency_flicker = mean |Z_{k+1} - Z_k| / mean |Z|
     every frame. None for one frame or no detail.
     Fails: detail that moves counts as well, so a clip with little detail but moving edges is high.
 black_frames, frozen_frames
-    of `s2flow.outcome`, here of the file.
+    of `s2flow.store.outcome`, here of the file.
 """
 
 import math
@@ -45,8 +45,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.errors import UserError
-from s2flow.outcome import black_frames, frozen_frames
 from s2flow.scorers import Clip
+from s2flow.store.outcome import black_frames, frozen_frames
 from s2flow.video import luminance
 
 FLOOR = 1e-4  # d / U

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2flow.backbones.tiny.render import DISTANCE
-from s2flow.backbones.tiny.world import Scene
+from s2flow.embedded.render import DISTANCE
+from s2flow.embedded.world import Scene
 
 WEIGHTS = Path(__file__).parent / "weights"
 HEIGHT, WIDTH = 64, 96

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2flow.backbones.tiny import world as toy
+from s2flow.embedded import world as toy
 from s2flow.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -42,9 +42,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from s2flow.backbones.tiny import world as toy
-from s2flow.backbones.tiny.model import SIZES as NETWORKS
-from s2flow.backbones.tiny.render import render
+from s2flow.embedded import world as toy
+from s2flow.embedded.model import SIZES as NETWORKS
+from s2flow.embedded.render import render
 from s2flow.scorers import Clip
 from s2flow.scorers.mask import load_mask, measure
 from s2flow.scorers.oracle import (

@@ -30,10 +30,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from s2flow.scorebook import ScoreBook
 from s2flow.store import rows
 from s2flow.store.files import scan, written_whole
 from s2flow.store.records import read_record
+from s2flow.store.scorebook import ScoreBook
 
 NAME = "index.parquet"
 LEAST = 256  # records of a run that is given an index

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2flow.scorebook import ScoreBook
+from s2flow.store.scorebook import ScoreBook
 
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
 WHOLE = {  # what every record holds, in the types that its readers rely on

@@ -23,9 +23,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from s2flow.recipe import Recipe
-from s2flow.scorebook import ScoreBook
+from s2flow.recipe.identity import Recipe
 from s2flow.store.records import generation_seconds
+from s2flow.store.scorebook import ScoreBook
 
 FACTS = ("run_id", "prompt", "original_prompt", "seed", "status", "height", "width", "frames")
 FACTS += ("device", "commit")

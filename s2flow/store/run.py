@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from s2flow.errors import UserError
-from s2flow.scorebook import ScoreBook
 from s2flow.store import index
 from s2flow.store.files import (
     entries,
@@ -22,6 +21,7 @@ from s2flow.store.files import (
     written_whole,
 )
 from s2flow.store.records import Records, read_record
+from s2flow.store.scorebook import ScoreBook
 
 
 class Store:

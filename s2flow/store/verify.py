@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.scorebook import is_verdict
 from s2flow.store.files import TEMPORARY, entries, sha256_of
 from s2flow.store.records import WHOLE, key_of, read_record
+from s2flow.store.scorebook import is_verdict
 
 KEY = r"(?P<key>[0-9a-f]{16})"
 KINDS = {  # of a clip; the record is no part of it

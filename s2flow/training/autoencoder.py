@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2flow.backbones.tiny.model import SIZES, Size, build_flow, embed
-from s2flow.backbones.tiny.text import build_tokenizer
-from s2flow.backbones.tiny.vae import PatchVAE
+from s2flow.embedded.model import SIZES, Size, build_flow, embed
+from s2flow.embedded.text import build_tokenizer
+from s2flow.embedded.vae import PatchVAE
 from s2flow.training.flow import load_weights, normalised_latent
 from s2flow.training.views import LR, View, clips
 

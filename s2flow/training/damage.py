@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.backbones.tiny.render import coverage, render
-from s2flow.backbones.tiny.world import Scene
+from s2flow.embedded.render import coverage, render
+from s2flow.embedded.world import Scene
 
 
 def damage(frames: Tensor, draw: torch.Generator | None = None) -> Tensor:

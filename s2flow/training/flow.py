@@ -35,10 +35,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2flow.backbones.tiny.model import SIZES, Size, build_flow, embed
-from s2flow.backbones.tiny.text import build_tokenizer
-from s2flow.backbones.tiny.vae import PatchVAE
-from s2flow.stopping import asked, caught
+from s2flow.embedded.model import SIZES, Size, build_flow, embed
+from s2flow.embedded.text import build_tokenizer
+from s2flow.embedded.vae import PatchVAE
+from s2flow.process.stopping import asked, caught
 from s2flow.training.sheets import draw
 from s2flow.training.views import LAST_SHARES, LR, SHARES, View, clips
 
@@ -307,7 +307,7 @@ def export(args: argparse.Namespace, training: Training) -> None:
     pipeline.save_pretrained(target)
     index = json.loads((target / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
-    index["vae"] = ["s2flow.backbones.tiny.vae", "PatchVAE"]
+    index["vae"] = ["s2flow.embedded.vae", "PatchVAE"]
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     config = json.loads((target / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # names a folder of this machine

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s2flow.backbones.tiny import world as toy
+from s2flow.embedded import world as toy
 from s2flow.scorers.mask import HEIGHT, WEIGHTS, WIDTH, Mask, load_mask
 from s2flow.training.damage import broken, damage
 

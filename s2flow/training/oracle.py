@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s2flow.backbones.tiny import world as toy
-from s2flow.backbones.tiny.render import render
+from s2flow.embedded import world as toy
+from s2flow.embedded.render import render
 from s2flow.scorers.oracle import (
     COUNTS,
     OF_OBJECT,

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from s2flow.backbones.tiny.model import Size
-from s2flow.backbones.tiny.render import render
-from s2flow.backbones.tiny.world import (
+from s2flow.embedded.model import Size
+from s2flow.embedded.render import render
+from s2flow.embedded.world import (
     CLOSEUP,
     WORLDS,
     Scene,

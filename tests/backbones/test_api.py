@@ -15,10 +15,11 @@ from diffusers.utils import export_to_video
 from test_cli import run_here
 
 import s2flow
-from s2flow import defaults, methods
+from s2flow import methods
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
-from s2flow.schema import BackboneConf
+from s2flow.recipe import defaults
+from s2flow.recipe.schema import BackboneConf
 from s2flow.video import read_video
 
 SMALL = {"high": (64, 96), "frames": 5, "steps": 3, "t_i": 2}

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from test_cli import refusal, run_here
 from test_runner import state
 
-from s2flow import loading
 from s2flow.backbones import checkpoint, hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
+from s2flow.process import loading
 from s2flow.store import read_run
 
 SIZES = ("low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "device=cpu")

@@ -14,10 +14,10 @@ import two_ranks
 from finished import fresh_flows
 from test_cli import run_here
 
-from s2flow import loading, parallel
 from s2flow.backbones.ulysses import check_heads, deal_heads
 from s2flow.errors import UserError
-from s2flow.parallel import Team
+from s2flow.process import loading, parallel
+from s2flow.process.parallel import Team
 
 ROOT = Path(__file__).parents[2]
 

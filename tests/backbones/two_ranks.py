@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 
-import s2flow.config as config
-from s2flow import parallel
+import s2flow.recipe.resolve as config
 from s2flow.backbones import hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.compiled import compile_backbone
 from s2flow.backbones.ulysses import Ulysses, share_videos
 from s2flow.cascade import Cascade
 from s2flow.methods import method
+from s2flow.process import parallel
 
 CONF = {"wan": "wan_1_3b"}
 FAMILIES = {"wan": wan, "hunyuan": hunyuan, "wan_2_2_14b": wan, "hunyuan_1_5": hunyuan15}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from s2flow.filters import dwt
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.methods import diffusehigh
+from s2flow.methods.filters import dwt
 
 NONE = ("method=diffusehigh", "method.guided_steps=0")
 

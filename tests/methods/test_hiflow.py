@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from s2flow.filters import butterworth
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.methods import hiflow
+from s2flow.methods.filters import butterworth
 
 NONE = ("method=hiflow", "method.alpha=0", "method.beta=0")
 

@@ -27,13 +27,13 @@ from hydra.utils import instantiate
 pytest.importorskip("vbench", reason="pip install --no-deps -r requirements/vbench.txt")
 import tiny_vbench
 
-from s2flow.cli import literal
 from s2flow.errors import UserError
-from s2flow.score import score
-from s2flow.scorebook import ScoreBook
 from s2flow.scorers import Clip
 from s2flow.scorers.builtin import temporal_flickering
+from s2flow.scorers.score import score
 from s2flow.scorers.vbench import DIMENSIONS, VBench, compat, twin, weights
+from s2flow.store.scorebook import ScoreBook
+from s2flow.terminal.cli import literal
 from s2flow.video import Undecodable
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from s2flow.backbones.tiny import world as toy
-from s2flow.backbones.tiny.render import render
+from s2flow.embedded import world as toy
+from s2flow.embedded.render import render
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
 from s2flow.scorers.mask import measure

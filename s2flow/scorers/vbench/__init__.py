@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.provenance import provenance
+from s2flow.process.provenance import provenance
 from s2flow.scorers import Clip, device_of
 from s2flow.scorers.vbench import weights, worker
 from s2flow.video import Undecodable, frame_count

@@ -1,0 +1,214 @@
+"""What `plan=true` says of all clips of a job, and of a sweep: what is there, hours, disk.
+
+    cached     clips with a record in runs_dir; of checkpoints, whose hash may ask the hub, in the run
+               of the same recipe, whatever its weights
+    hours      missing clips x seconds of a clip + LR flows to make x seconds of one, x ranks: GPU
+               hours, or hours of this CPU; by the estimates of `s2flow.costs`
+    LR flows   one for all variants of a clip that share it (`Recipe.low_identity`), in the whole sweep;
+               those in lr_cache are not made
+    disk       bytes of a clip's files as the recorded ones of the same size have them in runs_dir
+               ("records"), else a bit a pixel ("pixels": what H.264 takes at this quality, roughly),
+               and LR flows up to lr_cache_gib
+
+Two jobs that ask for the same clip count it once in the totals.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from s2flow.backbones.base import Origin
+from s2flow.costs import GIB
+from s2flow.process import loading
+from s2flow.recipe.identity import Recipe
+from s2flow.run.tasks import Task
+from s2flow.store import Store, read_record
+from s2flow.store.lowflow import low_key
+from s2flow.terminal.summary import label
+from s2flow.windows import brick_grid
+
+BYTES_A_PIXEL = 1 / 8  # of an mp4, until there are records of this size
+BESIDE = 2**16  # bytes of a clip's record and sheet
+SAMPLE = 8  # records that are looked at
+
+
+def forecast(
+    cfg: DictConfig, recipe: Recipe, tasks: list[Task], stages: dict[str, float], blank: Any
+) -> dict[str, Any]:
+    """What a job would have to make.
+
+    stages: seconds of a batch by stage; blank: the backbone without weights. `needs` holds the names
+    of clips and LR flows, from which `totals` counts those of several jobs.
+    """
+    known = cfg.backbone.family == "tiny"  # its weights are here, and hashed at once
+    if known:
+        weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
+        recipe = replace(recipe, weights=weights)
+    run_id = recipe.run_id if known else _run_alike(Path(cfg.runs_dir), recipe)
+    store = Store(cfg.runs_dir, run_id or recipe.run_id, {}, write=False)
+    recorded = {} if cfg.cache == "force" else store.recorded()
+    missing = [t for t in tasks if t.key not in recorded]
+    names = {t.key: f"{recipe.run_id}/{t.key}" for t in tasks}
+    gave_up = set() if cfg.cache == "force" else store.failed()
+    failed = sum(t.key in gave_up for t in missing)
+    flows, to_make = loading.low_flows(cfg), []
+    ranks = cfg.context_parallel
+    for t in missing if "lr" in stages else ():
+        key = low_key(recipe, t.prompt, t.seed, ranks if ranks > 1 else None)
+        there = known and flows.folder is not None and flows.path(key).exists()
+        to_make += [] if there else [flows.name(key)]
+    own, found_in = _clip_bytes(cfg, recipe, store)
+    low = _low_bytes(recipe, blank) if flows.folder is not None and "lr" in stages else 0
+    per_clip = sum(s for name, s in stages.items() if name != "lr") / cfg.batch
+    return {
+        "run_id": run_id,
+        "label": label(recipe),
+        "cached": len(tasks) - len(missing),
+        "missing": len(missing),
+        "failed_before": failed,
+        "cache": cfg.cache,
+        "seconds_clip": round(per_clip, 3),
+        "seconds_low_flow": round(stages.get("lr", 0.0) / cfg.batch, 3),
+        "bytes_clip": own,
+        "bytes_from": found_in,
+        "bytes_low_flow": low,
+        "low_flows_limit": flows.limit,
+        "gpu": cfg.memory is not None or loading.device_here(cfg.device) != "cpu",
+        "needs": {
+            "every_clip": list(names.values()),
+            "clips": [names[t.key] for t in missing],
+            "low_flows": sorted(set(to_make)),
+            "runs_dir": str(cfg.runs_dir),
+        },
+    }
+
+
+def _run_alike(runs_dir: Path, recipe: Recipe) -> str | None:
+    """The run with most records of this recipe, whatever its weights."""
+    wanted = {k: v for k, v in recipe.identity().items() if k != "weights"}
+    found = []
+    for path in runs_dir.glob("*/recipe.json"):
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if {k: v for k, v in stored.items() if k not in ("weights", "version")} == wanted:
+            found.append((len(list((path.parent / "records").glob("*.json"))), path.parent.name))
+    return max(found)[1] if found else None
+
+
+def _clip_bytes(cfg: DictConfig, recipe: Recipe, store: Store) -> tuple[int, str]:
+    """Bytes of one clip's files, and what they are known from."""
+    folders = [store.folder, *sorted(Path(cfg.runs_dir).glob("*"))]
+    for folder in folders:
+        paths = islice((folder / "records").glob("[!.]*.json"), SAMPLE)
+        records = [r for r in map(read_record, paths) if r is not None]
+        size = (recipe.frames, *recipe.high)
+        if not records or tuple(records[0][k] for k in ("frames", "height", "width")) != size:
+            continue
+        kinds = ("clips", "sheets", "records", "windows", "latents")
+        files = (
+            p
+            for r in records
+            for kind in kinds
+            for p in (folder / kind).glob(f"{Path(r['video']).stem}.*")
+        )
+        return sum(p.stat().st_size for p in files) // len(records), "records"
+    pixels = recipe.frames * recipe.high[0] * recipe.high[1]
+    pixels += recipe.frames * recipe.low[0] * recipe.low[1]
+    return round(pixels * BYTES_A_PIXEL) + BESIDE, "pixels"
+
+
+def _low_bytes(recipe: Recipe, blank: Any) -> int:
+    """Bytes of one LR flow on disk: z, v and coverage of every node, float32."""
+    c, t, h, w = shape = blank.latent_shape(*recipe.low, recipe.frames)
+    bricks = brick_grid(blank.token_grid(shape), recipe.brick_low)
+    heads = blank.router.layers * blank.transformer.config.num_attention_heads
+    numbers = 2 * c * t * h * w + heads * bricks[0] * bricks[1] * bricks[2]
+    return 4 * (recipe.steps + 1) * numbers
+
+
+def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several jobs: clips and LR flows that they share count once."""
+    clips, flows = {}, {}
+    for p in plans:
+        clips |= dict.fromkeys(p["needs"]["clips"], p)
+        flows |= dict.fromkeys(p["needs"]["low_flows"], p)
+    seconds = sum(p["seconds_clip"] * p["ranks"] for p in clips.values())
+    seconds += sum(p["seconds_low_flow"] * p["ranks"] for p in flows.values())
+    limit = max(p["low_flows_limit"] for p in plans)
+    low = min(sum(p["bytes_low_flow"] for p in flows.values()), limit)
+    every = {name for p in plans for name in p["needs"]["every_clip"]}
+    return {
+        "clips": len(every),
+        "cached": len(every) - len(clips),
+        "missing": len(clips),
+        "low_flows": len(flows),
+        "hours": round(seconds / 3600, 4),
+        "gpu": any(p["gpu"] for p in plans),
+        "disk_gib": round((sum(p["bytes_clip"] for p in clips.values()) + low) / GIB, 4),
+        "bytes_from": "+".join(sorted({p["bytes_from"] for p in plans})),
+    }
+
+
+def line(plan: dict[str, Any]) -> str:
+    """One job's clips in a line."""
+    whole = totals([plan])
+    failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
+    again = " (cache=force: whatever is recorded)" if plan["cache"] == "force" else ""
+    return (
+        f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
+        f"missing{failed}{again}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
+        f"{_disk(whole)}"
+    )
+
+
+def print_plans(plans: list[dict[str, Any]]) -> None:
+    """Table of a sweep's plans, its totals, and all of it as one line of JSON."""
+    console = Console(highlight=False, width=140)
+    table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("clips", "cached", "missing", "LR flows", "hours", "disk GiB", "needs GiB", "fits")
+    for name in ("run", "what", *names):
+        left = name in ("run", "what")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
+    before: set[str] = set()
+    for p in plans:
+        mine = [f for f in p["needs"]["low_flows"] if f not in before]  # of the earlier jobs
+        before |= set(mine)
+        own = totals([p | {"needs": p["needs"] | {"low_flows": mine}}])
+        fits = {None: "—", True: "yes", False: "no"}[p["fits"]]
+        cells = [p[k] for k in ("clips", "cached", "missing")] + [own["low_flows"]]
+        cells += [f"{own['hours']:.3g}", f"{own['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
+        table.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
+    whole = totals(plans)
+    cells = [whole[k] for k in ("clips", "cached", "missing", "low_flows")]
+    cells += [f"{whole['hours']:.3g}", f"{whole['disk_gib']:.3g}", "", ""]
+    table.add_section()
+    table.add_row("all", "each clip and LR flow once", *map(str, cells))
+    console.print(table)
+    text = f"{_hours(whole)}, {_disk(whole)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
+    console.print(f"{text}; estimates, nothing was loaded or written into the store")
+    shown = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
+    print(json.dumps({"plans": shown, "total": whole}))
+
+
+def _hours(whole: dict[str, Any]) -> str:
+    return f"{whole['hours']:.3g} {'GPU hours' if whole['gpu'] else 'hours'}"
+
+
+def _disk(whole: dict[str, Any]) -> str:
+    return f"{whole['disk_gib']:.3g} GiB of disk (from {whole['bytes_from']})"
+
+
+def _free(folder: Path) -> str:
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / GIB:.1f} GiB are free"

@@ -1,0 +1,1 @@
+"""What a process has: device, models, memory, ranks, signals, clocks, and where it runs."""

@@ -1,0 +1,303 @@
+"""Typed configuration: what was typed (schema.py), what it resolves to, and which run it names.
+
+With the schema the only module that knows OmegaConf. `resolve` checks every knob, fills what was
+left open (`null`) from the backbone, and returns the frozen `Recipe` whose hash is the run id. Every
+error is one line: what was typed, why not, what to type instead.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import s2flow.recipe.schema  # noqa: F401  (registered wherever configs are composed)
+from s2flow.errors import UserError
+from s2flow.flow import sigma_grid
+from s2flow.methods import method
+from s2flow.methods.params import typed, usual_t_i, within
+from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
+from s2flow.policies import moba, sta, svg
+from s2flow.recipe.identity import BY_VOLUME, Recipe
+from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
+from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
+
+
+def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
+    """The recipe of a composed config. Raises UserError for any value that cannot work.
+
+    weights: hash of the backbone's weights; knobs: the method's KNOBS.
+    """
+    backbone = cfg.backbone
+    check_backbone(backbone)
+    check_choices(cfg)
+    module = method(str(cfg.method.name))
+    params = typed(module, cfg.method.name, plain(cfg, "method"))
+    given = {
+        name: getattr(backbone, name) if cfg[name] is None else cfg[name]
+        for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
+    }
+    if given["negative_prompt"] is None:
+        given["negative_prompt"] = ""
+    low, high, brick_low, brick_high = (
+        tuple(backbone[n] if cfg[n] is None else cfg[n])
+        for n in ("low", "high", "brick_low", "brick_high")
+    )
+    sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
+    check_knobs(cfg, given, sizes, knobs, lambda: _usual_t_i(cfg, given, knobs))
+    t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), given["steps"])
+    t_i = t_i or _usual_t_i(cfg, given, knobs)
+    stages = _stages(cfg, given, low, high, t_i, knobs) if "stages" in knobs else ()
+    t_i = stages[0][1] if stages else t_i
+    policy = _policy(cfg.windows)
+    tokens, tokens_high = (
+        (
+            (given["frames"] - 1) // backbone.frame_step + 1,
+            size[0] // backbone.multiple,
+            size[1] // backbone.multiple,
+        )
+        for size in (low, high)
+    )
+    if "windows" in knobs and policy.name == "coverage":
+        bricks = math.prod(brick_grid(tokens, brick_low))
+        check(
+            policy.cap * bricks >= 1 - 1e-9,
+            f"windows.cap={policy.cap:g} is less than one of the {bricks} bricks, which every query "
+            f"keeps; type windows.cap={1 / bricks:.4g} or more",
+        )
+    if "windows" in knobs and policy.name in BY_VOLUME and cfg.sparsity < 1:
+        f = fraction_of_volume(cfg.sparsity, cfg.density)
+        grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
+        if policy.name in BY_CANDIDATES:
+            candidates(f, policy.exponents, grid)
+            _check_density(policy, f, grid, tokens_high, brick_high)
+        if policy.name == "svg":
+            svg.check(policy.exponents, f, grid)
+        if policy.name == "moba":
+            moba.check(f, grid_high)
+        if policy.name == "sta":
+            policy = sta.with_file(policy, cfg.windows.file)
+            sta.check(policy, cfg.windows.file, backbone.name, weights, tokens_high, brick_high, f)
+    return Recipe(
+        backbone=backbone.name,
+        weights=weights,
+        method=cfg.method.name,
+        params=within(params, t_i),
+        low=low,
+        high=high,
+        t_i=t_i,
+        windows=policy,
+        brick_low=brick_low,
+        brick_high=brick_high,
+        dtype=backbone.dtype,
+        fp8=cfg.fp8,
+        vae_tile=_vae_tile(cfg),
+        guidance_2=_guidance_2(cfg, given["guidance"]),
+        knobs=knobs,
+        adain=cfg.adain,
+        stages=stages if len(stages) > 1 else (),
+        rope=cfg.rope if "rope" in knobs else "none",
+        temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
+        shift_high=_shift_high(cfg, given, knobs),
+        **given,
+        **{
+            name: cfg[name]
+            for name in (
+                *("handoff", "noise", "sparsity", "density", "coverage_rows", "attention"),
+                *("solver", "order", "stencil", "lr_time", "upsample"),
+            )
+        },
+    )
+
+
+def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """A group as plain dicts and lists, interpolations resolved. Raises UserError for a `???`."""
+    missing = OmegaConf.missing_keys(cfg)
+    for key in sorted(k for k in missing if k.startswith(f"{group}.")):
+        raise UserError(f"{key} is not set; type {key}=..., conf/{group}/ explains it")
+    return OmegaConf.to_container(cfg[group], resolve=True)
+
+
+def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> int:
+    """HR steps from the HR grid's level that is nearest to the backbone's hand-off.
+
+    Deviation: the paper counts steps (30 of 50), which on another grid is another noise level, and
+    that is what decides between doubled and blurred objects (Table 4).
+    """
+    sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+    return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
+
+
+def _check_density(policy: Policy, f: float, grid: Box, tokens: Box, brick: Box) -> None:
+    """Refuse HR bricks so coarse that every candidate there keeps another share than was asked for."""
+    boxes = candidates_of(policy, f, grid, tokens, brick)
+    reached = [realised_density(tokens, brick, box) for box in boxes]
+    nearest = min(reached, key=lambda x: abs(math.log(x / f)))
+    check(
+        abs(math.log(nearest / f)) < math.log(1.25),
+        f"brick_high={list(brick)} cannot keep f = {f:.4g} of the {'x'.join(map(str, tokens))} tokens; "
+        f"the nearest that it reaches is {nearest:.4g}: type smaller bricks, or another sparsity",
+    )
+
+
+def _stages(
+    cfg: DictConfig,
+    given: dict[str, Any],
+    low: tuple,
+    high: tuple,
+    t_i: int,
+    knobs: tuple[str, ...],
+) -> tuple[tuple[tuple[int, int], int], ...]:
+    """((height, width), HR steps that remain when it starts) of every size above LR; () if unset.
+
+    Sizes are `scales` times `low`, in whole tokens. A level starts at the step nearest to its noise
+    level in `switches`; by default the t_i steps are dealt evenly.
+    """
+    scales, switches = cfg.scales, cfg.switches
+    if scales is None:
+        check(switches is None, "switches is of several scales; type scales=[1,1.5,2] beside it")
+        return ()
+    r = high[0] / low[0]
+    check(
+        len(scales) >= 2 and scales[0] == 1 and all(a < b for a, b in pairwise(scales)),
+        f"scales={list(scales)} does not grow from 1; type scales=[1,{(1 + r) / 2:g},{r:g}]",
+    )
+    check(
+        abs(r - high[1] / low[1]) < 1e-3,
+        f"high=[{high[0]},{high[1]}] is {r:g} x {high[1] / low[1]:g} times low, and scales needs one "
+        "factor for both; type another high, or leave scales out",
+    )
+    check(
+        max(abs(scales[-1] * a - b) for a, b in zip(low, high, strict=True)) < 1e-3 * max(high),
+        f"scales={list(scales)} ends at {scales[-1]:g}, and high is {r:g} times low; "
+        f"type scales=[1,{(1 + r) / 2:g},{r:g}], or another high",
+    )
+    m, levels = cfg.backbone.multiple, len(scales) - 1
+    sizes = [tuple(round(k * side / m) * m for side in low) for k in scales[1:-1]] + [high]
+    if switches is None:
+        steps = [round(t_i * (levels - j) / levels) for j in range(levels)]
+    else:
+        check(
+            cfg.t_i is None, f"t_i={cfg.t_i} and switches={list(switches)} say the same; drop one"
+        )
+        check(
+            len(switches) == levels and all(0 < x < 1 for x in switches),
+            f"switches={list(switches)} holds no noise level in (0, 1) for each of the {levels} sizes "
+            f"above LR; type switches=[{','.join(f'{0.8 * 0.6**j:.2g}' for j in range(levels))}]",
+        )
+        sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+        steps = [max(int((sigma - x).abs().argmin()), 1) for x in switches]
+    check(
+        all(a > b for a, b in pairwise([*steps, 0])),
+        f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
+        "fewer than the one before: type more steps, or other switches",
+    )
+    check(
+        levels == 1 or cfg.windows.policy != "sta" or "windows" not in knobs,
+        "windows=sta was calibrated for one HR size; leave scales out, or type windows=adaptive",
+    )
+    if cfg.noise == "aligned" and cfg.handoff != "noisy":
+        odd = [k for k in scales[1:] if k != int(k)]
+        check(not odd, f"noise=aligned needs integer scales, got {odd}; type noise=fresh")
+    return tuple(zip(sizes, steps, strict=True))
+
+
+def _shift_high(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> float | None:
+    """Shift of the HR grid where it is another; None: that of the LR grid."""
+    return cfg.shift_high if "shift_high" in knobs and cfg.shift_high != given["shift"] else None
+
+
+def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
+    """Factor on HR logits; auto: sqrt(ln L_hr / ln L_lr), to six digits on every machine."""
+    if cfg.temperature is None:
+        return 1.0
+    if cfg.temperature == "auto":
+        return round(math.sqrt(math.log(math.prod(high)) / math.log(max(math.prod(low), 2))), 6)
+    return float(cfg.temperature)
+
+
+def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
+    """Guidance of the second expert; None where there is none, or where guidance = 1 turns both off."""
+    typed, backbone = cfg.guidance_2, cfg.backbone
+    check(
+        backbone.boundary is not None or typed is None,
+        f"guidance_2={typed} is of a second expert, and {backbone.name} has one model; "
+        "leave guidance_2 out",
+    )
+    found = backbone.guidance_2 if typed is None else typed
+    found = guidance if found is None else found
+    check(
+        math.isfinite(found),
+        f"guidance_2={found} is not finite; type guidance_2={backbone.guidance_2}",
+    )
+    check(
+        guidance != 1 or typed in (None, 1),
+        f"guidance_2={typed} has no effect beside guidance=1, which turns guidance off for both "
+        "experts; type guidance_2=1, or another guidance",
+    )
+    return None if backbone.boundary is None or guidance == 1 else found
+
+
+def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
+    """(side, stride) of the autoencoder's tiles; None for whole frames."""
+    own = cfg.backbone.vae_tile
+    tile, m = list((own if cfg.vae_tile is None else cfg.vae_tile) or ()), cfg.backbone.multiple
+    if not tile:
+        return None
+    check(
+        cfg.backbone.family != "tiny",
+        f"vae_tile={tile}: the autoencoder of backbone={cfg.backbone.name} is small and has no "
+        "tiles; leave vae_tile out",
+    )
+    check(
+        len(tile) == 2 and 0 < tile[1] <= tile[0] and tile[0] % m == tile[1] % m == 0,
+        f"vae_tile={tile} is not [side,stride] in pixels, multiples of {m} with stride at most side; "
+        "type vae_tile=[512,448], or vae_tile=[] for whole frames",
+    )
+    return tuple(tile)
+
+
+def _policy(w: Any) -> Policy:
+    names = (*BY_VOLUME, "coverage", "full", "inward")
+    check(
+        w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
+    )
+    for e in w.exponents:
+        check(
+            _is_split(e),
+            f"windows.exponents holds {e}; each entry is three shares that add up to 1: "
+            "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
+        )
+    exponents = [tuple(float(a) for a in e) for e in w.exponents]
+    if w.policy in BY_CANDIDATES:
+        check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
+        exponents = [tuple(a / sum(e) for a in e) for e in exponents]
+    if w.policy == "fixed":
+        exponents = exponents[:1]  # the only one that it reads
+    check(
+        0 < w.target <= 1,
+        f"windows.target={w.target} is not in (0, 1]; type windows.target=0.95",
+    )
+    for name, values in (("steps", [w.dense_steps]), ("layers", w.dense_layers)):
+        check(
+            all(x >= 0 for x in values),
+            f"windows.dense_{name} holds the negative number {min(values, default=0)}; "
+            "type 0 or more",
+        )
+    check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
+    return Policy(
+        w.policy,
+        tuple(exponents) if w.policy in BY_CANDIDATES else (),
+        float(w.target) if w.policy == "coverage" else 0.0,
+        float(w.cap) if w.policy == "coverage" else 1.0,
+        w.dense_steps,
+        tuple(sorted(set(w.dense_layers))),
+    )
+
+
+def _is_split(e: Any) -> bool:
+    try:
+        shares = [float(a) for a in e]
+    except (TypeError, ValueError):
+        return False
+    return len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-3

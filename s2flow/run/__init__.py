@@ -1,0 +1,1 @@
+"""One config's work: which clips, how each is made and recorded, and by how many processes."""

@@ -1,0 +1,102 @@
+"""Hydra's launchers behind one word each: what they need is checked before a sweep starts.
+
+    hydra/launcher=joblib        processes of this machine, as many as cores / threads
+    hydra/launcher=slurm         Slurm jobs, by submitit
+    hydra/launcher=ray_cluster   tasks of a Ray cluster that runs already
+    hydra/launcher=gpus          one job per GPU of this machine, by a Ray of its own
+
+The presets are in conf/hydra/launcher; joblib is the plugin's own. Jobs that run elsewhere say what
+went wrong to their own logs, and Hydra raises the first failure only: each job leaves its error in its
+diary, and the sweep ends with all of them.
+"""
+
+import atexit
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
+
+from s2flow.errors import UserError
+from s2flow.process.parallel import free_jobs
+from s2flow.terminal.cli import one_line
+
+ELSEWHERE = ("slurm", "submitit", "ray", "gpus")  # launchers whose jobs have a stderr of their own
+
+
+class Ready(Callback):
+    """Hydra callback: refuses a launcher that cannot work here, and prints what jobs elsewhere say."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exits with 2 for a launcher without a sweep: Hydra would run the job here."""
+        name = _launcher(config)
+        if name != "basic":
+            _refuse(
+                UserError(
+                    f"hydra/launcher={name} is for sweeps; type python run.py -m ... with it"
+                )
+            )
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exits with 2 for a launcher that lacks something."""
+        name = _launcher(config)
+        try:
+            check(name, config.hydra.launcher)
+        except UserError as error:
+            _refuse(error)
+        if name == "joblib" and config.hydra.launcher.n_jobs == -1:  # the plugin's: all cores
+            with read_write(config):
+                config.hydra.launcher.n_jobs = free_jobs(config.threads)
+        if name.startswith(ELSEWHERE):
+            atexit.register(print_errors, Path(config.hydra.sweep.dir))
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Write the error of a job beside its log."""
+        value = getattr(job_return, "_return_value", None)
+        path = Path(config.hydra.runtime.output_dir) / "error.txt"
+        path.unlink(missing_ok=True)
+        if isinstance(value, Exception):
+            path.write_text(
+                (one_line(value) if isinstance(value, UserError) else repr(value)) + "\n"
+            )
+
+
+def check(name: str, launcher: DictConfig) -> None:
+    """Raises UserError for a launcher that cannot start jobs from here. Ray is started, or joined."""
+    if name in ("slurm", "submitit_slurm") and not (
+        shutil.which("sbatch") and shutil.which("srun")
+    ):
+        raise UserError(
+            f"hydra/launcher={name} needs sbatch and srun, and this machine has none; type it where "
+            "Slurm is, or hydra/launcher=joblib"
+        )
+    if name in ("gpus", "ray_cluster"):
+        from s2flow.run import executor
+
+        if name == "gpus":
+            import torch
+
+            if not torch.cuda.device_count():
+                raise UserError(
+                    "hydra/launcher=gpus: torch finds no GPU on this machine; type "
+                    "hydra/launcher=joblib device=cpu"
+                )
+        executor.start(launcher.ray.init.address)
+
+
+def print_errors(folder: Path) -> None:
+    """What the jobs below a sweep's folder died of, a line each."""
+    for path in sorted(folder.glob("*/error.txt"), key=lambda p: (len(p.parent.name), p)):
+        print(f"error: job {path.parent.name}: {path.read_text().strip()}", file=sys.stderr)
+
+
+def _launcher(config: DictConfig) -> str:
+    return config.hydra.runtime.choices.get("hydra/launcher") or "basic"
+
+
+def _refuse(error: UserError) -> None:
+    """Hydra swallows what a callback raises, an exit apart."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)

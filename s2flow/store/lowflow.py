@@ -1,0 +1,258 @@
+"""The LR flow of a clip, and where it is kept: computed once, shared by every HR variant.
+
+It depends on backbone, weights, prompt, seed, LR size, steps, shift, guidance and what its coverage is
+counted with, and on nothing that the HR stage varies: no sparsity, order, solver, window set, t_i,
+hand-off or method. `LowFlowCache` keeps flows by the hash of just that: the last ones in memory, and
+in a folder
+
+    <folder>/<key>.safetensors    sigma (N+1,) float64; z, v (N+1, C, T, h, w) and coverage
+                                  (N+1, layers, heads, g_t, g_h, g_w) float32; what it is the flow of
+
+A file is written whole or not at all, is bounded with its neighbours by `limit` bytes (the one that
+was used longest ago goes first), and is believed only if its tensors have the hash that its header
+states and its header says what was asked for. Anything else is a miss, said in one line, and is
+written anew. All numbers are kept in full, so a flow from the cache gives the very same HR clip. (A
+clip that was made in a batch differs from one made alone by rounding; the first that was made stays.)
+
+At 1280x768x117, 50 steps, HunyuanVideo's flow takes 3.2 GB and its coverage of every box size 1 GB.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from s2flow.flow import Trajectory
+from s2flow.recipe.identity import LATER, VERSION, Recipe
+from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
+from s2flow.windows import Box
+
+FORMAT = "1"  # of the files; another one is a miss
+MEMORY = 2 * 2**30  # bytes kept in this process
+
+
+@dataclass(frozen=True)
+class LowFlow:
+    """The LR flow: its trajectory and the coverage of every box size.
+
+    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w);
+    seconds: what it took to make, which every variant that reuses it reports as its own.
+    """
+
+    flow: Trajectory
+    coverage: Tensor
+    bricks: Box
+    seconds: float = 0.0
+
+    def at(self, sigma: Tensor) -> "LowFlow":
+        """The same flow on the nodes of another noise grid; coverage from the nearest nodes."""
+        distance = (sigma[:, None] - self.flow.sigma[None, 1:]).abs()  # row 0 is never used
+        nearest = distance.argmin(1) + 1
+        return replace(self, flow=self.flow.at(sigma), coverage=self.coverage[nearest])
+
+    def clips(self) -> list["LowFlow"]:
+        """The flow of each clip of the batch."""
+        n = len(self.flow.z[0])
+        return [
+            LowFlow(
+                Trajectory(self.flow.sigma, *(_part(x, i) for x in (self.flow.z, self.flow.v))),
+                self.coverage[:, :, i : i + 1],
+                self.bricks,
+                self.seconds / n,
+            )
+            for i in range(n)
+        ]
+
+    @classmethod
+    def batch(cls, flows: Sequence["LowFlow"]) -> "LowFlow":
+        """The flows of several clips as one; the opposite of `clips`."""
+        if len(flows) == 1:
+            return flows[0]
+        first = flows[0]
+        z, v = (
+            [None if x[0] is None else torch.cat(x) for x in zip(*states, strict=True)]
+            for states in ([f.flow.z for f in flows], [f.flow.v for f in flows])
+        )
+        coverage = torch.cat([f.coverage for f in flows], 2)
+        seconds = sum(f.seconds for f in flows)
+        return cls(Trajectory(first.flow.sigma, z, v), coverage, first.bricks, seconds)
+
+    def nbytes(self) -> int:
+        """Memory held, for the cache's limit."""
+        kept = [*self.flow.z, *(v for v in self.flow.v if v is not None), self.coverage]
+        return sum(t.nbytes for t in kept)
+
+
+def _part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
+    return [None if x is None else x[i : i + 1].clone() for x in states]
+
+
+def low_key(recipe: Recipe, prompt: str, seed: int, ranks: int | None = None) -> str:
+    """What a clip's LR flow is the flow of. ranks: that made it together; all must have it, or none."""
+    together = {} if ranks is None else {"ranks": ranks}
+    of = {"prompt": prompt, "seed": seed, **together}
+    return json.dumps([VERSION, recipe.low_identity(), of], sort_keys=True)
+
+
+class LowFlowCache:
+    """Flows of single clips by what they are the flow of (any text): in memory, and in a folder.
+
+    folder: None for memory only; limit: bytes of the folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None, limit: int = 0, memory: int = MEMORY):
+        self.folder, self.limit, self.memory = folder and Path(folder), limit, memory
+        self._held: OrderedDict[str, LowFlow] = OrderedDict()
+
+    def get(self, of: str) -> LowFlow | None:
+        """The flow, or None if it must be made."""
+        if of in self._held:
+            self._held.move_to_end(of)
+            return self._held[of]
+        if self.folder is None or not self.path(of).exists():
+            return None
+        try:
+            low = _read(self.path(of), of)
+            os.utime(self.path(of))  # used just now
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = str(error).split("\n")[0]
+            _say(f"{self.path(of)} is not usable ({reason}); the LR flow is made again")
+            return None
+        self._hold(of, low)
+        return low
+
+    def put(self, of: str, low: LowFlow) -> None:
+        """Keep a flow of one clip. A disk that is full or forbidden costs nothing but the reuse."""
+        self._hold(of, low)
+        if self.folder is None:
+            return
+        if low.nbytes() > self.limit:
+            _say(
+                f"an LR flow of {low.nbytes() / 2**30:.3g} GiB is not kept on disk: it is over "
+                f"lr_cache_gib={self.limit / 2**30:g}"
+            )
+            return
+        try:
+            self._make_room(low.nbytes())
+            with written_whole(self.path(of)) as temporary:
+                _write(temporary, of, low)
+        except (OSError, SafetensorError) as error:
+            reason = str(error).split("\n")[0]
+            _say(
+                f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
+            )
+
+    def tidy(self) -> None:
+        """Remove what killed processes of this machine left half written."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                remove_temporaries_of_the_dead(self.folder)
+
+    def drop(self) -> None:
+        """Hold no flow in memory but the one in use, from now on; the folder stays."""
+        self.memory = 0
+        self._held.clear()
+
+    def path(self, of: str) -> Path:
+        """The file of a flow."""
+        return self.folder / f"{self.name(of)}.safetensors"
+
+    @staticmethod
+    def name(of: str) -> str:
+        """The name of a flow's file."""
+        return hashlib.sha256(of.encode()).hexdigest()[:24]
+
+    def _hold(self, of: str, low: LowFlow) -> None:
+        self._held[of] = low
+        self._held.move_to_end(of)
+        while len(self._held) > 1 and sum(f.nbytes() for f in self._held.values()) > self.memory:
+            self._held.popitem(last=False)
+
+    def _make_room(self, wanted: int) -> None:
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+            except OSError:  # another process removed it
+                continue
+        held = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if held + wanted <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
+
+
+def find_flow(
+    folder: str | Path, prompt: str, seed: int, recipe: dict[str, Any]
+) -> LowFlow | None:
+    """The kept LR flow of a finished clip, or None; its record's `recipe` says what it was made with.
+
+    For those who only look: unlike `LowFlowCache`, it marks no file as used.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                of = (file.metadata() or {}).get("of", "")
+            version, low, clip = json.loads(of)
+            stated = json.loads(low)
+            same = all(recipe.get(k, LATER.get(k, v)) == v for k, v in stated.items())
+            if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
+                return _read(path, of)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            continue  # a file that is not whole, or of another format
+    return None
+
+
+def _write(path: Path, of: str, low: LowFlow) -> None:
+    flow = low.flow
+    tensors = {
+        "sigma": flow.sigma,
+        "z": torch.cat(flow.z),
+        "v": torch.cat([torch.zeros_like(flow.z[0]), *flow.v[1:]]),
+        "coverage": low.coverage[:, :, 0].contiguous(),
+    }
+    header = {"format": FORMAT, "of": of, "sha256": _hash(tensors)}
+    header |= {"bricks": json.dumps(low.bricks), "seconds": repr(low.seconds)}
+    save_file(tensors, path, header)
+
+
+def _read(path: Path, of: str) -> LowFlow:
+    """Raises ValueError for a file that is not what it should be."""
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise ValueError(f"it has format {header.get('format')}, not {FORMAT}")
+        if header.get("of") != of:
+            raise ValueError("it is the flow of something else")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _hash(tensors) != header["sha256"]:
+        raise ValueError("its content was altered")
+    z, v = list(tensors["z"].split(1)), list(tensors["v"].split(1))
+    flow = Trajectory(tensors["sigma"], z, [None, *v[1:]])
+    bricks = tuple(json.loads(header["bricks"]))
+    return LowFlow(flow, tensors["coverage"][:, :, None], bricks, float(header["seconds"]))
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+        digest.update(memoryview(x.numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+def _say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What a person at the terminal sees: messages, progress, the closing table."""

@@ -1,0 +1,256 @@
+"""The edge between shell and Hydra: prompts to the letter in, one clear line out when it fails."""
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
+from s2flow.errors import UserError
+from s2flow.process.ranks import rank
+from s2flow.process.stopping import EX_TEMPFAIL, Preempted
+
+WANTED = {  # what OmegaConf says of a value -> what to type
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "not a ListConfig": "a list in brackets",
+    "not a valid bool": "true or false",
+    "not Optional": "a value other than null",
+}
+
+VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
+RUN_IDS = ("runs", "reproduce", "scorer.fidelity.reference")
+RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # perhaps with a clip's key
+FIRST = ("-m", "--multirun")  # argparse would take words before them and refuse those behind
+
+
+def literal(argument: str) -> str:
+    """An argument quoted so that Hydra's grammar passes a prompt, or a run id, on to the letter.
+
+    A run id such as 12345e6789 would be a number. Anything after `prompt=` is text: commas, quotes,
+    `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep. `prompt=null` clears a
+    prompt. Other arguments are returned as they are. (`prompt=???` is OmegaConf's mark of a missing
+    value, and refused as one.)
+    """
+    key, equals, text = argument.partition("=")
+    if key in RUN_IDS and equals and text != "null":
+        return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
+    if key != "prompt" or not equals or text == "null":
+        return argument
+    # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
+    # OmegaConf resolves ${ unless a backslash stands before it.
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
+    text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
+    return f"prompt='{text}'"
+
+
+def check_choice(argument: str) -> None:
+    """Raises UserError for a group whose value can be no name, such as method=0 or windows=[1].
+
+    Hydra would end in a traceback. Names that merely do not exist are Hydra's to refuse.
+    """
+    from s2flow.recipe.schema import CONF
+
+    key, equals, text = argument.partition("=")
+    folder = CONF / key
+    if not equals or not key.isalpha() or not folder.is_dir():
+        return
+    if "(" in text or text == "[]" or (key, text) == ("experiment", "null"):  # choice(a,b)
+        return
+    names = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else text.split(",")
+    if not all(map(_is_name, names)):
+        choices = "|".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"{key}={text} is no name; type one of {key}={choices}")
+
+
+def _is_name(text: str) -> bool:
+    """Whether Hydra would read a file's name, rather than a number, a list or null."""
+    bare = text.strip().strip("'\"")
+    return bool(re.fullmatch(r"[A-Za-z_][\w./-]*", bare)) and text.strip() not in VALUES
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Print a job's user error where it happens: of a sweep, Hydra raises only the first one."""
+    try:
+        yield
+    except UserError as error:
+        if getattr(error, "reported", False):  # by another process
+            raise
+        _say(error)
+        error.reported = True
+        raise
+
+
+class _WithoutHydrasEcho:
+    """stderr, without the line that Hydra puts before every exception of a job."""
+
+    def __init__(self, stream) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Pass on everything else."""
+        echo = text.startswith("Error executing job with overrides:")
+        return len(text) if echo else self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Quote prompts before Hydra reads them; turn user errors into one line and exit code 2.
+
+    Signals that stop a run end with 75 (`s2flow.process.stopping`), Ctrl-C with 130.
+
+    Set HYDRA_FULL_ERROR=1 to see tracebacks instead.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
+    words = sorted(sys.argv[1:], key=lambda word: word not in FIRST)
+    sys.argv[1:] = [literal(a) for a in words]
+    if not full:
+        sys.stderr = _WithoutHydrasEcho(sys.stderr)
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        for word in words:
+            check_choice(word)
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        if not getattr(error, "reported", False):
+            _say(error)
+        sys.exit(2)
+    except Preempted as stop:
+        print(_what_stopped(stop), file=sys.stderr)
+        sys.exit(EX_TEMPFAIL)
+    except Exception as error:
+        if full or not type(error).__module__.startswith(("joblib.", "submitit.", "ray.")):
+            raise
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        print(
+            f"error: a job of the sweep died ({reason}); what is recorded stays, and the same "
+            "command goes on from here",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _what_stopped(stop: Preempted) -> str:
+    names = ", ".join(json.dumps(p, ensure_ascii=False) for p in stop.dropped)
+    dropped = f"dropped {names}, which was not complete" if names else "no clip was in flight"
+    if stop.at_once and not names:  # by a launcher's parent, or a second signal
+        dropped = "at once, whatever was in flight"
+    return f"{_who()}stopped by {stop.by}: {dropped}; the same command goes on from here"
+
+
+def _who() -> str:
+    return f"rank {rank()}: " if rank() else ""
+
+
+def _say(error: BaseException) -> None:
+    print(f"error: {_who()}{one_line(error)}", file=sys.stderr)
+
+
+def program() -> str:
+    """What was typed to start this process."""
+    return "python -m s2flow.score" if sys.argv[0].endswith("score.py") else "python run.py"
+
+
+def one_line(error: BaseException) -> str:
+    """What was wrong, the value, and what to type, on one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None:  # a UserError raised inside a Hydra instantiation
+        if isinstance(cause, UserError):
+            return one_line(cause)
+        cause = cause.__cause__
+    text = str(error)
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(
+        r"Key '([^']+)' not in", text
+    )
+    if key and "not in" in text + str(error.__cause__ or ""):
+        return f"{key[1]}: no such key{_nearest(key[1])}; {program()} --help lists them"
+    absent = re.match(r"Missing mandatory value: (\S+)", text)
+    if absent:
+        return f"{absent[1]} is not set; type {absent[1]}=..."
+    refused = re.match(r"Error merging override (.*)", text)
+    wanted = next((w for said, w in WANTED.items() if said in text + str(error.__cause__)), None)
+    if refused and wanted:
+        place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
+        place = place[1] if place else refused[1].partition("=")[0]
+        return f"{refused[1]} is refused: type {wanted} for {place} ({program()} --help)"
+    if hasattr(error, "override"):  # Hydra's OverrideParseException
+        return (
+            f"{error.override} cannot be read; type key=value, and quote the value twice if it "
+            f"holds brackets or quotes: \"key='...'\""
+        )
+    several = re.match(r"Ambiguous value for argument '(([^=]+)=(.*))'\n", text)
+    if several:
+        return (
+            f"{several[1]} holds several values; to sweep over them type {program()} -m "
+            f"{several[1]}, for a list type {several[2]}=[{several[3]}]"
+        )
+    launcher = re.search(r"In 'hydra/launcher/(\w+)': Could not", text) or re.search(
+        r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'", text
+    )
+    if launcher:
+        return (
+            f"hydra/launcher={launcher[1]} needs a plugin that is not installed; "
+            'type pip install "s2flow[cluster]"'
+        )
+    absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
+    if absent:
+        return f"{absent[1]}={absent[2]} is unknown; {program()} --help lists the choices"
+    missing = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text)
+    if missing:
+        options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
+        return (
+            f"{missing[1]}={missing[2]} is unknown; type one of {missing[1]}={'|'.join(options)}"
+        )
+    lines = [
+        line.strip() for line in (text, str(error.__cause__ or "")) for line in line.split("\n")
+    ]
+    kept = [
+        x
+        for x in lines
+        if x and not x.startswith(("object_type", "reference_type", "full_key: null"))
+    ]
+    return "; ".join(dict.fromkeys(kept))
+
+
+def _nearest(key: str) -> str:
+    from s2flow.recipe.schema import Config, ScoreConf
+
+    if key.startswith("method."):
+        return _of_methods(key)
+    schema = ScoreConf if program().endswith("score") else Config
+    groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
+    known = [f.name for f in fields(schema)] + ["experiment"]
+    known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
+    beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    close = difflib.get_close_matches(key, beside or known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _of_methods(key: str) -> str:
+    """What was meant by method.<parameter>, of any method."""
+    from s2flow.methods import by_parameter
+
+    known = by_parameter()
+    owners = known.get(key.partition(".")[2])
+    if owners:
+        return f" of this method (it is one of method={'|'.join(owners)})"
+    close = difflib.get_close_matches(key, [f"method.{name}" for name in known], 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,153 @@
+"""What a person sees at the end: the table of a run or of a sweep, and where things are."""
+
+import atexit
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from s2flow.methods.params import variant
+from s2flow.process.ranks import rank
+from s2flow.recipe import identity as recipes
+from s2flow.recipe.identity import Recipe
+
+TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
+SHOWN = {
+    "world_agreement": "agree",
+    "object_count": "objects",
+    "detail": "detail",
+    "temporal_flickering": "flicker",
+    "psnr": "psnr",
+}
+
+
+def print_failure(prompt: str, error: Exception | str) -> None:
+    """One line for a clip that failed; its traceback is in the store."""
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}".split("\n")[0]
+    print(f"  FAILED {json.dumps(prompt, ensure_ascii=False)} {reason}", file=sys.stderr)
+
+
+def print_run(summary: dict[str, Any]) -> None:
+    """Table of one run, and where its files are."""
+    console = _console()
+    folder, found = summary["folder"], summary["tally"]
+    if not in_sweep():  # its table comes at the end
+        console.print(_table([summary]))
+    line = f"videos {folder}/clips   contact sheets {folder}/sheets"
+    if found["video"] is not None and summary["clips"] == 1:
+        video = f"{folder}/{found['video']}"
+        line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
+    if found["clips"]:
+        console.print(line, markup=False, soft_wrap=True)
+    if found["duplicates"]:
+        console.print(
+            f"{found['duplicates']} duplicate(s): clips that several workers made at the same time"
+        )
+    if not in_sweep():
+        print_what_next([summary])
+
+
+def in_sweep() -> bool:
+    """Whether Hydra runs this as one job of several."""
+    hydra = HydraConfig.instance().cfg
+    return hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN
+
+
+def label(recipe: Recipe) -> str:
+    """The knobs of a run in a few words, for tables."""
+    return recipes.label(
+        recipe.identity(), recipe.windows_label, variant(recipe.params, recipe.t_i)
+    )
+
+
+class SweepTable(Callback):
+    """Hydra callback: every job leaves its summary in its diary; a sweep ends with all of them."""
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """If jobs fail, Hydra ends a sweep without on_multirun_end: print the table even so."""
+        atexit.register(print_sweep, Path(config.hydra.sweep.dir))
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Write the job's summary beside its log."""
+        value = getattr(job_return, "_return_value", None)
+        value = getattr(value, "summary", value)  # of an error that says how many clips failed
+        names = {"tally": "summary.json", "needs": "plan.json"}  # of a run, of plan=true
+        for name in names.keys() & (value.keys() if isinstance(value, dict) else ()):
+            folder = Path(config.hydra.runtime.output_dir)
+            told = {k: v for k, v in value.items() if k != "records"}  # they are in the store
+            (folder / names[name]).write_text(json.dumps(told))
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Print the table of the sweep."""
+        atexit.unregister(print_sweep)
+        print_sweep(Path(config.hydra.sweep.dir))
+
+
+def print_sweep(folder: Path) -> None:
+    """Table of the jobs that left their summaries below a sweep's folder."""
+    if rank() != 0:
+        return
+    summaries, plans = (_left_by_jobs(folder, name) for name in ("summary.json", "plan.json"))
+    if summaries:
+        _console().print(_table(summaries, title="sweep"))
+        print_what_next(summaries)
+    if plans:
+        from s2flow.costs.forecast import print_plans  # which needs `label`
+
+        print_plans(plans)
+
+
+def _left_by_jobs(folder: Path, name: str) -> list[dict[str, Any]]:
+    found = sorted(folder.glob(f"*/{name}"), key=lambda p: (len(p.parent.name), p))
+    return [json.loads(p.read_text()) for p in found]
+
+
+def print_what_next(summaries: list[dict[str, Any]]) -> None:
+    """Where things were written, and the commands that show them."""
+    folder, console = Path(summaries[0]["folder"]).parent, _console()
+    name = next((x["experiment"] for x in summaries if x.get("experiment")), None)
+    own = f" --runs {folder}" if str(folder) != "runs" else ""
+    lines = [f"runs    {folder}", f"report  python -m s2flow.report {folder}"]
+    if name in TABLES:
+        lines += [f"table   python experiments/tables.py {name}{own}"]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
+    """One row a run: means over its recorded clips."""
+    scores = [s for s in SHOWN if any(s in x["tally"]["scores"] for x in summaries)]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("run", "what", "clips", "f", "LR s", "HR s", "all s"):
+        left = name in ("run", "what")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
+    for name in scores:
+        table.add_column(SHOWN[name], justify="right", no_wrap=True)
+    for x in summaries:
+        means = x["tally"]
+        cells = [
+            x["run_id"],
+            x["label"],
+            f"{means['clips']}/{x['clips']}",
+            _shown(means["f"], 3),
+            *(_shown(means[k], 2) for k in ("lr", "hr", "all")),
+            *(_shown(means["scores"].get(s), 4) for s in scores),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for the table when printed to a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""Experiment trackers: `python -m s2flow.tracking` publishes a store."""

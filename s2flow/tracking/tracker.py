@@ -1,0 +1,312 @@
+"""wandb as a view of the store: a wandb run per s2flow run, under the same id; `runs/` is the truth.
+
+    python run.py tracker=wandb ...                      while clips are made; offline, without a login
+    python -m s2flow.tracking publish runs/              all again from the store, later scores too
+    python -m s2flow.tracking dashboard --entity E --project P      a workspace that shows it
+
+    config      the recipe
+    history     per step of a clip  lr/seconds lr/sigma lr/left   hr/seconds hr/density hr/sigma hr/left
+                per clip            score/* seconds/* density outcome prompt seed, and of the first
+                                    `tracker.videos` prompts video/p1-s0 and windows/p1-s0
+    summary     tables `clips`, `scores` and `steps`; mean/*, the means over clips
+
+A step's row has the number 10000 x (the clip's place in its run) + its own place: what wandb has is not
+sent twice, and `publish` may be repeated; the tables in the summary are replaced. In a batch, steps
+stand in the rows of its first clip, with the mean density. Recorded clips log nothing, and a job
+without clips to make opens no wandb run. Of several processes at one run each has its own history:
+publish once they are done.
+
+Whatever wandb does after it has started costs no clip: one line says that it stopped.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from s2flow.cascade import Step
+from s2flow.errors import UserError
+from s2flow.recipe.identity import Recipe
+from s2flow.recipe.schema import TrackerConf
+from s2flow.report.windowmap import read_windows, window_picture
+from s2flow.store import read_run
+from s2flow.terminal.cli import one_line
+from s2flow.tracking.dashboard import dashboard
+from s2flow.tracking.rows import Record, Row, clip_row, step_row, step_rows, summary
+
+TRACKERS = ("none", "wandb")
+MODES = ("offline", "online", "disabled")
+PLACES = 10_000  # history rows per clip; more than two flows have steps
+
+
+class Tracker:
+    """One wandb run that is open: steps and clips as they come. Nothing that wandb does is raised.
+
+    run: of wandb; runs_dir: what `publish` would be told; names: {prompt index: "p1"} of those whose
+    videos are shown; place: where in its run the next clip stands.
+    """
+
+    def __init__(self, run: Any, runs_dir: Path, names: dict[int, str], place: int) -> None:
+        self.run, self.runs_dir, self.names = run, runs_dir, names
+        self.place = place
+        self.open, self.rows = True, 0
+
+    def step(self, step: Step) -> None:
+        """A step of a flow was taken."""
+        density = fmean(step.density) if step.density else None
+        row = step_row(step.stage, step.n, step.sigma, step.seconds, density)
+        self.safely(lambda: self._next(row))
+
+    def clip(self, record: Record, folder: Path) -> None:
+        """A clip is recorded and scored; its row ends its place."""
+        self.safely(lambda: self._next(clip_row(record) | self._media(record, folder)))
+        self.skip()
+
+    def skip(self) -> None:
+        """On to the next place."""
+        self.place, self.rows = self.place + 1, 0
+
+    def again(self, record: Record, folder: Path) -> None:
+        """All rows of a recorded clip, those apart that wandb has."""
+        for row in step_rows(record):
+            self.safely(lambda row=row: self._next(row))
+        self.clip(record, folder)
+
+    def tables(self, records: Sequence[Record]) -> None:
+        """Replace the tables and means of the summary."""
+        self.safely(lambda: self.run.summary.update(summary(records)))
+
+    def safely(self, act: Callable[[], Any]) -> None:
+        """Act; if wandb fails, say so once and let clips go on without it."""
+        if not self.open:
+            return
+        try:
+            act()
+        except Exception as error:
+            self.open = False
+            print(
+                f"wandb stopped ({_reason(error)}); clips go on, and when it works again "
+                f"`python -m s2flow.tracking publish {self.runs_dir}` sends them",
+                file=sys.stderr,
+            )
+
+    def _next(self, row: Row) -> None:
+        number, self.rows = self.place * PLACES + self.rows, self.rows + 1
+        if number >= self.run.step:
+            self.run.log({k: v for k, v in row.items() if v is not None}, step=number)
+
+    def _media(self, record: Record, folder: Path) -> Row:
+        """Video and windows of a clip that is one of those shown, from its files."""
+        name, video = self.names.get(min(record["prompt_index"])), folder / record["video"]
+        if name is None or self.place * PLACES + self.rows < self.run.step:
+            return {}
+        import wandb
+
+        caption, name = f"{record['prompt']} (seed {record['seed']})", f"{name}-s{record['seed']}"
+        media: Row = {}
+        if video.exists():
+            media[f"video/{name}"] = wandb.Video(str(video), caption=caption, format="mp4")
+        windows = read_windows(folder, record)
+        if windows is not None:
+            picture = window_picture(windows, record["prompt"])
+            media[f"windows/{name}"] = wandb.Image(picture, caption=caption)
+        return media
+
+
+def shown(indices: Iterable[int], k: int) -> dict[int, str]:
+    """Names p1 ... pk of the first k prompts of a list, by prompt index."""
+    return {index: f"p{i + 1}" for i, index in enumerate(sorted(set(indices))[: max(k, 0)])}
+
+
+def experiment() -> str | None:
+    """The experiment that this job belongs to, experiment=table2; None if none was named."""
+    config = HydraConfig.instance().cfg
+    return None if config is None else config.hydra.runtime.choices.get("experiment")
+
+
+def sweep() -> str | None:
+    """What this job is part of: the experiment, else the sweep's folder; None for a single run."""
+    config = HydraConfig.instance().cfg
+    if config is None:
+        return None
+    if experiment() or config.hydra.mode != RunMode.MULTIRUN:
+        return experiment()
+    return "/".join(Path(config.hydra.sweep.dir).parts[-2:])
+
+
+# -- opening a wandb run ----------------------------------------------------------------------
+
+
+def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
+    """Raises UserError for a tracker or mode that does not exist and a negative number of videos.
+
+    of: what stands before these words where they were typed.
+    """
+    if conf.name not in TRACKERS:
+        raise UserError(f"{of}name={conf.name} is unknown; type one of tracker=none|wandb")
+    if conf.mode not in MODES:
+        modes = "|".join(MODES)
+        raise UserError(f"{of}mode={conf.mode} is unknown; type one of {of}mode={modes}")
+    if conf.videos < 0:
+        raise UserError(f"{of}videos={conf.videos} is negative; type {of}videos=0 or more")
+
+
+@contextlib.contextmanager
+def tracked(
+    cfg: DictConfig, recipe: Recipe, indices: Iterable[int] = (), place: int = 0
+) -> Iterator[Tracker | None]:
+    """The tracker of a job, None for tracker=none. Raises UserError if wandb cannot start.
+
+    indices: the prompts of the job, by index; place: how many clips the run has.
+    """
+    if cfg.tracker.name == "none":
+        yield None
+        return
+    check(cfg.tracker)
+    group = cfg.tracker.group or sweep() or recipe.method
+    names, runs_dir = shown(indices, cfg.tracker.videos), Path(cfg.runs_dir)
+    with _opened(cfg.tracker, recipe.run_id, recipe.identity(), group) as run:
+        behind = math.ceil(run.step / PLACES)  # run.step: the first row that wandb lacks
+        tracker = Tracker(run, runs_dir, names, max(place, behind))
+        try:
+            yield tracker
+        finally:
+            tracker.tables(read_run(runs_dir / recipe.run_id))
+
+
+@contextlib.contextmanager
+def _opened(
+    conf: DictConfig | TrackerConf, run_id: str, recipe: Record, group: str | None
+) -> Iterator[Any]:
+    """A wandb run by our id, closed at the end. Raises UserError if it cannot be opened."""
+    import wandb
+
+    try:
+        run = wandb.init(
+            id=run_id,
+            name=f"{recipe['method']}-{run_id}",
+            project=conf.project,
+            entity=conf.entity,
+            group=group,
+            config=recipe,
+            mode=conf.mode,
+            resume="allow",
+            # its words would run into our live lines
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except (wandb.errors.Error, OSError, ValueError) as error:
+        raise UserError(
+            f"wandb cannot start: {_reason(error).rstrip('.')}; mode=offline needs neither login "
+            "nor network, WANDB_DIR moves its files"
+        ) from None
+    where = run.url if conf.mode == "online" else _near(Path(run.dir).parent)
+    hint = f"; `wandb sync {where}` uploads it" if conf.mode == "offline" else ""
+    failed = 1
+    try:
+        yield run
+        failed = 0
+    finally:
+        try:
+            run.finish(exit_code=failed)
+            if conf.mode != "disabled":
+                print(f"wandb {run_id}: {where}{hint}", file=sys.stderr)
+        except Exception as error:
+            print(f"wandb could not close {run_id}: {_reason(error)}", file=sys.stderr)
+
+
+def _near(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().split("\n")[0]
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None:
+    """Send all finished clips below runs_dir; rows that wandb has are not sent again.
+
+    only: run ids; none: all. Raises UserError if there is nothing to send or wandb cannot start.
+    """
+    check(conf, "--")
+    every = {p.parent.name: p.parent for p in sorted(runs_dir.glob("*/recipe.json"))}
+    for run_id in only:
+        if run_id not in every:
+            raise UserError(f"{runs_dir} has no run {run_id}; it has {', '.join(every) or 'none'}")
+    found = {run_id: _in_order(every[run_id]) for run_id in only or every}
+    if not any(found.values()):
+        raise UserError(
+            f"{runs_dir} holds no finished clips; type the folder that run.py wrote its runs to"
+        )
+    for run_id, records in found.items():
+        if not records:
+            print(f"{run_id}: no finished clip, nothing to send")
+            continue
+        recipe = json.loads((every[run_id] / "recipe.json").read_text(encoding="utf-8"))
+        recipe.pop("version", None)
+        group = conf.group or records[-1].get("sweep") or recipe["method"]
+        names = shown((min(r["prompt_index"]) for r in records), conf.videos)
+        with _opened(conf, run_id, recipe, group) as run:
+            tracker = Tracker(run, runs_dir, names, 0)
+            for record in records:
+                tracker.again(record, every[run_id])
+            tracker.tables(records)
+        if not tracker.open:
+            raise UserError(f"{run_id} was not sent whole; the same command sends the rest")
+        print(f"{run_id}: {len(records)} clips")
+
+
+def _in_order(folder: Path) -> list[Record]:
+    """The clips of a run as they were made: a clip that is made later never moves another."""
+
+    def made(record: Record) -> float:
+        path = folder / "records" / f"{Path(record['video']).stem}.json"
+        return path.stat().st_mtime if record.get("at") is None else record["at"]
+
+    return sorted(read_run(folder), key=made)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; exits with 2 and one line if something cannot work."""
+    parser = argparse.ArgumentParser("python -m s2flow.tracking", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    send = commands.add_parser("publish", help="send everything below a folder of runs to wandb")
+    send.add_argument("runs", type=Path, help="the folder that run.py wrote its runs to")
+    send.add_argument("--run", action="append", default=[], metavar="ID", help="only this run")
+    send.add_argument("--mode", default="offline", help="|".join(MODES))
+    send.add_argument("--group", help="the sweep that made the newest clip, if not set")
+    send.add_argument("--videos", type=int, default=4, help="of the first so many prompts [4]")
+    show = commands.add_parser("dashboard", help="save a workspace that shows the runs; logs in")
+    show.add_argument("--name", default="S²Flow")
+    show.add_argument("--videos", type=int, default=4, help="prompts that are shown [4]")
+    show.add_argument("--seeds", type=int, default=1, help="seeds of each of them [1]")
+    show.add_argument("--out", type=Path, metavar="FILE", help="write the definition as JSON, too")
+    show.add_argument("--dry-run", action="store_true", help="build it only; needs no login")
+    for command in (send, show):
+        command.add_argument("--project", default="s2flow")
+        command.add_argument("--entity", help="your own, if not set")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "publish":
+            conf = TrackerConf(
+                "wandb", args.project, args.entity, args.mode, args.group, args.videos
+            )
+            publish(args.runs, conf, args.run)
+        else:
+            dashboard(args)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
