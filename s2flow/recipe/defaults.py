@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s2flow.backbones.base import Backbone
-from s2flow.errors import UserError
-from s2flow.recipe.schema import CONF, BackboneConf, Config, WindowsConf
-from s2flow.terminal.cli import WANTED
+from s2flow.errors import WANTED, UserError
+from s2flow.recipe import CONF
+from s2flow.recipe.schema import BackboneConf, Config, WindowsConf
 from s2flow.windows import Box
 
 BRICK = 128  # most tokens of an HR brick
