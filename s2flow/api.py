@@ -4,11 +4,12 @@
     out = s2flow.generate(pipe, "a cat in the rain", high=(960, 1664), sparsity=0.5, order=2)
     export_to_video(out.frames[0], "cat.mp4", fps=out.fps)
 
-Keywords are the knobs of conf/config.yaml, checked by the same code and with the same defaults. What is
-left open comes, in this order, from other keywords (`low` is half of `high`), from the pipe itself (the
-shift of its scheduler, strides, types), and from the file of conf/backbone that fits it. The clips are
-made by `methods.generate`, as those of `run.py` are: the same noise, and the same pixels where types
-and shift are the same. `run.py` keeps the autoencoder in float32 (here: pipe.vae.float()).
+Keywords are the knobs of docs/knobs.md that describe a clip, checked by the same code and with the
+same defaults. What is left open comes, in this order, from other keywords (`low` is half of `high`),
+from the pipe itself (the shift of its scheduler, strides, types), and from the file of conf/backbone
+that fits it. The clips are made by `methods.generate`, as those of `run.py` are: the same noise, and
+the same pixels where types and shift are the same. `run.py` keeps the autoencoder in float32 (here:
+pipe.vae.float()).
 
 The pipe is only borrowed. Its attention processors are wrapped while a call lasts and put back when it
 ends, by an error or Ctrl-C too, and so are the tiles of its autoencoder (`vae_tile`) and whatever else
@@ -19,7 +20,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,9 @@ from s2flow.policies import sta
 from s2flow.process.timing import Clock
 from s2flow.recipe.defaults import composed, conf_file, of_pipe
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import BackboneConf, Config
+from s2flow.recipe.schema import BackboneConf, declared
 
-NOT_KNOBS = {"backbone", "prompt", "prompts", "scorer", "tracker", "runs_dir", "shard", "batch",
-             "device", "threads", "seed", "seeds", "context_parallel", "compile", "offload", "fp8",
-             "plan", "tflops", "bandwidth", "link", "memory", "check_memory", "keep_latents",
-             "lr_cache_gib", "lr_cache_dir", "progress", "cache", "reproduce", "executor",
-             "ray"}  # fmt: skip
-KNOBS = tuple(f.name for f in fields(Config) if f.name not in NOT_KNOBS)
+KNOBS = ("method", "windows", *(f.name for _, f in declared() if f.metadata["clip"]))
 UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
 DIFFUSERS = {  # its words for our knobs
     "height": "high=(height, width)",

@@ -11,29 +11,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
+from s2flow.recipe.schema import declared
 
 LONGEST = 10_000  # steps of a flow, which is kept whole
 DTYPES = ("float32", "bfloat16", "float16")
-CHOICES = {
-    "density": ("volume", "per_axis"),
-    "solver": ("lri", "euler", "ab2", "ab3", "lri_cv", "unipc", "heun"),
-    "handoff": ("x0", "latent", "noisy"),
-    "noise": ("fresh", "aligned"),
-    "rope": ("none", "interpolate", "ntk"),
-    "stencil": ("grid", "central"),
-    "lr_time": ("sigma", "snr"),
-    "upsample": ("bilinear", "nearest", "bicubic"),
-    "attention": ("auto", *BACKENDS),
-    "offload": ("none", "model", "group"),
-    "cache": ("cached", "retry", "force", "read-only"),
-}
 COUNTS = ("steps", "frames", "fps", "multiple", "frame_step", "max_frames", "max_side")
 LEVELS = ("handoff_sigma", "boundary")  # of noise, in (0, 1); a boundary may be null
 TRIPLES, PAIRS = ("brick_low", "brick_high"), ("low", "high")
 MOST = 2**31  # larger counts are typing errors, and no size of anything here
-MOST_THREADS = 1024  # torch starts as many as it is told
 
 
 def check_backbone(conf: Any) -> None:
@@ -61,14 +47,6 @@ def check_backbone(conf: Any) -> None:
         )
 
 
-def check_threads(threads: int | None) -> None:
-    """Raises UserError for a number of CPU threads that no machine runs."""
-    check(
-        threads is None or 1 <= threads <= MOST_THREADS,
-        f"threads={threads} is not in 1..{MOST_THREADS}; type threads=1, or null for all cores",
-    )
-
-
 def check_knobs(
     cfg: DictConfig,
     given: dict[str, Any],
@@ -88,10 +66,6 @@ def check_knobs(
     check(
         0 < given["shift"] < math.inf,
         f"shift={given['shift']} is not positive and finite; type shift={cfg.backbone.shift}",
-    )
-    check(
-        cfg.shift_high is None or 0 < cfg.shift_high < math.inf,
-        f"shift_high={cfg.shift_high} is not positive and finite; type shift_high={given['shift']}",
     )
     check(
         math.isfinite(given["guidance"]),
@@ -136,18 +110,45 @@ def check_knobs(
         )
 
 
+def check_declared(cfg: Any) -> None:
+    """Raises UserError for a word or number outside of what its knob declares (`schema.py`).
+
+    cfg: a config that has some or all of the knobs.
+    """
+    for _, f in declared():
+        m, value = f.metadata, cfg.get(f.name)
+        if value is None:
+            continue
+        check(
+            not m["choices"] or value in m["choices"],
+            f"{f.name}={value} is unknown; type one of {f.name}={'|'.join(m['choices'])}",
+        )
+        bounded = (
+            math.isfinite(m["least"]) or math.isfinite(m["most"]) or math.isfinite(m["above"])
+        )
+        if bounded:
+            check(
+                m["least"] <= value <= m["most"] and m["above"] < value < math.inf,
+                f"{f.name}={value:g} is not {_bounds(m)}; type {f.name}={m['example']:g}",
+            )
+
+
+def _bounds(m: Any) -> str:
+    if math.isfinite(m["above"]):
+        return f"above {m['above']:g} and finite"
+    if math.isfinite(m["most"]):
+        return f"in {m['least']:g}..{m['most']:g}"
+    return f"at least {m['least']:g}"
+
+
 def check_choices(cfg: DictConfig) -> None:
-    """Raises UserError for a word that is none of CHOICES, and for a store without a name."""
+    """Raises UserError for what a knob does not declare, and for a store without a name."""
     check(bool(str(cfg.runs_dir).strip()), "runs_dir= is empty; type runs_dir=runs")
     check(
         cfg.backbone.dtype in DTYPES,
         f"backbone.dtype={cfg.backbone.dtype} is unknown; type backbone.dtype={'|'.join(DTYPES)}",
     )
-    for name, choices in CHOICES.items():
-        check(
-            cfg[name] in choices,
-            f"{name}={cfg[name]} is unknown; type one of {name}={'|'.join(choices)}",
-        )
+    check_declared(cfg)
 
 
 def _check_counts(
@@ -170,16 +171,6 @@ def _check_counts(
     )
     _check_ranks(cfg.context_parallel)
     _check_compile(cfg)
-    check(
-        0 <= cfg.lr_cache_gib < 1e6,
-        f"lr_cache_gib={cfg.lr_cache_gib:g} is no size; type lr_cache_gib=10, or 0 to keep none",
-    )
-    check(cfg.batch >= 1, f"batch={cfg.batch} is not positive; type batch=1")
-    check_threads(cfg.threads)
-    check(
-        cfg.coverage_rows >= 1,
-        f"coverage_rows={cfg.coverage_rows} is too few; type coverage_rows=128",
-    )
 
 
 def _check_sizes(backbone: Any, low: tuple | None, high: tuple, frames: int) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import s2flow.recipe.schema  # noqa: F401  (registered wherever configs are composed)
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.methods import method
@@ -20,6 +19,7 @@ from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
 from s2flow.policies import moba, sta, svg
 from s2flow.recipe.identity import BY_VOLUME, Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
+from s2flow.recipe.schema import declared
 from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
 
 
@@ -78,36 +78,30 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         if policy.name == "sta":
             policy = sta.with_file(policy, cfg.windows.file)
             sta.check(policy, cfg.windows.file, backbone.name, weights, tokens_high, brick_high, f)
-    return Recipe(
-        backbone=backbone.name,
-        weights=weights,
-        method=cfg.method.name,
-        params=within(params, t_i),
-        low=low,
-        high=high,
-        t_i=t_i,
-        windows=policy,
-        brick_low=brick_low,
-        brick_high=brick_high,
-        dtype=backbone.dtype,
-        fp8=cfg.fp8,
-        vae_tile=_vae_tile(cfg),
-        guidance_2=_guidance_2(cfg, given["guidance"]),
-        knobs=knobs,
-        adain=cfg.adain,
-        stages=stages if len(stages) > 1 else (),
-        rope=cfg.rope if "rope" in knobs else "none",
-        temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
-        shift_high=_shift_high(cfg, given, knobs),
-        **given,
-        **{
-            name: cfg[name]
-            for name in (
-                *("handoff", "noise", "sparsity", "density", "coverage_rows", "attention"),
-                *("solver", "order", "stencil", "lr_time", "upsample"),
-            )
-        },
-    )
+    as_typed = {
+        f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__
+    }
+    resolved = {
+        "backbone": backbone.name,
+        "weights": weights,
+        "method": cfg.method.name,
+        "params": within(params, t_i),
+        "low": low,
+        "high": high,
+        "t_i": t_i,
+        "windows": policy,
+        "brick_low": brick_low,
+        "brick_high": brick_high,
+        "dtype": backbone.dtype,
+        "vae_tile": _vae_tile(cfg),
+        "guidance_2": _guidance_2(cfg, given["guidance"]),
+        "knobs": knobs,
+        "stages": stages if len(stages) > 1 else (),
+        "rope": cfg.rope if "rope" in knobs else "none",
+        "temperature": _temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
+        "shift_high": _shift_high(cfg, given, knobs),
+    }
+    return Recipe(**as_typed | given | resolved)
 
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:

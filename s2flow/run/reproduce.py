@@ -40,7 +40,7 @@ from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.identity import LATER, VERSION, Recipe
-from s2flow.recipe.limits import check_choices, check_threads
+from s2flow.recipe.limits import check_choices
 from s2flow.recipe.schema import BackboneConf
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import read_record, sha256_of
@@ -64,7 +64,6 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         )
     check_words(cfg)
     check_choices(cfg)
-    check_threads(cfg.threads)
     folder, record = recorded(cfg)
     conf = backbone_conf(cfg, record)
     recipe = restored(cfg, folder, conf)

@@ -35,7 +35,7 @@ from s2flow.errors import UserError
 from s2flow.process.provenance import provenance
 from s2flow.prompts import parse_shard
 from s2flow.recipe import CONF
-from s2flow.recipe.limits import check_threads
+from s2flow.recipe.limits import check_declared
 from s2flow.recipe.resolve import plain
 from s2flow.scorers import Clip, build
 from s2flow.store import read_record, sha256_of
@@ -221,7 +221,7 @@ def score(cfg: DictConfig) -> None:
     runs_dir = Path(cfg.runs_dir)
     folders = _folders(runs_dir, cfg.runs)
     k, n = parse_shard(cfg.shard)
-    check_threads(cfg.threads)
+    check_declared(cfg)
     if cfg.threads is not None:
         import torch
 

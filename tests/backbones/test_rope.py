@@ -318,8 +318,8 @@ def test_a_record_says_at_which_level_it_handed_over(monkeypatch, tmp_path):
         ("temperature=true", "temperature=True is not"),
         ("temperature=[1,2]", "is not a positive number"),
         ("temperature=inf", "temperature=inf is not"),
-        ("shift_high=0", "shift_high=0.0 is not positive and finite; type shift_high=1.5"),
-        ("shift_high=inf", "shift_high=inf is not positive and finite"),
+        ("shift_high=0", "shift_high=0 is not above 0 and finite; type shift_high=5"),
+        ("shift_high=inf", "shift_high=inf is not above 0 and finite"),
         ("shift_high=3 order=3", "type order=2 or leave shift_high out"),
     ],
 )

@@ -11,10 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from s2flow import methods
+from s2flow.attention import BACKENDS
+from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
-from s2flow.recipe.limits import CHOICES
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import Config
+from s2flow.recipe.schema import CHOICES, Config, declared, help_lines, page
 from s2flow.terminal.cli import literal
 from s2flow.windows import DEFAULT_EXPONENTS
 
@@ -160,36 +161,43 @@ def test_the_default_candidates_are_those_of_the_paper():
     assert recipe.windows.exponents == DEFAULT_EXPONENTS
 
 
-def test_the_defaults_of_schema_and_file_agree():
+def test_the_file_repeats_no_knob_of_the_schema():
     written = yaml.safe_load((CONF / "config.yaml").read_text())
-    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert set(written) == {"defaults", "hydra"}
     groups = {"backbone", "method", "windows", "prompts", "scorer", "tracker"}
-    assert set(schema) - groups == set(written) - {"defaults", "hydra"}
-    for key in set(schema) - groups:
-        assert schema[key] == written[key], key
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert set(schema) - groups == {f.name for _, f in declared()}
+
+
+def test_the_page_of_knobs_is_what_the_schema_says():
+    text = (CONF.parent / "docs" / "knobs.md").read_text(encoding="utf-8")
+    assert text == page(), "type python -m s2flow.recipe > docs/knobs.md"
 
 
 def test_help_explains_every_knob_and_choice():
-    text = (CONF / "hydra" / "help" / "s2flow.yaml").read_text(encoding="utf-8")
-    knobs = {
-        "sparsity",
-        "density",
-        "t_i",
-        "order",
-        "steps",
-        "seed",
-        "seeds",
-        "prompt",
-        "low",
-        "high",
-    }
-    knobs |= {"frames", "guidance", "brick_low", "brick_high", "coverage_rows", "runs_dir"}
-    knobs |= {"prompts.subset", "prompts.count", "prompts.subset_seed", "prompts.augmented"}
-    knobs |= {"backbone.source", "backbone.revision", "backbone.dtype"}
-    knobs |= {"fp8", "vae_tile", "plan", "tflops", "memory", "check_memory", "bandwidth", "link"}
-    knobs |= {"shard", "batch", "device", "threads", "windows.exponents"}
-    for word in knobs | (set(CHOICES) - {"attention"}):
-        assert word in text, f"--help does not explain {word}"
-    for name in set(CHOICES) - {"attention"}:
-        for choice in CHOICES[name]:
-            assert choice in text, f"--help does not offer {name}={choice}"
+    text = help_lines()
+    for _, f in declared():
+        assert f"    {f.name} " in text and len(f.metadata["about"]) > 3
+    assert CHOICES["attention"] == ("auto", *BACKENDS)
+    for choices in CHOICES.values():
+        assert " | ".join(choices) in text
+    of_groups = (CONF / "hydra" / "help" / "s2flow.yaml").read_text(encoding="utf-8")
+    assert "${knobs:}" in of_groups
+    for word in ("prompts.subset", "prompts.augmented", "backbone.source", "windows.exponents"):
+        assert word in of_groups
+
+
+@pytest.mark.parametrize(
+    ("typed", "refusal"),
+    [
+        ("handoff=pixel", "handoff=pixel is unknown; type one of handoff=x0|latent|noisy"),
+        ("batch=0", "batch=0 is not at least 1; type batch=1"),
+        ("shift_high=0", "shift_high=0 is not above 0 and finite; type shift_high=5"),
+        ("lr_cache_gib=-1", "lr_cache_gib=-1 is not in 0..1e+06; type lr_cache_gib=10"),
+        ("threads=0", "threads=0 is not in 1..1024; type threads=1"),
+    ],
+)
+def test_what_a_knob_does_not_declare_is_refused(typed, refusal):
+    with pytest.raises(UserError) as caught:
+        recipes(typed)
+    assert str(caught.value) == refusal
