@@ -47,7 +47,7 @@ def test_aligned_noise_is_white_and_its_block_mean_is_the_lr_noise(r):
 
 
 def test_whiteness_check_sees_what_the_deviation_avoids():
-    """Interpolated noise: deviation 0.63 in the interior (method.md), neighbours correlated."""
+    """Interpolated noise: deviation 0.63 in the interior (docs/method.md), neighbours correlated."""
     up = resize_latent(randn(1, 8, 8, 48, 48), 96, 96, "bilinear")
     assert float(up[..., 2:-2, 2:-2].std()) == pytest.approx(0.625, abs=0.005)
     with pytest.raises(AssertionError):

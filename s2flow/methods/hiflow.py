@@ -10,7 +10,7 @@ the second from the second step on; alpha_i = alpha (1 - i / t_i), beta_i = beta
 v'_prev is the velocity that the previous step was taken with. LP is linear, so the direction is
 computed as v' = v - alpha_i LP(ref - x0) / sigma: one transform, and exactly v where alpha is 0.
 
-Preset own: method.md gives HiFlow no share of steps of its own, so t_i stays where it is.
+Preset own: no share of steps is set here, so t_i stays where it is (its release: 16 of 30 at 2K).
 """
 
 from collections.abc import Callable
