@@ -258,31 +258,14 @@ class Job:
         files: ExitStack,
     ) -> dict[str, Any]:
         """Write clip i of a batch, whole, beside its place in the store; returns its record."""
-        recipe, fps = self.recipe, self.cfg.backbone.fps
-        video = made.video[i]
-        low = None if made.low_video is None else made.low_video[i]
-        own, batch = Clock(backbone.device, watch=clock.watch), len(made.video)
+        own = Clock(backbone.device, watch=clock.watch)
         with own("write"):
-            path = self.beside("clips", f"{task.key}.mp4", files)
-            write_video(path, video, fps)
-            rows = [(f"{recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
-            if low is not None:
-                write_video(self.beside("clips", f"{task.key}.low.mp4", files), low, fps)
-                rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
-            contact_sheet(self.beside("sheets", f"{task.key}.png", files), rows, task.prompt)
-            if self.cfg.keep_latents:
-                latent = {"latent": made.latent[i].float().cpu().contiguous()}
-                save_file(latent, self.beside("latents", f"{task.key}.safetensors", files))
-            if made.windows and made.windows[i]:
-                save_windows(self.beside("windows", f"{task.key}.npz", files), made.windows[i])
-        sigma, sigma_high = (
-            [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
-            for k in (recipe.shift, recipe.shift_high)
-        )
+            path = self.write_files(task, i, made, files)
+        video = made.video[i]
         return {
             "status": "ok",
-            "run_id": recipe.run_id,
-            "recipe": recipe.identity(),
+            "run_id": self.recipe.run_id,
+            "recipe": self.recipe.identity(),
             "prompt": task.prompt,
             **({} if task.original is None else {"original_prompt": task.original}),
             "prompt_index": list(task.indices),
@@ -293,38 +276,50 @@ class Job:
             "frames": len(video),
             "height": video.shape[1],
             "width": video.shape[2],
-            "fps": fps,
+            "fps": self.cfg.backbone.fps,
             **outcome(video, made.latent[i]),
             "token_pixels": self.cfg.backbone.multiple,
-            "windows": recipe.windows_label,
-            "variant": recipe.variant,
-            "sigmas": sigma,
-            **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
-            "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]
-            if "t_i" in recipe.knobs
-            else None,
+            "windows": self.recipe.windows_label,
+            "variant": self.recipe.variant,
+            **noise_levels(self.recipe),
             **without_nan(made.reports[i]),
-            "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
-            | {k: round(v, 4) for k, v in own.seconds.items()},
-            "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
-            "step_seconds": {
-                stage: {str(n): round(s, 6) for n, s in steps.items()}
-                for stage, steps in clock.steps.items()
-                if stage != "lr" or not made.reports[i].get("low_flow_reused")
-            },
-            "batch": batch,
+            **times(clock, own, len(made.video), bool(made.reports[i].get("low_flow_reused"))),
             "at": round(time.time(), 3),
             "sweep": sweep(),
+            **self.how_placed(),
+            "source": self.cfg.backbone.source,
+            "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
+            "dtype": self.recipe.dtype,
+            "oov_rate": round(backbone.oov_rate(task.prompt), 4),
+            **provenance(backbone.device),
+        }
+
+    def how_placed(self) -> dict[str, Any]:
+        """Where the weights were; none of it is in the recipe."""
+        return {
             "compile": self.cfg.compile and self.saving.offload in (None, "none"),
             "context_parallel": self.team.k,
             "offload": self.saving.offload or self.cfg.offload,
             **self.saving.report(),
-            "source": self.cfg.backbone.source,
-            "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
-            "dtype": recipe.dtype,
-            "oov_rate": round(backbone.oov_rate(task.prompt), 4),
-            **provenance(backbone.device),
         }
+
+    def write_files(self, task: Task, i: int, made: Generated, files: ExitStack) -> Path:
+        """Videos, contact sheet, windows and latent of clip i of a batch; returns the clip's path."""
+        video, fps = made.video[i], self.cfg.backbone.fps
+        path = self.beside("clips", f"{task.key}.mp4", files)
+        write_video(path, video, fps)
+        rows = [(f"{self.recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
+        if made.low_video is not None:
+            low = made.low_video[i]
+            write_video(self.beside("clips", f"{task.key}.low.mp4", files), low, fps)
+            rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
+        contact_sheet(self.beside("sheets", f"{task.key}.png", files), rows, task.prompt)
+        if self.cfg.keep_latents:
+            latent = {"latent": made.latent[i].float().cpu().contiguous()}
+            save_file(latent, self.beside("latents", f"{task.key}.safetensors", files))
+        if made.windows and made.windows[i]:
+            save_windows(self.beside("windows", f"{task.key}.npz", files), made.windows[i])
+        return path
 
     def beside(self, kind: str, name: str, files: ExitStack) -> Path:
         """A temporary path that takes its place when `files` closes without an exception."""
@@ -347,6 +342,35 @@ class Job:
     def score(self, task: Task) -> bool:
         """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""
         return self.scoring.score(self.store.record(task.key))
+
+
+def noise_levels(recipe: Recipe) -> dict[str, Any]:
+    """Of a record: sigma of every node of the LR and HR grids, and at the hand-off."""
+    low, high = (
+        [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
+        for k in (recipe.shift, recipe.shift_high)
+    )
+    levels = {"sigmas": low} | ({} if recipe.shift_high is None else {"sigmas_high": high})
+    handed_off = "t_i" in recipe.knobs
+    return levels | {"sigma_handoff": high[recipe.steps - recipe.t_i] if handed_off else None}
+
+
+def times(clock: Clock, own: Clock, batch: int, low_flow_reused: bool) -> dict[str, Any]:
+    """Of a record: seconds per stage and step, and peak memory.
+
+    clock: of the batch, whose seconds its clips share; own: of this clip alone.
+    """
+    return {
+        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
+        | {k: round(v, 4) for k, v in own.seconds.items()},
+        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
+        "step_seconds": {
+            stage: {str(n): round(s, 6) for n, s in steps.items()}
+            for stage, steps in clock.steps.items()
+            if stage != "lr" or not low_flow_reused
+        },
+        "batch": batch,
+    }
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:

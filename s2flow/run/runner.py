@@ -22,7 +22,7 @@ from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process import loading
 from s2flow.process.stopping import Preempted
-from s2flow.recipe.identity import VERSION
+from s2flow.recipe.identity import VERSION, Recipe
 from s2flow.recipe.resolve import plain, resolve
 from s2flow.run import executor
 from s2flow.run.job import Job
@@ -30,7 +30,7 @@ from s2flow.run.reproduce import reproduce
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
-from s2flow.store.tasks import Task, clip_tasks, work
+from s2flow.store.tasks import Task, Work, clip_tasks, work
 from s2flow.terminal.plans import print_plan
 from s2flow.terminal.progress import check as check_progress
 from s2flow.terminal.summary import in_sweep, print_run
@@ -51,41 +51,71 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     executor.check(cfg)
     with long_lists():
         tasks = clip_tasks(cfg)
-    knobs = methods.method(cfg.method.name).KNOBS
     if cfg.plan:
-        from s2flow.costs.planning import plan  # loads diffusers, which takes seconds
+        return _plan(cfg, tasks)
+    recipe = _recipe(cfg, tasks)
+    arguments = plain(cfg, "scorer")
+    scorers = {name: build(name, conf) for name, conf in arguments.items()}
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    write = cfg.cache != "read-only"
+    described = {"version": VERSION, **recipe.identity()}
+    store = Store(cfg.runs_dir, recipe.run_id, described, write=write)
+    scoring = Scoring(store.book, scorers if write else {}, arguments)
+    team = executor.team_here(cfg)
+    with long_lists():
+        mine = team.share(tasks)
+        asked = team.agree(work(cfg.cache, store, mine))
+    job = Job(cfg, recipe, store, scoring, team, asked.stale)
+    summary = _summary(job, tasks, _make(job, asked, tasks, len(mine)))
+    if team.first:
+        print_run(summary)
+    ended = _what_failed(summary, asked.failed)
+    if not write and summary["tally"]["clips"] < len(tasks):
+        ended = _what_lacks(cfg, summary)
+    if ended:
+        error = UserError(ended)
+        error.summary, error.reported = summary, not team.first  # for the sweep's table
+        raise error
+    return summary
 
-        found = plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), tasks)
-        if not in_sweep():
-            print_plan(found)
-        return found
+
+def _plan(cfg: DictConfig, tasks: list[Task]) -> dict[str, Any]:
+    """What `plan=true` prints, at once or at the end of a sweep."""
+    from s2flow.costs.planning import plan  # loads diffusers, which takes seconds
+
+    recipe = resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
+    planned = plan(cfg, recipe, loading.device_here(cfg.device), tasks)
+    if not in_sweep():
+        print_plan(planned)
+    return planned
+
+
+def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
+    """The recipe with its weights' hash. Raises UserError for what cannot run here."""
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
             "here is the CPU; leave offload out"
         )
     weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
-    recipe = resolve(cfg, weights, knobs)
+    recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
     sta.check_prompts(recipe, [t.prompt for t in tasks])
-    arguments = plain(cfg, "scorer")
-    scorers = {name: build(name, conf) for name, conf in arguments.items()}
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    looking = cfg.cache == "read-only"
-    described = {"version": VERSION, **recipe.identity()}
-    store = Store(cfg.runs_dir, recipe.run_id, described, write=not looking)
-    team = executor.team_here(cfg)
-    scoring = Scoring(store.book, {} if looking else scorers, arguments)
-    mine = team.share(tasks)
-    with long_lists():
-        asked = team.agree(work(cfg.cache, store, mine))
-    job = Job(cfg, recipe, store, scoring, team, asked.stale)
-    made, failed, unscored, refused, preempted = [], 0, 0, None, None
+    return recipe
+
+
+def _make(job: Job, asked: Work, tasks: list[Task], clips: int) -> dict[str, int]:
+    """Make and score what is asked for; the counts of all processes.
+
+    clips: of this process's share. Raises UserError and Preempted once all processes have counted.
+    """
+    team, made, failed, unscored = job.team, [], 0, 0
+    refused = preempted = None
     try:
         unscored = job.rescore(asked.recorded) if team.leads else 0
-        failed = executor.make_all(job, asked.todo, tasks, len(mine)) if asked.todo else 0
-        made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
-        unscored += sum(not scoring.scored(r) for r in made if team.leads)
+        failed = executor.make_all(job, asked.todo, tasks, clips) if asked.todo else 0
+        made = [job.store.record(t.key) for t in asked.todo if not job.lacks(t)]
+        unscored += sum(not job.scoring.scored(r) for r in made if team.leads)
     except UserError as error:  # the other groups count with this one before anybody leaves
         refused = error
     except Preempted as stop:
@@ -93,40 +123,32 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             raise
         preempted = stop
     counts = (len(made), failed, len(asked.failed), unscored, refused is not None)
-    made, failed, before, unscored, stopped, left = team.total(*counts, preempted is not None)
+    *counts, stopped, left = team.total(*counts, preempted is not None)
     if refused is not None:
         raise refused
     if stopped:
         raise UserError("another process could not go on and says why; what is recorded stays")
     if left:
         raise preempted or Preempted("another process's signal")
-    store.book.refresh()  # what others said meanwhile
-    keys = [t.key for t in tasks]
+    return dict(zip(("made", "failed", "failed_before", "unscored"), counts, strict=True))
+
+
+def _summary(job: Job, tasks: list[Task], counts: dict[str, int]) -> dict[str, Any]:
+    """What the closing table and the sweep's table are made from."""
+    cfg, store, keys = job.cfg, job.store, [t.key for t in tasks]
+    store.book.refresh()  # verdicts that other processes entered meanwhile
     with long_lists():
         tally = store.tally(keys)
-    summary = {
-        "run_id": recipe.run_id,
-        "label": recipe.label + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
+    return {
+        "run_id": job.recipe.run_id,
+        "label": job.recipe.label + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
         "experiment": experiment(),
         "clips": len(tasks),
-        "made": made,
-        "failed": failed,
-        "failed_before": before,
-        "unscored": unscored,
+        **counts,
         "folder": str(store.folder),
-        "tally": tally,  # what the table is made from
+        "tally": tally,
         "records": store.records(keys),  # read by those who ask for them
     }
-    if team.first:
-        print_run(summary)
-    ended = _what_failed(summary, asked.failed)
-    if looking and summary["tally"]["clips"] < len(tasks):
-        ended = _what_lacks(cfg, summary)
-    if ended:
-        error = UserError(ended)
-        error.summary, error.reported = summary, not team.first  # for the sweep's table
-        raise error
-    return summary
 
 
 @contextmanager
