@@ -166,7 +166,7 @@ def _numbered(texts: Any) -> list[Prompt]:
 
 def _world_captions(world: str, count: int, seed: int) -> list[str]:
 
-    known = {"micro": worlds.MICRO, "tiny": worlds.TINY}
+    known = worlds.WORLDS
     if world not in known:
         raise UserError(
             f"prompts=world has no captions for world {world!r}; it knows {', '.join(known)}: "
