@@ -16,7 +16,8 @@ alone ends the job, because the others wait for it: torchrun and accelerate then
 import atexit
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -74,14 +75,14 @@ class Team:
         dist.broadcast_object_list(told, group=self.words, group_src=0)
         return told[0]
 
-    def lead(self, act: Callable[[], None]) -> None:
-        """Only the leader acts; if that fails, it has failed on every rank of the group."""
+    @contextmanager
+    def lead(self) -> Iterator[bool]:
+        """Whether this rank acts for its group; if the leader fails inside, every rank fails."""
         error = None
-        if self.leads:
-            try:
-                act()
-            except Exception as raised:
-                error = raised
+        try:
+            yield self.leads
+        except Exception as raised:
+            error = raised
         told = self.agree(repr(error) if error else None)
         if error is not None:
             raise error

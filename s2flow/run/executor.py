@@ -83,9 +83,7 @@ def team_here(cfg: DictConfig) -> Team:
 
 
 def make_all(job: Job, todo: list[Task], tasks: list[Task], clips: int) -> int:
-    """Make the missing clips where `executor` says; returns how many failed. See `Job.make_all`."""
-    if job.cfg.executor == "local":
-        return job.make_all(todo, tasks, clips)
+    """As `Job.make_all`, by Ray's workers."""
     cfg, recipe, folder = job.cfg, job.recipe, job.store.folder
     workers = _workers(cfg)
     shown, have = [min(t.indices) for t in tasks], len(job.store.recorded())

@@ -153,7 +153,9 @@ class Job:
             how |= {"progress": self.step(progress)}
             how["on_step"] = None if track is None else track.step
             made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
-            team.lead(lambda: self.commit(group, made, clock, backbone))
+            with team.lead() as leads:
+                if leads:
+                    self.commit(group, made, clock, backbone)
         except Preempted as stop:
             left = tuple(t.prompt for t in group if self.lacks(t))
             raise Preempted(stop.by, left, stop.at_once) from None
@@ -232,8 +234,12 @@ class Job:
         for i, task in enumerate(group):
             replaces = self.stale.get(task.key)
             for _ in range(AGAIN):
+                own = Clock(backbone.device, watch=clock.watch)
                 with ExitStack() as files:
-                    record = self.write(task, i, made, clock, backbone, files)
+                    with own("write"):
+                        path = self.write_files(task, i, made, files)
+                    record = self.record(task, i, made, path, backbone)
+                    record |= times(clock, own, made, i)
                     self.store.commit(task.key, record, files, replaces)
                 if self.store.matches(task.key):
                     break
@@ -248,19 +254,10 @@ class Job:
         if track is not None:
             track.clip(record, self.store.folder)
 
-    def write(
-        self,
-        task: Task,
-        i: int,
-        made: Generated,
-        clock: Clock,
-        backbone: Backbone,
-        files: ExitStack,
+    def record(
+        self, task: Task, i: int, made: Generated, path: Path, backbone: Backbone
     ) -> dict[str, Any]:
-        """Write clip i of a batch, whole, beside its place in the store; returns its record."""
-        own = Clock(backbone.device, watch=clock.watch)
-        with own("write"):
-            path = self.write_files(task, i, made, files)
+        """What the store keeps of clip i of a batch, whose mp4 is at `path`; `times` apart."""
         video = made.video[i]
         return {
             "status": "ok",
@@ -283,7 +280,6 @@ class Job:
             "variant": self.recipe.variant,
             **noise_levels(self.recipe),
             **without_nan(made.reports[i]),
-            **times(clock, own, len(made.video), bool(made.reports[i].get("low_flow_reused"))),
             "at": round(time.time(), 3),
             "sweep": sweep(),
             **self.how_placed(),
@@ -355,11 +351,12 @@ def noise_levels(recipe: Recipe) -> dict[str, Any]:
     return levels | {"sigma_handoff": high[recipe.steps - recipe.t_i] if handed_off else None}
 
 
-def times(clock: Clock, own: Clock, batch: int, low_flow_reused: bool) -> dict[str, Any]:
-    """Of a record: seconds per stage and step, and peak memory.
+def times(clock: Clock, own: Clock, made: Generated, i: int) -> dict[str, Any]:
+    """Of clip i's record: seconds per stage and step, and peak memory.
 
     clock: of the batch, whose seconds its clips share; own: of this clip alone.
     """
+    batch, reused = len(made.video), made.reports[i].get("low_flow_reused")
     return {
         "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
         | {k: round(v, 4) for k, v in own.seconds.items()},
@@ -367,7 +364,7 @@ def times(clock: Clock, own: Clock, batch: int, low_flow_reused: bool) -> dict[s
         "step_seconds": {
             stage: {str(n): round(s, 6) for n, s in steps.items()}
             for stage, steps in clock.steps.items()
-            if stage != "lr" or not low_flow_reused
+            if stage != "lr" or not reused
         },
         "batch": batch,
     }

@@ -21,6 +21,7 @@ from s2flow.backbones.base import Origin
 from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process import loading
+from s2flow.process.parallel import Team
 from s2flow.process.stopping import Preempted
 from s2flow.recipe.identity import VERSION, Recipe
 from s2flow.recipe.resolve import plain, resolve
@@ -30,7 +31,7 @@ from s2flow.run.reproduce import reproduce
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
-from s2flow.store.tasks import Task, Work, clip_tasks, work
+from s2flow.store.tasks import Task, clip_tasks, work
 from s2flow.terminal.plans import print_plan
 from s2flow.terminal.progress import check as check_progress
 from s2flow.terminal.summary import in_sweep, print_run
@@ -67,7 +68,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         mine = team.share(tasks)
         asked = team.agree(work(cfg.cache, store, mine))
     job = Job(cfg, recipe, store, scoring, team, asked.stale)
-    summary = _summary(job, tasks, _make(job, asked, tasks, len(mine)))
+    counts = {"made": 0, "failed": 0, "failed_before": len(asked.failed), "unscored": 0}
+    with _counted_together(team, counts):
+        counts["unscored"] = job.rescore(asked.recorded) if team.leads else 0
+        if asked.todo and cfg.executor == "local":
+            counts["failed"] = job.make_all(asked.todo, tasks, len(mine))
+        elif asked.todo:
+            counts["failed"] = executor.make_all(job, asked.todo, tasks, len(mine))
+        made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
+        counts["made"] = len(made)
+        counts["unscored"] += sum(not scoring.scored(r) for r in made if team.leads)
+    summary = _summary(job, tasks, counts)
     if team.first:
         print_run(summary)
     ended = _what_failed(summary, asked.failed)
@@ -104,33 +115,29 @@ def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
     return recipe
 
 
-def _make(job: Job, asked: Work, tasks: list[Task], clips: int) -> dict[str, int]:
-    """Make and score what is asked for; the counts of all processes.
+@contextmanager
+def _counted_together(team: Team, counts: dict[str, int]) -> Iterator[None]:
+    """Add up the counts of all processes, which leave together: `counts` then holds the sums.
 
-    clips: of this process's share. Raises UserError and Preempted once all processes have counted.
+    Raises UserError and Preempted, of this process or another one.
     """
-    team, made, failed, unscored = job.team, [], 0, 0
     refused = preempted = None
     try:
-        unscored = job.rescore(asked.recorded) if team.leads else 0
-        failed = executor.make_all(job, asked.todo, tasks, clips) if asked.todo else 0
-        made = [job.store.record(t.key) for t in asked.todo if not job.lacks(t)]
-        unscored += sum(not job.scoring.scored(r) for r in made if team.leads)
+        yield
     except UserError as error:  # the other groups count with this one before anybody leaves
         refused = error
     except Preempted as stop:
         if stop.at_once:
             raise
         preempted = stop
-    counts = (len(made), failed, len(asked.failed), unscored, refused is not None)
-    *counts, stopped, left = team.total(*counts, preempted is not None)
+    *sums, stopped, left = team.total(*counts.values(), refused is not None, preempted is not None)
+    counts |= dict(zip(counts, sums, strict=True))
     if refused is not None:
         raise refused
     if stopped:
         raise UserError("another process could not go on and says why; what is recorded stays")
     if left:
         raise preempted or Preempted("another process's signal")
-    return dict(zip(("made", "failed", "failed_before", "unscored"), counts, strict=True))
 
 
 def _summary(job: Job, tasks: list[Task], counts: dict[str, int]) -> dict[str, Any]:
