@@ -1,9 +1,9 @@
 """The recipe: everything that decides the pixels of a clip besides its prompt and seed.
 
-`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one
-run, and a sweep re-issued computes only what is missing. Placement (device, shard, launcher,
-tracker, prompt subset, scorers) is not in it; neither are knobs that the method ignores (each
-method names its own in KNOBS).
+`run_id` is a short hash of the recipe: two commands that give the same pixels are one run, and a
+repeated sweep computes only what is missing. The recipe excludes placement (device, shard, launcher,
+tracker, prompt subset, scorers) and knobs that the method ignores (KNOBS of each method lists those
+that it reads).
 """
 
 import hashlib
@@ -13,29 +13,38 @@ from typing import TYPE_CHECKING, Any
 
 from s2flow.methods.params import variant
 
-if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
+if TYPE_CHECKING:  # the store reads recipes without loading torch, which takes seconds
     from s2flow.plan import Policy
     from s2flow.windows import Box
 
 BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
-UNREAD = {  # by windows that do not look at them
+UNREAD_BY_POLICY = {  # knobs without effect, by window policy
     **{"coverage": {"sparsity", "density"}, "moba": {"brick_low", "coverage_rows"}},
     "sta": {"brick_low", "coverage_rows"},
     "inward": {"sparsity", "density", "brick_low", "coverage_rows"},
 }
-VERSION = 1  # raise it when the same recipe would give other pixels
-LATER = {  # fields that the first records did not have, at the values that those records mean
+VERSION = 1  # raise it when the same recipe gives other pixels
+DEFAULT_WHEN_ABSENT = {  # fields added after the first records, with the values of those records
     **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
     **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
     "params": None,
 }
-LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
-LOW += ("dtype", "fp8", "guidance_2")  # what decides the LR flow
+LR_FLOW_FIELDS = (
+    "backbone",
+    "weights",
+    "steps",
+    "shift",
+    "frames",
+    "low",
+    "guidance",
+    "negative_prompt",
+)
+LR_FLOW_FIELDS += ("dtype", "fp8", "guidance_2")  # that decide the LR flow
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Resolved knobs: no defaults left open. Sizes are (height, width) in pixels."""
+    """Resolved knobs, without open defaults. Sizes are (height, width) in pixels."""
 
     backbone: str
     weights: str
@@ -63,57 +72,57 @@ class Recipe:
     lr_time: str
     upsample: str
     dtype: str = "float32"  # of the model; the flow's state is always float32
-    rope: str = "none"  # positions of the HR stage
+    rope: str = "none"  # position scaling of the HR stage
     temperature: float = 1.0  # factor on the HR stage's attention logits
-    shift_high: float | None = None  # of the HR stage's noise grid; None: shift
+    shift_high: float | None = None  # of the HR noise grid; None: as shift
     fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
     vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     guidance_2: float | None = None  # of the second expert of a model that has two
     adain: bool = False  # the hand-off keeps the LR mean and deviation
     stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
     params: Any = None  # the method's own Params; None for methods without
-    knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
+    knobs: tuple[str, ...] = ()  # read by the method, beyond those that all methods read
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed and stored: plain types, without what this method ignores.
+        """The dict that is hashed and stored: plain types, without what this method ignores.
 
-        Different words for the same pixels become one: a window that is the whole grid is "full",
-        order 1 is "euler". What is in LATER is left out at the value there, so that records keep
-        their names.
+        Settings with the same pixels are made equal: a window that is the whole grid is "full", order
+        1 is "euler". Fields of DEFAULT_WHEN_ABSENT are left out at their values there, so that run ids
+        do not change.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
         always += ("params",)
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
-        own = json.loads(json.dumps(asdict(self)))
-        own["windows"].pop("calibration")  # `file` is the hash of it
-        if not self.windows.file:  # the first records had no files
-            own["windows"].pop("file")
-        range_of_positions = {"rope_low": own["low"]}  # what `rope` scales from
-        own = {k: own[k] for k in (*always, *self.knobs)}
-        if "low" not in own and self.rope != "none":
-            own |= range_of_positions
+        values = json.loads(json.dumps(asdict(self)))
+        values["windows"].pop("calibration")  # `file` is its hash
+        if not self.windows.file:  # absent from the first records
+            values["windows"].pop("file")
+        rope_range = {"rope_low": values["low"]}  # the size that `rope` scales from
+        values = {k: values[k] for k in (*always, *self.knobs)}
+        if "low" not in values and self.rope != "none":
+            values |= rope_range
         for name in getattr(self.params, "ignored", tuple)():
-            del own["params"][name]
-        ignored = {k for k, first in LATER.items() if own.get(k) == first}
+            del values["params"][name]
+        ignored = {k for k, default in DEFAULT_WHEN_ABSENT.items() if values.get(k) == default}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame
-        if "windows" in own and self.whole_grid:
-            own["windows"] = {"name": "full"}
+        if "windows" in values and self.whole_grid:
+            values["windows"] = {"name": "full"}
             ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}
-        elif "windows" in own:
-            ignored |= UNREAD.get(self.windows.name, set())
-        if own.get("solver") == "lri" and self.order == 1:
-            own["solver"] = "euler"
-        if own.get("solver") != "lri":
+        elif "windows" in values:
+            ignored |= UNREAD_BY_POLICY.get(self.windows.name, set())
+        if values.get("solver") == "lri" and self.order == 1:
+            values["solver"] = "euler"
+        if values.get("solver") != "lri":
             ignored |= {"order", "stencil", "lr_time"}
-        if own.get("solver") not in ("lri", "lri_cv"):
+        if values.get("solver") not in ("lri", "lri_cv"):
             ignored |= {"upsample"}
         if self.lr_time == "snr":
             ignored |= {"stencil"}
         if self.handoff == "noisy":
             ignored |= {"noise", "adain"}
-        return {k: v for k, v in own.items() if k not in ignored}
+        return {k: v for k, v in values.items() if k not in ignored}
 
     @property
     def guidances(self) -> tuple[float, ...]:
@@ -122,61 +131,61 @@ class Recipe:
 
     @property
     def whole_grid(self) -> bool:
-        """Whether every window is the whole grid, whatever it is called."""
+        """Whether every window is the whole grid, under any policy."""
         by_volume = self.windows.name in BY_VOLUME and self.sparsity >= 1
         return by_volume or self.windows.name == "full"
 
     @property
     def windows_label(self) -> str | None:
-        """The windows in a word; None for methods without."""
+        """Label of the windows; None for methods without windows."""
         if "windows" not in self.knobs:
             return None
         return "full" if self.whole_grid else self.windows.label
 
     @property
     def variant(self) -> str | None:
-        """The method's parameters that are not at their defaults, in words; None if all are."""
+        """The method's parameters that are not at their defaults, as text; None if all are."""
         return variant(self.params, self.t_i)
 
     @property
     def label(self) -> str:
-        """The knobs in a few words, for tables."""
+        """The knobs as a short label for tables."""
         return label(self.identity(), self.windows_label, self.variant)
 
     def low_identity(self) -> str:
-        """Key of the LR flow: shared by every HR variant."""
-        names = (*LOW, "brick_low", "coverage_rows")  # the last two of its coverage
+        """Key of the LR flow, shared by all HR variants."""
+        names = (*LR_FLOW_FIELDS, "brick_low", "coverage_rows")  # the last two decide its coverage
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property
     def run_id(self) -> str:
-        """Ten hexadecimal digits of the identity and VERSION."""
+        """Ten hexadecimal digits: hash of the identity and VERSION."""
         return id_of(VERSION, self.identity())
 
 
 def id_of(version: int, identity: dict[str, Any]) -> str:
-    """The run id of a recipe as it is stored."""
+    """The run id of a stored recipe."""
     text = json.dumps([version, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def label(identity: dict[str, Any], windows: str | None = None, variant: str | None = None) -> str:
-    """The knobs of a recipe as it is stored in a few words, for tables; `?` where it is lost.
+    """Label of a stored recipe for tables; `?` for a missing method.
 
-    windows, variant: their labels, which a record has beside it.
+    windows, variant: their labels, which the record stores separately.
     """
-    words = [" ".join(filter(None, (identity.get("method") or "?", variant)))]
+    parts = [" ".join(filter(None, (identity.get("method") or "?", variant)))]
     windows = windows or (identity.get("windows") or {}).get("name")
     if windows:
         cubed = "³" if identity.get("density") == "per_axis" else ""
-        kept = f" s={identity['sparsity']:g}{cubed}" if "sparsity" in identity else ""
-        words.append(f"{windows}{kept}")
+        share = f" s={identity['sparsity']:g}{cubed}" if "sparsity" in identity else ""
+        parts.append(f"{windows}{share}")
     if "solver" in identity:
         order = f" K={identity['order']}" if "order" in identity else ""
-        words.append(f"{identity['solver']}{order}")
+        parts.append(f"{identity['solver']}{order}")
     if "t_i" in identity:
-        words.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
-        words += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
-        words += ["adain"] if identity.get("adain") else []
-    words += [f"{k}={identity[k]}" for k in ("rope", "temperature", "shift_high") if k in identity]
-    return ", ".join(words)
+        parts.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
+        parts += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
+        parts += ["adain"] if identity.get("adain") else []
+    parts += [f"{k}={identity[k]}" for k in ("rope", "temperature", "shift_high") if k in identity]
+    return ", ".join(parts)

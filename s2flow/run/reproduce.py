@@ -39,7 +39,7 @@ from s2flow.process import loading
 from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.recipe.defaults import conf_file
-from s2flow.recipe.identity import LATER, VERSION, Recipe
+from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT, VERSION, Recipe
 from s2flow.recipe.limits import check_choices
 from s2flow.recipe.schema import BackboneConf
 from s2flow.scorers.fidelity import psnr
@@ -139,7 +139,7 @@ def backbone_conf(cfg: DictConfig, record: dict[str, Any]) -> DictConfig:
         typed = cfg.backbone.source if not own or cfg.backbone.source != usual.source else None
         conf.source = typed or record.get("source") or conf.source
         conf.revision = cfg.backbone.revision if typed else record.get("revision", conf.revision)
-    conf.dtype = record["recipe"].get("dtype", LATER["dtype"])
+    conf.dtype = record["recipe"].get("dtype", DEFAULT_WHEN_ABSENT["dtype"])
     return conf
 
 
@@ -184,7 +184,7 @@ def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recip
         **{"sparsity": 1.0, "density": "volume", "windows": {"name": "full"}},
         **{"brick_low": conf.brick_low, "brick_high": conf.brick_high, "coverage_rows": 128},
         **{"attention": "auto", "solver": "euler", "order": 1, "stencil": "grid"},
-        **{"lr_time": "sigma", "upsample": "bilinear", **LATER},
+        **{"lr_time": "sigma", "upsample": "bilinear", **DEFAULT_WHEN_ABSENT},
     }
     knobs = open_ | stored
     knobs["low"] = knobs.pop("rope_low", knobs["low"])

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
-from s2flow.recipe.identity import LATER, VERSION, Recipe
+from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT, VERSION, Recipe
 from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
 from s2flow.windows import Box
 
@@ -207,7 +207,9 @@ def find_flow(
                 of = (file.metadata() or {}).get("of", "")
             version, low, clip = json.loads(of)
             stated = json.loads(low)
-            same = all(recipe.get(k, LATER.get(k, v)) == v for k, v in stated.items())
+            same = all(
+                recipe.get(k, DEFAULT_WHEN_ABSENT.get(k, v)) == v for k, v in stated.items()
+            )
             if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
                 return _read(path, of)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
