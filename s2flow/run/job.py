@@ -166,7 +166,7 @@ class Job:
             if refusal is not None:
                 raise UserError(refusal) from None
             line = f"{type(error).__name__}: {error}".split("\n")[0]
-            words = (repr(error), line, traceback.format_exc(), clock.broke)
+            words = (repr(error), line, traceback.format_exc(), clock.failed_stage)
             return Failure(*words, team.agree(ran_out))
         return None
 
