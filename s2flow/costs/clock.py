@@ -5,7 +5,7 @@
     seconds  = max(compute, memory) + bytes sent / link
 
 Assumed and given rates are those of whole stages: they include the work between the products, and the
-larger of compute and memory counts. Rates measured on single kernels (`measured`) are applied to each
+larger of compute and memory decides. Rates measured on single kernels (`measured`) are applied to each
 kind of kernel, since kernels run one after another:
 
     seconds  = max(products, weights and their inputs and outputs) + max(attention, q k v out)

@@ -36,9 +36,8 @@ from s2flow.windows import fraction_of_volume
 READINGS = ("volume", "per_axis")
 SOURCE = "hunyuanvideo-community/HunyuanVideo"
 PACKAGED_JSON = Path(__file__).with_name("paper.json")  # a link, which a wheel turns into a file
-CHECKOUT_JSON = (
-    Path(__file__).parents[2] / "experiments" / "paper.json"
-)  # where links are text files
+# used in a checkout where links are text files
+CHECKOUT_JSON = Path(__file__).parents[2] / "experiments" / "paper.json"
 
 
 def reported() -> dict[str, Any]:

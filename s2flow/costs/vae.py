@@ -54,10 +54,8 @@ def _stubbed(vae: Any, side: str, trace: Trace):
     def forward(x: Tensor, feat_cache=None, feat_idx=None, first_chunk=False) -> Tensor:
         cached = feat_cache is not None
         volume = math.prod(x.shape[-2:] if cached else x.shape[2:])
-        if not measured or volume > max(
-            measured
-        ):  # border tiles, and the last frames, are smaller
-            measured.clear()
+        if not measured or volume > max(measured):
+            measured.clear()  # border tiles, and the last frames, are smaller
             measured[volume] = _interior(run, vae, side, x, cached)  # not under `trace`
         ((largest, (peak, flops, moved)),) = measured.items()
         trace.add_transient(peak * volume // largest)
