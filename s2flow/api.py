@@ -212,8 +212,8 @@ def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any])
         )
     for name in knobs.keys() - set(KNOBS):
         close = difflib.get_close_matches(name, KNOBS, 1)
-        meant = DIFFUSERS_KEYWORDS.get(name) or (f"{close[0]}=..." if close else None)
-        hint = f"type {meant}" if meant else f"there are {', '.join(KNOBS)}"
+        suggestion = DIFFUSERS_KEYWORDS.get(name) or (f"{close[0]}=..." if close else None)
+        hint = f"type {suggestion}" if suggestion else f"there are {', '.join(KNOBS)}"
         raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
 
 

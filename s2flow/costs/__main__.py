@@ -45,14 +45,16 @@ def arguments() -> argparse.ArgumentParser:
     clip.add_argument("--solver", help="lri | euler | ab2 | ... ; heun takes two forwards a step")
     clip.add_argument("--order", type=int, help="K of lri; costs no forward")
     clip.add_argument("--batch", type=int, default=1, help="clips made together [1]")
-    on = parser.add_argument_group("the device (default: this machine's GPU, else an H100)")
-    on.add_argument("--device-name", help=f"one of {', '.join(RATES)}, or yours with --tflops")
-    on.add_argument("--ranks", type=int, default=1, help="GPUs that share one clip [1]")
-    on.add_argument("--tflops", type=float, help="achieved by the transformer, TFLOP/s")
-    on.add_argument("--bandwidth", type=float, help="achieved by the memory, GB/s")
-    on.add_argument("--link", type=float, help="that each GPU sends to others, GB/s")
-    on.add_argument("--rates", type=Path, metavar="FILE", help="measured before (--measure)")
-    on.add_argument("--measure", action="store_true", help="time this machine's device and end")
+    device = parser.add_argument_group("the device (default: this machine's GPU, else an H100)")
+    device.add_argument("--device-name", help=f"one of {', '.join(RATES)}, or yours with --tflops")
+    device.add_argument("--ranks", type=int, default=1, help="GPUs that share one clip [1]")
+    device.add_argument("--tflops", type=float, help="achieved by the transformer, TFLOP/s")
+    device.add_argument("--bandwidth", type=float, help="achieved by the memory, GB/s")
+    device.add_argument("--link", type=float, help="that each GPU sends to others, GB/s")
+    device.add_argument("--rates", type=Path, metavar="FILE", help="measured before (--measure)")
+    device.add_argument(
+        "--measure", action="store_true", help="time this machine's device and end"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
     return parser
 

@@ -87,14 +87,14 @@ def forecast(
 
 def _run_of_same_recipe(runs_dir: Path, recipe: Recipe) -> str | None:
     """The run with most records of this recipe, with any weights."""
-    wanted = {k: v for k, v in recipe.identity().items() if k != "weights"}
+    identity = {k: v for k, v in recipe.identity().items() if k != "weights"}
     runs = []
     for path in runs_dir.glob("*/recipe.json"):
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if {k: v for k, v in stored.items() if k not in ("weights", "version")} == wanted:
+        if {k: v for k, v in stored.items() if k not in ("weights", "version")} == identity:
             runs.append((len(list((path.parent / "records").glob("*.json"))), path.parent.name))
     return max(runs)[1] if runs else None
 

@@ -64,8 +64,8 @@ def _value(key: str, value: Any, kind: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and math.isfinite(value) and (kind is float or value == int(value)):
         return kind(value)
-    wanted = "a whole number" if kind is int else "a number"
-    raise UserError(f"method.{key}={value} is refused: type {wanted} for method.{key}")
+    expected = "a whole number" if kind is int else "a number"
+    raise UserError(f"method.{key}={value} is refused: type {expected} for method.{key}")
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -23,12 +23,7 @@ from s2flow.errors import UserError
 from s2flow.process.parallel import free_jobs
 from s2flow.terminal.cli import one_line
 
-REMOTE_LAUNCHERS = (
-    "slurm",
-    "submitit",
-    "ray",
-    "gpus",
-)  # launchers whose jobs have a stderr of their own
+REMOTE_LAUNCHERS = ("slurm", "submitit", "ray", "gpus")  # their jobs have a separate stderr
 
 
 class Ready(Callback):

@@ -108,7 +108,7 @@ def check_overrides(cfg: DictConfig) -> None:
     for override in [] if hydra is None else hydra.hydra.overrides.task:
         if re.split(r"[.=@]", override.lstrip("+~"))[0] not in READ_KNOBS:
             raise UserError(
-                f"reproduce={cfg.reproduce} takes from the recipe what decides a clip, and reads no "
+                f"reproduce={cfg.reproduce} takes the knobs of a clip from its recipe and reads no "
                 f"{override}; leave it out"
             )
 

@@ -180,11 +180,11 @@ def one_line(error: BaseException) -> str:
     if absent:
         return f"{absent[1]} is not set; type {absent[1]}=..."
     refused = re.match(r"Error merging override (.*)", text)
-    wanted = next((w for part, w in WANTED.items() if part in text + str(error.__cause__)), None)
-    if refused and wanted:
+    expected = next((w for part, w in WANTED.items() if part in text + str(error.__cause__)), None)
+    if refused and expected:
         place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
         place = place[1] if place else refused[1].partition("=")[0]
-        return f"{refused[1]} is refused: type {wanted} for {place} ({program()} --help)"
+        return f"{refused[1]} is refused: type {expected} for {place} ({program()} --help)"
     if hasattr(error, "override"):  # Hydra's OverrideParseException
         return (
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "

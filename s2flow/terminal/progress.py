@@ -64,7 +64,7 @@ class Progress:
             disable=not live or self.console.is_dumb_terminal,
         )
         hidden = {"total": 1, "visible": False, "per": None}
-        self.rows = {s: self.bars.add_task(words, **hidden) for s, words in STAGES.items()}
+        self.rows = {s: self.bars.add_task(title, **hidden) for s, title in STAGES.items()}
         self.rows["clips"] = self.bars.add_task("clips", total=todo, per=None)
 
     def __enter__(self) -> "Progress":
