@@ -128,10 +128,8 @@ def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
 
     if type(pipe.vae).__name__ == "PatchVAE":
         raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
-    boundary, transformer_2 = (
-        pipe.config.get("boundary_ratio"),
-        getattr(pipe, "transformer_2", None),
-    )
+    boundary = pipe.config.get("boundary_ratio")
+    transformer_2 = getattr(pipe, "transformer_2", None)
     if boundary is not None and transformer_2 is None:
         raise UserError(
             f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "

@@ -209,10 +209,8 @@ class Cascade:
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
         for clip, report in enumerate(self.reports if plan is not None else ()):
-            windows_report = plan.report(steps, clip)
-            report |= (
-                windows_report if n_from == self.recipe.t_i else _merged(report, windows_report)
-            )
+            level = plan.report(steps, clip)
+            report |= level if n_from == self.recipe.t_i else _merged(report, level)
             self._keep(plan, steps, clip)
         return flow
 

@@ -29,17 +29,8 @@ DEFAULT_WHEN_ABSENT = {  # fields added after the first records, with the values
     **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
     "params": None,
 }
-LR_FLOW_FIELDS = (
-    "backbone",
-    "weights",
-    "steps",
-    "shift",
-    "frames",
-    "low",
-    "guidance",
-    "negative_prompt",
-)
-LR_FLOW_FIELDS += ("dtype", "fp8", "guidance_2")  # that decide the LR flow
+LR_FLOW_FIELDS = ("backbone", "weights", "steps", "shift", "frames", "low")  # decide the LR flow
+LR_FLOW_FIELDS += ("guidance", "negative_prompt", "dtype", "fp8", "guidance_2")
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,9 @@ def print_plans(plans: list[dict[str, Any]]) -> None:
     for name in ("run", "what", *names):
         left = name in ("run", "what")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
-    counted: set[str] = set()
+    counted: set[str] = set()  # LR flows of earlier jobs
     for p in plans:
-        new_flows = [
-            f for f in p["needs"]["low_flows"] if f not in counted
-        ]  # not of an earlier job
+        new_flows = [f for f in p["needs"]["low_flows"] if f not in counted]
         counted |= set(new_flows)
         job = totals([p | {"needs": p["needs"] | {"low_flows": new_flows}}])
         fits = {None: "—", True: "yes", False: "no"}[p["fits"]]

@@ -146,9 +146,7 @@ class Training:
     flow: nn.ModuleDict
     average: dict[str, Tensor]
     optimisers: list[torch.optim.Optimizer]
-    runs: list[dict] = field(
-        default_factory=list
-    )  # all runs that made the weights; the last is this one
+    runs: list[dict] = field(default_factory=list)  # that made the weights; the last is this one
     step: int = 0
 
     @classmethod
@@ -192,10 +190,8 @@ class Training:
         stills = view.shape == LR and (rng.random() < 0.3 or from_scratch and progress < 0.15)
         count = max(1, round(self.size.batch / math.prod(view.shape)))
         if stills:
-            count, times = (
-                count * STILLS_PER_CLIP,
-                torch.rand(3, generator=generator).sort().values,
-            )
+            count *= STILLS_PER_CLIP
+            times = torch.rand(3, generator=generator).sort().values
             x, texts = clips(self.size, view, count, rng, times, device)
             x = x[
                 torch.arange(count), :, torch.randint(0, 3, (count,), generator=generator)
@@ -247,11 +243,7 @@ def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
             if value.shape != new[key].shape and value.ndim == 2:  # the word embeddings
                 value = torch.cat([value, new[key][len(value) :]])
             new[key] = value
-        last = (
-            ".attn1.to_out.0.",
-            ".attn2.to_out.0.",
-            ".ffn.net.2.",
-        )  # last layers of a block's branches
+        last = (".attn1.to_out.0.", ".attn2.to_out.0.", ".ffn.net.2.")  # of a block's branches
         for key in new.keys() - old.keys():
             if any(layer in key for layer in last):
                 new[key] = torch.zeros_like(new[key])

@@ -197,16 +197,16 @@ def broken_accuracy(
     texts = toy.all_captions_cached(size.world)
     held_out_scenes = [s for text, s in texts.items() if s.number == 1 and toy.held_out(text)]
     predicted, truth = [], []
-    broken_class = classes(size.world)["shape"].index("broken")
+    index = classes(size.world)["shape"].index("broken")
     for _ in range(0, clips, 32):
         scenes = [draw_scene(rng.choice(held_out_scenes), 1, rng) for _ in range(32)]
         frames, labels = broken_batch(oracle, scenes, size.height * scale, rng)
-        predicted.append(oracle(damage(frames, generator))["shape"].argmax(-1) == broken_class)
+        predicted.append(oracle(damage(frames, generator))["shape"].argmax(-1) == index)
         truth.append(labels["shape"])
     predicted, truth = torch.cat(predicted), torch.cat(truth)
     return {
-        "broken called broken": predicted[truth == broken_class].float().mean().item(),
-        "intact called intact": (~predicted[(truth >= 0) & (truth != broken_class)])
+        "broken called broken": predicted[truth == index].float().mean().item(),
+        "intact called intact": (~predicted[(truth >= 0) & (truth != index)])
         .float()
         .mean()
         .item(),
