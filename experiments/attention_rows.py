@@ -22,17 +22,10 @@ from benching import (
 from torch import Tensor
 
 from s2flow.attention import dispatch, window_attention
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.errors import UserError
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    Box,
-    brick_grid,
-    candidates,
-    coverage_by_heads,
-    realised_density,
-    sample_rows,
-    window_mask,
-)
+from s2flow.grid import Box, brick_grid, realised_density, window_mask
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 DENSITIES = (0.75, 0.5, 0.25, 0.125, 0.0156)
 QUADRATIC = 2**12  # tokens up to which the reference, which writes its mask out, is timed

@@ -53,14 +53,10 @@ from random_models import (
 from torch import Tensor, nn
 
 from s2flow.attention import dispatch
+from s2flow.coverage import coverage_by_heads, sample_rows
+from s2flow.grid import brick_grid
 from s2flow.plan import Plan
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    brick_grid,
-    candidates,
-    coverage_by_heads,
-    sample_rows,
-)
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 MODELS = ("hunyuan", "wan_1_3b")
 DENSITIES = (0.5, 0.25, 0.125)

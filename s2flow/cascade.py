@@ -28,7 +28,9 @@ from torch import Tensor
 from s2flow.attention import dispatch
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
+from s2flow.grid import brick_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.plan import Plan, Windows
 from s2flow.policies import decide
@@ -37,12 +39,7 @@ from s2flow.recipe.identity import BY_VOLUME, Recipe
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.unipc import UniPC
-from s2flow.windows import (
-    brick_grid,
-    coverage_by_heads,
-    fraction_of_volume,
-    sample_rows,
-)
+from s2flow.windows import fraction_of_volume
 
 Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
 

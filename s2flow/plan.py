@@ -27,18 +27,9 @@ from torch import Tensor
 
 from s2flow.attention import window_attention
 from s2flow.backbones.routing import AttentionRouter, Replacer, Work
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.recipe.identity import BY_VOLUME
-from s2flow.windows import (
-    CUBE,
-    DEFAULT_EXPONENTS,
-    Box,
-    brick_grid,
-    candidates,
-    choose,
-    choose_by_target,
-    realised_density,
-    to_grid,
-)
+from s2flow.windows import CUBE, DEFAULT_EXPONENTS, candidates, choose, choose_by_target, to_grid
 
 BY_CANDIDATES = ("adaptive", "fixed", "oracle", "svg")  # exponents are theirs
 

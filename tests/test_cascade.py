@@ -11,10 +11,10 @@ from s2flow import plan as planning
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import noise, sigma_grid
+from s2flow.grid import window_mask
 from s2flow.methods import method
 from s2flow.solver import Heun
 from s2flow.store.lowflow import LowFlowCache
-from s2flow.windows import window_mask
 
 PROMPTS = [
     "a red circle moves right on a blue background",

@@ -24,7 +24,7 @@ from torch import Tensor
 from s2flow.attention import dispatch
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
-from s2flow.windows import Box, brick_grid
+from s2flow.grid import Box, brick_grid
 
 BACKENDS = dispatch.NAMES
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 

@@ -18,20 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.batches import clip_by_clip
-from s2flow.windows import Box, brick_grid
+from s2flow.grid import Box, brick_slots
 
 # bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
 GATHERED = {"cpu": 2**22, "cuda": 2**28}
-
-
-def brick_slots(tokens: Box, brick: Box) -> Tensor:
-    """(bricks, prod(brick)) tokens of every brick, row-major; -1 where a ragged brick has none."""
-    g = brick_grid(tokens, brick)
-    volume = torch.full([n * b for n, b in zip(g, brick, strict=True)], -1)
-    T, H, W = tokens
-    volume[:T, :H, :W] = torch.arange(math.prod(tokens)).view(tokens)
-    sides = [n for pair in zip(g, brick, strict=True) for n in pair]
-    return volume.view(sides).permute(0, 2, 4, 1, 3, 5).reshape(math.prod(g), -1)
 
 
 def pooled(x: Tensor, slots: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 FASTEST_FIRST = ("fa4", "triton", "flex", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")

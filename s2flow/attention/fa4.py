@@ -24,7 +24,7 @@ from torch import Tensor
 
 from s2flow.attention.batches import clip_by_clip
 from s2flow.attention.blocks import COPIED, attend_text, pairs_by_window, window_blocks
-from s2flow.windows import Box, brick_grid
+from s2flow.grid import Box, brick_grid
 
 IN_BRICKS = True
 AUTO = ("cuda",)

@@ -42,7 +42,7 @@ from s2flow.attention.blocks import (
     window_blocks,
 )
 from s2flow.attention.order import brick_offsets
-from s2flow.windows import Box, brick_grid
+from s2flow.grid import Box, brick_grid
 
 IN_BRICKS = True
 AUTO = ("cuda",)  # on a CPU only by name: it would compile for longer than `tiled` computes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s2flow.attention.batches import clip_by_clip
-from s2flow.windows import Box, window_mask
+from s2flow.grid import Box, window_mask
 
 IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.batches import boxes_of, clip_by_clip, log_sum_exp
-from s2flow.windows import Box, brick_grid, realised_density, window_mask, window_starts
+from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
 IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")

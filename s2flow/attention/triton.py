@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2flow.attention.order import brick_offsets
-from s2flow.coverage import to_device
+from s2flow.attention.order import brick_offsets, to_device
 from s2flow.errors import UserError
-from s2flow.windows import Box, brick_grid
+from s2flow.grid import Box, brick_grid
 
 IN_BRICKS = True
 AUTO = ("cuda",)

@@ -27,13 +27,13 @@ from rich.table import Table
 
 from s2flow.backbones.base import Origin
 from s2flow.costs import GIB
+from s2flow.grid import brick_grid
 from s2flow.process import loading
 from s2flow.recipe.identity import Recipe
 from s2flow.run.tasks import Task
 from s2flow.store import Store, read_record
 from s2flow.store.lowflow import low_key
 from s2flow.terminal.summary import label
-from s2flow.windows import brick_grid
 
 BYTES_A_PIXEL = 1 / 8  # of an mp4, until there are records of this size
 BESIDE = 2**16  # bytes of a clip's record and sheet

@@ -18,9 +18,9 @@ from torch import Tensor
 from s2flow.attention.bricks import brick_attention, brick_density, choose_bricks
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.errors import UserError
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import Policy
 from s2flow.policies.online import per_clip
-from s2flow.windows import Box, brick_grid
 
 
 class Moba:

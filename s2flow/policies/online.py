@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter, Replacer
+from s2flow.coverage import sample_rows
+from s2flow.grid import Box
 from s2flow.plan import Plan, Policy
-from s2flow.windows import Box, sample_rows
 
 
 class Online:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import Calibration, Policy
 from s2flow.recipe.identity import Recipe
 from s2flow.store import write_json
-from s2flow.windows import Box, brick_grid
 
 HOW = "python -m s2flow.calibrate windows.file=FILE"
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
+    from s2flow.grid import Box
     from s2flow.plan import Policy
-    from s2flow.windows import Box
 
 BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
 UNREAD = {  # by windows that do not look at them

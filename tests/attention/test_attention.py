@@ -13,7 +13,8 @@ from s2flow.attention import dispatch, tiled, window_attention
 from s2flow.attention.order import brick_order, reordered
 from s2flow.costs import tracing
 from s2flow.errors import UserError
-from s2flow.windows import DEFAULT_EXPONENTS, brick_grid, candidates, window_mask
+from s2flow.grid import brick_grid, window_mask
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 GRIDS = [  # tokens, brick
     ((4, 4, 6), (1, 1, 1)),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from s2flow.attention import bricks
-from s2flow.windows import brick_grid, brick_of_token
+from s2flow.grid import brick_grid, brick_of_token
 
 GRIDS = [  # tokens, brick
     ((4, 4, 6), (1, 2, 2)),

@@ -8,7 +8,7 @@ import torch
 
 from s2flow.attention import dispatch, fa4, window_attention
 from s2flow.errors import UserError
-from s2flow.windows import window_mask
+from s2flow.grid import window_mask
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_masked_keys_have_exactly_no_influence():
     tokens, box = GRIDS[2], (1, 1, 2)
     q, k, v = qkv(tokens, 2, 7)
     (before, _), _ = both(q, k, v, [box] * 2, tokens)
-    from s2flow.windows import window_mask
+    from s2flow.grid import window_mask
 
     for query in (0, 171, 349):
         outside = (~window_mask(tokens, BRICK, box, torch.tensor([query]))[0]).nonzero()[:, 0]

@@ -14,8 +14,8 @@ from s2flow.attention import dispatch, reference
 from s2flow.attention.order import brick_offsets, brick_order, reordered
 from s2flow.backbones.compiled import compile_backbone
 from s2flow.cascade import Cascade
+from s2flow.grid import brick_grid, brick_of_token
 from s2flow.methods import method
-from s2flow.windows import brick_grid, brick_of_token
 
 every_family = pytest.mark.parametrize("case", list(BUILD), indirect=True)
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from s2flow.backbones import rope
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory, sigma_grid
+from s2flow.grid import window_mask
 from s2flow.handoff import resize_video
 from s2flow.methods import method
-from s2flow.windows import window_mask
 
 CONF = {"wan": "wan_1_3b"}
 PROMPTS = ["a large red star spins on sand", "a blue cat"]

@@ -4,21 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
+from plain import coverage_exact, coverage_of_all_boxes
 from tiny_pipelines import BUILD
 
 from s2flow.attention import window_attention
 from s2flow.cascade import Cascade
+from s2flow.coverage import attention_rows, sample_rows
 from s2flow.flow import sigma_grid
+from s2flow.grid import window_mask
 from s2flow.methods import method
-from s2flow.windows import (
-    attention_rows,
-    candidates,
-    choose,
-    coverage_exact,
-    coverage_of_all_boxes,
-    sample_rows,
-    window_mask,
-)
+from s2flow.windows import candidates, choose
 
 # of different lengths; what is quoted goes to HunyuanVideo-1.5's second text encoder
 PROMPTS = ['a large red star spins on "sand" slowly', "a blue cat"]
