@@ -32,7 +32,7 @@ def model_is_here(record):
     """Whether the weights that made a clip are those of an embedded backbone of this installation."""
     from output import EMBEDDED
 
-    from s2flow import embedded as tiny
+    from s2flow.embedded import backbone as tiny
 
     name = record["recipe"]["backbone"]
     return name in EMBEDDED and tiny.weights_hash(name) == record["recipe"]["weights"]

@@ -45,7 +45,7 @@ def clip_to_show(runs, most=64):
 
 def attention_at(record, flow, n, most=512):
     """(tokens, query rows, attention (layers, heads, rows, L)) with n LR steps remaining."""
-    from s2flow import embedded as tiny
+    from s2flow.embedded import backbone as tiny
 
     recipe, seen = record["recipe"], []
     backbone = tiny.load(recipe["backbone"], "cpu")

@@ -19,8 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import s2flow.recipe.resolve
-from s2flow import embedded as tiny
 from s2flow import methods
+from s2flow.embedded import backbone as tiny
 from s2flow.embedded.world import WORLDS, held_out_captions
 from s2flow.metrics import paired_difference
 from s2flow.process.provenance import provenance

@@ -34,11 +34,11 @@ from hydra import compose, initialize_config_dir
 from random_models import build, model, random_condition
 
 import s2flow.recipe.resolve as config
-from s2flow import embedded as tiny
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import blank
 from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, RESERVE, SLACK, VAE_SHARE, Costs, forward_cost, measure
+from s2flow.costs.blank import blank
+from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 from s2flow.methods import generate, method
 from s2flow.process.timing import Clock

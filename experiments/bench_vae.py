@@ -25,9 +25,9 @@ from benching import Result, checked, interleaved, parser_of, run, sig, summed_u
 from random_models import Model, assumed_rate, build, model, sizes_of
 from torch import Tensor
 
-from s2flow.backbones.blank import blank
 from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import GIB, VAE_SHARE, vae_cost
+from s2flow.costs.blank import blank
 from s2flow.process.timing import Clock
 
 MODELS = ("wan_1_3b", "hunyuan")

@@ -39,9 +39,9 @@ from s2flow.errors import UserError
 from s2flow.process import loading
 from s2flow.process.provenance import provenance
 from s2flow.run import runner
-from s2flow.run.tasks import clip_tasks
 from s2flow.store import generation_seconds, read_run, write_json, written_whole
 from s2flow.store.outcome import black_frames
+from s2flow.store.tasks import clip_tasks
 from s2flow.video import read_video, to_bytes
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """Published video models with random weights: time and memory do not depend on the weights' values.
 
-`configs` writes a checkpoint folder without weights, which `s2flow.backbones.blank` and `s2flow.costs`
+`configs` writes a checkpoint folder without weights, which `s2flow.costs.blank` and `s2flow.costs`
 read like any other; `build` makes the parts that a benchmark runs, and leaves the others on the meta
 device. Text encoders have no size, and text states are drawn at random. toy=True: the same classes at
 a width that a CPU computes in seconds.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import FAMILIES, blank, cast
 from s2flow.backbones.published import PUBLISHED
 from s2flow.costs import RATES, forward_cost
+from s2flow.costs.blank import FAMILIES, blank, cast
 from s2flow.grid import Box
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.schema import BackboneConf

@@ -35,8 +35,8 @@ from s2flow.errors import UserError
 from s2flow.flow import Trajectory
 from s2flow.process import loading
 from s2flow.process.provenance import provenance
-from s2flow.run.tasks import clip_tasks
 from s2flow.solver import LRI, derivative_cosines, difference_weights
+from s2flow.store.tasks import clip_tasks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

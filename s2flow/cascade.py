@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,11 +35,14 @@ from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.plan import Plan, Windows
 from s2flow.policies import decide
 from s2flow.process.timing import Clock
-from s2flow.recipe.identity import BY_VOLUME, Recipe
+from s2flow.recipe.identity import BY_VOLUME
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.unipc import UniPC
 from s2flow.windows import fraction_of_volume
+
+if TYPE_CHECKING:
+    from s2flow.recipe.identity import Recipe
 
 Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
 
@@ -89,7 +92,7 @@ class Cascade:
     def __init__(
         self,
         backbone: Backbone,
-        recipe: Recipe,
+        recipe: "Recipe",
         prompts: Sequence[str],
         seeds: Sequence[int],
         clock: Clock | None = None,
@@ -407,7 +410,7 @@ class Cascade:
         return [plan.report([n], clip)["density"][str(n)] for clip in range(len(self.prompts))]
 
 
-def attention_of(backbone: Backbone, recipe: Recipe, size: tuple[int, int]) -> str:
+def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) -> str:
     """The attention backend of windows at an HR size (height, width), in pixels.
 
     Raises UserError if the one that the recipe names cannot be used.

@@ -17,7 +17,7 @@ if importlib.util.find_spec("torchvision"):  # may not fit a CPU torch, and tran
     compat.torchvision_operators()
 
 import s2flow.recipe.resolve as config
-from s2flow import embedded as tiny
+from s2flow.embedded import backbone as tiny
 from s2flow.methods import method
 from s2flow.recipe.identity import Recipe
 

@@ -1,6 +1,6 @@
 """What a clip costs before it is made: FLOPs, bytes, seconds, memory and traffic, without weights.
 
-The stages run as they are, on the meta device (`backbones.blank`): tensors have shapes and types and
+The stages run as they are, on the meta device (`blank.py`): tensors have shapes and types and
 no data, and what is counted follows diffusers' code and ours.
 
     trace      FLOPs, bytes alive and bytes moved of whatever runs inside

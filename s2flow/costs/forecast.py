@@ -14,26 +14,20 @@ Two jobs that ask for the same clip count it once in the totals.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from s2flow.backbones.base import Origin
-from s2flow.costs import GIB
 from s2flow.grid import brick_grid
 from s2flow.process import loading
 from s2flow.recipe.identity import Recipe
-from s2flow.run.tasks import Task
 from s2flow.store import Store, read_record
 from s2flow.store.lowflow import low_key
-from s2flow.terminal.summary import label
+from s2flow.store.tasks import Task
 
 BYTES_A_PIXEL = 1 / 8  # of an mp4, until there are records of this size
 BESIDE = 2**16  # bytes of a clip's record and sheet
@@ -70,7 +64,7 @@ def forecast(
     per_clip = sum(s for name, s in stages.items() if name != "lr") / cfg.batch
     return {
         "run_id": run_id,
-        "label": label(recipe),
+        "label": recipe.label,
         "cached": len(tasks) - len(missing),
         "missing": len(missing),
         "failed_before": failed,
@@ -134,81 +128,3 @@ def _low_bytes(recipe: Recipe, blank: Any) -> int:
     heads = blank.router.layers * blank.transformer.config.num_attention_heads
     numbers = 2 * c * t * h * w + heads * bricks[0] * bricks[1] * bricks[2]
     return 4 * (recipe.steps + 1) * numbers
-
-
-def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of several jobs: clips and LR flows that they share count once."""
-    clips, flows = {}, {}
-    for p in plans:
-        clips |= dict.fromkeys(p["needs"]["clips"], p)
-        flows |= dict.fromkeys(p["needs"]["low_flows"], p)
-    seconds = sum(p["seconds_clip"] * p["ranks"] for p in clips.values())
-    seconds += sum(p["seconds_low_flow"] * p["ranks"] for p in flows.values())
-    limit = max(p["low_flows_limit"] for p in plans)
-    low = min(sum(p["bytes_low_flow"] for p in flows.values()), limit)
-    every = {name for p in plans for name in p["needs"]["every_clip"]}
-    return {
-        "clips": len(every),
-        "cached": len(every) - len(clips),
-        "missing": len(clips),
-        "low_flows": len(flows),
-        "hours": round(seconds / 3600, 4),
-        "gpu": any(p["gpu"] for p in plans),
-        "disk_gib": round((sum(p["bytes_clip"] for p in clips.values()) + low) / GIB, 4),
-        "bytes_from": "+".join(sorted({p["bytes_from"] for p in plans})),
-    }
-
-
-def line(plan: dict[str, Any]) -> str:
-    """One job's clips in a line."""
-    whole = totals([plan])
-    failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
-    again = " (cache=force: whatever is recorded)" if plan["cache"] == "force" else ""
-    return (
-        f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
-        f"missing{failed}{again}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
-        f"{_disk(whole)}"
-    )
-
-
-def print_plans(plans: list[dict[str, Any]]) -> None:
-    """Table of a sweep's plans, its totals, and all of it as one line of JSON."""
-    console = Console(highlight=False, width=140)
-    table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = ("clips", "cached", "missing", "LR flows", "hours", "disk GiB", "needs GiB", "fits")
-    for name in ("run", "what", *names):
-        left = name in ("run", "what")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
-    before: set[str] = set()
-    for p in plans:
-        mine = [f for f in p["needs"]["low_flows"] if f not in before]  # of the earlier jobs
-        before |= set(mine)
-        own = totals([p | {"needs": p["needs"] | {"low_flows": mine}}])
-        fits = {None: "—", True: "yes", False: "no"}[p["fits"]]
-        cells = [p[k] for k in ("clips", "cached", "missing")] + [own["low_flows"]]
-        cells += [f"{own['hours']:.3g}", f"{own['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
-        table.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
-    whole = totals(plans)
-    cells = [whole[k] for k in ("clips", "cached", "missing", "low_flows")]
-    cells += [f"{whole['hours']:.3g}", f"{whole['disk_gib']:.3g}", "", ""]
-    table.add_section()
-    table.add_row("all", "each clip and LR flow once", *map(str, cells))
-    console.print(table)
-    text = f"{_hours(whole)}, {_disk(whole)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
-    console.print(f"{text}; estimates, nothing was loaded or written into the store")
-    shown = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
-    print(json.dumps({"plans": shown, "total": whole}))
-
-
-def _hours(whole: dict[str, Any]) -> str:
-    return f"{whole['hours']:.3g} {'GPU hours' if whole['gpu'] else 'hours'}"
-
-
-def _disk(whole: dict[str, Any]) -> str:
-    return f"{whole['disk_gib']:.3g} GiB of disk (from {whole['bytes_from']})"
-
-
-def _free(folder: Path) -> str:
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / GIB:.1f} GiB are free"

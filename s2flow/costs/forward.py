@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from s2flow.attention.tiled import COPIED
-from s2flow.backbones.blank import Answers
+from s2flow.costs.blank import Answers
 from s2flow.costs.trace import Moved, attention_flops, tracing
 
 FUSED = ("triton", "flex", "fa4")  # kernels that read q, k, v where they lie

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import blank
+from s2flow.costs.blank import blank
 from s2flow.costs.forward import Forward, forward_cost
 from s2flow.errors import UserError
 from s2flow.windows import fraction_of_volume

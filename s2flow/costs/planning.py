@@ -1,26 +1,20 @@
 """`python run.py ... plan=true`: what a clip would cost, stage by stage, before anything is loaded.
 
-    plan     the table for a person, and as the last line of stdout the same as one line of JSON, with
-             what is recorded, what is missing, hours and disk (`forecast.py`); in a sweep there
-             is one table of all jobs at the end, and one line of JSON
+    plan     what one config would cost, and what of it is recorded or missing (`forecast.py`);
+             `terminal.plans` prints it
     refuse   what a real run asks first on a GPU: raises UserError with the words to add if the clip
              does not fit, `check_memory=false` among them
 
-Both work from configs alone (`backbones.blank`, `costs`); every number is an estimate.
+Both work from configs alone (`blank.py`, `costs`); every number is an estimate.
 """
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import blank
 from s2flow.costs import (
     GIB,
     RESERVE,
@@ -33,11 +27,11 @@ from s2flow.costs import (
     rates_of,
     vae_stages,
 )
-from s2flow.costs.forecast import forecast, line
+from s2flow.costs.blank import blank
+from s2flow.costs.forecast import forecast
 from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
-from s2flow.run.tasks import Task
-from s2flow.terminal.summary import in_sweep
+from s2flow.store.tasks import Task
 
 TILE = (512, 448)  # what is offered where whole frames do not fit
 WORDS = (  # (offload, fp8, tiled, ranks) in the order in which they are offered
@@ -84,7 +78,7 @@ def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
 
 
 def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dict[str, Any]:
-    """Print the plan, if it is not one of a sweep; returns what the JSON line holds, sizes in GiB.
+    """What one config would cost, sizes in GiB; `terminal.plans` prints it.
 
     `needs`, which no line holds, names what is to be made.
     """
@@ -130,15 +124,14 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dic
         "stages": rows,
         "seconds": round(sum(r["seconds"] for r in rows), 2),
         "needed_gib": round(needed, 2),
+        "slack": round(SLACK - 1, 4),
+        "context_gib": RESERVE,
         "fits": None if on.memory is None else needed <= on.memory,
         "add": None,
     }
     if found["fits"] is False:
         found["add"] = words_that_fit(cfg, recipe, costs, on.memory)
     found |= forecast(cfg, recipe, tasks, {r["stage"]: r["seconds"] for r in rows}, _blank(cfg))
-    if not in_sweep():
-        _show(found)
-        print(json.dumps({"plan": {k: v for k, v in found.items() if k != "needs"}}))
     return found
 
 
@@ -200,40 +193,3 @@ def _tiled(cfg: DictConfig, recipe: Recipe) -> list[Stage]:
 
 def _blank(cfg: DictConfig) -> Any:
     return blank(cfg.backbone.family, Origin.of(cfg.backbone))
-
-
-def _show(found: dict[str, Any]) -> None:
-    console = Console(highlight=False, width=100)
-    console.print(line(found), markup=False, soft_wrap=True)
-    size = f"{found['low'][0]}x{found['low'][1]} -> {found['high'][0]}x{found['high'][1]}"
-    console.print(
-        f"{found['method']} on {found['backbone']}, {size}, {found['frames']} frames, "
-        f"{found['clips']} clip(s) in batches of {found['batch']}; estimates, nothing was loaded"
-    )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    sizes = ("GB moved", "seconds", "waits for", "weights GiB", "peak GiB")
-    for name in ("stage", "tokens", "f", "TFLOP", *sizes):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for r in found["stages"]:
-        cells = (f"{r['tokens']:,}", f"{r['density']:.3g}") if r["tokens"] else ("—", "—")
-        cells += (f"{r['tflop']:,.0f}", f"{r['moved_gb']:,.0f}", f"{r['seconds']:,.1f}")
-        cells += (r["bound"], f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
-        table.add_row(r["stage"], *cells)
-    console.print(table)
-    rate, link = found["assumed_tflops"], found["assumed_link"]
-    sending = f", {link:g} GB/s to other ranks (link=)" if found["ranks"] > 1 else ""
-    console.print(
-        f"{found['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
-        f"and {found['assumed_float32']:g} in float32, {found['assumed_bandwidth']:g} GB/s of memory "
-        f"(bandwidth=){sending}, on {found['device']}",
-        markup=False,
-    )
-    needed = f"needs {found['needed_gib']:.1f} GiB"
-    needed += f", {SLACK - 1:.0%} slack and {RESERVE:g} GiB context in"
-    if found["memory_gib"] is None:
-        console.print(f"{needed}; no GPU was found here: memory=80 plans for one of 80 GiB")
-        return
-    verdict = "fits" if found["fits"] else "does not fit"
-    more = f"; add {found['add']}" if found["add"] else ""
-    more = more or ("" if found["fits"] else "; choose a smaller size")
-    console.print(f"{needed}; {verdict} {found['memory_gib']:g} GiB{more}", markup=False)

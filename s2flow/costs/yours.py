@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import blank
 from s2flow.backbones.ulysses import check_heads
+from s2flow.costs.blank import blank
 from s2flow.costs.clip import flow_stage, measure
 from s2flow.costs.clock import Rates
 from s2flow.costs.forward import Forward

@@ -15,13 +15,15 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s2flow.backbones.base import Backbone
-from s2flow.cascade import Cascade, Generated, attention_of
 from s2flow.errors import UserError
 from s2flow.methods.params import COMMON, parameters
-from s2flow.recipe.identity import Recipe
+
+if TYPE_CHECKING:
+    from s2flow.backbones.base import Backbone
+    from s2flow.cascade import Generated
+    from s2flow.recipe.identity import Recipe
 
 CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
 CASCADE_KNOBS += ("adain", "stages")
@@ -36,7 +38,7 @@ def method(name: str) -> ModuleType:
 
 def names() -> list[str]:
     """All methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted({m.name for m in pkgutil.iter_modules(__path__)} - {"filters", "params"})
 
 
 def by_parameter() -> dict[str, list[str]]:
@@ -49,20 +51,28 @@ def by_parameter() -> dict[str, list[str]]:
 
 
 def generate(
-    backbone: Backbone, recipe: Recipe, prompts: Sequence[str], seeds: Sequence[int], **how: Any
-) -> Generated:
+    backbone: "Backbone",
+    recipe: "Recipe",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    **how: Any,
+) -> "Generated":
     """One batch of clips by the recipe's method: what `run.py` and `s2flow.generate` both call.
 
     how: `clock`, `cache`, `progress`, `on_low` of `Cascade`. The latent may hold NaN: the runner
     records that as the clip's outcome, `s2flow.generate` raises.
     """
+    from s2flow.cascade import Cascade  # loads torch, which labels and --help do without
+
     return method(recipe.method).generate(Cascade(backbone, recipe, prompts, seeds, **how))
 
 
-def check(backbone: Backbone, recipe: Recipe) -> None:
+def check(backbone: "Backbone", recipe: "Recipe") -> None:
     """Raises UserError if the recipe names a layer that the backbone lacks, or attention that cannot
     be used for it here."""
     if "windows" in recipe.knobs and recipe.attention != "auto":
+        from s2flow.cascade import attention_of
+
         attention_of(backbone, recipe, recipe.high)
     layers = backbone.router.layers
     for layer in recipe.windows.dense_layers:

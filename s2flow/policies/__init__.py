@@ -4,6 +4,8 @@ A new online policy is one file here with `replacer`, `work` and `report` (`plan
 `decide`, and `conf/windows/<name>.yaml`.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from s2flow.grid import Box, brick_grid
@@ -11,12 +13,14 @@ from s2flow.plan import Plan, Windows, candidates_of, make_plan, whole_grid
 from s2flow.policies.moba import Moba
 from s2flow.policies.oracle import Oracle
 from s2flow.policies.svg import Svg
-from s2flow.recipe.identity import Recipe
 from s2flow.windows import fraction_of_volume
+
+if TYPE_CHECKING:
+    from s2flow.recipe.identity import Recipe
 
 
 def decide(
-    r: Recipe, coverage: Tensor, low_bricks: Box, low_tokens: Box, tokens: Box, t_i: int
+    r: "Recipe", coverage: Tensor, low_bricks: Box, low_tokens: Box, tokens: Box, t_i: int
 ) -> Windows:
     """The windows of the last t_i steps, given the LR flow's coverage.
 

@@ -9,13 +9,15 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s2flow.errors import UserError
 from s2flow.grid import Box, brick_grid
 from s2flow.plan import Calibration, Policy
-from s2flow.recipe.identity import Recipe
 from s2flow.store import write_json
+
+if TYPE_CHECKING:
+    from s2flow.recipe.identity import Recipe
 
 HOW = "python -m s2flow.calibrate windows.file=FILE"
 
@@ -116,7 +118,7 @@ def _word(sides: Box) -> str:
     return "x".join(map(str, sides))
 
 
-def check_prompts(r: Recipe, prompts: list[str]) -> None:
+def check_prompts(r: "Recipe", prompts: list[str]) -> None:
     """Raises UserError if a run's windows were chosen on one of its own prompts."""
     c = r.windows.calibration
     both = [p for p in dict.fromkeys(prompts) if c is not None and p in set(c.prompts)]

@@ -23,7 +23,7 @@ from s2flow.process.parallel import own_device
 from s2flow.store.lowflow import LowFlowCache
 
 FAMILIES = {
-    "tiny": "s2flow.embedded",
+    "tiny": "s2flow.embedded.backbone",
     "wan": "s2flow.backbones.wan",
     "hunyuan": "s2flow.backbones.hunyuan",
     "hunyuan15": "s2flow.backbones.hunyuan15",

@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from s2flow.embedded import world as worlds
 from s2flow.errors import UserError
 from s2flow.prompts.files import checked, parse_json, read_list, read_text
 
@@ -164,7 +165,6 @@ def _numbered(texts: Any) -> list[Prompt]:
 
 
 def _world_captions(world: str, count: int, seed: int) -> list[str]:
-    from s2flow.embedded import world as worlds  # imports torch; other sources need none
 
     known = {"micro": worlds.MICRO, "tiny": worlds.TINY}
     if world not in known:

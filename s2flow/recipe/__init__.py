@@ -1,1 +1,9 @@
 """What decides a clip: schema of the knobs, what they resolve to, their limits, identity and run id."""
+
+from pathlib import Path
+
+CONF = (
+    Path(__file__).parents[1] / "conf"
+)  # a link, which a wheel turns into a folder of the package
+if not CONF.is_dir():
+    CONF = Path(__file__).parents[2] / "conf"  # a checkout where links are text files

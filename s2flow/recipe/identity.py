@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from s2flow.methods.params import variant
+
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
     from s2flow.grid import Box
     from s2flow.plan import Policy
@@ -130,6 +132,16 @@ class Recipe:
         if "windows" not in self.knobs:
             return None
         return "full" if self.whole_grid else self.windows.label
+
+    @property
+    def variant(self) -> str | None:
+        """The method's parameters that are not at their defaults, in words; None if all are."""
+        return variant(self.params, self.t_i)
+
+    @property
+    def label(self) -> str:
+        """The knobs in a few words, for tables."""
+        return label(self.identity(), self.windows_label, self.variant)
 
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""

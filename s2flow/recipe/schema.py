@@ -5,17 +5,10 @@ values resolve to and refuses those that cannot work. Importing this registers t
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
-
-CONF = (
-    Path(__file__).parents[1] / "conf"
-)  # a link, which a wheel turns into a folder of the package
-if not CONF.is_dir():
-    CONF = Path(__file__).parents[2] / "conf"  # a checkout where links are text files
 
 
 @dataclass

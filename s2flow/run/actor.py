@@ -23,10 +23,10 @@ from s2flow.process.parallel import join
 from s2flow.recipe.identity import VERSION, Recipe
 from s2flow.recipe.resolve import plain
 from s2flow.run.job import Job
-from s2flow.run.tasks import Task
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
+from s2flow.store.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from s2flow.policies import sta
 from s2flow.policies.oracle import coverage_of
 from s2flow.process.loading import device_here, load_backbone, weights_hash
 from s2flow.process.provenance import provenance
-from s2flow.recipe.defaults import CONF
+from s2flow.recipe import CONF
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
-from s2flow.run.tasks import clip_tasks
+from s2flow.store.tasks import clip_tasks
 from s2flow.terminal.cli import reported
 from s2flow.windows import choose, fraction_of_volume
 

@@ -35,7 +35,7 @@ from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.run.actor import Actor, Told
 from s2flow.run.job import Job
-from s2flow.run.tasks import Task
+from s2flow.store.tasks import Task
 from s2flow.terminal.progress import Progress
 from s2flow.terminal.summary import print_failure
 from s2flow.tracking.tracker import tracked

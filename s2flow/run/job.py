@@ -28,7 +28,6 @@ from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Generated
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
-from s2flow.methods.params import variant
 from s2flow.process import loading, memory, stopping
 from s2flow.process.memory import Saving
 from s2flow.process.parallel import Team
@@ -37,10 +36,10 @@ from s2flow.process.stopping import Preempted
 from s2flow.process.timing import Clock
 from s2flow.recipe.identity import Recipe
 from s2flow.report.windowmap import save_windows
-from s2flow.run.tasks import Task
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store, sha256_of, without_nan, written_whole
 from s2flow.store.outcome import outcome
+from s2flow.store.tasks import Task
 from s2flow.terminal.progress import Progress
 from s2flow.terminal.summary import print_failure
 from s2flow.tracking.tracker import Tracker, sweep, tracked
@@ -298,7 +297,7 @@ class Job:
             **outcome(video, made.latent[i]),
             "token_pixels": self.cfg.backbone.multiple,
             "windows": recipe.windows_label,
-            "variant": variant(recipe.params, recipe.t_i),
+            "variant": recipe.variant,
             "sigmas": sigma,
             **({} if recipe.shift_high is None else {"sigmas_high": sigma_high}),
             "sigma_handoff": sigma_high[recipe.steps - recipe.t_i]

@@ -73,7 +73,7 @@ def check(name: str, launcher: DictConfig) -> None:
             "Slurm is, or hydra/launcher=joblib"
         )
     if name in ("gpus", "ray_cluster"):
-        from s2flow.run import executor
+        from s2flow.run import executor  # loads torch, which other launchers do without
 
         if name == "gpus":
             import torch

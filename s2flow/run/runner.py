@@ -27,12 +27,13 @@ from s2flow.recipe.resolve import plain, resolve
 from s2flow.run import executor
 from s2flow.run.job import Job
 from s2flow.run.reproduce import reproduce
-from s2flow.run.tasks import Task, clip_tasks, work
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
+from s2flow.store.tasks import Task, clip_tasks, work
+from s2flow.terminal.plans import print_plan
 from s2flow.terminal.progress import check as check_progress
-from s2flow.terminal.summary import label, print_run
+from s2flow.terminal.summary import in_sweep, print_run
 from s2flow.tracking.tracker import check as check_tracker
 from s2flow.tracking.tracker import experiment
 
@@ -54,7 +55,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.plan:
         from s2flow.costs.planning import plan  # loads diffusers, which takes seconds
 
-        return plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), tasks)
+        found = plan(cfg, resolve(cfg, "", knobs), loading.device_here(cfg.device), tasks)
+        if not in_sweep():
+            print_plan(found)
+        return found
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
@@ -102,7 +106,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         tally = store.tally(keys)
     summary = {
         "run_id": recipe.run_id,
-        "label": label(recipe) + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
+        "label": recipe.label + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
         "experiment": experiment(),
         "clips": len(tasks),
         "made": made,

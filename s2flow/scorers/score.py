@@ -34,7 +34,7 @@ from rich.table import Table
 from s2flow.errors import UserError
 from s2flow.process.provenance import provenance
 from s2flow.prompts import parse_shard
-from s2flow.recipe.defaults import CONF
+from s2flow.recipe import CONF
 from s2flow.recipe.limits import check_threads
 from s2flow.recipe.resolve import plain
 from s2flow.scorers import Clip, build

@@ -9,17 +9,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from s2flow.errors import UserError
+from s2flow.errors import WANTED, UserError
+from s2flow.methods import by_parameter
 from s2flow.process.ranks import rank
 from s2flow.process.stopping import EX_TEMPFAIL, Preempted
-
-WANTED = {  # what OmegaConf says of a value -> what to type
-    "to Integer": "a whole number",
-    "to Float": "a number",
-    "not a ListConfig": "a list in brackets",
-    "not a valid bool": "true or false",
-    "not Optional": "a value other than null",
-}
+from s2flow.recipe import CONF
+from s2flow.recipe.schema import Config, ScoreConf
 
 VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
 RUN_IDS = ("runs", "reproduce", "scorer.fidelity.reference")
@@ -53,8 +48,6 @@ def check_choice(argument: str) -> None:
 
     Hydra would end in a traceback. Names that merely do not exist are Hydra's to refuse.
     """
-    from s2flow.recipe.schema import CONF
-
     key, equals, text = argument.partition("=")
     folder = CONF / key
     if not equals or not key.isalpha() or not folder.is_dir():
@@ -231,8 +224,6 @@ def one_line(error: BaseException) -> str:
 
 
 def _nearest(key: str) -> str:
-    from s2flow.recipe.schema import Config, ScoreConf
-
     if key.startswith("method."):
         return _of_methods(key)
     schema = ScoreConf if program().endswith("score") else Config
@@ -246,8 +237,6 @@ def _nearest(key: str) -> str:
 
 def _of_methods(key: str) -> str:
     """What was meant by method.<parameter>, of any method."""
-    from s2flow.methods import by_parameter
-
     known = by_parameter()
     owners = known.get(key.partition(".")[2])
     if owners:

@@ -13,10 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2flow.methods.params import variant
 from s2flow.process.ranks import rank
-from s2flow.recipe import identity as recipes
-from s2flow.recipe.identity import Recipe
+from s2flow.terminal.plans import print_plans
 
 TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
 SHOWN = {
@@ -60,13 +58,6 @@ def in_sweep() -> bool:
     return hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN
 
 
-def label(recipe: Recipe) -> str:
-    """The knobs of a run in a few words, for tables."""
-    return recipes.label(
-        recipe.identity(), recipe.windows_label, variant(recipe.params, recipe.t_i)
-    )
-
-
 class SweepTable(Callback):
     """Hydra callback: every job leaves its summary in its diary; a sweep ends with all of them."""
 
@@ -99,8 +90,6 @@ def print_sweep(folder: Path) -> None:
         _console().print(_table(summaries, title="sweep"))
         print_what_next(summaries)
     if plans:
-        from s2flow.costs.forecast import print_plans  # which needs `label`
-
         print_plans(plans)
 
 

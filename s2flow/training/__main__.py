@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from s2flow.embedded import WEIGHTS
+from s2flow.embedded.backbone import WEIGHTS
 from s2flow.embedded.model import SIZES
 from s2flow.training import __doc__ as about
 from s2flow.training import autoencoder, flow, mask, oracle

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import s2flow
-from s2flow import embedded as tiny
+from s2flow.embedded import backbone as tiny
 from s2flow.embedded.render import render
 from s2flow.embedded.world import WORLDS, all_captions_cached, held_out_captions, place
 

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2flow import costs
 from s2flow.backbones import hunyuan, hunyuan15, ulysses, wan
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import Answers, blank, part_config
 from s2flow.backbones.published import PUBLISHED
 from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Cascade
 from s2flow.costs import GIB, forward_cost, measure, tracing, vae_cost
+from s2flow.costs.blank import Answers, blank, part_config
 from s2flow.errors import UserError
 from s2flow.methods import method
 

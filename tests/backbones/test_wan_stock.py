@@ -7,9 +7,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.models.transformers import transformer_wan
 
-from s2flow import embedded as tiny
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.cascade import Cascade
+from s2flow.embedded import backbone as tiny
 from s2flow.embedded.text import TEXT_LENGTH
 from s2flow.embedded.world import MICRO, normalise
 from s2flow.flow import sigma_grid

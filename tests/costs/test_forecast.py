@@ -5,8 +5,8 @@ import json
 from finished import fresh_flows
 from test_cli import run_here
 
-from s2flow.costs import forecast
 from s2flow.process import loading
+from s2flow.terminal.plans import totals
 
 SMALL = ("steps=3", "t_i=2", "frames=2", "scorer=[none]", "device=cpu", "method=cascade")
 
@@ -67,5 +67,5 @@ def test_ranks_share_a_clip_and_cost_each():
     job |= {"seconds_low_flow": 900.0, "bytes_clip": 2**30, "bytes_low_flow": 2**30}
     job |= {"low_flows_limit": 2**29, "bytes_from": "pixels"}
     job["needs"] = {"every_clip": ["a"], "clips": ["a"], "low_flows": ["f"]}
-    total = forecast.totals([job])
+    total = totals([job])
     assert total["hours"] == 2.0 and total["disk_gib"] == 1.5  # LR flows up to lr_cache_gib

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.blank import blank
 from s2flow.costs import Rates, Stage, flow_stage, known, rates_of, seconds_of
 from s2flow.costs import __main__ as command
+from s2flow.costs.blank import blank
 from s2flow.costs.clip import plan_stage
 from s2flow.costs.paper import SOURCE, figure6, paper_clock, table1, table2
 from s2flow.costs.trace import Moved

@@ -428,9 +428,9 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
 
     from s2flow.backbones.base import Origin
     from s2flow.process import loading
-    from s2flow.recipe.defaults import CONF
+    from s2flow.recipe import CONF
     from s2flow.recipe.resolve import resolve
-    from s2flow.run.tasks import clip_tasks
+    from s2flow.store.tasks import clip_tasks
 
     monkeypatch.setitem(loading._loaded, "here", micro)
     monkeypatch.setattr(calibrate, "load_backbone", lambda *a: micro)

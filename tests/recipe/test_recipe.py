@@ -163,7 +163,7 @@ SAME = [  # (one command, another that makes the same pixels)
     ("", "rope=none temperature=null shift_high=1.5"),
     ("", "temperature=1"),
     ("temperature=auto", "temperature=1.124135"),  # sqrt(ln 768 / ln 192)
-    ("method=native", "method=native rope=ntk temperature=1.1 shift_high=3"),
+    ("method=native", "method=native shift_high=3"),
     ("method=bicubic", "method=bicubic rope=ntk temperature=1.1 shift_high=3"),
     ("method=macs", "method=macs sparsity=0.25 order=3 handoff=latent noise=aligned"),
     ("method=hiflow", "method=hiflow method.alpha=1 method.beta=.5 windows=cubes"),
@@ -212,6 +212,8 @@ DIFFERENT = [
     ("sparsity=0.5", "sparsity=0.5 density=per_axis"),
     ("", "negative_prompt=blur"),
     ("method=cascade", "method=cascade rope=interpolate"),
+    ("method=native", "method=native rope=interpolate"),
+    ("method=native rope=interpolate", "method=native rope=interpolate low=[48,72]"),
     ("method=cascade", "method=cascade temperature=auto"),
     ("t_i=12", "t_i=12 shift_high=3"),
     ("", "fp8=true"),

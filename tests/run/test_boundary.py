@@ -17,7 +17,7 @@ from s2flow.methods import method as module_of
 from s2flow.methods import names
 from s2flow.methods.params import parameters
 from s2flow.process import loading
-from s2flow.recipe.defaults import CONF
+from s2flow.recipe import CONF
 from s2flow.recipe.limits import CHOICES
 from s2flow.recipe.schema import Config
 from s2flow.run import runner

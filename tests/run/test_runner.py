@@ -12,18 +12,17 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-from s2flow import embedded as tiny
 from s2flow import methods, solver
+from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.process import loading
 from s2flow.prompts import DEMO
 from s2flow.run import job, runner
-from s2flow.run.tasks import clip_tasks
 from s2flow.scorers.builtin import TemporalFlickering
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import clip_key, load_records, sha256_of
-from s2flow.terminal.summary import label
+from s2flow.store.tasks import clip_tasks
 from s2flow.video import read_video
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -411,7 +410,7 @@ def test_the_table_of_a_run(made, capsys):
     ],
 )
 def test_labels(overrides, words, recipe):
-    assert label(recipe(*SMALL, *overrides)) == words
+    assert recipe(*SMALL, *overrides).label == words
 
 
 def test_a_device_that_torch_does_not_know():

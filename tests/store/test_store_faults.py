@@ -25,7 +25,6 @@ from s2flow.store import Store, clip_key, load_records, read_record, write_json
 from s2flow.store.__main__ import main
 from s2flow.store.scorebook import ScoreBook
 from s2flow.store.verify import verify
-from s2flow.terminal.summary import label
 
 ODD = ["../../x", "a/b\0c", "🦊\u2028\n", "'; rm -rf ~", "-", "\x1b[31m", " "]
 
@@ -480,4 +479,4 @@ def test_labels_of_ls_are_those_of_the_end_table(words, tmp_path):
     recipe = resolve(cfg, "", method(cfg.method.name).KNOBS)
     stored = json.loads(json.dumps(recipe.identity()))
     beside = (recipe.windows_label, variant(recipe.params, recipe.t_i))
-    assert label(recipe) == label_of(stored, *beside) == LABELS[words]
+    assert recipe.label == label_of(stored, *beside) == LABELS[words]

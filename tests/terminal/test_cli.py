@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from s2flow import embedded as tiny
+from s2flow.embedded import backbone as tiny
 from s2flow.process import loading
 from s2flow.recipe.schema import Config
 from s2flow.terminal import cli

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from s2flow import embedded as tiny
+from s2flow.embedded import backbone as tiny
 from s2flow.embedded import world
 from s2flow.embedded.model import SIZES, build_flow
 from s2flow.embedded.render import coverage

@@ -19,11 +19,11 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from s2flow import embedded as tiny
 from s2flow.backbones import hunyuan, hunyuan15, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.checkpoint import local_folder, present
 from s2flow.backbones.published import PUBLISHED
+from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 
 INDEX = "model_index"
