@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s2flow.attention import dispatch
+from s2flow.attention import Problem, dispatch
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
 from s2flow.coverage import coverage_by_heads, sample_rows
@@ -417,9 +417,8 @@ def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) ->
     """
     model = backbone.transformer
     tokens = backbone.token_grid(backbone.latent_shape(*size, recipe.frames))
-    like = {"device": backbone.device, "dtype": model.dtype}
-    q = torch.empty(0, model.config.attention_head_dim, **like)
-    return dispatch.resolve(recipe.attention, q, recipe.brick_high, tokens)
+    kind = (model.config.attention_head_dim, model.dtype, torch.device(backbone.device))
+    return dispatch.resolve(recipe.attention, Problem(tokens, recipe.brick_high, *kind))
 
 
 def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

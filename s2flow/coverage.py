@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention import triton
+from s2flow.attention import Problem, triton
 from s2flow.attention.order import to_device
 from s2flow.grid import Box, brick_grid, brick_ids, brick_slots, window_starts
 
@@ -224,8 +224,7 @@ def _padded_slots(tokens: Box, brick: Box, L: int, device: torch.device) -> tupl
 def _kernel_is_right(device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> bool:
     """Whether the kernel can be used and agrees with plain torch on small grids, one of them ragged."""
     try:
-        probe = torch.empty(0, 1, 1, d, device=device, dtype=dtype)
-        if triton.unusable(probe, brick) is not None:
+        if triton.unusable(Problem(brick, brick, d, dtype, device)) is not None:
             return False
         return all(
             _kernel_agrees(device, dtype, d, brick, tuple(3 * b - cut * (b // 2) for b in brick))

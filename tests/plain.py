@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from s2flow.attention import Problem, window_attention
 from s2flow.coverage import coverage_of_masses
 from s2flow.grid import Box, brick_grid, brick_ids, window_mask
 
@@ -26,3 +27,19 @@ def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
     """
     M = window_mask(tokens, brick, box).to(A)
     return (A * M).sum((-1, -2)) / A.sum((-1, -2))
+
+
+def windowed(q, k, v, windows, tokens, brick, backend="auto", text=None, ordered=False, lse=False):
+    """`window_attention` of a problem that is written out beside it."""
+    problem = Problem.of(q, tokens, brick, windows, text, ordered)
+    return window_attention(q, k, v, problem, backend, lse)
+
+
+def of_backend(module, q, k, v, windows, tokens, brick, text=None, lse=False):
+    """(out, lse) of a backend's module, without the dispatcher."""
+    return module.window_attention(q, k, v, Problem.of(q, tokens, brick, windows, text), lse)
+
+
+def kind(q, brick, tokens=None):
+    """The problem of such q before any window is chosen."""
+    return Problem(tokens or brick, brick, q.shape[-1], q.dtype, q.device)

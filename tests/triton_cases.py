@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import coverage_exact
+from plain import coverage_exact, of_backend
 
 from s2flow import coverage, grid
 from s2flow.attention import reference, triton, window_kernel
@@ -39,7 +39,7 @@ def by_kernel(q, k, v, table, tokens, brick, text=None, lse=False):
     """The backend called as the dispatcher does, without its self-check."""
     order, inverse = brick_order(tokens, brick, q.device)
     q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, sums = triton.window_attention(q, k, v, table, tokens, brick, text, lse)
+    out, sums = of_backend(triton, q, k, v, table, tokens, brick, text, lse)
     return reordered(out, inverse), sums if sums is None else reordered(sums, inverse)
 
 
@@ -87,7 +87,7 @@ def test_equals_the_reference(tokens, brick, n_text, text):
     """Every element is written, and the poison in padded text is neither seen nor answered."""
     q, k, v = inputs(tokens, n_text)
     table, n = table_of(grid.brick_grid(tokens, brick)), math.prod(tokens)
-    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, text, True)
+    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, text, True)
     for x, (clip, real) in itertools.product((q, k, v), enumerate(text or ())):
         x[clip, :, n + real :] = math.nan
     found, lse = by_kernel(q, k, v, table, tokens, brick, text, True)
@@ -103,7 +103,7 @@ def test_many_tiles(small_tiles, tokens, brick):
     """Runs and bricks of several tiles, neither a multiple of the other; one clip has no text."""
     q, k, v = inputs(tokens, 19, heads=2)
     table = table_of(grid.brick_grid(tokens, brick))
-    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, [19, 0], True)
+    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, [19, 0], True)
     found, lse = by_kernel(q, k, v, table, tokens, brick, [19, 0], True)
     assert off(found, truth) < 1e-5 and torch.allclose(lse, sums, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_head_dims_and_volumes(d, brick):
     tokens = (brick[0], brick[1], 2 * brick[2])
     q, k, v = inputs(tokens, 3, d=d, heads=1)
     table = table_of(grid.brick_grid(tokens, brick), heads=1)
-    truth, _ = reference.window_attention(q, k, v, table, tokens, brick)
+    truth, _ = of_backend(reference, q, k, v, table, tokens, brick)
     assert off(by_kernel(q, k, v, table, tokens, brick)[0], truth) < 1e-5
 
 
@@ -153,7 +153,7 @@ def test_offsets_pass_two_to_the_31():
     truth, _ = by_kernel(*near, table, tokens, brick)
     q, _, v = (reordered(x, order) for x in near)
     far.copy_(reordered(near[1], order))
-    found, _ = triton.window_attention(q, far, v, table, tokens, brick)
+    found, _ = of_backend(triton, q, far, v, table, tokens, brick)
     assert torch.equal(found, reordered(truth, order))
 
 
@@ -163,9 +163,9 @@ def test_strides_are_taken_as_they_are(monkeypatch):
     q, k, v = inputs(tokens, 4)
     table = table_of(grid.brick_grid(tokens, brick))
     copies = (x.contiguous() for x in (q, k, v))
-    truth, _ = triton.window_attention(*copies, table, tokens, brick)
+    truth, _ = of_backend(triton, *copies, table, tokens, brick)
     monkeypatch.setattr(torch.Tensor, "contiguous", None)
-    found, _ = triton.window_attention(q, k, v, table, tokens, brick)
+    found, _ = of_backend(triton, q, k, v, table, tokens, brick)
     assert torch.equal(found, truth) and found.stride() == q.stride()
 
 
@@ -188,14 +188,14 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
     for box in itertools.product((1, 2), (1, 2), (1, 2, 3)):
         table = torch.tensor(box, dtype=torch.int32).expand(2, 2, 3)
         for some in (slice(2), slice(1)):
-            triton.window_attention(*(x[some] for x in (q, k, v)), table[some], tokens, brick)
+            of_backend(triton, *(x[some] for x in (q, k, v)), table[some], tokens, brick)
     assert len(launched) == 24 and all(x == launched[0] for x in launched)
 
 
 def test_a_gradient_is_refused():
     q, k, v = (x.requires_grad_() for x in inputs((2, 2, 2)))
     with pytest.raises(UserError, match="attention=tiled"):
-        triton.window_attention(q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
+        of_backend(triton, q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
 
 
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from plain import coverage_exact
 
 from s2flow import plan as planning
-from s2flow.attention import bricks
+from s2flow.attention import Problem, bricks
 from s2flow.cascade import Cascade, LowFlowCache
 from s2flow.errors import UserError
 from s2flow.grid import brick_grid, realised_density, window_mask
@@ -276,12 +276,12 @@ def test_the_bricks_of_a_clip_do_not_depend_on_its_batch():
     """From the same q, k, v: choice and outcome."""
     q, k, v = peaked(n_text=3)
     both = bricks.choose_bricks(q, k, 5, TOKENS, BRICK)
-    out = bricks.brick_attention(q, k, v, both, TOKENS, BRICK)
+    out = bricks.brick_attention(q, k, v, both, Problem.of(q, TOKENS, BRICK))
     for i in range(2):
         one = [x[i : i + 1] for x in (q, k, v)]
         chosen = bricks.choose_bricks(*one[:2], 5, TOKENS, BRICK)
         assert torch.equal(chosen[0], both[i])
-        alone = bricks.brick_attention(*one, chosen, TOKENS, BRICK)
+        alone = bricks.brick_attention(*one, chosen, Problem.of(one[0], TOKENS, BRICK))
         assert float((alone[0] - out[i]).abs().max()) < 1e-6
 
 
