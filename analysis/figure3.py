@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from s2flow.coverage import attention_rows, sample_rows
 from s2flow.report.windowmap import read_windows
 from s2flow.store import read_run
 from s2flow.store.lowflow import find_flow
-from s2flow.windows import attention_rows, candidates, choose, fraction_of_volume, sample_rows
+from s2flow.windows import candidates, choose, fraction_of_volume
 
 AXES = ("t", "h", "w")
 

@@ -21,18 +21,11 @@ from benching import (
 )
 from torch import Tensor
 
-from s2flow.attention import dispatch, window_attention
+from s2flow.attention import Problem, dispatch, window_attention
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.errors import UserError
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    Box,
-    brick_grid,
-    candidates,
-    coverage_by_heads,
-    realised_density,
-    sample_rows,
-    window_mask,
-)
+from s2flow.grid import Box, brick_grid, realised_density, window_mask
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 DENSITIES = (0.75, 0.5, 0.25, 0.125, 0.0156)
 QUADRATIC = 2**12  # tokens up to which the reference, which writes its mask out, is timed
@@ -82,16 +75,16 @@ class Bench:
         if not self.result.time_for(f"{self.name}: all", self._guess()):
             return
         self.dense_ones()
-        q = self.sets[0][0]
+        problem = Problem.of(self.sets[0][0], self.size.tokens, self.size.brick)
         names = [n for n in dispatch.NAMES if n != "auto"]
-        reasons = {n: dispatch.why_not(n, q, self.size.brick, self.size.tokens) for n in names}
+        reasons = {n: dispatch.why_not(n, problem) for n in names}
         for n in names:
             if reasons[n] is None and self.args.device not in dispatch.module(n).AUTO:
                 reasons[n] = f"on a {self.args.device} only by name, and not timed here"
         if self.size.length > QUADRATIC:
             reasons["reference"] = "its memory is quadratic"
         self.found["backends"] = reasons
-        self.found["auto"] = auto = dispatch.choose(q, self.size.brick, self.size.tokens)
+        self.found["auto"] = auto = dispatch.choose(problem)
         self.found["auto_in_bricks"] = dispatch.module(auto).IN_BRICKS
         usable = [n for n in names if reasons[n] is None]
         usable.sort(key=lambda n: n != self.found["auto"])
@@ -139,10 +132,9 @@ class Bench:
 
     def call(self, backend: str, windows: list[Box], ordered: bool):
         """window_attention of these windows, one a head."""
-        s, table = self.size, torch.tensor(windows, dtype=torch.int32)
-        return lambda i: window_attention(
-            *self.sets[i % len(self.sets)], table, s.tokens, s.brick, backend, ordered=ordered
-        )
+        kind, table = (self.size.tokens, self.size.brick), torch.tensor(windows)
+        problem = Problem.of(self.sets[0][0], *kind, table, ordered=ordered)
+        return lambda i: window_attention(*self.sets[i % len(self.sets)], problem, backend)
 
     def boxes(self, f: float) -> list[Box]:
         """Candidates of density f, or of the nearest number of bricks within a tenth of it.

@@ -52,15 +52,11 @@ from random_models import (
 )
 from torch import Tensor, nn
 
-from s2flow.attention import dispatch
+from s2flow import attention
+from s2flow.coverage import coverage_by_heads, sample_rows
+from s2flow.grid import brick_grid
 from s2flow.plan import Plan
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    brick_grid,
-    candidates,
-    coverage_by_heads,
-    sample_rows,
-)
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 MODELS = ("hunyuan", "wan_1_3b")
 DENSITIES = (0.5, 0.25, 0.125)
@@ -205,8 +201,8 @@ def windowed(backbone: Any, plan: Plan, z: Tensor, text: Any) -> Callable[[int],
 def dispatch_of(backbone: Any, brick: tuple) -> str:
     """The backend that auto takes for this model."""
     m = backbone.transformer
-    q = torch.empty(1, 1, 1, m.config.attention_head_dim, device=backbone.device, dtype=m.dtype)
-    return dispatch.choose(q, brick)
+    kind = (m.config.attention_head_dim, m.dtype, m.device)
+    return attention.dispatch.choose(attention.Problem(brick, brick, *kind))
 
 
 class Watch:

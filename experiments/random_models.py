@@ -23,9 +23,9 @@ from s2flow.backbones.base import Origin
 from s2flow.backbones.published import PUBLISHED
 from s2flow.costs import RATES, forward_cost
 from s2flow.costs.blank import FAMILIES, blank, cast
+from s2flow.grid import Box
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.schema import BackboneConf
-from s2flow.windows import Box
 
 NO_TEXT = {  # text encoders of no size, by part
     "wan": {

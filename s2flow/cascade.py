@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s2flow.attention import dispatch
+from s2flow.attention import Problem, dispatch
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
+from s2flow.grid import brick_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.plan import Plan, Windows
 from s2flow.policies import decide
@@ -37,12 +39,7 @@ from s2flow.recipe.identity import BY_VOLUME
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.unipc import UniPC
-from s2flow.windows import (
-    brick_grid,
-    coverage_by_heads,
-    fraction_of_volume,
-    sample_rows,
-)
+from s2flow.windows import fraction_of_volume
 
 if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe
@@ -420,9 +417,8 @@ def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) ->
     """
     model = backbone.transformer
     tokens = backbone.token_grid(backbone.latent_shape(*size, recipe.frames))
-    like = {"device": backbone.device, "dtype": model.dtype}
-    q = torch.empty(0, model.config.attention_head_dim, **like)
-    return dispatch.resolve(recipe.attention, q, recipe.brick_high, tokens)
+    kind = (model.config.attention_head_dim, model.dtype, torch.device(backbone.device))
+    return dispatch.resolve(recipe.attention, Problem(tokens, recipe.brick_high, *kind))
 
 
 def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -16,29 +16,21 @@ extent, shifted inward at the borders. Its second path (a forward with full atte
 cross-attention overrides the windowed one's) is left out, so it is not called by that name.
 """
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from s2flow.attention import window_attention
+from s2flow.attention import Problem, window_attention
 from s2flow.backbones.routing import AttentionRouter, Replacer, Work
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.recipe.identity import BY_VOLUME
-from s2flow.windows import (
-    CUBE,
-    DEFAULT_EXPONENTS,
-    Box,
-    brick_grid,
-    candidates,
-    choose,
-    choose_by_target,
-    realised_density,
-    to_grid,
-)
+from s2flow.windows import CUBE, DEFAULT_EXPONENTS, candidates, choose, choose_by_target, to_grid
 
 BY_CANDIDATES = ("adaptive", "fixed", "oracle", "svg")  # exponents are theirs
 
@@ -138,26 +130,32 @@ class Plan:
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
         """Every head inside its window; whole-grid layers stay with the model."""
-        return lambda layer, q, k, v: self.attend(n, layer, q, k, v, attention, router)
+        return functools.partial(self.attend, n, attention, router, None)
 
     def attend(
         self,
         n: int,
+        attention: str,
+        router: AttentionRouter,
+        choose: Callable[[int, int, Tensor, Tensor, Tensor, AttentionRouter], None] | None,
         layer: int,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        attention: str,
-        router: AttentionRouter,
     ) -> Tensor | None:
-        """Attention of one layer in its windows; None where all are the whole grid."""
+        """Attention of one layer in its windows; None where all are the whole grid.
+
+        choose(n, layer, q, k, v, router): called first, for policies that decide by these.
+        """
+        if choose is not None:
+            choose(n, layer, q, k, v, router)
         boxes = self.boxes[n, layer]
         if router.heads is not None:  # the others are with other ranks
             boxes = boxes[:, router.heads]
         if attention == "auto" and self.whole(boxes):
             return None  # the model's own dense call; bitwise, but for the order of its tokens
-        grid = (self.tokens, self.brick, attention)
-        return window_attention(q, k, v, boxes, *grid, router.text, ordered=router.ordered)
+        problem = Problem.of(q, self.tokens, self.brick, boxes, router.text, router.ordered)
+        return window_attention(q, k, v, problem, attention)
 
     def whole(self, boxes: Tensor) -> bool:
         """Whether all of these boxes are the whole grid."""

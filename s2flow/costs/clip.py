@@ -28,17 +28,13 @@ from s2flow.costs.forward import Forward, forward_cost
 from s2flow.costs.stages import GIB, Costs, Stage, Weights
 from s2flow.costs.trace import Moved
 from s2flow.costs.vae import Pass, vae_cost
+from s2flow.coverage import coverage_bytes
 from s2flow.flow import Trajectory, sigma_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.handoff import hand_off, resize_video
 from s2flow.plan import inward_box
 from s2flow.recipe.identity import Recipe
-from s2flow.windows import (
-    Box,
-    brick_grid,
-    coverage_bytes,
-    fraction_of_volume,
-    realised_density,
-)
+from s2flow.windows import fraction_of_volume
 
 HANDOFFS = {"macs": "latent"}  # of methods with a hand-off of their own; others use the VAE
 STATE = 6  # latents in float32 that a flow holds: z, v, two derivatives, a step's temporaries

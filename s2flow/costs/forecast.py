@@ -22,12 +22,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2flow.backbones.base import Origin
+from s2flow.grid import brick_grid
 from s2flow.process import loading
 from s2flow.recipe.identity import Recipe
 from s2flow.store import Store, read_record
 from s2flow.store.lowflow import low_key
 from s2flow.store.tasks import Task
-from s2flow.windows import brick_grid
 
 BYTES_A_PIXEL = 1 / 8  # of an mp4, until there are records of this size
 BESIDE = 2**16  # bytes of a clip's record and sheet

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import Plan, Windows, candidates_of, make_plan, whole_grid
 from s2flow.policies.moba import Moba
 from s2flow.policies.oracle import Oracle
 from s2flow.policies.svg import Svg
-from s2flow.windows import Box, brick_grid, fraction_of_volume
+from s2flow.windows import fraction_of_volume
 
 if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from s2flow.attention.bricks import brick_attention, brick_density, choose_bricks
+from s2flow.attention.problem import Problem
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.errors import UserError
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import Policy
 from s2flow.policies.online import per_clip
-from s2flow.windows import Box, brick_grid
 
 
 class Moba:
@@ -45,7 +46,8 @@ class Moba:
             chosen = choose_bricks(q, k, keep, *grid)
             kept = router.all_heads(brick_density(chosen, *grid))
             self.pairs[n].append(kept.mean(1).cpu())
-            return brick_attention(q, k, v, chosen, *grid, attention, router.text)
+            problem = Problem.of(q, *grid, text=router.text)
+            return brick_attention(q, k, v, chosen, problem, attention)
 
         return replace
 

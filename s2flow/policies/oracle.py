@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
+from s2flow.coverage import coverage_by_heads
 from s2flow.plan import Plan
 from s2flow.policies.online import Online, per_clip
-from s2flow.windows import choose, coverage_by_heads
+from s2flow.windows import choose
 
 
 class Oracle(Online):

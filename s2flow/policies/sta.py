@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2flow.errors import UserError
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import Calibration, Policy
 from s2flow.store import write_json
-from s2flow.windows import Box, brick_grid
 
 if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe

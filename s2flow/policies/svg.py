@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
+from s2flow.coverage import COVERAGE_BYTES
 from s2flow.errors import UserError
+from s2flow.grid import Box, window_mask
 from s2flow.policies.online import Online
-from s2flow.windows import COVERAGE_BYTES, Box, candidates, window_mask
+from s2flow.windows import candidates
 
 
 class Svg(Online):

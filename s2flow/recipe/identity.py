@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from s2flow.methods.params import variant
 
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
+    from s2flow.grid import Box
     from s2flow.plan import Policy
-    from s2flow.windows import Box
 
 BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
 UNREAD = {  # by windows that do not look at them

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.methods import method
 from s2flow.methods.params import typed, usual_t_i, within
 from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
@@ -20,7 +21,7 @@ from s2flow.policies import moba, sta, svg
 from s2flow.recipe.identity import BY_VOLUME, Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
 from s2flow.recipe.schema import declared
-from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
+from s2flow.windows import candidates, fraction_of_volume
 
 
 def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:

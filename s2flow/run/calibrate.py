@@ -22,7 +22,9 @@ from s2flow.backbones.base import Origin
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Cascade
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.errors import UserError
+from s2flow.grid import Box, brick_grid
 from s2flow.plan import BY_CANDIDATES, Calibration, candidates_of
 from s2flow.policies import sta
 from s2flow.policies.oracle import coverage_of
@@ -33,14 +35,7 @@ from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
 from s2flow.store.tasks import clip_tasks
 from s2flow.terminal.cli import reported
-from s2flow.windows import (
-    Box,
-    brick_grid,
-    choose,
-    coverage_by_heads,
-    fraction_of_volume,
-    sample_rows,
-)
+from s2flow.windows import choose, fraction_of_volume
 
 
 class MeanCoverage:

@@ -34,9 +34,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
+from s2flow.grid import Box
 from s2flow.recipe.identity import LATER, VERSION, Recipe
 from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
-from s2flow.windows import Box
 
 FORMAT = "1"  # of the files; another one is a miss
 MEMORY = 2 * 2**30  # bytes kept in this process

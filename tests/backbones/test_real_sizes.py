@@ -20,8 +20,8 @@ from s2flow.backbones import published
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
 from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone
 from s2flow.backbones.wan import WanBackbone
+from s2flow.grid import brick_grid, realised_density
 from s2flow.plan import make_plan
-from s2flow.windows import brick_grid, realised_density
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = {

@@ -15,10 +15,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from s2flow.coverage import axis_windows
+from s2flow.grid import brick_of_token
 from s2flow.report.windowmap import COLOURS, RARER, in_words, read_windows
 from s2flow.run import runner
 from s2flow.store import load_records, read_run
-from s2flow.windows import axis_windows, brick_of_token
 
 for needed in ("matplotlib", "jupytext", "nbconvert", "ipykernel"):
     pytest.importorskip(needed, reason=f'{needed} is missing: pip install -e ".[test]"')

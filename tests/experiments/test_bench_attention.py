@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from benchmark import EVERYWHERE, benched, refused, script
-
-from s2flow.attention import window_attention
+from plain import windowed
 
 benching, rows_of, bench = (script(n) for n in ("benching", "attention_rows", "bench_attention"))
 SMALL = ("--device", "cpu", "--tokens", "3", "7", "8", "--brick", "1", "4", "4", "--heads", "3")
@@ -93,7 +92,7 @@ def test_the_exact_rows_are_those_of_the_reference(text, tmp_path, monkeypatch):
     one = rows_of.Bench("own", size, args, benching.Result("attention", args, sizes={}))
     rows, windows = torch.tensor([0, 5, 100, 167]), [(1, 2, 1), (3, 1, 2)]
     q, k, v = one.sets[0]
-    truth = window_attention(q, k, v, windows, size.tokens, size.brick, "reference")
+    truth = windowed(q, k, v, windows, size.tokens, size.brick, "reference")
     assert rows_of.rel_l2(one.exact(windows, rows), truth[:, :, rows]) < 1e-6
     assert rows_of.rel_l2(one.exact([(3, 2, 2)] * 2, rows), truth[:, :, rows]) > 0.1
 

@@ -9,24 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import coverage_exact
 
 from s2flow import plan as planning
-from s2flow.attention import bricks
+from s2flow.attention import Problem, bricks
 from s2flow.cascade import Cascade, LowFlowCache
 from s2flow.errors import UserError
+from s2flow.grid import brick_grid, realised_density, window_mask
 from s2flow.methods import method
 from s2flow.plan import Calibration, Plan, Policy, candidates_of, make_plan, whole_grid
 from s2flow.policies import sta, svg
 from s2flow.policies.oracle import Oracle, coverage_of
 from s2flow.policies.svg import Svg
 from s2flow.run import calibrate
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    brick_grid,
-    coverage_exact,
-    realised_density,
-    window_mask,
-)
+from s2flow.windows import DEFAULT_EXPONENTS
 
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
@@ -280,12 +276,12 @@ def test_the_bricks_of_a_clip_do_not_depend_on_its_batch():
     """From the same q, k, v: choice and outcome."""
     q, k, v = peaked(n_text=3)
     both = bricks.choose_bricks(q, k, 5, TOKENS, BRICK)
-    out = bricks.brick_attention(q, k, v, both, TOKENS, BRICK)
+    out = bricks.brick_attention(q, k, v, both, Problem.of(q, TOKENS, BRICK))
     for i in range(2):
         one = [x[i : i + 1] for x in (q, k, v)]
         chosen = bricks.choose_bricks(*one[:2], 5, TOKENS, BRICK)
         assert torch.equal(chosen[0], both[i])
-        alone = bricks.brick_attention(*one, chosen, TOKENS, BRICK)
+        alone = bricks.brick_attention(*one, chosen, Problem.of(one[0], TOKENS, BRICK))
         assert float((alone[0] - out[i]).abs().max()) < 1e-6
 
 
@@ -383,7 +379,7 @@ def test_a_file_of_another_model_grid_or_f_is_refused(recipe, made, tmp_path, ch
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"boxes": [["9x9"]]}', "\0"])
 def test_what_is_no_calibration_is_refused(recipe, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match="s2flow.run.calibrate"):
+    with pytest.raises(UserError, match="s2flow.calibrate"):
         recipe("windows=sta", f"windows.file={tmp_path / 'a.json'}")
 
 
