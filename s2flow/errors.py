@@ -1,5 +1,12 @@
-"""The one exception that is meant for the person at the terminal."""
+"""The one exception that is meant for the person at the terminal, and how a command prints it."""
+
+import sys
 
 
 class UserError(ValueError):
     """What the user typed cannot be done: one line with what, the value, and what to type."""
+
+
+def print_error(error: BaseException) -> None:
+    """`error: ...` on one line of standard error."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def luminance(video: Tensor) -> Tensor:
     scale = 255.0 if video.dtype == torch.uint8 else 1.0
     weights = torch.tensor([0.299, 0.587, 0.114], device=video.device) / scale
     return video.float() @ weights
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """ "3 frames of 64x96" of (frames, height, width, ...)."""
+    return f"{shape[0]} frames of {shape[1]}x{shape[2]}"
 
 
 class Undecodable(ValueError):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.prompts import (
     SOURCES,
     SUBSETS,
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             args.out.write_text(text, encoding="utf-8")
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

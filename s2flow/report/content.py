@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from s2flow.metrics import bootstrap_interval
-from s2flow.recipe.identity import LATER, LOW
 from s2flow.report.labels import differing, labels, natural, text_of
 from s2flow.report.media import Media
 from s2flow.report.reading import Row, Run
 from s2flow.store import STAGES, clip_key, generation_seconds
+from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
 
 RESAMPLES = 2000  # of the intervals in the plot
 EMBEDDED = ("micro", "tiny")  # backbones of a toy world, whose weights ship with the package
@@ -110,7 +110,7 @@ def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]
 
 def _low_knobs(run: Run) -> dict[str, Any]:
     """What decides a run's LR clips: runs that agree in it share them."""
-    return {k: run.recipe.get(k, LATER.get(k)) for k in (*LOW, "version")}
+    return {k: run.recipe.get(k, ADDED_FIELDS.get(k)) for k in (*LOW_FIELDS, "version")}
 
 
 def _low_cell(group: list[Run], differ: set[str], row: Row, media: Media) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from s2flow.report.reading import Run
+from s2flow.store.recipes import order_suffix, sparsity_suffix
 
 
 def labels(runs: list[Run]) -> dict[str, str]:
@@ -26,14 +27,11 @@ def _words(run: Run) -> dict[str, str]:
     recipe = dict(run.recipe)
     words = {"method": str(recipe.pop("method", run.id))}
     if windows := next((r.get("windows") for r in run.records.values()), None):
-        cubed = "³" if recipe.get("density") == "per_axis" else ""
-        kept = f" s={recipe['sparsity']}{cubed}" if "sparsity" in recipe else ""
-        words["windows"] = f"{windows}{kept}"
+        words["windows"] = windows + sparsity_suffix(recipe)
     if "solver" in recipe:
-        order = f" K={recipe['order']}" if "order" in recipe else ""
-        words["solver"] = f"{recipe['solver']}{order}"
-    said = ("sparsity", "density", "solver", "order")
-    rest = {k: v for k, v in recipe.items() if k not in said and not k.startswith("windows.")}
+        words["solver"] = recipe["solver"] + order_suffix(recipe)
+    merged = ("sparsity", "density", "solver", "order")
+    rest = {k: v for k, v in recipe.items() if k not in merged and not k.startswith("windows.")}
     return words | {k: f"{k}={text_of(v)}" for k, v in rest.items()}
 
 

@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.metrics import bootstrap_interval
-from s2flow.terminal.cli import one_line
 
 FORMAT = "s2flow votes 1"
 POINTS = {"left": 1.0, "tie": 0.5, "right": 0.0}  # of the left side
@@ -268,9 +267,9 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 print("\n" + ranking(votes, args.by).to_string(index=False, float_format="%.3f"))
             except UserError as error:  # the win rates stand all the same
-                print(f"\n{one_line(error)}")
+                print(f"\n{error}")
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.recipe.identity import VERSION
 from s2flow.store import read_record
+from s2flow.store.recipes import VERSION
 from s2flow.store.scorebook import ScoreBook
 
 Row = tuple[str, int, str | None]  # prompt, seed, the prompt that an augmented one stands for

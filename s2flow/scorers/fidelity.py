@@ -33,9 +33,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer, Suite
 from s2flow.scorers.vbench import compat
-from s2flow.video import read_frames
+from s2flow.store import clip_key, sha256_of
+from s2flow.video import read_frames, size_text
 
 PSNR_OF_IDENTICAL = 100.0
 PATCH = (128, 192)  # of SSIM's map at once: what fits a core's cache
@@ -43,7 +44,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET}"
 
 
-class Fidelity:
+class Fidelity(Suite):
     """Distance to run `reference`, an id in the same runs folder; see the module.
 
     reference="auto" is the clip of the same recipe with full attention and Euler steps, wherever it
@@ -63,7 +64,7 @@ class Fidelity:
         }
 
 
-class Compared:
+class Compared(Scorer):
     """What pixels, latents and LPIPS have in common: a reference that may be made anew."""
 
     def __init__(self, reference: str):
@@ -80,7 +81,7 @@ class Pixels(Compared):
     names = ("psnr", "ssim", "relative_error")
     version = 2  # 2: from bytes
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         if path is None:
@@ -94,7 +95,7 @@ class Latent(Compared):
 
     names = ("latent_relative_error",)
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         z, other = (None if p is None else _latent(p) for p in (clip.path, path))
@@ -103,12 +104,12 @@ class Latent(Compared):
 
 
 class Lpips(Compared):
-    """{"lpips"}, lower is nearer; `missing` names what it lacks, and then there is no score."""
+    """{"lpips"}, lower is nearer; no score while anything is in `needs`."""
 
     names = ("lpips",)
     preprocessing = "frames at their own size, in [-1, 1]"
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         if path is None:
@@ -118,12 +119,12 @@ class Lpips(Compared):
         return {"lpips": sum(values) / len(values)}
 
     @property
-    def missing(self) -> list[str]:
+    def needs(self) -> list[str]:
         """The package and the file that are not here, each with what to do about it."""
         found = []
         try:
             compat.torchvision_operators()
-            import lpips  # noqa: F401
+            import lpips  # noqa: F401 (optional)
         except Exception as error:  # torchvision for another torch raises RuntimeError
             found.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
         if not _alexnet().exists():
@@ -133,14 +134,12 @@ class Lpips(Compared):
     @cached_property
     def weights(self) -> dict[str, str]:
         """{file: sha256} of the backbone; the linear heads are those of the package."""
-        from s2flow.store import sha256_of
-
         return {ALEXNET: sha256_of(_alexnet())} if _alexnet().exists() else {}
 
     @cached_property
     def model(self) -> nn.Module:
         """LPIPS 0.1 with AlexNet, read from its file: the package itself would download it."""
-        import lpips
+        import lpips  # optional
 
         with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an older way
             model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -216,8 +215,6 @@ def find_clip(
 
     given: what the model was given in place of the prompt, if that was another text.
     """
-    from s2flow.store import clip_key
-
     run = Path(runs_dir) / run_id
     named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
     record = run / "records" / f"{clip_key(*named)}.json"
@@ -236,8 +233,9 @@ def _frames_like(clip: Clip, path: Path) -> Tensor:
     other = read_frames(path)
     if other.shape != clip.frames.shape:
         raise UserError(
-            f"fidelity compares clips of one size: this one is {_size(clip.frames)}, that of run "
-            f"{path.parents[1].name} is {_size(other)}: name a reference of the same resolution"
+            f"fidelity compares clips of one size: this one is {size_text(clip.frames.shape)}, that of "
+            f"run {path.parents[1].name} is {size_text(other.shape)}: name a reference of the same "
+            "resolution"
         )
     return other
 
@@ -249,11 +247,6 @@ def _latent(path: Path) -> Tensor | None:
 
 def _kept(path: Path) -> Path:
     return path.parent.parent / "latents" / f"{path.stem}.safetensors"
-
-
-def _size(video: Tensor) -> str:
-    frames, height, width = video.shape[:3]
-    return f"{frames} frames of {height}x{width}"
 
 
 # -- the numbers ------------------------------------------------------------------------------

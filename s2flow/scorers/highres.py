@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer
 from s2flow.store.outcome import black_frames, frozen_frames
 from s2flow.video import luminance
 
@@ -54,7 +54,7 @@ QUARTER_LEVEL = 1 / 1020
 REPETITION_SIDE = 128
 
 
-class HighRes:
+class HighRes(Scorer):
     """The scores of the module, of any clip; see there.
 
     token_pixels: side of a token in pixels, for clips whose record is too old to tell.
@@ -79,7 +79,7 @@ class HighRes:
             )
         self.token_pixels = token_pixels
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the module."""
         y = luminance(clip.frames)
         low = None if clip.low is None else luminance(clip.low)

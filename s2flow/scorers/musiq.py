@@ -9,28 +9,27 @@ from border to border; a side under 512 is taken whole. (MUSIQ then looks at eac
 size and at two smaller ones, as it does with any image.)
 
 It needs pyiqa (PolyForm Noncommercial) and VBench's weights file, which is never downloaded here:
-`missing` names what is not there, and then there is no score.
+`needs` names what is not there, and then there is no score.
 
 Where it fails: it judges photographs; a crop of sky or of blurred background counts as much as a
 face; it knows nothing of the prompt, of motion, or of the frame as a whole, and rewards sharpness.
 """
 
-import os
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from s2flow.scorers import Clip, device_of
-from s2flow.scorers.vbench import compat
+from s2flow.scorers import Clip, Scorer, device_of
+from s2flow.scorers.vbench import compat, weights
+from s2flow.store import sha256_of
 
-FILE = "musiq_spaq_ckpt-358bb6af.pth"
-URL = f"https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/{FILE}"
+MUSIQ = next(w for w in weights.TABLE if w.key == "musiq_spaq")
+FILE = MUSIQ.file.rpartition("/")[2]
 SIDE, FRAMES, CROPS = 512, 4, 3
 
 
-class Musiq:
+class Musiq(Scorer):
     """{"musiq_512": in [0, 1], higher is better}, with pyiqa and its weights; see the module.
 
     device: auto, cpu, cuda or cuda:n. cache_dir: of VBench's weights; None: $VBENCH_CACHE_DIR or its
@@ -42,12 +41,11 @@ class Musiq:
 
     def __init__(self, device: str = "cpu", cache_dir: str | None = None):
         self.device = device_of("scorer.musiq.device", device)
-        where = cache_dir or os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench"
-        self.path = Path(where).expanduser() / "pyiqa_model" / FILE
+        self.path = weights.cache_folder(cache_dir) / MUSIQ.file
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the module; None while something is missing."""
-        if self.missing:
+        if self.needs:
             return {"musiq_512": None}
         frames = clip.frames
         chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
@@ -55,7 +53,7 @@ class Musiq:
         return {"musiq_512": sum(values) / len(values) / 100}
 
     @cached_property
-    def missing(self) -> list[str]:
+    def needs(self) -> list[str]:
         """The package and the file that are not here, each with what to do about it."""
         found = []
         try:
@@ -65,14 +63,12 @@ class Musiq:
                 f"pyiqa ({error}): pip install --no-deps pyiqa==0.1.16 and what it imports"
             )
         if not self.path.exists():
-            found.append(f"{self.path} from {URL}")
+            found.append(f"{self.path} from {MUSIQ.url}")
         return found
 
     @cached_property
     def weights(self) -> dict[str, str]:
         """{file: sha256}; empty while it is missing."""
-        from s2flow.store import sha256_of
-
         return {FILE: sha256_of(self.path)} if self.path.exists() else {}
 
     @cached_property
@@ -90,9 +86,9 @@ class Musiq:
 
 def _network() -> type[nn.Module]:
     compat.torchvision_operators()
-    from pyiqa.archs.musiq_arch import MUSIQ
+    from pyiqa.archs import musiq_arch  # optional, and its import takes seconds
 
-    return MUSIQ
+    return musiq_arch.MUSIQ
 
 
 def crops(frame: Tensor) -> list[Tensor]:

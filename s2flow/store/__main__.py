@@ -21,7 +21,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.store import gc as collect
 from s2flow.store import index
 from s2flow.store.listing import list_runs
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             args.command
         ](args)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 2
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2flow.recipe.identity import VERSION, id_of
 from s2flow.store.files import write_json, written_whole
+from s2flow.store.recipes import VERSION, id_of
 from s2flow.store.records import read_record
 from s2flow.store.scorebook import is_verdict
 from s2flow.store.verify import Finding, state

@@ -173,7 +173,7 @@ def _write(path: Path, table: pa.Table, scores: str) -> None:
 # -- questions --------------------------------------------------------------------------------
 
 
-OF_CLIPS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_said")
+OF_CLIPS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_verdicts")
 MEANS = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr", "all": "seconds_total"}
 ASKED = {*OF_CLIPS, *MEANS.values(), "_bytes", "_duplicates", "_named"}
 
@@ -202,7 +202,7 @@ def of_clips(table: pa.Table) -> dict[str, dict[str, Any]]:
     names = [n.removeprefix("_") for n in OF_CLIPS]
     found = {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
     for of_clip in found.values():
-        of_clip["said"] = rows.verdicts_of(of_clip["said"])
+        of_clip["verdicts"] = rows.verdicts_of(of_clip["verdicts"])
     return found
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from s2flow.recipe.identity import label
 from s2flow.store import index, rows
 from s2flow.store.files import entries
+from s2flow.store.recipes import label
 from s2flow.store.verify import KINDS, OTHERS, run_folders
 
 ASKED = {"_at", "_duplicates", "_video", "_bytes", "variant", "windows"}

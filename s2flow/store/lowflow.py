@@ -34,8 +34,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
-from s2flow.recipe.identity import LATER, VERSION, Recipe
 from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
+from s2flow.store.recipes import ADDED_FIELDS, VERSION
 from s2flow.windows import Box
 
 FORMAT = "1"  # of the files; another one is a miss
@@ -98,11 +98,15 @@ def _part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
     return [None if x is None else x[i : i + 1].clone() for x in states]
 
 
-def low_key(recipe: Recipe, prompt: str, seed: int, ranks: int | None = None) -> str:
-    """What a clip's LR flow is the flow of. ranks: that made it together; all must have it, or none."""
+def low_key(low_identity: str, prompt: str, seed: int, ranks: int | None = None) -> str:
+    """The cache key of a clip's LR flow.
+
+    low_identity: `Recipe.low_identity()`; ranks: how many made it together, since all of them must
+    hold it, or none.
+    """
     together = {} if ranks is None else {"ranks": ranks}
     of = {"prompt": prompt, "seed": seed, **together}
-    return json.dumps([VERSION, recipe.low_identity(), of], sort_keys=True)
+    return json.dumps([VERSION, low_identity, of], sort_keys=True)
 
 
 class LowFlowCache:
@@ -207,7 +211,7 @@ def find_flow(
                 of = (file.metadata() or {}).get("of", "")
             version, low, clip = json.loads(of)
             stated = json.loads(low)
-            same = all(recipe.get(k, LATER.get(k, v)) == v for k, v in stated.items())
+            same = all(recipe.get(k, ADDED_FIELDS.get(k, v)) == v for k, v in stated.items())
             if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
                 return _read(path, of)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):

@@ -8,7 +8,7 @@ a pandas frame of many. Columns that stand for the index alone begin with "_":
     _video, _bytes, _sha256, _at, _duplicates   from the record, to compare with the clip
     _own    JSON of the scores that the record itself holds, and of its outcome
     _named  JSON list of the stages and scores that the record has, be they null
-    _said   JSON list of the verdicts that count, each with SAID alone: what a scorer has to ask
+    _verdicts   JSON list of the verdicts that count, each with VERDICT_FIELDS only
 
 Cells of one column that are of no common type are kept as JSON, and the field's metadata says so.
 """
@@ -17,25 +17,23 @@ import functools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from s2flow.recipe.identity import Recipe
+from s2flow.store.recipes import KNOBS
 from s2flow.store.records import generation_seconds
 from s2flow.store.scorebook import ScoreBook
 
 FACTS = ("run_id", "prompt", "original_prompt", "seed", "status", "height", "width", "frames")
 FACTS += ("device", "commit")
 OTHERS = ("windows", "variant", "outcome", "low_flow_reused")
-KEPT = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
-KEPT += ("_own", "_named", "_said")
-SAID = ("scorer", "metric", "status", "depends")
-KNOBS = [f.name for f in fields(Recipe) if f.name not in {"windows", "high", "knobs", *FACTS}]
+INDEX_COLUMNS = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
+INDEX_COLUMNS += ("_own", "_named", "_verdicts")
+VERDICT_FIELDS = ("scorer", "metric", "status", "depends")
 OF_SCORES = ("fidelity_reference", "metrics")
-FIXED = (*KEPT, *FACTS, *KNOBS, *OF_SCORES, *OTHERS, "realised_density", "seconds_total")
+FIXED = (*INDEX_COLUMNS, *FACTS, *KNOBS, *OF_SCORES, *OTHERS, "realised_density", "seconds_total")
 AS_JSON = {b"json": b"1"}
 
 Row = dict[str, Any]
@@ -75,8 +73,8 @@ def scores_of(row: Row, book: ScoreBook) -> Row:
     found: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
     stages = [k for k in _named(row["_named"]) if k.startswith("seconds_")]
     found["_named"] = _names([*stages, *found])
-    said = [{k: v[k] for k in SAID if k in v} for v in book.of(record)]
-    found["_said"] = json.dumps(said)
+    verdicts = [{k: v[k] for k in VERDICT_FIELDS if k in v} for v in book.of(record)]
+    found["_verdicts"] = json.dumps(verdicts)
     fidelity = scorers.get("fidelity", {})
     found["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
     found["metrics"] = " ".join(
@@ -111,9 +109,9 @@ def _named(text: str) -> list[str]:
 
 
 @functools.lru_cache
-def verdicts_of(said: str) -> list[dict[str, Any]]:
-    """What a cell of `_said` holds; many rows may share the list."""
-    return json.loads(said)
+def verdicts_of(verdicts: str) -> list[dict[str, Any]]:
+    """What a cell of `_verdicts` holds; many rows may share the list."""
+    return json.loads(verdicts)
 
 
 # -- columns ----------------------------------------------------------------------------------
@@ -192,7 +190,9 @@ def shown(table: pa.Table) -> pa.Table:
         return pa.table({})
     named = {n for text in table["_named"].unique().to_pylist() for n in _named(text)}
     kept = [n for n in table.column_names if n in FIXED or n in named]
-    columns = {n: (table[n], table.schema.field(n).metadata) for n in kept if n not in KEPT}
+    columns = {
+        n: (table[n], table.schema.field(n).metadata) for n in kept if n not in INDEX_COLUMNS
+    }
     for name, (column, _) in columns.items():
         if column.null_count == table.num_rows:  # of no type, whatever rows that went had there
             columns[name] = pa.nulls(table.num_rows), None

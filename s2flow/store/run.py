@@ -74,7 +74,7 @@ class Store:
         """What a scorer asks of the finished clips, by key: all those that `record` would give.
 
         For many clips at once; a moment old when it returns. prompt, original_prompt, seed, video,
-        sha256, outcome, and `said`: the verdicts that count, see store/rows.py.
+        sha256, outcome, and `verdicts`: the verdicts that count, see store/rows.py.
         """
         return index.of_clips(self._finished())
 

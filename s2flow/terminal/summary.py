@@ -15,8 +15,8 @@ from rich.table import Table
 
 from s2flow.methods.params import variant
 from s2flow.process.ranks import rank
-from s2flow.recipe import identity as recipes
 from s2flow.recipe.identity import Recipe
+from s2flow.store import recipes
 
 TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
 SHOWN = {

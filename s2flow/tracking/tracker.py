@@ -34,12 +34,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from s2flow.cascade import Step
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.schema import TrackerConf
 from s2flow.report.windowmap import read_windows, window_picture
 from s2flow.store import read_run
-from s2flow.terminal.cli import one_line
 from s2flow.tracking.dashboard import dashboard
 from s2flow.tracking.rows import Record, Row, clip_row, step_row, step_rows, summary
 
@@ -308,5 +307,5 @@ def main(argv: list[str] | None = None) -> None:
         else:
             dashboard(args)
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)

@@ -101,7 +101,7 @@ def test_skip_marks_the_dimensions_and_scores_the_rest(installed, offline, tmp_p
     digest = put(tmp_path, "amt_s", b"weights")
     made = VBench(cache_dir=tmp_path, on_missing="skip", device="cpu")
     made.prepare()
-    missing = {name.split(".")[1]: part.missing for name, part in made.parts().items()}
+    missing = {name.split(".")[1]: part.needs for name, part in made.parts().items()}
     assert missing.pop("temporal_flickering") == missing.pop("motion_smoothness") == []
     assert sorted(sum(missing.values(), [])) == sorted(w.file for w in FIVE if w.key != "amt_s")
     assert made.parts()["vbench.motion_smoothness"].weights == {"amt_model/amt-s.pth": digest}
@@ -187,7 +187,7 @@ class Harmful:
 def scored(cache, clip, **how):
     made = VBench(["motion_smoothness"], cache_dir=cache, device="cpu", **how)
     made.prepare()
-    return made.parts()["vbench.motion_smoothness"](clip)
+    return made.parts()["vbench.motion_smoothness"].score(clip)
 
 
 @needs_vbench

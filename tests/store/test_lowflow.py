@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from s2flow.store import lowflow
 from s2flow.store.lowflow import LowFlow, LowFlowCache
 
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
 
 
 def flow(seed=0, clips=1, steps=3):
@@ -178,9 +180,8 @@ def test_many_writers_of_one_flow(tmp_path):
 
 
 def config(runs_dir, *overrides):
-    conf = os.path.join(os.path.dirname(__file__), "..", "conf")
     words = ("steps=5", "frames=2", "device=cpu", "prompts.count=1", "scorer=[none]")
-    with initialize_config_dir(os.path.abspath(conf), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", [*words, f"runs_dir={runs_dir}", *overrides])
 
 

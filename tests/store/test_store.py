@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 
 import pytest
 
 from s2flow.errors import UserError
+from s2flow.recipe.identity import Recipe
 from s2flow.store import (
     Store,
     clip_key,
@@ -19,6 +21,7 @@ from s2flow.store import (
     write_json,
     written_whole,
 )
+from s2flow.store.recipes import KNOBS
 
 PROMPT, SEED = "a cat", 3
 KEY = clip_key(PROMPT, SEED)
@@ -217,6 +220,11 @@ def test_rows_of_the_tables(store):
     wanted |= {"seconds_lr": 1.0, "seconds_hr": 2.0, "score_detail": 0.7}
     assert {k: row[k] for k in wanted} == wanted
     assert row["score_world_agreement"] is None
+
+
+def test_every_knob_of_a_recipe_is_a_column():
+    others = ("frames", "high", "windows", "knobs")  # facts of the record, or not in the recipe
+    assert [f.name for f in fields(Recipe) if f.name not in others] == list(KNOBS)
 
 
 def test_knobs_that_a_method_ignores_are_empty(store):

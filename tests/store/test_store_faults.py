@@ -18,11 +18,11 @@ from s2flow.errors import UserError
 from s2flow.methods import method
 from s2flow.methods.params import variant
 from s2flow.process import loading
-from s2flow.recipe.identity import label as label_of
 from s2flow.recipe.resolve import resolve
 from s2flow.run import runner
 from s2flow.store import Store, clip_key, load_records, read_record, write_json
 from s2flow.store.__main__ import main
+from s2flow.store.recipes import label as label_of
 from s2flow.store.scorebook import ScoreBook
 from s2flow.store.verify import verify
 from s2flow.terminal.summary import label

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from finished import finished_run, record_clip
 
+from s2flow.scorers import Scorer
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store, clip_key, index, load_records, read_record, rows, write_json
 from s2flow.store.index import NAME
@@ -165,16 +166,21 @@ def test_what_was_said_of_a_clip_comes_along_without_the_book(runs, monkeypatch)
     load_records(runs)
     monkeypatch.setattr(index, "ScoreBook", None)
     told = store.recorded()
-    known = told.pop(clip_key(record["prompt"], record["seed"]))["said"]
-    assert known == [{k: v[k] for k in rows.SAID} for v in book.of(record)] and len(known) == 2
-    assert [clip["said"] for clip in told.values()] == [[], []]
-    builtin = type("Builtin", (), {"names": ("flicker",)})()
+    known = told.pop(clip_key(record["prompt"], record["seed"]))["verdicts"]
+    assert (
+        known == [{k: v[k] for k in rows.VERDICT_FIELDS} for v in book.of(record)]
+        and len(known) == 2
+    )
+    assert [clip["verdicts"] for clip in told.values()] == [[], []]
+    builtin = type("Builtin", (Scorer,), {"names": ("flicker",)})()
     scoring = Scoring(store.book, {"builtin": builtin}, {"builtin": {}})
     for metric, missing in (("m2.0", []), ("m3.0", ["builtin"])):
         scoring.metric = {"builtin": metric}
-        assert scoring.missing({"said": known[:]} | record) == ["builtin"]  # of another reference
+        assert scoring.missing({"verdicts": known[:]} | record) == [
+            "builtin"
+        ]  # of another reference
         settled = [v | {"depends": None} for v in known]
-        assert scoring.missing({"said": settled} | record) == missing
+        assert scoring.missing({"verdicts": settled} | record) == missing
 
 
 @pytest.mark.parametrize("broken", ["lost", "cut", "flipped", "foreign", "older", "folder"])

@@ -238,7 +238,7 @@ def test_wandb_breaking_down_costs_no_clip(offline, monkeypatch, tmp_path, capsy
     err = capsys.readouterr().err
     assert summary["made"] == 2 and len(logged) == 2
     (line,) = [x for x in err.splitlines() if "wandb stopped" in x]
-    assert "the wire was cut" in line and f"s2flow.tracking.tracker publish {tmp_path}" in line
+    assert "the wire was cut" in line and f"s2flow.tracking publish {tmp_path}" in line
     assert "and more" not in err and "wandb could not close" in err
 
 

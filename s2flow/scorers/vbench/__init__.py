@@ -32,9 +32,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s2flow.errors import UserError
 from s2flow.process.provenance import provenance
-from s2flow.scorers import Clip, device_of
+from s2flow.prompts import load_prompts
+from s2flow.scorers import Clip, Scorer, Suite, device_of
 from s2flow.scorers.vbench import weights, worker
 from s2flow.video import Undecodable, frame_count
 
@@ -65,7 +68,7 @@ PREPROCESSING = {
 }
 
 
-class Dimension:
+class Dimension(Scorer):
     """One dimension as a scorer: clip -> {its name: score on 0-1, or None}.
 
     None where the protocol leaves the clip out, and for clips too short to have a value. Raises
@@ -76,7 +79,7 @@ class Dimension:
         self.vbench, self.name, self.names = vbench, name, (name,)
         self.version = f"vbench-{VBENCH}{vbench.SUFFIX}/{OURS}"
         self.weights = {f.weight.file: f.sha256 for f in found if f.sha256}
-        self.missing = [f.weight.file for f in found if f.state == "missing"]
+        self.needs = [f.weight.file for f in found if f.state == "missing"]
         self.preprocessing, self.protocol = PREPROCESSING[name], vbench.protocol
         self.arguments = vbench.decisive
         self.versions = vbench.versions
@@ -86,7 +89,7 @@ class Dimension:
         """The processor's or card's name."""
         return provenance(self.vbench.device)["device"]
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         if not self.vbench.applies(self.name, clip):
             return {self.name: None}
@@ -97,13 +100,13 @@ class Dimension:
         # VBench drops broken files from a mean in silence, or scores the frames before the break
         if frame_count(clip.path) < FRAMES.get(self.name, 1):
             return {self.name: None}
-        score = self.vbench.score(self.name, str(clip.path.absolute()), clip.prompt)
+        score = self.vbench.evaluate(self.name, str(clip.path.absolute()), clip.prompt)
         if score is None:
             raise Undecodable(f"{clip.path} cannot be decoded by VBench, though others can")
         return {self.name: score}
 
 
-class VBench:
+class VBench(Suite):
     """VBench in this process, as `parts()`: one scorer per dimension, loaded when first asked.
 
     dimensions: of DIMENSIONS. on_missing: what becomes of a dimension whose weights are not there:
@@ -176,7 +179,7 @@ class VBench:
         """The files of these dimensions as they are now."""
         return weights.look(self.dimensions, self.cache, self.own)
 
-    def score(self, dimension: str, path: str, prompt: str) -> float | None:
+    def evaluate(self, dimension: str, path: str, prompt: str) -> float | None:
         """What VBench says of one file, on 0-1; None where it drops it."""
         if dimension not in self._loaded:
             try:
@@ -187,8 +190,6 @@ class VBench:
 
     def setup(self, dimensions: Iterable[str]) -> dict[str, Any]:
         """What `worker.load` is told beside the dimension."""
-        import torch
-
         found = weights.look(dimensions, self.cache, self.own)
         return {
             "files": {f.weight.key: str(f.path) for f in found},
@@ -229,8 +230,6 @@ class VBench:
     @cached_property
     def entries(self) -> list[tuple[str, list[str]]]:
         """(text, dimensions) of every prompt of VBench."""
-        from s2flow.prompts import load_prompts
-
         path = self.info_path()
         found = load_prompts(
             "vbench", file=str(path), subset="full", seed=0, shard="1/1", count=None

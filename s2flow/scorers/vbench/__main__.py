@@ -5,7 +5,7 @@ import importlib
 import sys
 from importlib import metadata
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.scorers.vbench import (
     DIMENSIONS,
     INSTALL,
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         sys.exit(check(typed.dimensions, typed.cache))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 

@@ -63,7 +63,7 @@ class VBenchSubprocess(VBench):
         self.full_info = self.full_info or self.hello["full_info"]
         return super().info_path()
 
-    def score(self, dimension: str, path: str, prompt: str) -> float | None:
+    def evaluate(self, dimension: str, path: str, prompt: str) -> float | None:
         """See `VBench`. Raises UserError if the worker dies, RuntimeError for what it could not do."""
         if self._process is None or self._process.poll() is not None:
             if not self._answered:
