@@ -76,7 +76,7 @@ def test_a_truncated_file_is_a_miss_said_once_and_written_anew(tmp_path, kept, c
     fresh = LowFlowCache(tmp_path, GIB)
     assert fresh.get("a clip") is None
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "is not usable" in said and "made again" in said
+    assert said.count("\n") == 1 and "is not usable" in said and "computed again" in said
     fresh.put("a clip", low)
     assert same(LowFlowCache(tmp_path, GIB).get("a clip"), low)
 

@@ -19,8 +19,8 @@ from s2flow.store.scorebook import ScoreBook
 @pytest.fixture
 def small(monkeypatch):
     """Every run is given an index."""
-    monkeypatch.setattr(index, "LEAST", 1)
-    monkeypatch.setattr(index, "PART", 2)  # several parts, too
+    monkeypatch.setattr(index, "MIN_RECORDS", 1)
+    monkeypatch.setattr(index, "CHUNK", 2)  # several parts, too
 
 
 @pytest.fixture
