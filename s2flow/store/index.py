@@ -2,8 +2,9 @@
 
     runs/<run_id>/index.parquet    a row per complete record; see rows.py
 
-The records are the source of truth. A row is used only while its record's file is the one that was read:
-the row holds its inode, size and both times, and a record is always a new file renamed over the old one.
+The records are the source of truth. A row is used only while its record's file is the one that was
+read: the row holds its inode, size and both times, and a record is always a new file, renamed over the
+old one.
 Rows of new and changed records are read from the records; scores in the rows are valid while the files
 of the score book have the same sizes and times. An index that is missing, cut off, altered (pages have
 checksums) or of another version is rebuilt, and in a read-only folder the records are read instead: the

@@ -53,7 +53,7 @@ def knobs_of(recipe: dict[str, Any]) -> Row:
 
 
 def row_of(record: dict[str, Any], knobs: Row) -> Row:
-    """The cells of a record without its scores. Raises LookupError, TypeError, ValueError, AttributeError."""
+    """All cells but scores. Raises LookupError, TypeError, ValueError, AttributeError."""
     density, seconds = record.get("density") or {}, record["seconds"]
     row: Row = {name: record.get(name) for name in FACTS} | knobs
     row |= {name: record.get(name) for name in OTHERS}
