@@ -1,4 +1,4 @@
-"""python -m s2flow.report: see the package."""
+"""`python -m s2flow.report`: see the package."""
 
 import argparse
 import sys

@@ -1,15 +1,14 @@
-"""MUSIQ on native crops: image quality of the pixels that were made, not of a shrunken frame.
+"""MUSIQ on native crops: image quality at full resolution, not of a downscaled frame.
 
     musiq_512 = mean over frames f and crops c of MUSIQ(frame f, crop c) / 100           in 0 .. 1
 
-VBench's imaging quality is the same network with the same SPAQ weights, on frames brought to 512 on
-the longer side: of 2560x1536 it sees a fifth of each side's pixels. Here nothing is
-resized: at most 4 frames, evenly spaced, and on each at most 3 x 3 crops of 512 x 512, evenly spaced
-from border to border; a side under 512 is taken whole. (MUSIQ then looks at each crop at its own
-size and at two smaller ones, as it does with any image.)
+VBench's imaging quality is the same network with the same SPAQ weights, on frames resized to 512 on
+the longer side, a fifth of 2560x1536. Here nothing is resized: at most 4 frames, evenly spaced, and of
+each at most 3 x 3 crops of 512 x 512, evenly spaced from border to border; a side under 512 is taken
+whole. (MUSIQ evaluates each crop at its own size and at two smaller ones, as it does with any image.)
 
 It needs pyiqa (PolyForm Noncommercial) and VBench's weights file, which is never downloaded here:
-`needs` names what is not there, and then there is no score.
+`needs` names what is missing, and then there is no score.
 
 Where it fails: it judges photographs; a crop of sky or of blurred background counts as much as a
 face; it knows nothing of the prompt, of motion, or of the frame as a whole, and rewards sharpness.
@@ -54,17 +53,17 @@ class Musiq(Scorer):
 
     @cached_property
     def needs(self) -> list[str]:
-        """The package and the file that are not here, each with what to do about it."""
-        found = []
+        """The missing package and file, each with what to do about it."""
+        needs = []
         try:
             _network()
         except Exception as error:  # torchvision for another torch raises RuntimeError
-            found.append(
+            needs.append(
                 f"pyiqa ({error}): pip install --no-deps pyiqa==0.1.16 and what it imports"
             )
         if not self.path.exists():
-            found.append(f"{self.path} from {MUSIQ.url}")
-        return found
+            needs.append(f"{self.path} from {MUSIQ.url}")
+        return needs
 
     @cached_property
     def weights(self) -> dict[str, str]:

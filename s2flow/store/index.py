@@ -40,9 +40,8 @@ NAME = "index.parquet"
 MIN_RECORDS = 256  # of a run with an index
 SETTLED = 2.0  # seconds after which a folder's time distinguishes two changes
 CHUNK = 5000  # rows held as Python objects at once
-FORMAT = (
-    "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]
-)  # a new column makes old indexes invalid
+# a new column makes old indexes invalid
+FORMAT = "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]
 
 
 def load_records(runs_dir: str | Path) -> pd.DataFrame:

@@ -287,7 +287,7 @@ def test_a_page_made_again_copies_only_what_changed(runs, tmp_path):
 def test_no_page_is_written_over_another_s_or_into_a_run(runs, tmp_path, capsys):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/index.html").write_text("mine")
-    assert "another page than ours" in exits(capsys, runs, "-o", tmp_path / "site")
+    assert "was not written by this command" in exits(capsys, runs, "-o", tmp_path / "site")
     assert (tmp_path / "site/index.html").read_text() == "mine"
     assert "is a run's folder" in exits(capsys, runs, "-o", runs / "run0")
 

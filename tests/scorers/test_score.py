@@ -182,7 +182,7 @@ def test_one_reading_of_a_run_for_all_who_show_it(tmp_path):
     ("words", "said"),
     [
         (["runs=[0123456780]"], "runs=0123456780: .* has no such run; it has 12345e6789"),
-        (["shard=0/2"], "shard=0/2 is no share"),
+        (["shard=0/2"], "shard=0/2 is not valid"),
         (["runs_dir=nowhere"], "runs_dir=nowhere holds no runs; type runs_dir="),
         (["export=nowhere/x.csv"], "export=nowhere/x.csv cannot be written"),
         (["scorer=[fidelity]"], "scorer.fidelity.reference is not set"),

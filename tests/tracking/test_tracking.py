@@ -124,7 +124,9 @@ def test_steps_clips_videos_windows_and_tables_are_read_back(offline, finished, 
     assert clip["prompt"] == clips[0]["prompt"] and clip["seconds/hr"] == 1.0
     assert clip["score/sharpness"] == clips[0]["scores"]["sharpness"]
     assert not any("never" in key for key in clip)  # None is not a number
-    assert other["_step"] == tracking.PLACES  # the next clip's rows, where publish will put them
+    assert (
+        other["_step"] == tracking.ROWS_PER_CLIP
+    )  # the next clip's rows, where publish will put them
     assert (
         run.media("video/")["video/p1-s0"].read_bytes()
         == (folder / clips[0]["video"]).read_bytes()
