@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 import pytest
-from finished import finished_run, record_clip
+from finished import at_once, finished_run, record_clip
 
 from s2flow.scorers import Scorer
 from s2flow.scorers.score import Scoring
@@ -221,19 +221,13 @@ def test_records_of_no_common_type_are_read_alike(runs):
     assert len(same(runs)) == 4  # no row, and no traceback
 
 
-def test_many_writers_at_once(runs, monkeypatch):
-    import threading
-
-    first, found = load_records(runs), []
+def test_many_writers_at_once(runs):
+    first, frames = load_records(runs), []
     for path in runs.glob(f"*/{NAME}"):
         path.unlink()
-    threads = [threading.Thread(target=lambda: found.append(load_records(runs))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for frame in [*found, load_records(runs)]:
+    at_once(*[lambda: frames.append(load_records(runs))] * 4)
+    assert len(frames) == 4
+    for frame in [*frames, load_records(runs)]:
         pd.testing.assert_frame_equal(frame, first)
     assert not list(runs.rglob(f".tmp-{socket.gethostname()}-*"))
 
