@@ -13,7 +13,7 @@ from stored import PAPER_NUMBERS
 from s2flow.costs import rates_of
 from s2flow.costs.paper import READINGS, PaperClock, figure6
 from s2flow.costs.yours import model
-from s2flow.recipe.identity import LOW
+from s2flow.store.recipes import LOW_FIELDS
 from s2flow.windows import fraction_of_volume
 
 SETTING = PAPER_NUMBERS["setting"]
@@ -72,7 +72,7 @@ def in_tens(seconds: dict[str, float]) -> list[float]:
 
 def low_key(r: Record) -> str:
     """Clips that share an LR flow."""
-    knobs = (r["recipe"].get(k) for k in (*LOW, "brick_low", "coverage_rows"))
+    knobs = (r["recipe"].get(k) for k in (*LOW_FIELDS, "brick_low", "coverage_rows"))
     return json.dumps([r["prompt"], r["seed"], *knobs])
 
 

@@ -104,7 +104,7 @@ def summary(scorer: WorldAgreement, videos: list, clips: list[tuple[str, int]]) 
     """Every measure's mean and 95 % interval over prompts, and the values of each prompt."""
     each: dict[str, dict[str, list[float]]] = {}
     for video, (text, seed) in zip(videos, clips, strict=True):
-        scores = scorer(Clip.of(video, text, seed))
+        scores = scorer.score(Clip.of(video, text, seed))
         scores["one_object"] = float(scores["object_count"] == 1)
         for name, value in scores.items():
             each.setdefault(name, {}).setdefault(text, []).append(value)

@@ -100,7 +100,7 @@ def add(store: Store, i: int) -> None:
 
 def timed(folder: str, workers: int) -> float:
     """Wall seconds until every shard of run `scored` has its scores."""
-    words = [sys.executable, "-m", "s2flow.scorers.score", f"runs_dir={folder}", "runs=[scored]"]
+    words = [sys.executable, "-m", "s2flow.score", f"runs_dir={folder}", "runs=[scored]"]
     words += ["scorer=[builtin,fidelity]", "scorer.fidelity.reference=reference", "threads=1"]
     start = time.perf_counter()
     started = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2flow.metrics import ClipKey, Row
-from s2flow.recipe.identity import LATER
+from s2flow.store.recipes import ADDED_FIELDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -22,7 +22,7 @@ KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
 OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
 OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
 OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
-USUAL = {k: "none" if v in (None, []) else v for k, v in LATER.items() if k != "params"}
+USUAL = {k: "none" if v in (None, []) else v for k, v in ADDED_FIELDS.items() if k != "params"}
 OTHER_KNOBS += tuple(USUAL)
 BESIDE = dict.fromkeys(("rope", "temperature", "shift_high"), "t_i")
 BESIDE |= dict.fromkeys(("adain", "stages"), "handoff")
@@ -83,7 +83,7 @@ def _without_ignored(r: Record) -> Record:
 
 
 def _reads(r: Record, knob: str) -> bool:
-    """Whether a clip's pixels depend on a knob of LATER.
+    """Whether a clip's pixels depend on a knob of ADDED_FIELDS.
 
     Told from the knob that a method always has beside it, since asking the method means loading torch.
     """

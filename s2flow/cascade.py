@@ -163,7 +163,9 @@ class Cascade:
 
     def _low_key(self, prompt: str, seed: int) -> str:
         ranks = self.backbone.router.ranks
-        return low_key(self.recipe, prompt, seed, None if ranks is None else ranks.k)
+        return low_key(
+            self.recipe.low_identity(), prompt, seed, None if ranks is None else ranks.k
+        )
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""

@@ -56,7 +56,7 @@ def forecast(
     flows, to_make = loading.low_flows(cfg), []
     ranks = cfg.context_parallel
     for t in missing if "lr" in stages else ():
-        key = low_key(recipe, t.prompt, t.seed, ranks if ranks > 1 else None)
+        key = low_key(recipe.low_identity(), t.prompt, t.seed, ranks if ranks > 1 else None)
         there = known and flows.folder is not None and flows.path(key).exists()
         to_make += [] if there else [flows.name(key)]
     own, found_in = _clip_bytes(cfg, recipe, store)

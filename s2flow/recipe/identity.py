@@ -6,12 +6,12 @@ tracker, prompt subset, scorers) is not in it; neither are knobs that the method
 method names its own in KNOBS).
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from s2flow.methods.params import variant
+from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS, VERSION, id_of, label
 
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
     from s2flow.grid import Box
@@ -23,14 +23,6 @@ UNREAD = {  # by windows that do not look at them
     "sta": {"brick_low", "coverage_rows"},
     "inward": {"sparsity", "density", "brick_low", "coverage_rows"},
 }
-VERSION = 1  # raise it when the same recipe would give other pixels
-LATER = {  # fields that the first records did not have, at the values that those records mean
-    **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
-    **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
-    "params": None,
-}
-LOW = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance", "negative_prompt")
-LOW += ("dtype", "fp8", "guidance_2")  # what decides the LR flow
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class Recipe:
         """What is hashed and stored: plain types, without what this method ignores.
 
         Different words for the same pixels become one: a window that is the whole grid is "full",
-        order 1 is "euler". What is in LATER is left out at the value there, so that records keep
+        order 1 is "euler". ADDED_FIELDS are left out at the value there, so that records keep
         their names.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
@@ -95,7 +87,7 @@ class Recipe:
             own |= range_of_positions
         for name in getattr(self.params, "ignored", tuple)():
             del own["params"][name]
-        ignored = {k for k, first in LATER.items() if own.get(k) == first}
+        ignored = {k for k, first in ADDED_FIELDS.items() if own.get(k) == first}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame
         if "windows" in own and self.whole_grid:
@@ -145,38 +137,10 @@ class Recipe:
 
     def low_identity(self) -> str:
         """Key of the LR flow: shared by every HR variant."""
-        names = (*LOW, "brick_low", "coverage_rows")  # the last two of its coverage
+        names = (*LOW_FIELDS, "brick_low", "coverage_rows")  # the last two of its coverage
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property
     def run_id(self) -> str:
         """Ten hexadecimal digits of the identity and VERSION."""
         return id_of(VERSION, self.identity())
-
-
-def id_of(version: int, identity: dict[str, Any]) -> str:
-    """The run id of a recipe as it is stored."""
-    text = json.dumps([version, identity], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def label(identity: dict[str, Any], windows: str | None = None, variant: str | None = None) -> str:
-    """The knobs of a recipe as it is stored in a few words, for tables; `?` where it is lost.
-
-    windows, variant: their labels, which a record has beside it.
-    """
-    words = [" ".join(filter(None, (identity.get("method") or "?", variant)))]
-    windows = windows or (identity.get("windows") or {}).get("name")
-    if windows:
-        cubed = "³" if identity.get("density") == "per_axis" else ""
-        kept = f" s={identity['sparsity']:g}{cubed}" if "sparsity" in identity else ""
-        words.append(f"{windows}{kept}")
-    if "solver" in identity:
-        order = f" K={identity['order']}" if "order" in identity else ""
-        words.append(f"{identity['solver']}{order}")
-    if "t_i" in identity:
-        words.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
-        words += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
-        words += ["adain"] if identity.get("adain") else []
-    words += [f"{k}={identity[k]}" for k in ("rope", "temperature", "shift_high") if k in identity]
-    return ", ".join(words)

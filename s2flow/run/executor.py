@@ -98,7 +98,7 @@ def make_all(job: Job, todo: list[Task], tasks: list[Task], clips: int) -> int:
             if isinstance(said, dict):
                 progress.clip_done(said)
                 if track is not None:
-                    track.again(said, folder)
+                    track.replay(said, folder)
                 continue
             failed += 1
             print_failure(task.prompt, said)

@@ -39,12 +39,13 @@ from s2flow.process import loading
 from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.recipe.defaults import conf_file
-from s2flow.recipe.identity import LATER, VERSION, Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check_choices
 from s2flow.recipe.schema import BackboneConf
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import read_record, sha256_of
 from s2flow.store.lowflow import LowFlowCache
+from s2flow.store.recipes import ADDED_FIELDS, VERSION
 from s2flow.video import read_frames, write_video
 
 FINE, COARSE = (40.0, 1e-2), (30.0, 0.5)  # (least PSNR in dB, most of the largest latent)
@@ -139,7 +140,7 @@ def backbone_conf(cfg: DictConfig, record: dict[str, Any]) -> DictConfig:
         typed = cfg.backbone.source if not own or cfg.backbone.source != usual.source else None
         conf.source = typed or record.get("source") or conf.source
         conf.revision = cfg.backbone.revision if typed else record.get("revision", conf.revision)
-    conf.dtype = record["recipe"].get("dtype", LATER["dtype"])
+    conf.dtype = record["recipe"].get("dtype", ADDED_FIELDS["dtype"])
     return conf
 
 
@@ -184,7 +185,7 @@ def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recip
         **{"sparsity": 1.0, "density": "volume", "windows": {"name": "full"}},
         **{"brick_low": conf.brick_low, "brick_high": conf.brick_high, "coverage_rows": 128},
         **{"attention": "auto", "solver": "euler", "order": 1, "stencil": "grid"},
-        **{"lr_time": "sigma", "upsample": "bilinear", **LATER},
+        **{"lr_time": "sigma", "upsample": "bilinear", **ADDED_FIELDS},
     }
     knobs = open_ | stored
     knobs["low"] = knobs.pop("rope_low", knobs["low"])

@@ -15,8 +15,8 @@ import pytest
 from finished import finished_run
 
 from s2flow import methods, metrics
-from s2flow.recipe.identity import LATER
 from s2flow.store import load_records
+from s2flow.store.recipes import ADDED_FIELDS
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
@@ -251,7 +251,7 @@ def stored(runs_dir, run_id, count, recipe, **record):
         path.write_text(json.dumps(made | record))
 
 
-@pytest.mark.parametrize("knob", sorted(set(LATER) - {"params"}))
+@pytest.mark.parametrize("knob", sorted(set(ADDED_FIELDS) - {"params"}))
 def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path):
     """Where it is not recorded, it has the value that the first records mean."""
     for order, count in ((1, 1), (2, 1)):
@@ -268,7 +268,7 @@ def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path
     assert any(n.startswith("held: ") and f"{knob}=" in n for n in table.notes)
 
 
-@pytest.mark.parametrize("knob", sorted(set(LATER) - {"params"}))
+@pytest.mark.parametrize("knob", sorted(set(ADDED_FIELDS) - {"params"}))
 def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
     stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
     stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})

@@ -124,7 +124,7 @@ def test_a_newline_inside_a_prompt_survives_csv_and_json(tmp_path):
         ("p.json", '["a",\n "b"', "line 2, column 5 is not JSON"),
         ("p.json", '["a", ""]', "entry 1: the prompt is empty"),
         ("p.json", '["a", 7]', "entry 1: 7 is no text"),
-        ("p.json", '["a", "\\ud83e"]', "half a character"),
+        ("p.json", '["a", "\\ud83e"]', "a lone surrogate"),
         ("p.json", '[{"text": "a"}]', 'an object without "prompt"'),
         ("p.json", '[{"prompt_en": "a", "dimension": []}]', "prompts=vbench prompts.file="),
         ("p.jsonl", '"a"\n{"prompt": \n', "line 2"),
@@ -312,7 +312,7 @@ def test_dimensions_and_entries_of_one_text_keep_their_own_long_prompts(vbench, 
 def test_an_augmented_list_of_another_length_is_refused(count, tmp_path):
     file = write(tmp_path / "long.txt", "x\n" * count)
     message = refused("demo", augmented=file, subset="smoke", count=count)
-    assert f"prompts.augmented={file} holds {count} prompts, the uncut source 6" in message
+    assert f"prompts.augmented={file} holds {count} prompts, the full source 6" in message
     assert "prompts.augmented=none.txt does not exist" in refused("demo", augmented="none.txt")
     bad = write(tmp_path / "bad.txt", "a\n\nb")
     assert "bad.txt, line 2: the prompt is empty" in refused("demo", augmented=bad)

@@ -16,9 +16,9 @@ from finished import encoded, finished_run
 from PIL import Image
 
 from s2flow import report
-from s2flow.recipe.identity import LOW
 from s2flow.report.__main__ import main
 from s2flow.store import Store, clip_key, read_record
+from s2flow.store.recipes import LOW_FIELDS
 from s2flow.store.scorebook import ScoreBook
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ OTHER_LOW = {  # one other value for all that decides an LR flow
 }
 
 
-@pytest.mark.parametrize("knob", LOW)
+@pytest.mark.parametrize("knob", LOW_FIELDS)
 def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path, knob):
     clip(tmp_path, "a", "a cat")
     clip(tmp_path, "b", "a cat", recipe={"sparsity": 0.25, "brick_low": [1, 2, 2]})
@@ -287,7 +287,7 @@ def test_a_page_made_again_copies_only_what_changed(runs, tmp_path):
 def test_no_page_is_written_over_another_s_or_into_a_run(runs, tmp_path, capsys):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/index.html").write_text("mine")
-    assert "another page than ours" in exits(capsys, runs, "-o", tmp_path / "site")
+    assert "was not written by this command" in exits(capsys, runs, "-o", tmp_path / "site")
     assert (tmp_path / "site/index.html").read_text() == "mine"
     assert "is a run's folder" in exits(capsys, runs, "-o", runs / "run0")
 

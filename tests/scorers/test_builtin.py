@@ -13,7 +13,7 @@ from s2flow.scorers.builtin import TemporalFlickering, temporal_flickering
 
 def score(video: torch.Tensor) -> float | None:
     clip = Clip.of(video, "a prompt", 0, Path("runs"))
-    return TemporalFlickering()(clip)["temporal_flickering"]
+    return TemporalFlickering().score(clip)["temporal_flickering"]
 
 
 def test_equals_the_formula_in_numpy_on_random_video():

@@ -125,8 +125,8 @@ def scores(reference, clip):
     """What the parts say that lack nothing, under the names that they state."""
     found = {}
     for part in Fidelity(reference).parts().values():
-        if not getattr(part, "missing", None):
-            said = part(clip)
+        if not part.needs:
+            said = part.score(clip)
             assert tuple(said) == part.names
             found |= said
     return found
@@ -209,7 +209,7 @@ def test_lpips_without_its_weights_names_them_and_downloads_nothing(tmp_path, mo
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
     part = Fidelity("ref").parts()["fidelity_lpips"]
-    assert str(tmp_path / "checkpoints" / ALEXNET) in part.missing[-1] and part.weights == {}
+    assert str(tmp_path / "checkpoints" / ALEXNET) in part.needs[-1] and part.weights == {}
 
 
 def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, mon
     add(tmp_path, "ref", clip(2), FULL)
     own = add(tmp_path, "own", clip(2, seed=1), SPARSE)
     part = Lpips("ref")
-    assert part.missing == [] and len(part.weights[ALEXNET]) == 64
+    assert part.needs == [] and len(part.weights[ALEXNET]) == 64
     with monkeypatch.context() as m:  # the package's own way, given the same backbone
         m.setattr("lpips.pretrained_networks.tv.alexnet", lambda pretrained: backbone)
         model = lpips.LPIPS(net="alex", verbose=False).eval()
@@ -236,5 +236,5 @@ def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, mon
     with torch.no_grad():
         expected = model(a, b).mean().item()
     assert expected > 0.001
-    assert part(own)["lpips"] == pytest.approx(expected, rel=1e-4)
-    assert Lpips("own")(own)["lpips"] == 0
+    assert part.score(own)["lpips"] == pytest.approx(expected, rel=1e-4)
+    assert Lpips("own").score(own)["lpips"] == 0

@@ -13,13 +13,14 @@ from finished import encoded, finished_run, record_clip
 from hydra import compose, initialize_config_dir
 
 from s2flow.errors import UserError
+from s2flow.scorers import Scorer, Suite
 from s2flow.scorers.score import Scoring, score
 from s2flow.store import load_records, read_record, read_run
 from s2flow.store.scorebook import ScoreBook
 from s2flow.terminal.cli import literal
 
 ROOT = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "s2flow.scorers.score", "scorer=[builtin]")
+COMMAND = (sys.executable, "-m", "s2flow.score", "scorer=[builtin]")
 
 
 def config(runs_dir, *overrides):
@@ -41,13 +42,13 @@ def lines(folder):
     ]
 
 
-class Half:
+class Half(Scorer):
     """Scores every clip .5, and counts how often it is asked."""
 
     names = ("half",)
     asked: list = []
 
-    def __call__(self, clip):
+    def score(self, clip):
         self.asked.append(clip.prompt)
         return {"half": 0.5}
 
@@ -129,7 +130,7 @@ def test_the_fault_list(tmp_path, capsys):
         record = record_clip(folder, recipe, name, 0, whole + name.encode())
         path = folder / record["video"]
         path.unlink() if name == "gone" else path.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match=r"of 14 verdicts 3 altered, 3 undecodable; which and why"):
+    with pytest.raises(UserError, match=r"of 14 verdicts 3 altered, 3 undecodable; .* says which"):
         score(config(tmp_path, "scorer=[builtin]"))
     found = verdicts(folder)
     assert len(found) == 14 and len(lines(folder)) == 14
@@ -181,7 +182,7 @@ def test_one_reading_of_a_run_for_all_who_show_it(tmp_path):
     ("words", "said"),
     [
         (["runs=[0123456780]"], "runs=0123456780: .* has no such run; it has 12345e6789"),
-        (["shard=0/2"], "shard=0/2 is no share"),
+        (["shard=0/2"], "shard=0/2 is not valid"),
         (["runs_dir=nowhere"], "runs_dir=nowhere holds no runs; type runs_dir="),
         (["export=nowhere/x.csv"], "export=nowhere/x.csv cannot be written"),
         (["scorer=[fidelity]"], "scorer.fidelity.reference is not set"),
@@ -238,7 +239,7 @@ def test_where_it_computes_is_not_what_it_measures(tmp_path, half):
 def test_a_score_that_is_no_number_is_null_and_said(value, tmp_path, half, monkeypatch):
     folder = finished_run(tmp_path, 1)
     (record,) = read_run(folder)
-    monkeypatch.setattr(Half, "__call__", lambda self, clip: {"half": value})
+    monkeypatch.setattr(Half, "score", lambda self, clip: {"half": value})
     assert not scoring(folder, half).score(record)
     (said,) = lines(folder)
     assert said["status"] == "nan" and said["scores"] == {"half": None}
@@ -254,7 +255,7 @@ def test_a_scorer_that_fails_is_asked_again_and_keeps_its_traceback(tmp_path, ha
         raise ZeroDivisionError("by zero")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Half, "__call__", fail)
+        patch.setattr(Half, "score", fail)
         assert not scoring(folder, half).score(record)
     (said,) = lines(folder)
     assert said["status"] == "failed" and "ZeroDivisionError: by zero" in said["error"]
@@ -266,12 +267,12 @@ def test_a_scorer_that_fails_is_asked_again_and_keeps_its_traceback(tmp_path, ha
 def test_missing_weights_are_nulls_until_the_weights_are_there(tmp_path, half):
     folder = finished_run(tmp_path, 1)
     (record,) = read_run(folder)
-    half.missing, half.weights = ["clip/ViT-B-32.pt"], None
+    half.needs, half.weights = ["clip/ViT-B-32.pt"], None
     assert scoring(folder, half).score(record) and not half.asked
     assert lines(folder)[0]["status"] == "missing_weights"
     assert lines(folder)[0]["missing"] == ["clip/ViT-B-32.pt"]
     assert scoring(folder, half).missing(record) == []
-    half.missing, half.weights = [], {"clip/ViT-B-32.pt": "abc"}
+    half.needs, half.weights = [], {"clip/ViT-B-32.pt": "abc"}
     assert scoring(folder, half).score(record)
     assert read_run(folder)[0]["scores"] == {"half": 0.5}
 
@@ -280,7 +281,7 @@ def test_parts_are_scored_on_their_own(tmp_path, half):
     folder = finished_run(tmp_path, 1)
     (record,) = read_run(folder)
 
-    class Both:
+    class Both(Suite):
         prepared = 0
 
         def prepare(self):
@@ -302,7 +303,7 @@ def test_a_scorer_sees_the_clip_the_record_and_the_lr_clip(tmp_path, half, monke
     (record,) = read_run(folder)
     (folder / record["video"]).with_suffix(".low.mp4").write_bytes(encoded(3, 16, 24))
     seen = []
-    monkeypatch.setattr(Half, "__call__", lambda self, clip: seen.append(clip) or {"half": 1.0})
+    monkeypatch.setattr(Half, "score", lambda self, clip: seen.append(clip) or {"half": 1.0})
     scoring(folder, half).score(record)
     (clip,) = seen
     assert clip.video.shape == (3, 32, 48, 3) and clip.low.shape == (3, 16, 24, 3)
@@ -325,10 +326,10 @@ def test_what_a_score_depends_on_beside_the_clip_makes_it_stale(tmp_path, half):
 def test_a_package_that_came_later_is_noticed(tmp_path, half):
     folder = finished_run(tmp_path, 1)
     (record,) = read_run(folder)
-    half.missing, half.weights = ["pyiqa: pip install pyiqa"], {"file": "abc"}
+    half.needs, half.weights = ["pyiqa: pip install pyiqa"], {"file": "abc"}
     scoring(folder, half).score(record)
     assert scoring(folder, half).missing(record) == []
-    half.missing = []  # the same weights, and now the package
+    half.needs = []  # the same weights, and now the package
     assert scoring(folder, half).missing(record) == ["half"]
 
 

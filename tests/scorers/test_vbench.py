@@ -73,7 +73,7 @@ def clip(path, prompt="a cat", **record):
 
 def ask(scorer, a_clip):
     """{dimension: score} by all parts."""
-    return {k: v for part in scorer.parts().values() for k, v in part(a_clip).items()}
+    return {k: v for part in scorer.parts().values() for k, v in part.score(a_clip).items()}
 
 
 def by_the_package(dimension, path, prompt, cache, monkeypatch, folder):
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_package_to_the_digit(
 ):
     prompt = PROMPTS[1]
     expected = by_the_package(dimension, path, prompt, cache[0], monkeypatch, tmp_path)
-    found = scorer.parts()[f"vbench.{dimension}"](clip(path, prompt))[dimension]
+    found = scorer.parts()[f"vbench.{dimension}"].score(clip(path, prompt))[dimension]
     assert found == expected / (100 if dimension == "imaging_quality" else 1)
     assert isinstance(found, float)
     assert math.isfinite(found)
@@ -108,7 +108,7 @@ def test_every_part_says_how_it_scores(scorer):
         assert part.protocol == "all_on_all"
         assert part.versions["vbench"] == "0.1.5"
         assert part.preprocessing
-        assert part.missing == []
+        assert part.needs == []
         assert bool(part.weights) == (part.names[0] != "temporal_flickering")
         assert all(len(digits) == 64 for digits in part.weights.values())
 
@@ -122,7 +122,7 @@ def test_builtin_flickering_is_vbenchs_on_the_same_frames(path, scorer):
 
 def test_prompts_reach_vbench_as_they_are(scorer, path, cache, monkeypatch, tmp_path):
     part = scorer.parts()["vbench.overall_consistency"]
-    found = [part(clip(path, p))["overall_consistency"] for p in PROMPTS]
+    found = [part.score(clip(path, p))["overall_consistency"] for p in PROMPTS]
     assert len(set(found)) == len(PROMPTS)
     for prompt, value in list(zip(PROMPTS, found, strict=True))[2:4]:
         dimension = "overall_consistency"
@@ -130,7 +130,7 @@ def test_prompts_reach_vbench_as_they_are(scorer, path, cache, monkeypatch, tmp_
 
 
 def test_text_features_of_another_model_are_not_taken(scorer, path):
-    wanted = scorer.parts()["vbench.overall_consistency"](clip(path))
+    wanted = scorer.parts()["vbench.overall_consistency"].score(clip(path))
     module = sys.modules["vbench.overall_consistency"]
     module.get_text_features.__defaults__[-1]["a cat"] = torch.zeros(1, 32)
     names = ["overall_consistency"]
@@ -149,12 +149,12 @@ def test_a_broken_file_is_undecodable_for_every_dimension(scorer, tmp_path):
         file.write_bytes(data)
         for part in scorer.parts().values():
             with pytest.raises(Undecodable, match=name):
-                part(clip(file))
+                part.score(clip(file))
     with pytest.raises(Undecodable):
         ask(scorer, clip(tmp_path / "gone.mp4"))
     # what would have stood in a table otherwise
-    assert 0 < scorer.score("temporal_flickering", str(tmp_path / "cut.mp4"), "") <= 1
-    assert scorer.score("temporal_flickering", str(tmp_path / "empty.mp4"), "") is None
+    assert 0 < scorer.evaluate("temporal_flickering", str(tmp_path / "cut.mp4"), "") <= 1
+    assert scorer.evaluate("temporal_flickering", str(tmp_path / "empty.mp4"), "") is None
 
 
 @pytest.mark.parametrize("frames, without", [(1, 3), (2, 1)])
@@ -377,7 +377,7 @@ def test_the_twin_gives_the_same_scores(python, cache, scorer, path, monkeypatch
     assert part.versions["vbench"] == "0.1.5"
     assert part.versions["python"] == sys.version.split()[0]
     with pytest.raises(RuntimeError, match="VBench under .*Error"):
-        pinned.score("imaging_quality", str(tmp_path / "gone.mp4"), "")
+        pinned.evaluate("imaging_quality", str(tmp_path / "gone.mp4"), "")
     pinned.close()
 
 
@@ -385,18 +385,18 @@ def test_a_twin_that_is_killed_costs_one_clip(path, monkeypatch):
     made = twin.VBenchSubprocess(sys.executable, dimensions="temporal_flickering", device="cpu")
     made.prepare()
     part = made.parts()["vbench_subprocess.temporal_flickering"]
-    before = part(clip(path))
+    before = part.score(clip(path))
     made._process.send_signal(signal.SIGKILL)
     made._process.wait()
-    assert part(clip(path)) == before  # between two clips not even that
+    assert part.score(clip(path)) == before  # between two clips not even that
 
     def killed_while_asked(_):
         os.kill(made._process.pid, signal.SIGKILL)
 
     monkeypatch.setattr(made._process.stdin, "write", killed_while_asked, raising=False)
     with pytest.raises(UserError, match="ended with code -9"):
-        part(clip(path))
-    assert part(clip(path)) == before
+        part.score(clip(path))
+    assert part.score(clip(path)) == before
     made.close()
 
 
@@ -421,7 +421,7 @@ def test_a_twin_that_never_scores_is_not_started_again_and_again(tmp_path, path)
     dying.prepare()
     for _ in range(3):
         with pytest.raises(UserError, match="code 4"):
-            dying.score("temporal_flickering", str(path), "")
+            dying.evaluate("temporal_flickering", str(path), "")
     assert started.read_text() == "x"
 
 

@@ -26,7 +26,7 @@ needs_vbench = pytest.mark.skipif(
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(VBench, "find_package", lambda self: None)
+    monkeypatch.setattr(VBench, "check_package", lambda self: None)
 
 
 @pytest.mark.parametrize("device", ["banana", "meta", "cuda:99"])
@@ -101,7 +101,7 @@ def test_skip_marks_the_dimensions_and_scores_the_rest(installed, offline, tmp_p
     digest = put(tmp_path, "amt_s", b"weights")
     made = VBench(cache_dir=tmp_path, on_missing="skip", device="cpu")
     made.prepare()
-    missing = {name.split(".")[1]: part.missing for name, part in made.parts().items()}
+    missing = {name.split(".")[1]: part.needs for name, part in made.parts().items()}
     assert missing.pop("temporal_flickering") == missing.pop("motion_smoothness") == []
     assert sorted(sum(missing.values(), [])) == sorted(w.file for w in FIVE if w.key != "amt_s")
     assert made.parts()["vbench.motion_smoothness"].weights == {"amt_model/amt-s.pth": digest}
@@ -124,10 +124,10 @@ def test_a_file_with_another_hash_is_refused_whatever_on_missing_says(installed,
 def test_a_file_that_changes_is_hashed_again(tmp_path):
     first = put(tmp_path, "amt_s", b"weights")
     (found,) = weights.look(["motion_smoothness"], tmp_path)
-    assert (found.state, found.sha256, found.vouched) == ("there", first, False)
+    assert (found.state, found.sha256, found.trusted) == ("present", first, False)
     second = put(tmp_path, "amt_s", b"other weights")
     (found,) = weights.look(["motion_smoothness"], tmp_path, {"amt_s": second})
-    assert (found.sha256, found.vouched) == (second, True)
+    assert (found.sha256, found.trusted) == (second, True)
 
 
 # -- fetching -----------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def served(tmp_path, monkeypatch):
 def test_what_is_missing_is_fetched_when_allowed(installed, served, tmp_path):
     made = VBench(cache_dir=tmp_path / "cache", allow_download=True, device="cpu")
     made.prepare()
-    states = {f.weight.key: f.state for f in made.found()}
+    states = {f.weight.key: f.state for f in made.files()}
     assert states.pop("bpe") == "bundled"
-    assert set(states.values()) == {"there"}
+    assert set(states.values()) == {"present"}
 
 
 def test_a_wrong_file_that_arrives_is_not_kept(installed, served, tmp_path):
@@ -187,7 +187,7 @@ class Harmful:
 def scored(cache, clip, **how):
     made = VBench(["motion_smoothness"], cache_dir=cache, device="cpu", **how)
     made.prepare()
-    return made.parts()["vbench.motion_smoothness"](clip)
+    return made.parts()["vbench.motion_smoothness"].score(clip)
 
 
 @needs_vbench

@@ -124,7 +124,9 @@ def test_steps_clips_videos_windows_and_tables_are_read_back(offline, finished, 
     assert clip["prompt"] == clips[0]["prompt"] and clip["seconds/hr"] == 1.0
     assert clip["score/sharpness"] == clips[0]["scores"]["sharpness"]
     assert not any("never" in key for key in clip)  # None is not a number
-    assert other["_step"] == tracking.PLACES  # the next clip's rows, where publish will put them
+    assert (
+        other["_step"] == tracking.ROWS_PER_CLIP
+    )  # the next clip's rows, where publish will put them
     assert (
         run.media("video/")["video/p1-s0"].read_bytes()
         == (folder / clips[0]["video"]).read_bytes()
@@ -238,7 +240,7 @@ def test_wandb_breaking_down_costs_no_clip(offline, monkeypatch, tmp_path, capsy
     err = capsys.readouterr().err
     assert summary["made"] == 2 and len(logged) == 2
     (line,) = [x for x in err.splitlines() if "wandb stopped" in x]
-    assert "the wire was cut" in line and f"s2flow.tracking.tracker publish {tmp_path}" in line
+    assert "the wire was cut" in line and f"s2flow.tracking publish {tmp_path}" in line
     assert "and more" not in err and "wandb could not close" in err
 
 
