@@ -34,8 +34,8 @@ from s2flow.grid import brick_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.plan import Plan, Windows
 from s2flow.policies import decide
+from s2flow.policies.base import Case
 from s2flow.process.timing import Clock
-from s2flow.recipe.identity import BY_VOLUME
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.unipc import UniPC
@@ -256,11 +256,14 @@ class Cascade:
         """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9), or their policy."""
         r = self.recipe
         grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
-        f = fraction_of_volume(r.sparsity, r.density) if r.windows.name in BY_VOLUME else None
+        f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
         for report in self.reports:
-            report["density_requested"] = 1.0 if r.whole_grid else f
+            asked = r.whole_grid or r.windows.module.BY_VOLUME
+            report["density_requested"] = f if asked else None
         with self.clock("plan"):
-            plan = decide(r, low.coverage, low.bricks, *grids, self.n_from)
+            bricked = (grids[0], r.brick_low, grids[1], r.brick_high)
+            case = Case(f, *bricked, self.n_from, r.coverage_rows)
+            plan = decide(r.windows, case, low.coverage)
             if isinstance(plan, Plan) and self.backbone.router.order is not None:
                 # kernels are compiled and checked here, not in the HR flow
                 attention_of(self.backbone, r, self.size)

@@ -13,7 +13,9 @@ from s2flow import coverage as cov
 from s2flow import grid, windows
 from s2flow.coverage import KEYS, masses
 from s2flow.errors import UserError
-from s2flow.plan import Plan, Policy, make_plan
+from s2flow.plan import Plan
+from s2flow.policies import decide
+from s2flow.policies.base import Case, Policy
 
 BRICK_GRIDS = [(8, 4, 6), (8, 8, 12), (15, 12, 20)]
 GRIDS = [  # tokens, brick
@@ -377,7 +379,7 @@ def coverage():
 
 def plan_of(coverage, f=0.25, **policy):
     policy = Policy(**{"name": "adaptive", **policy})
-    return make_plan(policy, f, coverage, LOW, TOKENS, BRICK, T_I)
+    return decide(policy, Case(f, LOW, (1, 1, 1), TOKENS, BRICK, T_I), coverage)
 
 
 def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
@@ -392,9 +394,9 @@ def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
 
 
 def test_plan_density_is_the_mean_over_heads_of_the_realised_one(coverage):
-    ragged = make_plan(
-        Policy("adaptive"), 0.25, coverage, LOW, (8, 7, 11), BRICK, T_I
-    )  # the same bricks, some of them partly empty
+    # the same bricks, some of them partly empty
+    case = Case(0.25, LOW, (1, 1, 1), (8, 7, 11), BRICK, T_I)
+    ragged = decide(Policy("adaptive"), case, coverage)
     for plan, tokens in ((plan_of(coverage), TOKENS), (ragged, (8, 7, 11))):
         assert plan.grid == LOW
         for n in range(1, T_I + 1):

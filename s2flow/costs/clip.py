@@ -32,7 +32,8 @@ from s2flow.coverage import coverage_bytes
 from s2flow.flow import Trajectory, sigma_grid
 from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.handoff import hand_off, resize_video
-from s2flow.plan import inward_box
+from s2flow.policies.base import HR
+from s2flow.policies.inward import inward_box
 from s2flow.recipe.identity import Recipe
 from s2flow.windows import fraction_of_volume
 
@@ -120,7 +121,8 @@ def high_stage(backbone: Any, r: Recipe, once: Forward, shape: tuple, batch: int
     twice = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
     backend = "triton" if r.attention == "auto" else r.attention  # as on a GPU
     peak = once.peak_with_windows(backend) if windowed else once.peak
-    if windowed and r.windows.name in ("oracle", "svg"):  # rows of logits beside the forward
+    rows = r.windows.module.READS == HR and "coverage_rows" not in r.windows.module.IGNORES
+    if windowed and rows:  # rows of logits beside the forward
         peak = max(peak, once.attending + 2 * coverage_bytes(once.q, r.coverage_rows))
     held = STATE * 4 * batch * math.prod(shape)
     return flow_stage("hr", once, twice * (steps - dense), twice * dense, f, peak + held)

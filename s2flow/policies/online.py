@@ -16,7 +16,8 @@ from torch import Tensor
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.coverage import sample_rows
 from s2flow.grid import Box
-from s2flow.plan import Plan, Policy
+from s2flow.plan import Plan, whole_grid
+from s2flow.policies.base import Case, Policy, candidates_of
 
 
 class Online:
@@ -67,6 +68,12 @@ class Online:
     def kept(self, steps: Sequence[int], clip: int) -> Tensor:
         """See `plan.Windows`."""
         return self.plan.kept(steps, clip)
+
+
+def unfilled(policy: Policy, case: Case, coverage: Tensor) -> tuple:
+    """The arguments of `Online`: a plan of whole grids, and the candidates."""
+    plan = Plan(whole_grid(coverage.shape[:-3], case.grid), case.tokens, case.brick)
+    return policy, plan, candidates_of(policy, case), case.rows, case.t_i
 
 
 def per_clip(values: dict[int, list[Tensor]], clip: int) -> dict[str, float]:

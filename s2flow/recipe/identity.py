@@ -15,14 +15,7 @@ from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS, VERSION, id_of, label
 
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
     from s2flow.grid import Box
-    from s2flow.plan import Policy
-
-BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
-UNREAD = {  # by windows that do not look at them
-    **{"coverage": {"sparsity", "density"}, "moba": {"brick_low", "coverage_rows"}},
-    "sta": {"brick_low", "coverage_rows"},
-    "inward": {"sparsity", "density", "brick_low", "coverage_rows"},
-}
+    from s2flow.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,10 @@ class Recipe:
         ignored = {k for k, first in ADDED_FIELDS.items() if own.get(k) == first}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame
-        if "windows" in own and self.whole_grid:
-            own["windows"] = {"name": "full"}
-            ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}
-        elif "windows" in own:
-            ignored |= UNREAD.get(self.windows.name, set())
+        if "windows" in own:
+            ignored |= self.windows.ignored(self.sparsity)
+            if self.whole_grid:
+                own["windows"] = {"name": "full"}
         if own.get("solver") == "lri" and self.order == 1:
             own["solver"] = "euler"
         if own.get("solver") != "lri":
@@ -115,8 +107,7 @@ class Recipe:
     @property
     def whole_grid(self) -> bool:
         """Whether every window is the whole grid, whatever it is called."""
-        by_volume = self.windows.name in BY_VOLUME and self.sparsity >= 1
-        return by_volume or self.windows.name == "full"
+        return self.windows.whole(self.sparsity)
 
     @property
     def windows_label(self) -> str | None:

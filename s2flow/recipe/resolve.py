@@ -6,6 +6,7 @@ error is one line: what was typed, why not, what to type instead.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,15 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
-from s2flow.grid import Box, brick_grid, realised_density
+from s2flow.grid import Box
 from s2flow.methods import method
 from s2flow.methods.params import typed, usual_t_i, within
-from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
-from s2flow.policies import moba, sta, svg
-from s2flow.recipe.identity import BY_VOLUME, Recipe
+from s2flow.policies import NAMES
+from s2flow.policies.base import Case, Policy
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
+<<<<<<< HEAD
 from s2flow.recipe.schema import declared
 from s2flow.windows import candidates, fraction_of_volume
+=======
+from s2flow.windows import fraction_of_volume
+>>>>>>> h3
 
 
 def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
@@ -59,15 +64,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         )
         for size in (low, high)
     )
-    if "windows" in knobs and policy.name == "coverage":
-        bricks = math.prod(brick_grid(tokens, brick_low))
-        check(
-            policy.cap * bricks >= 1 - 1e-9,
-            f"windows.cap={policy.cap:g} is less than one of the {bricks} bricks, which every query "
-            f"keeps; type windows.cap={1 / bricks:.4g} or more",
-        )
-    if "windows" in knobs and policy.name in BY_VOLUME and cfg.sparsity < 1:
+    if "windows" in knobs:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
+<<<<<<< HEAD
         grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
         if policy.name in BY_CANDIDATES:
             candidates(f, policy.exponents, grid)
@@ -103,6 +102,41 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         "shift_high": _shift_high(cfg, given, knobs),
     }
     return Recipe(**as_typed | given | resolved)
+=======
+        case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
+        source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
+        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
+    return Recipe(
+        backbone=backbone.name,
+        weights=weights,
+        method=cfg.method.name,
+        params=within(params, t_i),
+        low=low,
+        high=high,
+        t_i=t_i,
+        windows=policy,
+        brick_low=brick_low,
+        brick_high=brick_high,
+        dtype=backbone.dtype,
+        fp8=cfg.fp8,
+        vae_tile=_vae_tile(cfg),
+        guidance_2=_guidance_2(cfg, given["guidance"]),
+        knobs=knobs,
+        adain=cfg.adain,
+        stages=stages if len(stages) > 1 else (),
+        rope=cfg.rope if "rope" in knobs else "none",
+        temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
+        shift_high=_shift_high(cfg, given, knobs),
+        **given,
+        **{
+            name: cfg[name]
+            for name in (
+                *("handoff", "noise", "sparsity", "density", "coverage_rows", "attention"),
+                *("solver", "order", "stencil", "lr_time", "upsample"),
+            )
+        },
+    )
+>>>>>>> h3
 
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
@@ -121,18 +155,6 @@ def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -
     """
     sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
-
-
-def _check_density(policy: Policy, f: float, grid: Box, tokens: Box, brick: Box) -> None:
-    """Refuse HR bricks so coarse that every candidate there keeps another share than was asked for."""
-    boxes = candidates_of(policy, f, grid, tokens, brick)
-    reached = [realised_density(tokens, brick, box) for box in boxes]
-    nearest = min(reached, key=lambda x: abs(math.log(x / f)))
-    check(
-        abs(math.log(nearest / f)) < math.log(1.25),
-        f"brick_high={list(brick)} cannot keep f = {f:.4g} of the {'x'.join(map(str, tokens))} tokens; "
-        f"the nearest that it reaches is {nearest:.4g}: type smaller bricks, or another sparsity",
-    )
 
 
 def _stages(
@@ -186,10 +208,6 @@ def _stages(
         all(a > b for a, b in pairwise([*steps, 0])),
         f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
         "fewer than the one before: type more steps, or other switches",
-    )
-    check(
-        levels == 1 or cfg.windows.policy != "sta" or "windows" not in knobs,
-        "windows=sta was calibrated for one HR size; leave scales out, or type windows=adaptive",
     )
     if cfg.noise == "aligned" and cfg.handoff != "noisy":
         odd = [k for k in scales[1:] if k != int(k)]
@@ -253,10 +271,10 @@ def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
 
 
 def _policy(w: Any) -> Policy:
-    names = (*BY_VOLUME, "coverage", "full", "inward")
     check(
-        w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
+        w.policy in NAMES, f"windows.policy={w.policy} is unknown; type one of {'|'.join(NAMES)}"
     )
+    options = Policy(w.policy).module.OPTIONS
     for e in w.exponents:
         check(
             _is_split(e),
@@ -264,11 +282,9 @@ def _policy(w: Any) -> Policy:
             "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
         )
     exponents = [tuple(float(a) for a in e) for e in w.exponents]
-    if w.policy in BY_CANDIDATES:
+    if "exponents" in options:
         check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
         exponents = [tuple(a / sum(e) for a in e) for e in exponents]
-    if w.policy == "fixed":
-        exponents = exponents[:1]  # the only one that it reads
     check(
         0 < w.target <= 1,
         f"windows.target={w.target} is not in (0, 1]; type windows.target=0.95",
@@ -282,9 +298,9 @@ def _policy(w: Any) -> Policy:
     check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
     return Policy(
         w.policy,
-        tuple(exponents) if w.policy in BY_CANDIDATES else (),
-        float(w.target) if w.policy == "coverage" else 0.0,
-        float(w.cap) if w.policy == "coverage" else 1.0,
+        tuple(exponents) if "exponents" in options else (),
+        float(w.target) if "target" in options else 0.0,
+        float(w.cap) if "cap" in options else 1.0,
         w.dense_steps,
         tuple(sorted(set(w.dense_layers))),
     )

@@ -33,8 +33,8 @@ from s2flow import methods
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
 from s2flow.errors import UserError
-from s2flow.plan import Policy
 from s2flow.policies import sta
+from s2flow.policies.base import Policy
 from s2flow.process import loading
 from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
