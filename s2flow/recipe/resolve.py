@@ -21,12 +21,8 @@ from s2flow.policies import NAMES
 from s2flow.policies.base import Case, Policy
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
-<<<<<<< HEAD
 from s2flow.recipe.schema import declared
-from s2flow.windows import candidates, fraction_of_volume
-=======
 from s2flow.windows import fraction_of_volume
->>>>>>> h3
 
 
 def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
@@ -66,18 +62,9 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     )
     if "windows" in knobs:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
-<<<<<<< HEAD
-        grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
-        if policy.name in BY_CANDIDATES:
-            candidates(f, policy.exponents, grid)
-            _check_density(policy, f, grid, tokens_high, brick_high)
-        if policy.name == "svg":
-            svg.check(policy.exponents, f, grid)
-        if policy.name == "moba":
-            moba.check(f, grid_high)
-        if policy.name == "sta":
-            policy = sta.with_file(policy, cfg.windows.file)
-            sta.check(policy, cfg.windows.file, backbone.name, weights, tokens_high, brick_high, f)
+        case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
+        source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
+        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
     as_typed = {
         f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__
     }
@@ -102,41 +89,6 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         "shift_high": _shift_high(cfg, given, knobs),
     }
     return Recipe(**as_typed | given | resolved)
-=======
-        case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
-        source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
-        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
-    return Recipe(
-        backbone=backbone.name,
-        weights=weights,
-        method=cfg.method.name,
-        params=within(params, t_i),
-        low=low,
-        high=high,
-        t_i=t_i,
-        windows=policy,
-        brick_low=brick_low,
-        brick_high=brick_high,
-        dtype=backbone.dtype,
-        fp8=cfg.fp8,
-        vae_tile=_vae_tile(cfg),
-        guidance_2=_guidance_2(cfg, given["guidance"]),
-        knobs=knobs,
-        adain=cfg.adain,
-        stages=stages if len(stages) > 1 else (),
-        rope=cfg.rope if "rope" in knobs else "none",
-        temperature=_temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
-        shift_high=_shift_high(cfg, given, knobs),
-        **given,
-        **{
-            name: cfg[name]
-            for name in (
-                *("handoff", "noise", "sparsity", "density", "coverage_rows", "attention"),
-                *("solver", "order", "stencil", "lr_time", "upsample"),
-            )
-        },
-    )
->>>>>>> h3
 
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
