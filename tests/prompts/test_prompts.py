@@ -227,7 +227,7 @@ def test_the_published_half_is_what_its_seed_draws_of_any_946_entries():
     lines = "".join(f"{i}\n" for i in PUBLISHED["indices"])
     assert hashlib.sha256(lines.encode()).hexdigest() == PUBLISHED["sha256"]
     assert PUBLISHED["source"] == prompts.VBENCH and set(PUBLISHED) == {
-        *("source", "subset", "seed", "count", "sha256", "indices"),
+        *("source", "subset", "seed", "count", "sha256", "indices")
     }
 
 
