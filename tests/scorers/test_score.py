@@ -130,7 +130,9 @@ def test_the_fault_list(tmp_path, capsys):
         record = record_clip(folder, recipe, name, 0, whole + name.encode())
         path = folder / record["video"]
         path.unlink() if name == "gone" else path.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match=r"of 14 verdicts 3 altered, 3 undecodable; .* says which"):
+    with pytest.raises(
+        UserError, match=r"of 14 verdicts 3 altered, 3 undecodable; .* holds which"
+    ):
         score(config(tmp_path, "scorer=[builtin]"))
     found = verdicts(folder)
     assert len(found) == 14 and len(lines(folder)) == 14
@@ -145,7 +147,7 @@ def test_the_fault_list(tmp_path, capsys):
     said = {v["prompt"]: v.get("error", "") for v in ScoreBook(folder).verdicts()}
     assert "cannot be decoded" in said["zero"] and "is gone" in said["gone"]
     assert "is not the file that was recorded" in said["truncated since"]
-    assert "is 3 frames of 64x96, and its record says 3 frames of 32x48" in said["another size"]
+    assert "is 3 frames of 64x96, and its record has 3 frames of 32x48" in said["another size"]
     assert all("Traceback" not in e and "\n" not in e for e in said.values())
     with pytest.raises(UserError, match="3 altered, 3 undecodable"):  # asked again: still told
         score(config(tmp_path, "scorer=[builtin]"))
