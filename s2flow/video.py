@@ -71,32 +71,31 @@ def read_video(path: Path) -> Tensor:
 def read_frames(path: Path) -> Tensor:
     """Read a video file as (T, H, W, 3), uint8; in this process, by PyAV.
 
-    Raises Undecodable if it is missing, empty or broken.
+    Raises Undecodable if it is missing, empty or truncated.
     """
-    with _opened(path) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-        stated = container.streams.video[0].frames
-    if not frames or len(frames) < stated:
-        raise Undecodable(f"{path} is truncated after {len(frames)} of {stated} frames")
-    return torch.from_numpy(np.stack(frames))
+    return torch.from_numpy(np.stack([f.to_ndarray(format="rgb24") for f in _frames(path)]))
 
 
 def frame_count(path: Path) -> int:
     """Number of frames of a video file, by decoding all. Raises Undecodable as `read_video`."""
-    with _opened(path) as container:
-        count = sum(1 for _ in container.decode(video=0))
-        stated = container.streams.video[0].frames
-    if count < max(stated, 1):
-        raise Undecodable(f"{path} is truncated after {count} of {stated} frames")
-    return count
+    return sum(1 for _ in _frames(path))
 
 
 def first_frame(path: Path) -> np.ndarray:
     """The first frame of a video file, (H, W, 3) uint8. Raises Undecodable as `read_video` does."""
+    return next(_frames(path)).to_ndarray(format="rgb24")
+
+
+def _frames(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames; at their end raises Undecodable if there are fewer than the header states."""
     with _opened(path) as container:
+        count = 0
         for frame in container.decode(video=0):
-            return frame.to_ndarray(format="rgb24")
-    raise Undecodable(f"{path} holds no frame")
+            count += 1
+            yield frame
+        stated = container.streams.video[0].frames
+    if count < max(stated, 1):
+        raise Undecodable(f"{path} is truncated after {count} of {stated} frames")
 
 
 def stated_size(path: Path) -> tuple[int, int, int]:

@@ -53,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     source, given = args.source, {"subset": "full", "seed": args.seed, "shard": "1/1"}
     try:
-        whole = load_prompts(source, file=args.file, count=None, **given)
-        chosen = select(whole, args.subset, args.seed)
+        prompts = load_prompts(source, file=args.file, count=None, **given)
+        chosen = select(prompts, args.subset, args.seed)
         if source in ("file", "vbench"):
             path = Path(args.file).expanduser() if args.file else installed_vbench_file()
-            source = described(path, len(whole))
+            source = described(path, len(prompts))
         text = json.dumps(published(source, args.subset, args.seed, chosen)) + "\n"
         if args.out is None:
             print(text, end="")

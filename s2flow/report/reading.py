@@ -86,12 +86,12 @@ def _sound(record: dict[str, Any]) -> bool:
         record["prompt"].encode()
         Path(record["video"])
         height, width = record["recipe"].get("low", (1, 1))
-        whole = [record[k] for k in ("seed", "height", "width", "bytes")]
-        whole += [height, width, record.get("prompt_index", [0])[0]]
+        integers = [record[k] for k in ("seed", "height", "width", "bytes")]
+        integers += [height, width, record.get("prompt_index", [0])[0]]
         numbers = [*record["seconds"].values(), *(record.get("density") or {}).values()]
         numbers += [s for s in record.get("scores", {}).values() if s is not None]
         rates = [record.get("frames", 1), record.get("fps", 1)]
         sound = all(map(math.isfinite, numbers + rates)) and min(rates) > 0
-        return sound and all(isinstance(x, int) for x in whole)
+        return sound and all(isinstance(x, int) for x in integers)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return False

@@ -40,13 +40,13 @@ from s2flow.video import read_frames, read_video, to_bytes
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated clip as the scorers see it; decoded when first asked for, and once.
+    """A generated clip as the scorers see it, decoded once, on first use.
 
-    prompt: the list's own entry, also where the model was given an augmented text of it, which is
-    `record["prompt"]`: VBench's overall consistency must see the short one.
+    prompt: the entry of the list, even if the model got an augmented text of it (`record["prompt"]`),
+    since VBench's overall consistency needs the short one.
     path: the mp4; low_path: that of the cascade's LR flow, where there was one.
     runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
-    record: of the clip in the store; {} for a clip from elsewhere.
+    record: of the clip in the store; {} for a clip that is not in one.
     """
 
     path: Path
@@ -149,14 +149,14 @@ def _is_class_of(target: str, packages: tuple[str, ...]) -> bool:
     if not within(module):
         return False
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        scorer = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError:
         return False
-    return isinstance(found, type) and within(found.__module__)
+    return isinstance(scorer, type) and within(scorer.__module__)
 
 
 def device_of(knob: str, name: str) -> str:
-    """The device that `knob=name` means. Raises UserError if it is not here."""
+    """The device that `knob=name` selects. Raises UserError if it is not available."""
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
         raise UserError(f"{knob}={name} is unknown; type one of {knob}=auto|cpu|cuda|cuda:1")

@@ -189,11 +189,11 @@ def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
     """The run of the same recipe with full attention and Euler steps, as s2flow or as cascade."""
     wanted = _of_cascade(identity)
     for path in sorted(Path(runs_dir).glob("*/recipe.json")):
-        found = json.loads(path.read_text())
-        plain = found.get("method") == "cascade" or (
-            found.get("solver") == "euler" and found.get("windows") == {"name": "full"}
+        recipe = json.loads(path.read_text())
+        plain = recipe.get("method") == "cascade" or (
+            recipe.get("solver") == "euler" and recipe.get("windows") == {"name": "full"}
         )
-        if plain and _of_cascade(found) == wanted:
+        if plain and _of_cascade(recipe) == wanted:
             return path.parent.name
     raise UserError(
         "reference=auto finds no run of this recipe with full attention and Euler steps; "
@@ -211,7 +211,7 @@ def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
 def find_clip(
     runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
 ) -> Path:
-    """The mp4 of a prompt and seed in a run; the UserError says what to type.
+    """The mp4 of a prompt and seed in a run; Raises UserError without one.
 
     given: the augmented text that the model got in place of the prompt, if any.
     """

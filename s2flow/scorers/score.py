@@ -45,7 +45,7 @@ from s2flow.terminal.cli import reported
 from s2flow.terminal.summary import print_failure
 from s2flow.video import Undecodable, size_text, stated_size
 
-SCORED = ("ok", "missing_weights")  # the second only where the user asked to skip
+SCORED = ("ok", "missing_weights")  # the second only with on_missing=skip
 PLACEMENT = (
     "device",
     "cache_dir",
@@ -149,9 +149,7 @@ class Scoring:
             raise Altered(f"{path} {what}; remove {file}, and run.py makes the clip again")
         size, recorded = stated_size(path), tuple(record[k] for k in ("frames", "height", "width"))
         if size != recorded:
-            raise Altered(
-                f"{path} is {size_text(size)}, and its record says {size_text(recorded)}"
-            )
+            raise Altered(f"{path} is {size_text(size)}, and its record has {size_text(recorded)}")
         return self._clip(record)
 
     def _clip(self, record: dict[str, Any]) -> Clip:
@@ -250,8 +248,8 @@ def score(cfg: DictConfig) -> None:
     if bad:
         what = ", ".join(f"{m} {s}" for s, m in sorted(bad.items()))
         raise UserError(
-            f"of {len(verdicts)} verdicts {what}; {runs_dir}/*/scores/ says which and why, "
-            "and retry=true asks again for all that are not ok"
+            f"of {len(verdicts)} verdicts {what}; {runs_dir}/*/scores/ holds which and why, "
+            "and retry=true scores all again that are not ok"
         )
 
 

@@ -27,13 +27,7 @@ the index only saves reading them, and may be removed.
 
 from s2flow.store.files import sha256_of, without_nan, write_json, written_whole
 from s2flow.store.index import load_records
-from s2flow.store.records import (
-    STAGES,
-    clip_key,
-    generation_seconds,
-    read_record,
-    read_run,
-)
+from s2flow.store.records import STAGES, clip_key, generation_seconds, read_record, read_run
 from s2flow.store.run import Store
 
 __all__ = [

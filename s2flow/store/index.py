@@ -132,7 +132,7 @@ def _fresh(folder: Path, stamps: dict[str, str]) -> Iterator[pa.Table]:
                 recipe, knobs = record["recipe"], rows.knobs_of(record["recipe"])
             chunk.append(rows.row_of(record, knobs) | {"_file": name, "_stamp": stamp})
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            continue  # JSON, but no record of ours: `verify` says so
+            continue  # JSON, but no record of ours; `verify` reports it
         if len(chunk) == CHUNK:
             yield rows.table_of(chunk)
             chunk = []
@@ -160,8 +160,8 @@ def _kept(path: Path, needed: Callable[[str], bool] | None = None) -> tuple[pa.T
             names, about = file.schema_arrow.names, file.schema_arrow.metadata or {}
             if about.get(b"s2flow") == FORMAT.encode() and {*rows.FIXED} <= {*names}:
                 always = ("_file", "_stamp")
-                asked = [n for n in names if needed is None or n in always or needed(n)]
-                return file.read(asked), about[b"scores"].decode()
+                columns = [n for n in names if needed is None or n in always or needed(n)]
+                return file.read(columns), about[b"scores"].decode()
     except (OSError, ValueError, LookupError, pa.ArrowException):
         pass
     return pa.table({}), None
@@ -183,7 +183,7 @@ FINISHED_COLUMNS = {*CLIP_COLUMNS, *MEANS.values(), "_bytes", "_duplicates", "_n
 
 def finished(folder: Path, keep: bool = True) -> pa.Table:
     """The rows of clips with complete record and video, with the columns of `of_clips` and `tally`."""
-    return whole(
+    return with_video(
         folder, read(folder, keep, lambda n: n in FINISHED_COLUMNS or n.startswith("score_"))
     )
 
@@ -233,7 +233,9 @@ def _mean(table: pa.Table, name: str) -> float | None:
     return fmean(known) if known else None
 
 
-def whole(folder: Path, table: pa.Table, clips: Iterable[os.DirEntry] | None = None) -> pa.Table:
+def with_video(
+    folder: Path, table: pa.Table, clips: Iterable[os.DirEntry] | None = None
+) -> pa.Table:
     """The rows whose video exists and has the size in its record.
 
     clips: the entries of the folder of clips, where they were read before.

@@ -27,7 +27,7 @@ def list_runs(runs_dir: Path) -> list[dict[str, Any]]:
 def _of_run(folder: Path) -> dict[str, Any]:
     files = {kind: entries(folder / kind) for kind in (".", *KINDS, *OTHERS)}
     table = index.read(folder, needed=COLUMNS.__contains__)
-    table = index.whole(folder, table, files["clips"].values())
+    table = index.with_video(folder, table, files["clips"].values())
     made, doubled, stamps = (rows.values_of(table, n) for n in ("_at", "_duplicates", "_stamp"))
     written = (int(s.split()[0]) / 1e9 for s in stamps)  # the first records have no `at`
     finished, first = set(rows.values_of(table, "_file")), table.slice(0, 1)

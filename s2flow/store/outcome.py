@@ -13,7 +13,7 @@ and the outcome is the first of these that holds: "nan" (any such value, there o
 "black" (every frame), "frozen" (all neighbours), "ok".
 
 Where it fails: a night scene with few lights is black to these numbers, and a still scene frozen,
-whether the prompt asked for it or not; an object under 0.1 % of the frame moves unseen.
+whether the prompt calls for it or not; an object under 0.1 % of the frame moves unseen.
 """
 
 from typing import Any

@@ -56,9 +56,9 @@ class Finding:
         """What gc does."""
         if self.rewrite:
             source = "" if self.rewrite == "scores" else " from a record"
-            return f"gc writes it anew, without what is wrong{source}"
+            return f"gc writes it again, without what is wrong{source}"
         whole_clip = len(self.remove) > 1 or "records" in self.path.parts[-2:-1]
-        more = "it and the clip's other files; the clip is made anew" if whole_clip else "it"
+        more = "it and the clip's other files; the clip is then made again" if whole_clip else "it"
         return f"gc removes {more}"
 
     @property
@@ -185,7 +185,7 @@ def fault(folder: Path, record: dict[str, Any], fast: bool) -> tuple[Path, str] 
     try:
         size = os.stat(path).st_size
         if size != record["bytes"]:
-            return path, f"has {size} bytes and its record says {record['bytes']}"
+            return path, f"has {size} bytes instead of the recorded {record['bytes']}"
         if not fast and record.get("sha256") and sha256_of(path) != record["sha256"]:
             return path, "is not the file that was recorded: its hash is another"
     except FileNotFoundError:

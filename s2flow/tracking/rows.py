@@ -54,16 +54,16 @@ def summary(records: Sequence[Record]) -> Row:
 
     clips = [clip_row(r) | {"key": Path(r["video"]).stem} for r in records]
     columns = list(dict.fromkeys(k for row in clips for k in row))
-    found: Row = {"clips": wandb.Table(columns, [[row.get(c) for c in columns] for row in clips])}
+    fields: Row = {"clips": wandb.Table(columns, [[row.get(c) for c in columns] for row in clips])}
     numbers = [c for c in columns if c.startswith(("score/", "seconds/")) or c == "density"]
     known = {c: [row[c] for row in clips if row.get(c) is not None] for c in numbers}
-    found |= {f"mean/{c}": fmean(values) for c, values in known.items() if values}
+    fields |= {f"mean/{c}": fmean(values) for c, values in known.items() if values}
     of_score = {c[6:]: v for c, v in known.items() if v and c.startswith("score/")}
     scores = [[name, fmean(v), len(v)] for name, v in of_score.items()]
-    found["scores"] = wandb.Table(["score", "mean", "clips"], scores)
+    fields["scores"] = wandb.Table(["score", "mean", "clips"], scores)
     columns = ["stage", "steps left", "sigma", "seconds", "density", "clips"]
-    found["steps"] = wandb.Table(columns, _means_by_step(records))
-    return found | {"clips_recorded": len(records)}
+    fields["steps"] = wandb.Table(columns, _means_by_step(records))
+    return fields | {"clips_recorded": len(records)}
 
 
 def _means_by_step(records: Sequence[Record]) -> list[list[Any]]:

@@ -244,12 +244,12 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
     for run_id in only:
         if run_id not in every:
             raise UserError(f"{runs_dir} has no run {run_id}; it has {', '.join(every) or 'none'}")
-    found = {run_id: _in_order(every[run_id]) for run_id in only or every}
-    if not any(found.values()):
+    runs = {run_id: _in_order(every[run_id]) for run_id in only or every}
+    if not any(runs.values()):
         raise UserError(
             f"{runs_dir} holds no finished clips; type the folder that run.py wrote its runs to"
         )
-    for run_id, records in found.items():
+    for run_id, records in runs.items():
         if not records:
             print(f"{run_id}: no finished clip, nothing to send")
             continue

@@ -14,13 +14,7 @@ from finished import at_once
 
 from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
-from s2flow.store import (
-    Store,
-    clip_key,
-    load_records,
-    write_json,
-    written_whole,
-)
+from s2flow.store import Store, clip_key, load_records, write_json, written_whole
 from s2flow.store.recipes import KNOBS
 
 PROMPT, SEED = "a cat", 3

@@ -80,7 +80,7 @@ def test_a_record_cut_off_at_every_length_is_none_and_is_found(tmp_path, capsys)
     capsys.readouterr()
     assert not clean(tmp_path / "runs")
     out = capsys.readouterr().out
-    assert out.count("\n") == 2 and str(path) in out and "the clip is made anew" in out
+    assert out.count("\n") == 2 and str(path) in out and "the clip is then made again" in out
     assert gc(tmp_path / "runs") == 0 and clean(tmp_path / "runs")
     assert not list(folder.glob("*/*.mp4")) and not path.exists()
 

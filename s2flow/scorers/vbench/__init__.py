@@ -2,7 +2,7 @@
 
     dimension                what VBench 0.1.5 does                                        weights
     temporal_flickering      1 - mean |x_{k+1} - x_k| / 255                                none
-    motion_smoothness        every second frame is interpolated anew and compared          AMT-S
+    motion_smoothness        every second frame is interpolated and compared               AMT-S
     background_consistency   cosines of CLIP features to the first and the last frame      CLIP ViT-B/32
     overall_consistency      cosine between video and prompt, of 8 frames                  ViCLIP
     aesthetic_quality        LAION's head on CLIP features, a frame at a time              CLIP ViT-L/14

@@ -31,7 +31,7 @@ def check(dimensions: list[str], cache: str | None = None) -> int:
         if f.state in ("missing", "wrong hash"):
             print(f"{'':18}{f.weight.url}")
         if f.sha256:
-            why = "as expected" if f.trusted or f.state == "bundled" else "no whole hash is known"
+            why = "as expected" if f.trusted or f.state == "bundled" else "no full hash is known"
             why = f"expected {f.weight.sha256}..." if f.state == "wrong hash" else why
             print(f"{'':18}sha256 {f.sha256}, {why}")
     if "temporal_flickering" in dimensions:

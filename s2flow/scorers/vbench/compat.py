@@ -91,8 +91,8 @@ def bpe(cache):
         shutil.copyfile(source, temporary)
         os.replace(temporary, path)
     with open(path, "rb") as file:
-        found = hashlib.sha256(file.read()).hexdigest()
-    if found != BPE_SHA256:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    if digest != BPE_SHA256:
         raise ValueError(f"{path} is not CLIP's vocabulary; remove it")
 
 

@@ -129,7 +129,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 
 def check_own(own: Mapping[str, str | None]) -> None:
-    """Raises UserError unless these are whole hashes of files in the table."""
+    """Raises UserError unless these are full hashes of files in the table."""
     for key, value in own.items():
         if key not in KEYS:
             raise UserError(f"sha256.{key} names no weights; type one of {', '.join(KEYS)}")

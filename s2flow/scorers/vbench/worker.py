@@ -128,8 +128,8 @@ def _overall_consistency(files, device, cache):
     model = module.ViCLIP(tokenizer=tokenizer, pretrain=files["viclip"]).to(device)
 
     def of_list(path, prompt):
-        asked = [{"prompt": prompt, "video_list": [path]}]
-        return module.overall_consistency(model, asked, tokenizer, device)
+        listed = [{"prompt": prompt, "video_list": [path]}]
+        return module.overall_consistency(model, listed, tokenizer, device)
 
     return of_list
 
@@ -176,12 +176,12 @@ def main():
     setup, loaded = json.loads(sys.stdin.readline()), {}
     answer({"versions": versions(), "full_info": full_info()})
     for line in sys.stdin:
-        asked = json.loads(line)
-        dimension = asked["dimension"]
+        request = json.loads(line)
+        dimension = request["dimension"]
         try:
             if dimension not in loaded:
                 loaded[dimension] = load(dimension, **setup)
-            answer({"score": loaded[dimension](asked["video"], asked["prompt"])})
+            answer({"score": loaded[dimension](request["video"], request["prompt"])})
         except Exception as error:
             answer({"error": f"{type(error).__name__}: {error}"})
 
