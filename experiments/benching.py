@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from script import RESULTS, result
+from script import RESULTS, result, write_result
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2flow.costs import tracing
 from s2flow.errors import UserError
-from s2flow.store import write_json
 
 LEAST = {"cpu": 0.02, "cuda": 0.005}  # seconds of one timing
 ROTATED = {"cpu": 2**26, "cuda": 2**28}  # bytes of inputs that together leave any cache
@@ -101,7 +99,7 @@ class Result:
 
     def write(self) -> None:
         """Whole or not at all."""
-        write_json(self.path, self.data)
+        write_result(self.path, self.data)
 
     def add(self, key: str, *rows: Any) -> None:
         """More rows of a list."""
@@ -300,6 +298,8 @@ def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
         call(0)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before + given
+    from s2flow.costs import tracing  # heavy, and of no use on a GPU
+
     with tracing(fused=False) as trace:
         call(0)
     return trace.peak + given

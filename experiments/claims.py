@@ -39,13 +39,14 @@ from claim_rules import (
     decide,
     decide_share,
 )
-from script import RESULTS, composed, markdown, recipe_of, result, run, weights_of
+from configs import composed, recipe_of, weights_of
+from script import RESULTS, markdown, result, run, write_result
 
 from s2flow.errors import UserError
 from s2flow.metrics import AGGREGATES
 from s2flow.run import runner
 from s2flow.run.tasks import clip_tasks
-from s2flow.store import generation_seconds, read_run, write_json, written_whole
+from s2flow.store import generation_seconds, read_run, written_whole
 from s2flow.store.outcome import black_frames
 from s2flow.video import read_video, to_bytes
 
@@ -333,7 +334,7 @@ def main(argv: list[str] | None = None) -> int:
     whole["runs"] = {n.name: {"run": n.run_id, "words": list(n.words)} for n in by_name.values()}
     whole |= {"claims": rows, "details": details(records)}
     path = args.out / f"claims_{cfg.backbone.name}"
-    write_json(path.with_suffix(".json"), whole)
+    write_result(path.with_suffix(".json"), whole)
     with written_whole(path.with_suffix(".md")) as temporary:
         temporary.write_text(to_markdown(whole), encoding="utf-8")
     for row in rows:

@@ -1,43 +1,24 @@
-"""What the scripts share: configs as run.py composes them, result files, markdown, errors in a line."""
+"""What the scripts share: result files with their provenance, markdown, errors in one line."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-
-from s2flow import methods
-from s2flow.backbones.checkpoint import Origin
 from s2flow.errors import UserError
-from s2flow.process import loading
 from s2flow.process.provenance import provenance
-from s2flow.recipe.identity import Recipe
-from s2flow.recipe.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
-def composed(words: Iterable[str]) -> Any:
-    """The config of some words of run.py. Raises UserError for words that it would not take."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        try:
-            return compose("config", overrides=list(words))
-        except HydraException as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"{line} Type knobs of python run.py --help") from error
-
-
-def recipe_of(cfg: Any, weights: str = "") -> Recipe:
-    """The recipe of a config; weights: their hash. Raises UserError for what cannot be made."""
-    return resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
-
-
-def weights_of(cfg: Any) -> str:
-    """The hash of the weights that a config names."""
-    return loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
+def write_result(path: Path, data: dict[str, Any]) -> None:
+    """Write JSON to a temporary name, then rename it; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def result(script: str, words: Iterable[str], device: str = "cpu", **more: Any) -> dict[str, Any]:
