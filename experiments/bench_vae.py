@@ -101,7 +101,9 @@ def measure(
         )
 
 
-def _beside_the_model(row: dict[str, Any], flops: float, gib: float, rate: float) -> dict[str, Any]:
+def _beside_the_model(
+    row: dict[str, Any], flops: float, gib: float, rate: float
+) -> dict[str, Any]:
     return {
         "tflop": sig(flops / 1e12),
         "estimate": {"seconds": sig(flops / rate), "peak_gib": sig(gib, 4)},

@@ -11,7 +11,6 @@ CUDA half of this file has not run yet: no GPU was at hand.
 
 import argparse
 import math
-import os
 import re
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from commands import load
 from script import RESULTS, result, write_result
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -86,7 +86,7 @@ class Result:
     def __init__(self, what: str, args: argparse.Namespace, **more: Any) -> None:
         words = filter(None, (f"bench_{what}", label(args.device), args.name))
         self.path = args.out / ("_".join(words) + ".json")
-        self.data = result(f"bench_{what}", _words(), args.device, load_average=_load())
+        self.data = result(f"bench_{what}", _words(), args.device, load_average=load())
         self.data["versions"] = self.data["versions"] | {"triton": _triton()}
         self.data |= {"finished": False, **more}
         self.end = time.monotonic() + 60 * args.minutes
@@ -125,7 +125,7 @@ class Result:
 
     def finish(self, draw: str) -> None:
         """Mark as finished; then the picture, if matplotlib is here."""
-        self.data["load_average_after"] = _load()
+        self.data["load_average_after"] = load()
         self.put("finished", True)
         print(self.path)
         try:
@@ -134,10 +134,6 @@ class Result:
             print(f"no picture: {error}; type python experiments/bench_plots.py {self.path}")
             return
         getattr(bench_plots, draw)(self.data, self.path.with_suffix(""))
-
-
-def _load() -> list[float]:
-    return [round(x, 2) for x in os.getloadavg()]
 
 
 def _words() -> list[str]:

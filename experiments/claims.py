@@ -361,7 +361,9 @@ def print_missing(args: argparse.Namespace, by_name: dict, records: dict) -> Non
     usual = args.runs == Path("runs")
     again = ["python", "experiments/claims.py", "--run", *args.words]
     again = shlex.join([*again, *([] if usual else ["--runs", str(args.runs)])])
-    print(f"{sum(lacking.values())} clips are missing; {again} makes them all, or:", file=sys.stderr)
+    print(
+        f"{sum(lacking.values())} clips are missing; {again} makes them all, or:", file=sys.stderr
+    )
     for name, n in lacking.items():
         if n:
             words = [*by_name[name].words, *([] if usual else [f"runs_dir={args.runs}"])]

@@ -23,7 +23,9 @@ plt.rcParams.update(LOOK)
 def write(figure: Figure, path: Path, dpi: float | None = None) -> None:
     """Write path.pdf and path.png, and close the figure."""
     for end in ("pdf", "png"):
-        figure.savefig(f"{path}.{end}", bbox_inches="tight", dpi=dpi or plt.rcParams["savefig.dpi"])
+        figure.savefig(
+            f"{path}.{end}", bbox_inches="tight", dpi=dpi or plt.rcParams["savefig.dpi"]
+        )
     plt.close(figure)
 
 

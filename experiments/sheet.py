@@ -178,10 +178,10 @@ def _origin(table: Table) -> Grid:
         [setting, table.runs[setting].id, *(str(counts.get(c, 0)) for c in columns)]
         for setting, counts in table.counts.items()
     ]
-    caption = "Where our numbers come from: the run (runs/<run>/), and its clips behind each column"
-    return Grid(
-        caption, ["setting", "run", *columns], [[(c, "") for c in line] for line in lines]
+    caption = (
+        "Where our numbers come from: the run (runs/<run>/), and its clips behind each column"
     )
+    return Grid(caption, ["setting", "run", *columns], [[(c, "") for c in line] for line in lines])
 
 
 # -- text and CSV -----------------------------------------------------------------------------
@@ -300,9 +300,7 @@ def _parts(grid: Grid, most: int = 10) -> list[Grid]:
     chunks = [b[k : k + most] for b in (ours, published) for k in range(0, len(b), most)]
     pick = [(0, *chunk) for chunk in chunks]
     return [
-        Grid(
-            grid.caption, [grid.head[i] for i in at], [[row[i] for i in at] for row in grid.rows]
-        )
+        Grid(grid.caption, [grid.head[i] for i in at], [[row[i] for i in at] for row in grid.rows])
         for at in pick
     ]
 

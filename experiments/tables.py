@@ -288,7 +288,10 @@ def our_cells(name: str, run: Run | None, clips: int, scores: list[str]) -> Reco
 
 def clip_counts(run: Run, scores: list[str]) -> dict[str, int]:
     """How many finished clips are behind each of our columns; of a mean, its scarcest dimension."""
-    counts = {"f": len(run.values("realised_density")), "seconds hr": len(run.values("seconds_hr"))}
+    counts = {
+        "f": len(run.values("realised_density")),
+        "seconds hr": len(run.values("seconds_hr")),
+    }
     counts["HR speed-up"] = counts["seconds hr"]
     n = {s: len(run.values(f"score_{s}")) for s in scores}
     counts |= {f"VBench {s}": n[s] for s in scores if s in VBENCH}
@@ -353,16 +356,16 @@ def missing_rows(rows: list[Record], wanted: int) -> list[str]:
     return [f"{label} ({n} of {wanted} clips)" for label, n in done.items() if n < wanted]
 
 
-def command(
-    name: str, group: Record, held: Record, asked: tuple[int, int], embedded: bool
-) -> str:
+def command(name: str, group: Record, held: Record, asked: tuple[int, int], embedded: bool) -> str:
     """The command that makes what this table lacks; asked: prompts, seeds.
 
     t_i is always given, since its default follows the backbone; of Table 4 the paper's fractions.
     """
     prompts, seeds = asked
     words = [f"experiment={name}"]
-    words += [f"prompts.count={prompts}"] if embedded else ["prompts=vbench", "prompts.subset=half"]
+    words += (
+        [f"prompts.count={prompts}"] if embedded else ["prompts=vbench", "prompts.subset=half"]
+    )
     words += [f"seeds={seeds}"] if seeds > 1 else []
     words += [f"backbone={group['backbone']}"] if group["backbone"] != "micro" else []
     steps = group["steps"]
