@@ -30,7 +30,7 @@ STEP = RECORD and (RECORD["recipe"]["t_i"] + 1) // 2  # halfway through the HR f
 
 def model_is_here(record):
     """Whether the weights that made a clip are those of an embedded backbone of this installation."""
-    from output import EMBEDDED
+    from notes import EMBEDDED
 
     from s2flow import embedded as tiny
 
@@ -64,10 +64,10 @@ def draw_locality(tokens, rows, A):
     figure, panels = plt.subplots(1, 3, figsize=(PAGE, 1.9), sharey=True, layout="constrained")
     layers = spread(len(A), 8)
     for axis, panel in enumerate(panels):
-        found = by_distance(tokens, rows, A, axis)
+        attention = by_distance(tokens, rows, A, axis)
         for i, layer in enumerate(layers):
             colour = plt.get_cmap("viridis")(0.9 * i / max(len(layers) - 1, 1))
-            mean = found[layer].mean(0)
+            mean = attention[layer].mean(0)
             panel.plot(mean, marker="osD^vP*X"[i], color=colour, label=f"layer {layer}")
         panel.axhline(1, color=GREY, dashes=(4, 2), lw=0.8)
         panel.set(xlabel=f"distance in {AXES[axis]}, LR tokens")

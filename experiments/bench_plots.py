@@ -33,7 +33,7 @@ from figures import (
 from matplotlib.axes import Axes
 
 BACKENDS = {  # name -> colour, marker
-    **{"fa4": (GREEN, "D"), "triton": (BLUE, "o"), "flex": (PINK, "^"), "tiled": (RED, "s")},
+    **{"fa4": (GREEN, "D"), "triton": (BLUE, "o"), "flex": (PINK, "^"), "tiled": (RED, "s")}
 }
 STAGES = {  # name -> colour, hatch
     **{"text": (GREY, ""), "lr": (SKY, ""), "plan": (BLACK, ""), "handoff": (YELLOW, "////")},

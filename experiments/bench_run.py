@@ -8,6 +8,7 @@ median.
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ def main() -> None:
     data = result("bench_run", ["--repeats", str(repeats)], seconds=times)
     data["median"] = {name: median(s) for name, s in times.items()}
     write_result(RESULTS / "bench_run.json", data)
-    print(data)
+    print(json.dumps(data))
 
 
 def seconds(words: list[str]) -> float:

@@ -40,7 +40,7 @@ def main() -> None:
             store = Store(folder, run, {"version": 1, **recipe(run)})
             for i in range(args.clips):
                 add(store, i)
-        words = ["-m", "s2flow.scorers.score", f"runs_dir={folder}", "runs=[scored]", *WORDS]
+        words = ["-m", "s2flow.score", f"runs_dir={folder}", "runs=[scored]", *WORDS]
         before, shards = load(), range(1, args.workers + 1)
         commands = [[*words, f"shard={k}/{args.workers}"] for k in shards]
         times = measured(*commands, env=ONE_THREAD)
@@ -54,7 +54,7 @@ def main() -> None:
     data |= {"seconds": times["seconds"], "cpu_seconds": times["cpu_seconds"]}
     data |= {"clips_per_second": round(args.clips / times["seconds"], 1), "load_before": before}
     write_result(RESULTS / "bench_score.json", data)
-    print(data)
+    print(json.dumps(data))
 
 
 def recipe(run: str) -> dict:

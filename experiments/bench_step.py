@@ -27,16 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benching import (
-    Result,
-    checked,
-    dense_kernels,
-    interleaved,
-    judge,
-    parser_of,
-    sig,
-    summed_up,
-)
+from benching import Result, checked, dense_kernels, interleaved, judge, parser_of, sig, summed_up
 from random_models import (
     ONE_OF_EACH,
     Model,

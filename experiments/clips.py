@@ -54,7 +54,7 @@ class Run:
         values = self.values(column)
         return float(values.mean()) if len(values) else None
 
-    def keys(self) -> list[ClipKey]:
+    def clip_keys(self) -> list[ClipKey]:
         """((prompt, original prompt or None), seed) of finished clips.
 
         An augmented prompt and the entry that it stands for are together one prompt.
@@ -67,7 +67,7 @@ class Run:
         """The scores of finished clips, as `metrics.paired_runs` takes them."""
         names = {c: c.removeprefix("score_") for c in self.done if c.startswith("score_")}
         rows = _without_nan(self.done[list(names)].rename(columns=names)).to_dict("records")
-        return dict(zip(self.keys(), rows, strict=True))
+        return dict(zip(self.clip_keys(), rows, strict=True))
 
 
 def _without_nan(table: Any) -> Any:

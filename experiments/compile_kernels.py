@@ -46,18 +46,7 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     floats = ("Lse",) if kernel is not coverage_kernel.brick_sums else ("Out",)
     if kernel is window_kernel.of_text:
         floats = ("Out", "Lse")
-    types = {}
-    for name in names:
-        if name in fixed:
-            types[name] = "constexpr"
-        elif name in floats:
-            types[name] = "*fp32"
-        elif name in NUMBERS:
-            types[name] = f"*{TYPES[dtype]}"
-        elif name in ("windows", "offsets", "chosen", "slots"):
-            types[name] = "*i32"
-        else:  # strides over clips may pass 2^31
-            types[name] = "i64" if re.fullmatch("[qkvo]_b", name) else "i32"
+    types = {n: _type(n, fixed, floats, dtype) for n in names}
     aligned = [n for n in names if types[n].startswith("*") or re.fullmatch("[qkvo]_[bhl]", n)]
     source = ASTSource(
         fn=kernel,
@@ -67,6 +56,19 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     )
     rest = {n: x for n, x in options.items() if n not in names}
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=rest)
+
+
+def _type(name: str, fixed: dict, floats: tuple[str, ...], dtype: torch.dtype) -> str:
+    """Triton's word for the type of an argument."""
+    if name in fixed:
+        return "constexpr"
+    if name in floats:
+        return "*fp32"
+    if name in NUMBERS:
+        return f"*{TYPES[dtype]}"
+    if name in ("windows", "offsets", "chosen", "slots"):
+        return "*i32"
+    return "i64" if re.fullmatch("[qkvo]_b", name) else "i32"  # strides over clips may pass 2^31
 
 
 def looked_at(kernel) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def provenance_notes(rows: dict[str, Run], left_out: int) -> list[str]:
     notes.append("s: the share that is kept; f: share of query-key pairs really computed")
     if left_out:
         notes.append(f"left out: {left_out} finished clips made with other settings")
-    if len({frozenset(run.keys()) for run in rows.values()}) > 1:
+    if len({frozenset(run.clip_keys()) for run in rows.values()}) > 1:
         notes.append("CAUTION: rows cover different clips, so their means are not paired")
     if "device" in used and used["device"].nunique(dropna=False) > 1:
         notes.append("CAUTION: several devices, so seconds are not comparable")
