@@ -37,7 +37,7 @@ frame, raw = load_records(runs), records_by_run(runs)
 ## Global error
 
 Relative error of the HR flow's end against a far finer grid, from one hand-off state, mean over
-prompts. At the end of a line stands its slope over the last doubling: -1 is first order. `gaussian` is
+prompts. Beside each solver stands its slope over the last doubling: -1 is first order. `gaussian` is
 a pair of closed-form flows, where the LR flow knows the HR flow as well as it ever could.
 """
 
@@ -55,7 +55,7 @@ def show_errors():
         print(f"{file.name}: {result['command']}")
         figure = drawn(rows)
         title = file.stem.replace("_solver_error", " ")
-        figure.suptitle(title, x=0.185, y=1, ha="left", fontsize=7)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
         save(figure, out / file.stem.replace("=", ""))
     if not files:
         print("missing: solver errors; measure them with: python experiments/solver_error.py")
@@ -172,10 +172,10 @@ def cosine_figure(clips, title):
     return figure
 
 
-found = cosine_runs(raw)
-for (backbone, steps), (run, clips) in found.items():
+best = cosine_runs(raw)
+for (backbone, steps), (run, clips) in best.items():
     knobs = (f"{k} {clips[0]['recipe'].get(k)}" for k in ("solver", "order", "t_i"))
     title = f"{backbone}, {', '.join(knobs)}; {len(clips)} clips of {run}"
     save(cosine_figure(clips, title), out / f"solver_cosines_{backbone}_{steps}")
-if not found:
+if not best:
     lacking("clips with cosines of v'", "experiment=table3", runs)

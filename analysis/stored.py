@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips import Run
+from notes import PAPER_NUMBERS  # noqa: F401  for notebooks
+from script import RESULTS  # noqa: F401  for notebooks
 from sheet import Table
 from style import IN_JUPYTER, ROOT
-from tables import AGGREGATES, PAPER_FILE, make_tables
+from tables import AGGREGATES, make_tables
 
-from s2flow.costs.paper import reported
 from s2flow.metrics import AGGREGATES as FORMULAS
 from s2flow.metrics import PairedDifference, paired_clips
 from s2flow.store import read_run
@@ -24,8 +25,6 @@ from s2flow.store import read_run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PAPER_NUMBERS = reported()
-RESULTS = PAPER_FILE.parent / "results"
 OWN = ("own world_agreement", "own detail")  # where VBench's Mean is missing
 NAMES = {"Mean": "VBench Mean", "own world_agreement": "world agreement"}
 NAMES |= {"own detail": "detail (render: 1)"}
@@ -50,7 +49,7 @@ def tables_of(name: str, frame: "DataFrame", runs: Path) -> dict[str, Table]:
     which compares nothing, that they are left out.
     """
     try:
-        tables = make_tables(name, frame, PAPER_NUMBERS)
+        tables = make_tables(name, frame)
     except ValueError as error:  # a score on another scale
         print(f"{name}: {error}")
         return {}

@@ -9,17 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import benching
 import torch
-from benching import (
-    Result,
-    dense_kernels,
-    interleaved,
-    peak_bytes,
-    random_qkv,
-    reason,
-    sig,
-    summed_up,
-)
+from benching import Result, sig, summed_up
 from torch import Tensor
 
 from s2flow.attention import dispatch, window_attention
@@ -73,7 +65,7 @@ class Bench:
     def __init__(self, name: str, size: Size, args: Any, result: Result) -> None:
         self.name, self.size, self.args, self.result = name, size, args, result
         shape = (1, size.heads, size.length, size.d)
-        self.sets = random_qkv(shape, args.device, size.dtype)
+        self.sets = benching.random_qkv(shape, args.device, size.dtype)
         self.g = brick_grid(size.tokens, size.brick)
         self.dense: dict[str, Any] = {}
         self.best, self.once = "", 0.0
@@ -105,7 +97,7 @@ class Bench:
                 self.error(backend)
                 self.memory(backend)
             except Exception as error:  # of one backend; the lent minutes are for the others, too
-                reasons[backend] = f"failed with {reason(error)}"
+                reasons[backend] = f"failed with {benching.reason(error)}"
                 self.result.write()
         usable = [n for n in usable if reasons[n] is None]
         self.planning()
@@ -130,7 +122,7 @@ class Bench:
 
     def time_dense(self) -> None:
         """Which dense kernel is the best one here."""
-        self.dense, missing = dense_kernels(self.sets[0][0], self.args.device)
+        self.dense, missing = benching.dense_kernels(self.sets[0][0], self.args.device)
         times, failed = self.timed({n: self.dense_call(n) for n in self.dense})
         rows = {n: summed_up(t) for n, t in times.items()}
         self.best = min(rows, key=lambda n: rows[n]["seconds"])
@@ -144,7 +136,7 @@ class Bench:
     def timed(self, calls: dict[Any, Any]) -> tuple[dict, dict]:
         """Side by side; a group takes a twelfth of the time at most, three rounds at least."""
         share = 60 * self.args.minutes / 12
-        return interleaved(calls, self.args.device, self.args.repeats, share)
+        return benching.interleaved(calls, self.args.device, self.args.repeats, share)
 
     def dense_call(self, name: str):
         """Dense attention by a kernel, on the sets in turn."""
@@ -279,7 +271,9 @@ class Bench:
         calls = {"dense": self.dense_call(self.best)}
         calls["in_its_order"] = self.call(backend, self.mixture(f), own)
         calls["row_major"] = self.call(backend, self.mixture(f))
-        peaks = {k: peak_bytes(c, self.args.device, self.sets[0]) for k, c in calls.items()}
+        peaks = {
+            k: benching.peak_bytes(c, self.args.device, self.sets[0]) for k, c in calls.items()
+        }
         ratios = {f"{k}_over_dense": sig(peaks[k] / peaks["dense"]) for k in list(calls)[1:]}
         self.about.setdefault("memory", {})[backend] = {"f": f, **peaks, **ratios}
         self.result.write()

@@ -130,16 +130,16 @@ def slope(rows: list[dict[str, Any]], name: str) -> float:
     return round(float(np.polyfit(x, y, 1)[0]), 3)
 
 
-def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
+def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
     """What the project asks for, from the rows of this file; not measured: null."""
 
     def best(size: str, f: float, key: str, **must: Any) -> float | None:
         must |= {"size": size, "f": f, "windows": "mixed"}
-        rows = [r for r in found.get("rows", []) if all(r[k] == v for k, v in must.items())]
+        rows = [r for r in data.get("rows", []) if all(r[k] == v for k, v in must.items())]
         return max((r[key] for r in rows if r[key] is not None), default=None)
 
     lines = []
-    for name, size in found["sizes"].items():
+    for name, size in data["sizes"].items():
         if name == "own":  # nothing is asked of a size of one's own
             continue
         memory = size.get("memory", {}).get(size.get("auto"))

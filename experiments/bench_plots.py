@@ -15,34 +15,39 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from figures import (
-    BLACK,
-    BLUE,
-    COLUMN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    YELLOW,
-    plain_numbers,
-    plt,
-    write,
-)
+import figures
+from figures import plt
 from matplotlib.axes import Axes
 
 BACKENDS = {  # name -> colour, marker
-    **{"fa4": (GREEN, "D"), "triton": (BLUE, "o"), "flex": (PINK, "^"), "tiled": (RED, "s")}
+    **{
+        "fa4": (figures.GREEN, "D"),
+        "triton": (figures.BLUE, "o"),
+        "flex": (figures.PINK, "^"),
+        "tiled": (figures.RED, "s"),
+    }
 }
 STAGES = {  # name -> colour, hatch
-    **{"text": (GREY, ""), "lr": (SKY, ""), "plan": (BLACK, ""), "handoff": (YELLOW, "////")},
-    **{"hr": (BLUE, ""), "decode": (ORANGE, ""), "preview": (PINK, "....")},
+    **{
+        "text": (figures.GREY, ""),
+        "lr": (figures.SKY, ""),
+        "plan": (figures.BLACK, ""),
+        "handoff": (figures.YELLOW, "////"),
+    },
+    **{
+        "hr": (figures.BLUE, ""),
+        "decode": (figures.ORANGE, ""),
+        "preview": (figures.PINK, "...."),
+    },
     "diagnostics": ("#BBBBBB", "xxxx"),
 }
-PARTS = (("blocks, double", BLUE, ""), ("blocks, single", SKY, "////"), ("rest", GREY, ""))
+PARTS = (
+    ("blocks, double", figures.BLUE, ""),
+    ("blocks, single", figures.SKY, "////"),
+    ("rest", figures.GREY, ""),
+)
 NAMES = {"hunyuan": "HunyuanVideo", "wan_1_3b": "Wan 1.3B", "handoff": "hand-off"}
-GUESS = {"color": RED, "marker": "D", "ls": "none"}
+GUESS = {"color": figures.RED, "marker": "D", "ls": "none"}
 
 
 def main() -> None:
@@ -59,7 +64,7 @@ def main() -> None:
 
 def panels(heights: list[float]):
     """A figure of column width with one panel below the other."""
-    size = {"figsize": (COLUMN, sum(heights)), "height_ratios": heights}
+    size = {"figsize": (figures.COLUMN, sum(heights)), "height_ratios": heights}
     figure, axes = plt.subplots(len(heights), **size, squeeze=False, layout="constrained")
     return figure, list(axes[:, 0])
 
@@ -104,14 +109,14 @@ def attention(result: dict[str, Any], path: Path) -> None:
         _speed_up(ax, result, name)
     if swept:
         _tokens(axes[-1], result)
-    write(figure, path)
+    figures.write(figure, path)
 
 
 def _speed_up(ax: Axes, result: dict[str, Any], name: str) -> None:
     rows = [r for r in result["rows"] if r["size"] == name and r["backend"] in BACKENDS]
     rows.sort(key=lambda r: r["density"])
     least = rows[0]["density"]
-    ax.plot([least, 1], [1 / least, 1], "--", color=GREY, lw=0.8, label="1/f")
+    ax.plot([least, 1], [1 / least, 1], "--", color=figures.GREY, lw=0.8, label="1/f")
     for backend, (colour, marker) in BACKENDS.items():
         own = [r for r in rows if r["backend"] == backend]
         mixed = [r for r in own if r["group"] == "mixed"]
@@ -124,15 +129,17 @@ def _speed_up(ax: Axes, result: dict[str, Any], name: str) -> None:
             if points:
                 x, y = ([r[k] for r in points] for k in ("density", "ratio"))
                 ax.plot(x, y, color=colour, label=label, **look)
-    ax.axhline(1, color=BLACK, lw=0.6)
+    ax.axhline(1, color=figures.BLACK, lw=0.6)
     ax.set(xscale="log", yscale="log", xlabel="density f", ylabel="times faster than dense")
     ax.invert_xaxis()
     densities = (1, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.0156)
-    plain_numbers(ax, "x", [d for d in densities if d > least * 0.9])
+    figures.plain_numbers(ax, "x", [d for d in densities if d > least * 0.9])
     low = min(0.8, *(0.9 * r["ratio"] for r in rows))
     top = max(1.2 / least, *(1.2 * r["ratio"] for r in rows))
     ax.set_ylim(low, top)
-    plain_numbers(ax, "y", [y for y in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= y <= top])
+    figures.plain_numbers(
+        ax, "y", [y for y in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= y <= top]
+    )
     ax.grid(True)
     ax.legend(fontsize=6, loc="upper left", handlelength=1.8)
     size = result["sizes"][name]
@@ -147,14 +154,14 @@ def _tokens(ax: Axes, result: dict[str, Any]) -> None:
     x = [r["tokens"] for r in rows]
     windows = f"windows, f = {rows[0]['f']:g}"
     for key, label, colour, marker in (
-        ("dense", "best dense", BLACK, "o"),
-        ("window", windows, RED, "s"),
+        ("dense", "best dense", figures.BLACK, "o"),
+        ("window", windows, figures.RED, "s"),
     ):
         y = [1000 * r[key]["seconds"] for r in rows]
         ax.loglog(x, y, color=colour, marker=marker, label=f"{label}: slope {slopes[key]:.2f}")
-    plain_numbers(ax, "x", x)
+    figures.plain_numbers(ax, "x", x)
     ax.set_xticklabels([f"{n / 1000:.{0 if n > 9999 else 1}f}k" for n in x])
-    plain_numbers(ax, "y")
+    figures.plain_numbers(ax, "y")
     ax.set(xlabel="video tokens", ylabel="milliseconds", title="Cost against tokens")
     ax.grid(True)
     ax.legend(fontsize=6, loc="upper left")
@@ -185,7 +192,7 @@ def step(result: dict[str, Any], path: Path) -> None:
         ax.set_title(f"{NAMES.get(group[0], group[0])}{toy}, {own[0]['video_tokens']:,} tokens")
     axes[-1].set_xlabel("seconds of one step of the whole model")
     above(figure, axes[0], 2)
-    write(figure, path)
+    figures.write(figure, path)
 
 
 def vae(result: dict[str, Any], path: Path) -> None:
@@ -199,7 +206,7 @@ def vae(result: dict[str, Any], path: Path) -> None:
     if len({r["tile"] is None for r in rows}) > 1:
         tiles = ["tiles" if r["tile"] else "whole" for r in rows]
         labels = [f"{label}, {tile}" for label, tile in zip(labels, tiles, strict=True)]
-    colours = [BLUE if r["work"] == "decode" else SKY for r in rows]
+    colours = [figures.BLUE if r["work"] == "decode" else figures.SKY for r in rows]
     for ax, (key, title) in zip(axes, keys.items(), strict=True):
         measured, estimate = [r[key] for r in rows], [r["estimate"][key] for r in rows]
         ax.barh(range(len(rows)), measured, 0.62, color=colours)
@@ -210,7 +217,7 @@ def vae(result: dict[str, Any], path: Path) -> None:
     toy = ", toy width" if result["toy"] else ""
     sizes = dict.fromkeys(f"{h}×{w}×{r['frames']}" for r in rows for h, w in [r["pixels"]])
     axes[0].set_title(", ".join(list(sizes)[:4]) + toy + ("" if rows[0]["tile"] else ", untiled"))
-    write(figure, path)
+    figures.write(figure, path)
 
 
 def pipeline(result: dict[str, Any], path: Path) -> None:
@@ -236,7 +243,7 @@ def pipeline(result: dict[str, Any], path: Path) -> None:
     (h, w), frames = shape["high"], shape["frames"]
     name = NAMES.get(result["backbone"], result["backbone"]) + " (toy width)" * result["toy"]
     ax.set_title(f"{name}, {h}×{w}×{frames}, {shape['steps']} steps, $t_i$ = {shape['t_i']}")
-    write(figure, path)
+    figures.write(figure, path)
 
 
 if __name__ == "__main__":

@@ -26,19 +26,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import random_models
 import torch
 from benching import Result, checked, dense_kernels, interleaved, judge, parser_of, sig, summed_up
-from random_models import (
-    ONE_OF_EACH,
-    Model,
-    Problem,
-    assumed_rate,
-    build,
-    estimated_forward,
-    model,
-    random_condition,
-    sizes_of,
-)
+from random_models import Model, Problem, build, model, random_condition, sizes_of
 from script import run
 from torch import Tensor, nn
 
@@ -84,11 +75,13 @@ class Bench:
     ) -> None:
         self.known, self.word, self.args, self.result = known, word, args, result
         self.brick, guidance = problem.brick, known.conf.guidance
-        self.backbone = build(known, args.device, ("transformer",), **ONE_OF_EACH[known.family])
+        self.backbone = build(
+            known, args.device, ("transformer",), **random_models.ONE_OF_EACH[known.family]
+        )
         shape = self.backbone.latent_shape(*problem.size, problem.frames)
         self.tokens = self.backbone.token_grid(shape)
-        self.estimate = estimated_forward(known, shape, guidance)
-        self.rate = assumed_rate(result.data["device"]) * 1e12  # FLOP/s
+        self.estimate = random_models.estimated_forward(known, shape, guidance)
+        self.rate = random_models.assumed_rate(result.data["device"]) * 1e12  # FLOP/s
         self.layers = known.layers()
         self.z = torch.randn(1, *shape, device=args.device)
         self.text = random_condition(self.backbone, 1, guidance)
@@ -291,12 +284,12 @@ def step_of(rows: list[dict[str, float]], layers: dict[str, int]) -> dict[str, A
     return {"block_seconds": blocks, "rest_seconds": rest, "step_seconds": sig(whole)}
 
 
-def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
+def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Planning as a share of an LR layer; nothing is asked at toy width."""
-    if found["toy"]:
+    if data["toy"]:
         return []
     words = "planning over an LR layer's forward"
-    rows = found.get("planning", [])
+    rows = data.get("planning", [])
     return [judge(f"{r['model']}: {words}", 0.01, r["share"], least=False) for r in rows]
 
 

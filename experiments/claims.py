@@ -26,19 +26,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import claim_rules
 import pandas as pd
 from claim_flows import order_claims, speed_claims
-from claim_rules import (
-    CLAIMS,
-    RUNS,
-    UNDECIDED,
-    WORDS,
-    Claim,
-    Decision,
-    Measure,
-    decide,
-    decide_share,
-)
+from claim_rules import CLAIMS, RUNS, UNDECIDED, Claim, Decision, Measure
 from configs import composed, recipe_of, weights_of
 from script import RESULTS, markdown, result, run, write_result
 
@@ -182,7 +173,7 @@ def decided(
         "claim": claim.sentence,
         "measure": name,
         "note": claim.note,
-        "rule": WORDS[claim.rule].format(m=margin),
+        "rule": claim_rules.WORDS[claim.rule].format(m=margin),
         "runs": [by_name[s].run_id for s in claim.sides],
         **decision.rounded(),
     }
@@ -190,10 +181,10 @@ def decided(
 
 def _decide(claim: Claim, margin: float, values: list[dict]) -> Decision:
     if claim.measure == "failed":
-        return decide_share(claim.rule, margin, values[0], claim.prompts, claim.seeds)
+        return claim_rules.decide_share(claim.rule, margin, values[0], claim.prompts, claim.seeds)
     margin = math.log(margin) if claim.measure == "seconds" else margin
     b = values[1] if len(values) == 2 else None
-    return decide(claim.rule, margin, values[0], b, claim.prompts, claim.seeds)
+    return claim_rules.decide(claim.rule, margin, values[0], b, claim.prompts, claim.seeds)
 
 
 def _why(

@@ -77,13 +77,13 @@ def looked_at(kernel) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        said = subprocess.run(
+        usage = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     ptx = kernel.asm["ptx"]
     return {
-        "registers": int(re.search(r"REG:(\d+)", said)[1]),
-        "spilled": int(re.search(r"STACK:(\d+)", said)[1]),
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared_kib": round(kernel.metadata.shared / 1024, 1),
         "matrix": {name: n for name in MATRIX if (n := ptx.count(name))},
         "async_copies": ptx.count("cp.async.cg") + ptx.count("cp.async.ca"),
@@ -114,15 +114,15 @@ def main() -> None:
     rows, wrong = [], 0
     for chip, d, dtype in itertools.product(SHARED, dims, types):
         for name, kernel, options in cases(chip, d, dtype):
-            found = looked_at(compiled(kernel, chip, dtype, options))
-            bad = found["spilled"] > 0 or found["shared_kib"] > SHARED[chip]
+            facts = looked_at(compiled(kernel, chip, dtype, options))
+            bad = facts["spilled"] > 0 or facts["shared_kib"] > SHARED[chip]
             wrong += bad
             tiles = [options.get(x) for x in ("BLOCK_M", "BLOCK_R", "BLOCK_N")]
             config = "x".join(str(x) for x in tiles if x)
             config += f" warps {options['num_warps']} stages {options['num_stages']}"
             of = {"chip": f"sm_{chip}", "head_dim": d, "dtype": TYPES[dtype], "kernel": name}
-            rows.append(of | {"config": config} | found)
-            print(*of.values(), config, *found.values(), "TOO MUCH" if bad else "", flush=True)
+            rows.append(of | {"config": config} | facts)
+            print(*of.values(), config, *facts.values(), "TOO MUCH" if bad else "", flush=True)
     if not quick:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         RESULTS.write_text(json.dumps({"versions": versions, "kernels": rows}, indent=1) + "\n")

@@ -1,13 +1,15 @@
 """The notes below a table: what is held, where the rows come from, what makes them incomparable."""
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from pathlib import Path
 
 import pandas as pd
 from clips import FIRST_VALUES, Record, Run
 
 from s2flow import metrics
 
+PAPER_NUMBERS = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+SETTING = PAPER_NUMBERS["setting"]
 PAPER = "HunyuanVideo 8×H800: "  # begins the name of each column of the paper's
 EMBEDDED = ("micro", "tiny")  # backbones of the family `tiny`: toy models
 VBENCH = (
@@ -97,12 +99,14 @@ def score_notes(rows: dict[str, Run], scores: list[str]) -> list[str]:
     return notes
 
 
-def paper_note(paper: Mapping[str, Any]) -> str:
+def paper_note() -> str:
     """What the paper's columns were measured on."""
-    s = paper["setting"]
+    s = SETTING
     size = "×".join(map(str, reversed(s["high_resolution"])))
     made = f"{s['backbone']} on {s['gpus']}, {s['steps']} steps, {size}, {s['frames']} frames"
-    return f"{PAPER}{made}, {s['prompts']} VBench prompts, as published ({paper['source']})"
+    return (
+        f"{PAPER}{made}, {s['prompts']} VBench prompts, as published ({PAPER_NUMBERS['source']})"
+    )
 
 
 def difference_note(reference: str) -> str:

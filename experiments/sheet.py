@@ -193,12 +193,9 @@ def to_text(tables: list[Table]) -> str:
 
 
 def _text(table: Table) -> str:
-    columns = list(table.rows[0])
-    cells = [[marked_cell(table, row, c) for c in columns] for row in table.rows]
     parts = [f"### {table.title}", "", *(f"{n}\n" for n in embedded_note(table.group))]
-    parts += [*_lines([columns, *cells]), ""]
-    if table.differences:
-        parts += [*_lines(difference_rows(table)), ""]
+    for grid in grids(table)[:-1]:
+        parts += [*_lines([grid.head, *([c for c, _ in row] for row in grid.rows)]), ""]
     return "\n".join([*parts, *(f"- {n}" for n in table.notes)])
 
 

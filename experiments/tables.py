@@ -24,7 +24,6 @@ Deviation: the paper's t_i counts steps of 50; t_i of N steps is matched by the 
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections import Counter
@@ -33,19 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import notes
 import pandas as pd
 from clips import CLIP, DEFAULTS, GROUP, KNOBS, OTHER_KNOBS, Record, Run, read_runs
-from notes import (
-    EMBEDDED,
-    PAPER,
-    VBENCH,
-    describe,
-    difference_note,
-    held_note,
-    paper_note,
-    provenance_notes,
-    score_notes,
-)
+from notes import EMBEDDED, PAPER, PAPER_NUMBERS, SETTING, VBENCH
 from sheet import MINUS, Table, to_csv, to_html, to_md, to_tex, to_text
 
 from s2flow import metrics
@@ -53,7 +43,6 @@ from s2flow import metrics
 if TYPE_CHECKING:
     from s2flow.metrics import PairedDifference
 
-PAPER_FILE = Path(__file__).with_name("paper.json")
 AGGREGATES = {"Temporal": "temporal", "Visual": "visual", "Mean": "mean"}  # column -> metrics'
 HAND_OFFS = (0.8, 0.6, 0.4, 0.2)  # Table 4's t_i, as shares of the steps
 FORMATS = {"text": to_text, "md": to_md, "tex": to_tex, "csv": to_csv, "html": to_html}
@@ -103,23 +92,22 @@ def row_label(name: str, r: Mapping[str, Any]) -> str:
     return f"t_i={r['t_i']} of {r['steps']}"
 
 
-def paper_rows(name: str, paper: Mapping[str, Any]) -> dict[tuple, Record]:
+def paper_rows(name: str) -> dict[tuple, Record]:
     """The paper's rows by their keys, each with the knobs of a run."""
-    defaults = {"windows": None, "solver": "lri", "steps": paper["setting"]["steps"]}
-    rows = [defaults | row for row in paper[TABLES[name].rows]]
+    defaults = {"windows": None, "solver": "lri", "steps": SETTING["steps"]}
+    rows = [defaults | row for row in PAPER_NUMBERS[TABLES[name].rows]]
     rows = [row | {"windows": row.get("window")} for row in rows]
     return {row_key(name, row): row for row in rows}
 
 
-def choose_held(name: str, runs: list[Run], paper: Mapping[str, Any]) -> Record:
+def choose_held(name: str, runs: list[Run]) -> Record:
     """The values of the knobs that a table does not vary (see the module's docstring).
 
     Ties go to the combination that agrees with more of the paper's setting.
     """
     knobs = [k for k in (*KNOBS[1:], *OTHER_KNOBS) if k not in TABLES[name].varied]
-    setting = paper["setting"]
     usual = {"windows": "adaptive", "solver": "lri", "density": "volume"}
-    usual |= {"sparsity": setting["sparsity"], "order": setting["order"]}
+    usual |= {"sparsity": SETTING["sparsity"], "order": SETTING["order"]}
 
     def rank(held: Record) -> tuple:
         fitting = [r for r in runs if is_comparable(r.knobs, held)]
@@ -128,7 +116,7 @@ def choose_held(name: str, runs: list[Run], paper: Mapping[str, Any]) -> Record:
             rows[row_key(name, run.knobs)] += len(run.done)
         agreed, steps = sum(held.get(k) == v for k, v in usual.items()), runs[0].knobs["steps"]
         if held.get("t_i") and steps:
-            agreed += held["t_i"] * setting["steps"] == setting["t_i"] * steps
+            agreed += held["t_i"] * SETTING["steps"] == SETTING["t_i"] * steps
         return (min(len(rows), 2), rows.total(), agreed, str(list(held.values())))
 
     combinations = {tuple(r.knobs[k] for k in knobs) for r in runs}
@@ -140,9 +128,9 @@ def is_comparable(knobs: Record, held: Record) -> bool:
     return all(knobs[k] is None or knobs[k] == value for k, value in held.items())
 
 
-def is_usual(row: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
+def is_usual(row: Mapping[str, Any]) -> bool:
     """Whether a row of the paper is S2Flow at the setting that its other tables hold."""
-    setting = {k: paper["setting"][k] for k in ("sparsity", "order", "t_i")}
+    setting = {k: SETTING[k] for k in ("sparsity", "order", "t_i")}
     setting |= {"method": "s2flow", "windows": "adaptive"}
     return all(row.get(k) in (None, v) for k, v in setting.items())
 
@@ -159,11 +147,7 @@ def choose_reference(rows: dict[str, Run], usual: Run | None, run_id: str | None
 
 
 def make_tables(
-    name: str,
-    frame: pd.DataFrame,
-    paper: Mapping[str, Any],
-    reference: str | None = None,
-    of: int | None = None,
+    name: str, frame: pd.DataFrame, reference: str | None = None, of: int | None = None
 ) -> list[Table]:
     """One table per backbone, steps and size that has finished clips, the largest first."""
     groups: dict[tuple, list[Run]] = {}
@@ -173,7 +157,7 @@ def make_tables(
         if wanted and set(row_key(name, run.knobs)) != {None}:
             groups.setdefault(tuple(run.knobs[k] for k in GROUP), []).append(run)
     by_size = sorted(groups.values(), key=_finished, reverse=True)
-    return [make_table(name, runs, paper, reference, of) for runs in by_size if _finished(runs)]
+    return [make_table(name, runs, reference, of) for runs in by_size if _finished(runs)]
 
 
 def _finished(runs: list[Run]) -> int:
@@ -181,18 +165,14 @@ def _finished(runs: list[Run]) -> int:
 
 
 def make_table(
-    name: str,
-    runs: list[Run],
-    paper: Mapping[str, Any],
-    reference: str | None = None,
-    of: int | None = None,
+    name: str, runs: list[Run], reference: str | None = None, of: int | None = None
 ) -> Table:
     """The table of one group of runs, the paper's rows first and in its order.
 
     Of several runs of one row, which differ in a knob that is not shown, the largest is taken.
     of: how many prompts were asked for; None: see the module's docstring.
     """
-    held = choose_held(name, [r for r in runs if len(r.done)], paper)
+    held = choose_held(name, [r for r in runs if len(r.done)])
     ours: dict[tuple, Run] = {}
     for run in runs:
         if is_comparable(run.knobs, held):
@@ -201,24 +181,24 @@ def make_table(
     group = {k: runs[0].knobs[k] for k in GROUP}
     embedded = group["backbone"] in EMBEDDED
     used = pd.concat([run.clips for run in ours.values()])
-    asked = _asked(used, paper, of, embedded)
+    asked = _asked(used, of, embedded)
     clips = max(asked[0] * asked[1], len(used.drop_duplicates(CLIP)))
     scores = _score_names(used)
-    rows, labelled = _rows(name, ours, paper, clips, scores, embedded)
-    usual = next((k for k, row in paper_rows(name, paper).items() if is_usual(row, paper)), None)
+    rows, labelled = _rows(name, ours, clips, scores, embedded)
+    usual = next((k for k, row in paper_rows(name).items() if is_usual(row)), None)
     base = choose_reference(labelled, ours.get(usual), reference)
     differences = {} if base is None else row_differences(labelled, base, scores)
-    notes = [held_note(held, group["steps"])]
-    notes += provenance_notes(labelled, _finished(runs) - _finished(list(ours.values())))
-    notes += [difference_note(base)] if differences else []
-    notes += [*score_notes(labelled, scores), paper_note(paper)]
+    below = [notes.held_note(held, group["steps"])]
+    below += notes.provenance_notes(labelled, _finished(runs) - _finished(list(ours.values())))
+    below += [notes.difference_note(base)] if differences else []
+    below += [*notes.score_notes(labelled, scores), notes.paper_note()]
     if not embedded and of is None:
-        notes.append(f"N: the {asked[0]} prompts of the paper's subset; --of says otherwise")
+        below.append(f"N: the {asked[0]} prompts of the paper's subset; --of says otherwise")
     return Table(
-        title=f"Table {name[-1]}, {TABLES[name].title}: {describe(group)}",
+        title=f"Table {name[-1]}, {TABLES[name].title}: {notes.describe(group)}",
         group=group,
         rows=rows,
-        notes=notes,
+        notes=below,
         runs=labelled,
         reference=base,
         differences=differences,
@@ -231,14 +211,13 @@ def make_table(
 def _rows(
     name: str,
     ours: dict[tuple, Run],
-    paper: Mapping[str, Any],
     clips: int,
     scores: list[str],
     embedded: bool,
 ) -> tuple[list[Record], dict[str, Run]]:
     """The cells of every row, ours and the paper's, and our runs by setting."""
     rows, labelled = [], {}
-    published = paper_rows(name, paper)
+    published = paper_rows(name)
     for key in (*published, *sorted(ours.keys() - published.keys(), key=str)):
         run, row = ours.get(key), published.get(key)
         label = row_label(name, row if run is None else run.knobs)
@@ -252,12 +231,10 @@ def _rows(
     return rows, labelled
 
 
-def _asked(
-    used: pd.DataFrame, paper: Mapping[str, Any], of: int | None, embedded: bool
-) -> tuple[int, int]:
+def _asked(used: pd.DataFrame, of: int | None, embedded: bool) -> tuple[int, int]:
     """Prompts and seeds that a full row has."""
     prompts = len(used.drop_duplicates(["prompt", "original_prompt"]))
-    prompts = of or (prompts if embedded else paper["setting"]["prompts"])
+    prompts = of or (prompts if embedded else SETTING["prompts"])
     return prompts, used["seed"].nunique()
 
 
@@ -280,10 +257,15 @@ def our_cells(name: str, run: Run | None, clips: int, scores: list[str]) -> Reco
     if name == "table2":
         cells["HR speed-up"] = None  # filled in when all rows are known
     means = {score: mean(f"score_{score}") for score in scores}
-    cells |= {f"VBench {s}": means[s] for s in scores if s in VBENCH}
-    cells |= {title: metrics.AGGREGATES[k](means) for title, k in AGGREGATES.items()}
-    cells |= {f"own {s}": means[s] for s in scores if s not in VBENCH}
+    means |= {k: formula(means) for k, formula in metrics.AGGREGATES.items()}
+    cells |= {title: means[score] for title, score in score_columns(scores).items()}
     return cells | {"run": None if run is None else run.id}
+
+
+def score_columns(scores: list[str]) -> dict[str, str]:
+    """The score or aggregate in each column: VBench's dimensions, their means, our own."""
+    own = {f"own {s}": s for s in scores if s not in VBENCH}
+    return {f"VBench {s}": s for s in scores if s in VBENCH} | AGGREGATES | own
 
 
 def clip_counts(run: Run, scores: list[str]) -> dict[str, int]:
@@ -293,19 +275,17 @@ def clip_counts(run: Run, scores: list[str]) -> dict[str, int]:
         "seconds hr": len(run.values("seconds_hr")),
     }
     counts["HR speed-up"] = counts["seconds hr"]
-    n = {s: len(run.values(f"score_{s}")) for s in scores}
-    counts |= {f"VBench {s}": n[s] for s in scores if s in VBENCH}
-    parts = {title: metrics.PARTS[name] for title, name in AGGREGATES.items()}
-    counts |= {title: min(n.get(s, 0) for s in of) for title, of in parts.items()}
-    return counts | {f"own {s}": n[s] for s in scores if s not in VBENCH}
+    for title, score in score_columns(scores).items():
+        parts = metrics.PARTS.get(score, (score,))
+        counts[title] = min(len(run.values(f"score_{part}")) for part in parts)
+    return counts
 
 
 def row_differences(
     rows: dict[str, Run], base: str, scores: list[str]
 ) -> dict[str, dict[str, "PairedDifference"]]:
     """Of each row but `base`, by its label: every score minus that of `base`, by column."""
-    columns = {f"VBench {s}": s for s in scores if s in VBENCH} | AGGREGATES
-    columns |= {f"own {s}": s for s in scores if s not in VBENCH}
+    columns = score_columns(scores)
     reference, differences = rows[base].scores(), {}
     for label, run in rows.items():
         if label != base and len(run.done):
@@ -405,7 +385,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(args: argparse.Namespace, where: str) -> list[Table]:
     """The tables asked for. Raises ValueError, in one line, if there is none."""
-    paper = json.loads(PAPER_FILE.read_text(encoding="utf-8"))
     tables, exists = [], args.runs.is_dir()
     if (args.runs / "records").is_dir():
         raise ValueError(f"--runs {args.runs} is one run; type the folder that holds it")
@@ -414,7 +393,7 @@ def _read(args: argparse.Namespace, where: str) -> list[Table]:
 
         try:
             frame = load_records(args.runs)
-            tables = make_tables(args.table, frame, paper, args.reference, args.of)
+            tables = make_tables(args.table, frame, args.reference, args.of)
         except ValueError as error:  # a score on another scale, or a store that cannot be read
             raise ValueError(f"{args.table}: {error}") from error
     if not tables:

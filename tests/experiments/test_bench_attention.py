@@ -61,7 +61,7 @@ def test_each_ratio_is_of_its_own_group(monkeypatch, tmp_path):
                 of[k] = [2.0] * 3
         return of, {}
 
-    monkeypatch.setattr(rows_of, "interleaved", timed)
+    monkeypatch.setattr(benching, "interleaved", timed)
     found = benched(monkeypatch, tmp_path, "bench_attention", *SMALL)
     assert len({r["dense_seconds"] for r in found["rows"]}) > 3
     for r in found["rows"]:

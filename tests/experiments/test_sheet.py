@@ -78,7 +78,7 @@ def test_clips_are_counted_of_the_papers_473_or_of_what_was_asked_for():
     (table,) = make("table2", of_the_paper("table2"))
     assert by_setting(table)["s=0.5 adaptive"]["clips"] == "2 of 473"
     assert any("473" in note and "--of" in note for note in table.notes)
-    (other,) = tables.make_tables("table2", pd.DataFrame(of_the_paper("table2")), PAPER, of=8)
+    (other,) = tables.make_tables("table2", pd.DataFrame(of_the_paper("table2")), of=8)
     assert by_setting(other)["s=0.5 adaptive"]["clips"] == "2 of 8"
     (toy,) = make("table2", sparsity_sweep())
     assert by_setting(toy)["s=0.5 adaptive"]["clips"] == "2 of 2"

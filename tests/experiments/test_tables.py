@@ -65,7 +65,7 @@ def clips(count=2, **changed):
 
 
 def make(name, *runs):
-    return tables.make_tables(name, pd.DataFrame([r for run in runs for r in run]), PAPER)
+    return tables.make_tables(name, pd.DataFrame([r for run in runs for r in run]))
 
 
 def by_setting(table):
@@ -259,13 +259,13 @@ def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path
     for order, count in ((1, 1), (2, 1)):
         stored(tmp_path, f"old{order}", count, {"order": order})
     stored(tmp_path, "new3", 1, {"order": 3, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == ["old1", "old2", None]
     assert "left out: 1 finished clips made with other settings" in table.notes
     assert not any(f"{knob}=" in n for n in table.notes)
 
     stored(tmp_path, "new2", 2, {"order": 2, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == [None, "new2", "new3"]
     assert any(n.startswith("held: ") and f"{knob}=" in n for n in table.notes)
 
@@ -275,7 +275,7 @@ def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
     stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
     stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})
     stored(tmp_path, "other", 1, {"method": "native", "t_i": None, "handoff": None})
-    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table1", load_records(tmp_path))
     row = by_setting(table)["native"]
     assert row["run"] == (None if knob in (*EVERY, *methods.native.KNOBS) else "other")
 
@@ -311,7 +311,7 @@ def test_a_reused_lr_flow_is_said_because_its_seconds_are_of_another_time(tmp_pa
     for name, reused in methods.items():
         lr = {} if reused is None else {"low_flow_reused": reused}
         stored(tmp_path, name, 2, {"method": name}, **lr)
-    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table1", load_records(tmp_path))
     assert any(n.startswith("2 of 4 clips reused an LR flow") for n in table.notes)
     (table,) = make("table1", clips(low_flow_reused=False), clips(method="cascade"))
     assert not any("reused" in n for n in table.notes)
@@ -323,7 +323,7 @@ def test_clips_that_ended_badly_are_flagged(word, tmp_path):
     stored(tmp_path, "two", 3, {"order": 2}, outcome="ok")
     path = next(tmp_path.glob("two/records/*.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": word}))
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     cautions = [n for n in table.notes if n.startswith("CAUTION")]
     assert cautions == [f"CAUTION: of the 3 clips of order 2 1 {word}"]
 
@@ -335,7 +335,7 @@ def test_scores_by_different_metrics_are_flagged(tmp_path):
             stored(
                 tmp_path, f"run{order}", 1, {"order": order}, scorers={name: {"metric": metric}}
             )
-        (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+        (table,) = tables.make_tables("table3", load_records(tmp_path))
         return [n for n in table.notes if n.startswith("CAUTION")]
 
     assert cautions("abc", "abc") == []
@@ -400,7 +400,7 @@ def test_absent_columns_leave_dashes():
             "solver",
         ]
     )
-    (table,) = tables.make_tables("table2", frame, PAPER)
+    (table,) = tables.make_tables("table2", frame)
     row = by_setting(table)["s=0.5 adaptive"]
     assert row["f"] is None and row["clips"] == "2 of 2"
     assert sheet.DASH in sheet.to_text([table])
