@@ -17,7 +17,6 @@ backbone show how a toy model attends, not how the paper's models do.
 # %%
 import numpy as np
 from figure3 import AXES, attention_at, by_distance, clip_to_show, telling_heads
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from style import GREY, PAGE, folders, headed, plt, save, spread
 
@@ -69,13 +68,11 @@ def draw_locality(tokens, rows, A):
             colour = plt.get_cmap("viridis")(0.9 * i / max(len(layers) - 1, 1))
             mean = attention[layer].mean(0)
             panel.plot(mean, marker="osD^vP*X"[i], color=colour, label=f"layer {layer}")
-        panel.axhline(1, color=GREY, dashes=(4, 2), lw=0.8)
+        panel.axhline(1, color=GREY, dashes=(4, 2), lw=0.8, label="all keys alike")
         panel.set(xlabel=f"distance in {AXES[axis]}, LR tokens")
         panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set(ylabel="attention of a key,\nover that of an average key", ylim=(0, None))
-    handles = panels[0].get_legend_handles_labels()[0]
-    handles.append(Line2D([], [], color=GREY, dashes=(4, 2), lw=0.8, label="all keys alike"))
-    figure.legend(handles=handles, loc="outside right center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     headed(figure, RECORD, f", {STEP} LR steps remaining")
     save(figure, OUT / "attention_locality")
 

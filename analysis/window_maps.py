@@ -22,7 +22,6 @@ import figure3
 import numpy as np
 import style
 from matplotlib.colors import ListedColormap
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from style import COLUMN, PAGE, folders, headed, plt, save, spread
 
@@ -31,7 +30,7 @@ from s2flow.report.windowmap import RARER, in_words
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
 RECORD, FLOW, WINDOWS = figure3.clip_to_show(RUNS)
-HEADS = (style.BLUE, style.ORANGE, style.GREEN, style.PINK), "osD^"  # colours and markers
+HEADS = ((style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "D"), (style.PINK, "^"))
 
 # %% [markdown]
 """
@@ -72,32 +71,20 @@ def draw_coverage(record, flow, n):
     draw_candidates(upper.subplots(), boxes, of_each, chosen, layers, heads)
     panels = lower.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     f = [np.prod(box) / np.prod(flow.bricks) for box in boxes]
+    edge = {"ms": 3.5, "mec": style.BLACK, "mew": 0.4, "ls": "none"}
     for panel, layer in zip(panels, layers, strict=True):
-        panel.plot([0, 1], [0, 1], color=style.GREY, dashes=(4, 2), lw=0.8)
-        for head, colour, mark in zip(heads, *HEADS, strict=False):
+        for head, (colour, mark) in zip(heads, HEADS, strict=False):
             panel.plot(*figure3.best_by_volume(r[layer, head]), color=colour, lw=0.9)
-            panel.plot(f, of_each[layer, head], "_", color=colour, ms=5, alpha=0.8)
-            at = chosen[layer, head]
-            panel.plot(
-                f[at],
-                of_each[layer, head, at],
-                mark,
-                color=colour,
-                ms=3.5,
-                mec=style.BLACK,
-                mew=0.4,
-            )
+            panel.plot(f, of_each[layer, head], "_", color=colour, alpha=0.8, label="candidates")
+            at, name = chosen[layer, head], f"head {head}"
+            panel.plot(f[at], of_each[layer, head, at], mark, color=colour, label=name, **edge)
+        look = {"color": style.GREY, "dashes": (4, 2), "lw": 0.8}
+        panel.plot([0, 1], [0, 1], label="its volume's worth", **look)
         panel.set(title=f"layer {layer}", xlabel="share of volume", xticks=(0, 0.5, 1))
     panels[0].set(ylabel="coverage", ylim=(0, 1.02))
-    handles = [
-        Line2D([], [], color=c, marker=m, label=f"head {h}", mec=style.BLACK, mew=0.4)
-        for h, c, m in zip(heads, *HEADS, strict=False)
-    ]
-    handles.append(Line2D([], [], color=style.BLACK, marker="_", ls="", label="candidates"))
-    handles.append(
-        Line2D([], [], color=style.GREY, dashes=(4, 2), lw=0.8, label="its volume's worth")
-    )
-    lower.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    lines, names = panels[0].get_legend_handles_labels()
+    legend = dict(zip(names, lines, strict=True))  # each name once
+    lower.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
     headed(figure, record, f", {n} LR steps remaining")
     save(figure, OUT / "window_coverage")
 
