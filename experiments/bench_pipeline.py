@@ -34,7 +34,7 @@ from script import run
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
-from s2flow.costs import GIB, RESERVE, SLACK, VAE_SHARE, Costs, forward_cost, measure
+from s2flow.costs import CONTEXT_GIB, GIB, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.costs.blank import blank
 from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
@@ -235,7 +235,9 @@ def choose(
     for size in sizes:
         recipes = recipes_of(args, size)
         costs = {name: measure(blank(family, origin), r) for name, r in recipes.items()}
-        needed = max(c.peak(s) for c in costs.values() for s in c.stages) / GIB * SLACK + RESERVE
+        needed = (
+            max(c.peak(s) for c in costs.values() for s in c.stages) / GIB * SLACK + CONTEXT_GIB
+        )
         minutes = sum(work_of(c) for c in costs.values()) * step * 1.5 / 60  # and the warm-up
         if counted:
             print(f"{size[1]} x {size[2]}: {needed:.1f} GiB, {minutes:.1f} minutes")

@@ -1,19 +1,18 @@
-"""S²Flow for a pipeline that you have loaded: one call, in diffusers' manner.
+"""S²Flow for a loaded diffusers pipeline, in one call.
 
     pipe = WanPipeline.from_pretrained(FOLDER, dtype=torch.bfloat16).to("cuda")
     out = s2flow.generate(pipe, "a cat in the rain", high=(960, 1664), sparsity=0.5, order=2)
     export_to_video(out.frames[0], "cat.mp4", fps=out.fps)
 
-Keywords are the knobs of docs/knobs.md that describe a clip, checked by the same code and with the
-same defaults. What is left open comes, in this order, from other keywords (`low` is half of `high`),
-from the pipe itself (the shift of its scheduler, strides, types), and from the file of conf/backbone
-that fits it. The clips are made by `methods.generate`, as those of `run.py` are: the same noise, and
-the same pixels where types and shift are the same. `run.py` keeps the autoencoder in float32 (here:
-pipe.vae.float()).
+Keywords are the knobs of docs/knobs.md that describe a clip, with the same checks and defaults. Knobs
+that are not given come, in this order, from other keywords (`low` is half of `high`), from the pipe
+(the shift of its scheduler, strides, dtypes), and from the matching file of conf/backbone. Clips are
+made by `methods.generate`, as in `run.py`: the noise is the same, and so are the pixels if dtypes and
+shift are. `run.py` keeps the autoencoder in float32 (here: pipe.vae.float()).
 
-The pipe is only borrowed. Its attention processors are wrapped while a call lasts and put back when it
-ends, by an error or Ctrl-C too, and so are the tiles of its autoencoder (`vae_tile`) and whatever else
-an adapter needs; weights, types, devices and scheduler are never touched.
+A call leaves the pipe unchanged. Attention processors are wrapped during the call and restored at its
+end, also after an error or Ctrl-C; so are the tiles of the autoencoder (`vae_tile`) and anything else
+that an adapter changes. Weights, dtypes, devices and scheduler are never changed.
 """
 
 import difflib
@@ -40,8 +39,8 @@ from s2flow.recipe.resolve import resolve
 from s2flow.recipe.schema import BackboneConf, declared
 
 KNOBS = ("method", "windows", *(f.name for _, f in declared() if f.metadata["clip"]))
-UNNAMED = "of a loaded pipe"  # what its recipe says of the weights: nobody hashed them
-DIFFUSERS = {  # its words for our knobs
+WEIGHTS_OF_PIPE = "of a loaded pipe"  # stands for the hash of the weights
+DIFFUSERS_KEYWORDS = {  # diffusers' keyword -> ours
     "height": "high=(height, width)",
     "width": "high=(height, width)",
     "num_frames": "frames=...",
@@ -54,13 +53,13 @@ DIFFUSERS = {  # its words for our knobs
 
 @dataclass(frozen=True)
 class Result:
-    """What was made of B prompts.
+    """Clips of B prompts.
 
     frames: (B, T, H, W, 3) float32 in [0, 1], for `diffusers.utils.export_to_video(frames[i])`; None
-    if `on_low` said stop. low_frames: the LR video, (B, T, h, w, 3); None for method="native".
-    latent: the HR z_0 (B, C, T, h', w'), float32, on the pipe's device. reports: of every clip the
-    realised density per step, window histogram, cosines. recipe: every knob as it was resolved.
-    seconds: wall time per stage. fps: what the model was trained at.
+    if `on_low` returned False. low_frames: the LR video, (B, T, h, w, 3); None for method="native".
+    latent: the HR z_0 (B, C, T, h', w'), float32, on the pipe's device. reports: per clip, the
+    realised density per step, window histogram, cosines. recipe: every knob as resolved.
+    seconds: wall time per stage. fps: frame rate of the model's training clips.
     """
 
     frames: np.ndarray | None
@@ -81,47 +80,47 @@ def generate(
     on_low: Callable[[np.ndarray], bool | None] | None = None,
     **knobs: Any,
 ) -> Result:
-    """High-resolution clips of one prompt, or of a list of them in one batch.
+    """High-resolution clips of one prompt, or of a list of prompts in one batch.
 
     pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
     name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
     backbone of this package.
     seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
-    progress(stage, step, total): after every step of stage "lr" and "hr".
-    on_low(low_frames): sees the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage starts.
-    If it returns False, the call ends there and the result has no frames; what it raises, goes through.
+    progress(stage, step, total): called after every step of stage "lr" and "hr".
+    on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
+    returns False, the call ends there and the result has no frames; its exceptions propagate.
     knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
     guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like,
     or, with parameters of its own, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
-    Raises UserError, in one line that says what to type, for values that cannot work, and
-    FloatingPointError for a latent that is not finite.
+    Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
+    latent that is not finite.
     """
     prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    seeds = _whole(seed, len(prompts))
-    _check_words(prompts, seeds, knobs)
+    seeds = _integers(seed, len(prompts))
+    _check_keywords(prompts, seeds, knobs)
     with _borrowed(pipe) as (backbone, files, weights):
         cfg = composed(files, knobs)
         recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
         methods.check(backbone, recipe)
         sta.check_prompts(recipe, prompts)
         clock = Clock(backbone.device)
-        how = {"clock": clock, "progress": progress}
+        options = {"clock": clock, "progress": progress}
         if on_low is not None:
-            how["on_low"] = lambda video: _plain(on_low(_array(video)))
-        found = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
+            options["on_low"] = lambda video: _as_python(on_low(_array(video)))
+        common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
             with tiled(backbone.vae, recipe.vae_tile):
-                made = methods.generate(backbone, recipe, prompts, seeds, **how)
+                made = methods.generate(backbone, recipe, prompts, seeds, **options)
         except Stopped as stop:
-            return Result(None, _array(stop.low_video), None, [], **found)
+            return Result(None, _array(stop.low_video), None, [], **common)
         if not torch.isfinite(made.latent).all():
             raise FloatingPointError("the latent holds NaN or infinity")
         low = None if made.low_video is None else _array(made.low_video)
-        return Result(_array(made.video), low, made.latent, made.reports, **found)
+        return Result(_array(made.video), low, made.latent, made.reports, **common)
 
 
-# -- whose model it is --------------------------------------------------------------------------
+# -- backbone of a pipe -------------------------------------------------------------------------
 
 
 def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
@@ -129,16 +128,19 @@ def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
 
     if type(pipe.vae).__name__ == "PatchVAE":
         raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
-    boundary, second = pipe.config.get("boundary_ratio"), getattr(pipe, "transformer_2", None)
-    if boundary is not None and second is None:
+    boundary, transformer_2 = (
+        pipe.config.get("boundary_ratio"),
+        getattr(pipe, "transformer_2", None),
+    )
+    if boundary is not None and transformer_2 is None:
         raise UserError(
             f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "
             "load the whole checkpoint"
         )
-    described = ["wan_1_3b", "wan_14b"] if boundary is None else ["wan_2_2_14b"]
+    files = ["wan_1_3b", "wan_14b"] if boundary is None else ["wan_2_2_14b"]
     if pipe.config.get("expand_timesteps"):
-        described = ["wan_2_2_5b"]
-    return WanBackbone("wan", pipe), described
+        files = ["wan_2_2_5b"]
+    return WanBackbone("wan", pipe), files
 
 
 def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
@@ -154,7 +156,7 @@ def _hunyuan15(pipe: Any) -> tuple[Backbone, list[str]]:
     return HunyuanVideo15Backbone("hunyuan_1_5", pipe), ["hunyuan_1_5"]
 
 
-# class of the pipeline -> its adapter, and the files of conf/backbone that describe such models
+# pipeline class -> adapter and matching files of conf/backbone
 FAMILIES = {
     "WanPipeline": _wan,
     "HunyuanVideoPipeline": _hunyuan,
@@ -164,7 +166,7 @@ FAMILIES = {
 
 @contextmanager
 def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
-    """The backbone of `generate`'s first argument, the files that describe it, its weights' name."""
+    """(backbone, its files of conf/backbone, hash of its weights) of `generate`'s first argument."""
     if isinstance(pipe, str):
         from s2flow.process.loading import device_here, load_backbone, weights_hash
 
@@ -172,8 +174,8 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
         weights = weights_hash(conf.family, Origin.of(conf))
         yield load_backbone(conf, device_here("auto")), [conf], weights
         return
-    if hasattr(pipe, "router"):  # a backbone of ours
-        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], UNNAMED
+    if hasattr(pipe, "router"):  # a backbone of this package
+        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], WEIGHTS_OF_PIPE
         return
     names = [c.__name__ for c in type(pipe).__mro__ if c.__name__ in FAMILIES]
     if not names:
@@ -189,17 +191,17 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
             f"{pipe._execution_device}), which is not supported; type pipe.remove_all_hooks() and "
             "pipe.to('cuda')"
         )
-    backbone, described = FAMILIES[names[0]](pipe)
+    backbone, files = FAMILIES[names[0]](pipe)
     try:
-        yield backbone, of_pipe(pipe, backbone, described), UNNAMED
+        yield backbone, of_pipe(pipe, backbone, files), WEIGHTS_OF_PIPE
     finally:
         backbone.release()
 
 
-# -- what was typed -----------------------------------------------------------------------------
+# -- keywords -----------------------------------------------------------------------------------
 
 
-def _check_words(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
+def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(
             "prompt is empty or no text; type prompt='a large blue star spins on sand'"
@@ -210,12 +212,12 @@ def _check_words(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) ->
         )
     for name in knobs.keys() - set(KNOBS):
         close = difflib.get_close_matches(name, KNOBS, 1)
-        meant = DIFFUSERS.get(name) or (f"{close[0]}=..." if close else None)
+        meant = DIFFUSERS_KEYWORDS.get(name) or (f"{close[0]}=..." if close else None)
         hint = f"type {meant}" if meant else f"there are {', '.join(KNOBS)}"
         raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
 
 
-def _whole(seed: Any, count: int) -> list[int]:
+def _integers(seed: Any, count: int) -> list[int]:
     """One seed for each prompt. Noise hashes a seed's digits, so 1.0 must not pass for 1."""
     given = list(seed) if isinstance(seed, Iterable) else [seed] * count
     try:
@@ -230,5 +232,5 @@ def _array(video: Tensor) -> np.ndarray:
     return video.float().cpu().numpy()
 
 
-def _plain(answer: Any) -> Any:
+def _as_python(answer: Any) -> Any:
     return answer.item() if isinstance(answer, np.generic) else answer  # np.False_ is not False

@@ -1,15 +1,15 @@
 """Figure 2 as code: an LR flow, a hand-off, and an HR flow that the LR one guides (Eqs. 4-6).
 
     LR   z_N ~ N(0, I), N Euler steps with full attention to z_0; every z_n, v_n and the coverage of
-         every window are kept                                                              (Eq. 4)
+         every window are recorded                                                          (Eq. 4)
     up   hand-off with t_i steps remaining                                                  (Eq. 5)
     HR   n = t_i ... 1 on the same noise levels, from the hand-off to z_0                   (Eq. 6)
 
 The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR step. It does not depend
-on sparsity, windows, order, t_i or HR method, and is computed once for all clips that share it.
+on sparsity, windows, order, t_i or HR method, and is computed once for all variants that share it.
 
-`Cascade` offers these stages to `s2flow.methods`, where each row of Table 1 is a few lines. Per step,
-the HR flow calls ordered *correctors* on the velocity, then lets its solver step:
+`s2flow.methods` composes each row of Table 1 from these stages of `Cascade`. At each step, the HR flow
+applies ordered *correctors* to the velocity, then its solver:
 
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   solver.step
 """
@@ -49,12 +49,12 @@ Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Generated:
-    """What a method returns: the HR video, the LR one if there was any, and what to record.
+    """What a method returns: the HR video, the LR video if there is one, and what to record.
 
-    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; `reports` holds
-    each clip's densities, histogram, cosines and the like, ready for JSON. `windows` holds, for clips
-    whose windows are boxes, the HR steps taken (steps remaining), their boxes (steps, layers, heads,
-    3) in bricks and the grid that they lie in (steps, 3).
+    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; reports: each
+    clip's densities, window histogram, cosines and so on, ready for JSON. windows: of clips whose
+    windows are boxes, the HR steps taken (steps remaining), their boxes (steps, layers, heads, 3) in
+    bricks and the brick grid (steps, 3).
     """
 
     video: Tensor
@@ -66,7 +66,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the "lr" or "hr" flow that was just taken, with n remaining before it.
+    """One finished step of the "lr" or "hr" flow, with n steps remaining before it.
 
     sigma: its noise level; seconds: per clip of the batch; density: each clip's realised f, at HR.
     """
@@ -79,7 +79,7 @@ class Step:
 
 
 class Stopped(Exception):
-    """`on_low` wants no HR stage; low_video: (B, T, h, w, 3) in [0, 1]."""
+    """`on_low` returned False: there is no HR stage. low_video: (B, T, h, w, 3) in [0, 1]."""
 
     def __init__(self, low_video: Tensor) -> None:
         super().__init__("stopped after the LR flow")
@@ -87,7 +87,7 @@ class Stopped(Exception):
 
 
 class Cascade:
-    """One batch of clips under one recipe: the stages that methods are written with."""
+    """One batch of clips under one recipe: the stages that methods are composed of."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Cascade:
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
         self.on_low, self.on_step = on_low, on_step
-        self.low_video: Tensor | None = None  # decoded once
+        self.low_video: Tensor | None = None  # decoded on first use
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
@@ -120,11 +120,11 @@ class Cascade:
 
     @property
     def high_shape(self) -> tuple[int, ...]:
-        """(C, T, h, w) of this level's latent."""
+        """(C, T, h, w) of the latent at this level's size."""
         return self.backbone.latent_shape(*self.size, self.recipe.frames)
 
     def levels(self) -> Iterator["Cascade"]:
-        """This engine at each HR size in turn, with the steps [n_from, n_to) that it takes there."""
+        """A copy of this cascade per HR size, in order, with the steps [n_from, n_to) taken there."""
         stages = self.recipe.stages or ((self.recipe.high, self.recipe.t_i),)
         ends = [*(n for _, n in stages[1:]), 0]
         for (size, n_from), n_to in zip(stages, ends, strict=True):
@@ -136,27 +136,27 @@ class Cascade:
 
     @property
     def sigma_high(self) -> Tensor:
-        """Noise levels of the HR flow; t_i and n count on this grid."""
+        """Noise levels of the HR flow; t_i and n count steps of this grid."""
         r = self.recipe
         return self.sigma if r.shift_high is None else sigma_grid(r.steps, r.shift_high)
 
     def low_flow(self) -> LowFlow:
-        """The LR flow to its end (Eq. 4); of clips whose flow another variant has made, from the cache.
+        """The LR flow to its end (Eq. 4), from the cache where another variant has computed it.
 
-        Its nodes are those of the HR grid: with `shift_high`, it is interpolated there. Raises
-        Stopped if `on_low`, which sees its video first, returns False.
+        Its nodes are those of the HR grid: with `shift_high` it is interpolated. `on_low` is called
+        with the LR video; raises Stopped if it returns False.
         """
         keys = [self._low_key(p, s) for p, s in zip(self.prompts, self.seeds, strict=True)]
         flows = [self.cache.get(key) for key in keys]
-        lacking = [i for i, flow in enumerate(flows) if flow is None]
-        if lacking:
-            for i, flow in zip(lacking, self._make_low_flow(lacking).clips(), strict=True):
+        missing = [i for i, flow in enumerate(flows) if flow is None]
+        if missing:
+            for i, flow in zip(missing, self._make_low_flow(missing).clips(), strict=True):
                 flows[i] = flow
                 self.cache.put(keys[i], flow)
         low = LowFlow.batch(flows)
         self.clock.seconds["lr"] = low.seconds
         for i, report in enumerate(self.reports):
-            report["low_flow_reused"] = i not in lacking
+            report["low_flow_reused"] = i not in missing
         if self.on_low is not None and self.on_low(self.preview(low)) is False:
             raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
@@ -175,7 +175,7 @@ class Cascade:
         return self.low_video
 
     def hand_off(self, low: LowFlow, below: Trajectory | None = None) -> Tensor:
-        """HR latent with n_from steps left (Eq. 5), from the LR flow or that of the level below."""
+        """HR latent with n_from steps remaining (Eq. 5), from the LR flow or the level below."""
         r, backbone = self.recipe, self.backbone
         flow = low.flow if below is None else below
         with self.clock("handoff"):
@@ -187,7 +187,7 @@ class Cascade:
             return hand_off(*call, self.size, r.adain)
 
     def restart(self, clean: Tensor) -> Tensor:
-        """A clean HR latent with fresh white noise of the level with t_i steps remaining."""
+        """A clean HR latent with fresh white noise added, at the level with t_i steps remaining."""
         eps, sigma = self.noise(self.high_shape, "high"), float(self.sigma_high[self.recipe.t_i])
         return add_noise(clean.to(eps), eps, sigma)
 
@@ -208,13 +208,15 @@ class Cascade:
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
         for clip, report in enumerate(self.reports if plan is not None else ()):
-            found = plan.report(steps, clip)
-            report |= found if n_from == self.recipe.t_i else _added(report, found)
+            windows_report = plan.report(steps, clip)
+            report |= (
+                windows_report if n_from == self.recipe.t_i else _merged(report, windows_report)
+            )
             self._keep(plan, steps, clip)
         return flow
 
     def _keep(self, plan: Windows, steps: range, clip: int) -> None:
-        """Keep a clip's windows at this level, if they are boxes."""
+        """Record a clip's windows at this level, if they are boxes."""
         boxes = plan.kept(steps, clip)
         if boxes is not None:
             grid = brick_grid(self.backbone.token_grid(self.high_shape), self.recipe.brick_high)
@@ -225,7 +227,7 @@ class Cascade:
 
     @contextmanager
     def high_attention(self):
-        """Positions and temperature of the HR stage; the LR stage never sees them."""
+        """Apply the HR stage's positions and attention temperature; the LR stage uses neither."""
         r, backbone = self.recipe, self.backbone
         with ExitStack() as stack:
             if r.rope != "none":
@@ -237,7 +239,7 @@ class Cascade:
             yield
 
     def brick_order(self, plan: Windows | None) -> AbstractContextManager:
-        """Video tokens in brick order for the whole HR flow, if its attention wants them so."""
+        """Video tokens in brick order for the whole HR flow, if its attention backend needs it."""
         if not isinstance(plan, Plan) or plan.whole(plan.boxes):
             return nullcontext()
         order = self.backbone.router.order
@@ -250,10 +252,10 @@ class Cascade:
             return nullcontext()
         return order.of(plan.tokens, plan.brick, self.backbone.device)
 
-    # -- what methods choose from -------------------------------------------------------------
+    # -- parts that methods choose from -------------------------------------------------------
 
     def plan(self, low: LowFlow) -> Windows:
-        """Windows of every HR step, layer and head, from LR attention (Eqs. 8-9), or their policy."""
+        """Windows of every HR step, layer and head, by the recipe's policy (Eqs. 8-9: LR attention)."""
         r = self.recipe
         grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
         f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
@@ -270,17 +272,17 @@ class Cascade:
             return plan
 
     def solver(self, low: LowFlow) -> Euler:
-        """The recipe's solver (Eqs. 10-12), new: history never crosses a hand-off."""
+        """A new instance of the recipe's solver (Eqs. 10-12): history never crosses a hand-off."""
         r = self.recipe
         if r.solver == "lri":
             return self.lri(low, r.order)
         if r.solver == "lri_cv":
             return LRICv(low.flow, self.upsample)
-        own = {"euler": Euler, "ab2": AB2, "ab3": AB3, "unipc": UniPC, "heun": Heun}
-        return own[r.solver]()
+        solvers = {"euler": Euler, "ab2": AB2, "ab3": AB3, "unipc": UniPC, "heun": Heun}
+        return solvers[r.solver]()
 
     def lri(self, low: LowFlow, order: int) -> LRI:
-        """The paper's solver at some order, with the recipe's stencil, LR time and U."""
+        """The paper's solver at the given order, with the recipe's stencil, LR time and U."""
         r = self.recipe
         (h, w), (H, W) = self.low_shape[-2:], self.high_shape[-2:]
         scale = (H * W / (h * w)) ** 0.5
@@ -292,7 +294,7 @@ class Cascade:
         return resize_latent(v, *self.high_shape[-2:], mode=self.recipe.upsample)
 
     def noise(self, shape: tuple[int, ...], purpose: str) -> Tensor:
-        """White noise of every clip of the batch, from its prompt and seed alone."""
+        """White noise for every clip of the batch; depends on its prompt and seed alone."""
         pairs = zip(self.prompts, self.seeds, strict=True)
         eps = torch.stack([noise(shape, p, s, purpose) for p, s in pairs])
         return eps.to(self.backbone.device)
@@ -300,13 +302,13 @@ class Cascade:
     def finish(
         self, high: Trajectory, low: LowFlow | None = None, solver: Euler | None = None
     ) -> Generated:
-        """Decode (Eq. 13), and gather what the record keeps."""
+        """Decode (Eq. 13) and collect the reports."""
         with self.clock("decode"):
             video = self.backbone.decode(high.z[0])
         low_video = None if low is None else self.preview(low)
         if solver is not None:
             with self.clock("diagnostics"):
-                cosines = derivative_cosines(high, self._yardstick(low), self.n_from)
+                cosines = derivative_cosines(high, self._reference_derivative(low), self.n_from)
         for clip, report in enumerate(self.reports):
             if solver is not None:
                 report["derivative_cosine"] = _of_clip(cosines, clip)
@@ -316,21 +318,21 @@ class Cascade:
         z = high.z[0].to(self.backbone.device)
         return Generated(video, low_video, z, self.reports, windows)
 
-    def _yardstick(self, low: LowFlow) -> LRI:
-        """The LR derivative whose cosine is recorded: the recipe's, or the usual one.
+    def _reference_derivative(self, low: LowFlow) -> LRI:
+        """The LR derivative whose cosine is recorded: the recipe's, or LRI with default settings.
 
-        Under other solvers stencil, LR time and U are not part of the recipe, so they must not
-        change what its record says.
+        For other solvers stencil, LR time and U are not part of the recipe, so they must not change
+        the record.
         """
         if self.recipe.identity().get("solver") == "lri":
             return self.lri(low, 2)
         device = self.backbone.device
         return LRI(low.flow, lambda v: resize_latent(v.to(device), *self.high_shape[-2:]))
 
-    # -- inside -------------------------------------------------------------------------------
+    # -- implementation -----------------------------------------------------------------------
 
     def _make_low_flow(self, clips: Sequence[int]) -> LowFlow:
-        """The LR flow of these clips of the batch."""
+        """Compute the LR flow of these clips (indices into the batch)."""
         r, backbone, condition = self.recipe, self.backbone, self.condition
         if len(clips) < len(self.prompts):
             with self.clock("text"):
@@ -338,17 +340,17 @@ class Cascade:
                 condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
         tokens = backbone.token_grid(self.low_shape)
         bricks = brick_grid(tokens, r.brick_low)
-        layers, seen = backbone.router.layers, 0
-        step: list[Tensor] = []  # of its layers, where they were computed
+        layers, observed = backbone.router.layers, 0
+        step: list[Tensor] = []  # coverage per layer, on the device that computed it
         table: list[Tensor] = []
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            nonlocal seen
-            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * seen + layer)
-            found = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
-            step.append(backbone.router.all_heads(found))
-            seen += 1
-            if len(step) == layers:  # the host waits for the device once per step
+            nonlocal observed
+            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * observed + layer)
+            by_head = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
+            step.append(backbone.router.all_heads(by_head))
+            observed += 1
+            if len(step) == layers:  # one synchronisation with the device per step
                 table.append(torch.stack(step).cpu())
                 step.clear()
 
@@ -387,7 +389,7 @@ class Cascade:
 
         last = self.n_to if stage == "hr" else 0
         for n in range(n_from, last - (last > 0), -1):
-            began, zs[n] = time.perf_counter(), z.cpu()
+            start, zs[n] = time.perf_counter(), z.cpu()
             windows = (
                 nullcontext()
                 if plan is None
@@ -399,26 +401,26 @@ class Cascade:
                     vs[n] = v.cpu()
                     break
                 z = solver.step(n, sigma, z, v, field)  # (Eq. 10)
-            vs[n] = v.cpu()  # waits for the device
-            took = (time.perf_counter() - began) / len(z)
-            self.clock.steps.setdefault(stage, {})[n] = took
+            vs[n] = v.cpu()  # synchronises with the device
+            seconds = (time.perf_counter() - start) / len(z)
+            self.clock.steps.setdefault(stage, {})[n] = seconds
             self.progress(stage, n_from - n + 1, n_from - last)
             if self.on_step is not None:
-                self.on_step(Step(stage, n, sigma[n], took, self._densities(stage, n, plan)))
+                self.on_step(Step(stage, n, sigma[n], seconds, self._densities(stage, n, plan)))
         zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)
 
     def _densities(self, stage: str, n: int, plan: Windows | None) -> list[float]:
-        """Each clip's realised f in the step that was just taken; none at LR."""
+        """Each clip's realised f in a finished step; empty at LR."""
         if stage == "lr" or plan is None:
             return [] if stage == "lr" else [1.0] * len(self.prompts)
         return [plan.report([n], clip)["density"][str(n)] for clip in range(len(self.prompts))]
 
 
 def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) -> str:
-    """The attention backend of windows at an HR size (height, width), in pixels.
+    """The attention backend for windows at an HR size (height, width) in pixels.
 
-    Raises UserError if the one that the recipe names cannot be used.
+    Raises UserError if the backend that the recipe names cannot be used.
     """
     model = backbone.transformer
     tokens = backbone.token_grid(backbone.latent_shape(*size, recipe.frames))
@@ -426,17 +428,17 @@ def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) ->
     return dispatch.resolve(recipe.attention, Problem(tokens, recipe.brick_high, *kind))
 
 
-def _added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The report of one more level: its steps stand beside, its boxes are counted with the others."""
-    out = before | found
-    for k in before.keys() & found.keys():
+def _merged(report: dict[str, Any], level: dict[str, Any]) -> dict[str, Any]:
+    """A report with one more level merged in: steps side by side, window counts added up."""
+    merged = report | level
+    for k in report.keys() & level.keys():
         if k == "window_histogram":
-            out[k] = dict((Counter(before[k]) + Counter(found[k])).most_common())
-        elif isinstance(found[k], dict):
-            out[k] = _added(before[k], found[k])
-    return out
+            merged[k] = dict((Counter(report[k]) + Counter(level[k])).most_common())
+        elif isinstance(level[k], dict):
+            merged[k] = _merged(report[k], level[k])
+    return merged
 
 
 def _of_clip(table: dict[str, dict[int, list[float]]], clip: int) -> dict[str, dict[str, float]]:
-    """One clip's numbers by step; JSON keys are strings."""
+    """One clip's values by step; JSON keys are strings."""
     return {k: {str(n): round(x[clip], 6) for n, x in v.items()} for k, v in table.items()}

@@ -1,4 +1,4 @@
-"""Rectified flow: noise levels, the three readings of one state, and recorded trajectories.
+"""Rectified flow: noise levels, conversions between v, x0 and eps, and recorded trajectories.
 
 A state at noise level sigma in [0, 1] mixes video latent and noise (the diffusers convention):
 
@@ -7,7 +7,7 @@ A state at noise level sigma in [0, 1] mixes video latent and noise (the diffuse
 
 Deviation: the paper uses two time conventions at once (in Eq. 3 z_0 is noise, in Eqs. 2 and 4-6
 z_{t_N} is noise). Here sigma = 1 is noise everywhere, and n counts the steps that *remain*:
-sigma[N] = 1 ... sigma[0] = 0, so that `t_i = 30` of 50 leaves 30 steps to the high resolution.
+sigma[N] = 1 ... sigma[0] = 0, so that `t_i = 30` of 50 means 30 steps at the high resolution.
 
 Latents are (B, C, T, H, W) in float32 throughout the loop; the second-order term of a step is as
 small as 2e-5 of the velocity, and bfloat16 rounds it away.
@@ -52,8 +52,8 @@ def add_noise(x0: Tensor, eps: Tensor, sigma: float) -> Tensor:
 def equal_snr_sigma(sigma: float, scale: float) -> float:
     """LR noise level with the signal-to-noise ratio of an HR latent at `sigma`.
 
-    Averaging r x r white noise divides its deviation by r, so the block mean of an HR latent at
-    sigma is, up to scale, an LR latent at sigma' = sigma / (r - (r - 1) sigma).
+    Averaging r x r white noise divides its standard deviation by r, so the block mean of an HR latent
+    at sigma is, up to scale, an LR latent at sigma' = sigma / (r - (r - 1) sigma).
     """
     return sigma / (scale - (scale - 1) * sigma)
 
@@ -61,8 +61,8 @@ def equal_snr_sigma(sigma: float, scale: float) -> float:
 def noise(shape: tuple[int, ...], prompt: str, seed: int, purpose: str) -> Tensor:
     """White Gaussian noise that depends on (prompt, seed, purpose) alone, on every device.
 
-    Drawn in float32 on the CPU, one generator per clip, so that neither batch nor rank nor device
-    changes a clip.
+    Drawn in float32 on the CPU, one generator per clip: a clip does not depend on batch, rank or
+    device.
     """
     digest = hashlib.sha256(f"{purpose}\0{seed}\0{prompt}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -73,9 +73,9 @@ def noise(shape: tuple[int, ...], prompt: str, seed: int, purpose: str) -> Tenso
 class Trajectory:
     """One flow, recorded: z[n] for n = 0..N and v[n] for n = 1..N (steps remaining).
 
-    sigma (N+1,) float64; z and v lists of (B, C, T, H, W) float32; v[0] is None, because Euler
-    never evaluates sigma = 0. A trajectory that starts at a hand-off has None above it. All of it is
-    kept on the CPU (30 MB a step at LR, 120 MB at HR for 2K): who computes with it fetches it.
+    sigma: (N+1,) float64; z and v: lists of (B, C, T, H, W) float32. v[0] is None, because Euler
+    never evaluates sigma = 0. A trajectory that starts at a hand-off has None above it. Tensors stay on
+    the CPU (30 MB a step at LR, 120 MB at HR for 2K); callers move them to the device.
     """
 
     sigma: Tensor
@@ -88,17 +88,17 @@ class Trajectory:
         return len(self.sigma) - 1
 
     def at(self, sigma: Tensor) -> "Trajectory":
-        """This whole trajectory on the nodes of another grid over [0, 1], (N'+1,).
+        """This complete trajectory, interpolated at the nodes of another grid over [0, 1], (N'+1,).
 
-        z linear between nodes, which is the Euler path itself; v linear between the velocities
-        there, and below the lowest node with a velocity the one of that node.
+        z is linear between nodes, which is the Euler path itself. v is linear between velocities;
+        below the lowest node with a velocity it is constant.
         """
-        own = self.sigma.tolist()
+        grid = self.sigma.tolist()
         zs, vs = [], []
         for s in sigma.tolist():
             b = min(max(int(torch.searchsorted(self.sigma, s)), 1), self.steps)
             a = b - 1
-            mix = (s - own[a]) / (own[b] - own[a])
+            mix = (s - grid[a]) / (grid[b] - grid[a])
             zs.append(torch.lerp(self.z[a], self.z[b], mix))
             vs.append(torch.lerp(self.v[max(a, 1)], self.v[b], mix))
         return Trajectory(sigma, zs, [None, *vs[1:]])

@@ -4,18 +4,19 @@
     latent   the same, but x0 is resized in latent space (no VAE round trip)
     noisy    z itself is decoded (to [0, 1]), resized and encoded: Eq. 5 literally, for the ablation
 
-Deviation: decoding the noisy z_{t_i} (Eq. 5) is off-distribution for any VAE, and interpolated noise
-loses variance (bilinear x2 of unit noise has deviation 0.63). The default takes x0 and adds new noise.
+Deviation: the noisy z_{t_i} of Eq. 5 is off-distribution for any VAE decoder, and interpolated noise
+loses variance (bilinear x2 of unit noise has standard deviation 0.63). The default takes x0 and adds
+new noise.
 
-HR noise is white with unit variance in both modes, which is what the model was trained on:
+HR noise is white with unit variance in both modes, as in training:
 
     fresh    drawn from (prompt, seed)
     aligned  eps_hr = w - P(w) + up(eps) / r, with w fresh, P the r x r block mean replicated, up =
              replicate, eps the LR flow's initial noise and r an integer: the block mean of eps_hr is
-             eps / r, so that the HR noise agrees with the LR noise wherever the LR grid can see it
+             eps / r, so that the HR noise equals the LR noise at the resolution of the LR grid
 
-`adain` gives the resized x0 the mean and deviation, per clip and channel, of the LR x0 (AdaIN, Huang
-and Belongie 2017): decoding, resizing and encoding again shift both a little.
+`adain` restores the mean and standard deviation of the LR x0, per clip and channel (AdaIN, Huang and
+Belongie 2017): decoding, resizing and encoding shift both a little.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def aligned_noise(white: Tensor, eps_low: Tensor) -> Tensor:
 
 
 def matched(x: Tensor, like: Tensor) -> Tensor:
-    """AdaIN: x with the mean and deviation of `like`, per clip and channel; both (B, C, T, h, w).
+    """AdaIN: x with the mean and standard deviation of `like`, per clip and channel; (B, C, T, h, w).
 
     A channel that is constant in x becomes the mean of `like`.
     """
@@ -87,8 +88,8 @@ def hand_off(
 ) -> Tensor:
     """HR latent with n steps remaining (Eq. 5), float32, shaped like the HR noise `eps`.
 
-    decode/encode: the backbone's VAE; size: HR (height, width) in pixels. sigma is the one number of
-    the grid that the HR flow will step from and tell the model.
+    decode/encode: the backbone's VAE; size: HR (height, width) in pixels. sigma is the
+    grid's noise level at n: the HR flow starts there and passes it to the model.
     """
     sigma = float(low.sigma[n])
     if mode == "noisy":

@@ -1,25 +1,25 @@
-"""LRI-HiSolver: Taylor steps whose higher derivatives are borrowed from the LR flow (Eqs. 10-12).
+"""LRI-HiSolver: Taylor steps whose higher derivatives come from the LR flow (Eqs. 10-12).
 
     z_{n-1} = z_n + sum_{k=1..K} dsigma^k / k! v^{(k-1)},     dsigma = sigma_{n-1} - sigma_n    (Eq. 10)
 
 v^{(0)} comes from the HR model; v^{(1)}, v^{(2)}, ... are total derivatives along the flow, estimated
-by finite differences of LR velocities and spatially upsampled by U (Eqs. 11-12). Every solver here is
-one answer to one question: *where do the derivatives of this Taylor step come from?*
+by finite differences of LR velocities and spatially upsampled by U (Eqs. 11-12). The solvers differ in
+the source of the derivatives:
 
-    Euler    nowhere (K = 1)
-    LRI      the LR flow, which already knows the future (the paper's)
-    AB2, AB3 the HR flow's own past: backward differences, Adams-Bashforth of order 2 and 3
-    LRICv    the HR past, corrected by what the LR future adds (LR as a control variate)
+    Euler    none (K = 1)
+    LRI      the LR flow, which is complete, so that central differences exist (the paper's)
+    AB2, AB3 earlier HR steps: backward differences, Adams-Bashforth of order 2 and 3
+    LRICv    earlier HR steps, corrected with the LR flow as a control variate
     Heun     a second evaluation of the HR model, the expensive reference
 
-`s2flow.unipc` holds the one solver that is no Taylor step. A solver object belongs to one flow: a
-hand-off makes a new one, so that history never crosses it.
+`s2flow.unipc` is the only solver that takes no Taylor step. A solver object belongs to one flow: every
+hand-off creates a new one, so that history never crosses it.
 
 Deviation: Eq. 11 assumes an even grid, and shifted schedules are not even (neighbouring steps differ
 by 5-24 %). `difference_weights` gives the weights for the actual nodes, equal to Eq. 11 when they
 are even; the paper's plain central difference stays selectable (`stencil="central"`).
-Deviation: v^{(k)} borrowed from an Euler path carries that path's first-order error, so with borrowed
-derivatives K = 3 is globally of order 2; order 3 needs exact derivatives.
+Deviation: v^{(k)} taken from an Euler path carries that path's first-order error, so K = 3 with LR
+derivatives is globally of order 2; order 3 needs exact derivatives.
 """
 
 import math
@@ -86,8 +86,8 @@ def lr_derivatives(
         if k == 1 and stencil == "central" and 1 < n < low.steps:
             weights = [0.0] * len(nodes)
             dsigma = sigma[n - 1] - sigma[n]
-            weights[nodes.index(n - 1)] = 1 / (2 * dsigma)  # (Eq. 11) the future
-            weights[nodes.index(n + 1)] = -1 / (2 * dsigma)  # (Eq. 11) the past
+            weights[nodes.index(n - 1)] = 1 / (2 * dsigma)  # (Eq. 11) next step
+            weights[nodes.index(n + 1)] = -1 / (2 * dsigma)  # (Eq. 11) previous step
         else:
             weights = difference_weights([sigma[m] for m in nodes], sigma[n], k)
         out.append(sum(w * value(m) for w, m in zip(weights, nodes, strict=True) if w))
@@ -112,9 +112,9 @@ def lr_derivative_at_equal_snr(low: Trajectory, sigma: float, scale: float) -> T
 
 
 class Euler:
-    """First order: no derivatives (Eq. 2). The base of the other solvers.
+    """First order: no derivatives (Eq. 2). The base class of the other solvers.
 
-    A solver overrides `derivatives`, or `step` where it is no Taylor step; `report` collects numbers
+    A solver overrides `derivatives`, or `step` if it takes no Taylor step. `report` collects values
     per step and clip for the record.
     """
 
@@ -151,10 +151,10 @@ class LRI(Euler):
 
     def derivatives(self, n, sigma, z, v, field):
         """See the class."""
-        found = lr_derivatives(self.low, n, self.order, self.stencil)
-        if self.lr_time == "snr" and found:
-            found[0] = lr_derivative_at_equal_snr(self.low, sigma[n], self.scale)
-        return [self.upsample(d) for d in found]  # (Eq. 12)
+        at_lr = lr_derivatives(self.low, n, self.order, self.stencil)
+        if self.lr_time == "snr" and at_lr:
+            at_lr[0] = lr_derivative_at_equal_snr(self.low, sigma[n], self.scale)
+        return [self.upsample(d) for d in at_lr]  # (Eq. 12)
 
 
 class AB2(Euler):
@@ -179,8 +179,8 @@ class AB3(AB2):
     """Adams-Bashforth 3 as a Taylor step: v', v'' of the parabola through three HR velocities.
 
     The weights are those of the actual nodes. First step Euler, second AB2. That Euler step leaves
-    half a squared step of error, so from a hand-off the global order is 2, with a small constant;
-    it is 3 from true velocities before the first step.
+    half a squared step of error, so after a hand-off the global order is 2, with a small constant;
+    it is 3 if exact velocities before the first step are known.
     """
 
     def __init__(self) -> None:
@@ -193,17 +193,17 @@ class AB3(AB2):
         first = super().derivatives(n, sigma, z, v, field)
         if older is None:
             return first
-        known = [(n, v), self.older, older]
-        nodes = [sigma[m] for m, _ in known]
+        history = [(n, v), self.older, older]
+        nodes = [sigma[m] for m, _ in history]
         weights = [difference_weights(nodes, sigma[n], k) for k in (1, 2)]
-        return [sum(a * x for a, (_, x) in zip(w, known, strict=True)) for w in weights]
+        return [sum(a * x for a, (_, x) in zip(w, history, strict=True)) for w in weights]
 
 
 class LRICv(AB2):
-    """HR history plus the share of the LR future that proved right one step ago.
+    """HR history plus a fitted share of the LR flow's central difference.
 
     v' ~ D_hr^- + lambda U(D_lr - D_lr^-), with D^- backward and D central differences. lambda is
-    fitted, per clip, at node n+1, where the HR central difference is known by now:
+    fitted, per clip, at node n+1, where the HR central difference is now known:
     lambda = clip(<D_hr - D_hr^-, U(D_lr - D_lr^-)> / |U(D_lr - D_lr^-)|^2, 0, 1).
     An uninformative LR flow gives lambda = 0, which is AB2. First step Euler, second lambda = 0.
     """
@@ -211,38 +211,38 @@ class LRICv(AB2):
     def __init__(self, low: Trajectory, upsample: Upsample) -> None:
         super().__init__()
         self.low, self.upsample = low, upsample
-        self.before: tuple[Tensor, Tensor] | None = None  # D_hr^- and U(D_lr - D_lr^-) at n+1
-        self.h_before = 0.0
+        self.last: tuple[Tensor, Tensor] | None = None  # D_hr^- and U(D_lr - D_lr^-) at n+1
+        self.last_step = 0.0
 
     def derivatives(self, n, sigma, z, v, field):
         """See the class."""
-        past = self.past
+        previous = self.past
         backward = super().derivatives(n, sigma, z, v, field)
         if not backward:
             return []
         (d_minus,) = backward
-        sig = self.low.sigma.tolist()
-        m = past[0]
-        lr_minus = (self.low.v[n] - self.low.v[m]) / (sig[n] - sig[m])
-        novelty = self.upsample(lr_derivatives(self.low, n, 2)[0] - lr_minus)
+        sigma_low = self.low.sigma.tolist()
+        m = previous[0]
+        lr_minus = (self.low.v[n] - self.low.v[m]) / (sigma_low[n] - sigma_low[m])
+        correction = self.upsample(lr_derivatives(self.low, n, 2)[0] - lr_minus)
         lam = torch.zeros(len(z), 1, 1, 1, 1, device=z.device)
-        if self.before is not None:
-            old_minus, old_novelty = self.before
-            # central difference at m = n+1 from its two one-sided differences, for uneven steps
-            h_past, h_next = self.h_before, sig[m] - sig[n]
+        if self.last is not None:
+            old_minus, old_correction = self.last
+            # central difference at n+1 from its two one-sided differences, for uneven steps
+            h_past, h_next = self.last_step, sigma_low[m] - sigma_low[n]
             central = (h_next * old_minus + h_past * d_minus) / (h_past + h_next)
-            length = _dot(old_novelty, old_novelty).clamp_min(1e-30)
-            lam = (_dot(central - old_minus, old_novelty) / length).clamp(0, 1).to(z.dtype)
-        self.before, self.h_before = (d_minus, novelty), sig[m] - sig[n]
+            length = _dot(old_correction, old_correction).clamp_min(1e-30)
+            lam = (_dot(central - old_minus, old_correction) / length).clamp(0, 1).to(z.dtype)
+        self.last, self.last_step = (d_minus, correction), sigma_low[m] - sigma_low[n]
         self.report.setdefault("lambda", {})[n] = lam.flatten().tolist()
-        return [d_minus + lam * novelty]
+        return [d_minus + lam * correction]
 
 
 class Heun(Euler):
     """v' from a second model evaluation at the end of the step; two forwards a step."""
 
     def derivatives(self, n, sigma, z, v, field):
-        """See the class. The last step is Euler: the model is never asked at sigma = 0."""
+        """See the class. The last step is Euler: the model is never evaluated at sigma = 0."""
         if n == 1:
             return []
         dsigma = sigma[n - 1] - sigma[n]
@@ -255,21 +255,21 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[int, list[float]]]:
-    """How well each source of v' points along the HR flow's own central difference, per step, clip.
+    """Cosine between each estimate of v' and the HR flow's own central difference, per step and clip.
 
-    `lri`: U(dv_lr/dsigma) as this solver borrows it; `history`: the HR backward difference (AB2).
-    Steps t_i-1 ... 2, where the HR central difference exists. The honest check on Eq. 12: 1 is a
-    perfect direction, 0 none.
+    `lri`: U(dv_lr/dsigma) as this solver computes it; `history`: the HR backward difference (AB2).
+    Steps t_i-1 ... 2, where the HR central difference exists. A direct check of Eq. 12: 1 is the same
+    direction, 0 an orthogonal one.
     """
-    out: dict[str, dict[int, list[float]]] = {"lri": {}, "history": {}}
+    cosines: dict[str, dict[int, list[float]]] = {"lri": {}, "history": {}}
     sigma = high.sigma.tolist()
     for n in range(t_i - 1, 1, -1):
         weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
-        borrowed = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
-        v = [high.v[m].to(borrowed.device) for m in (n + 1, n, n - 1)]
-        truth = sum(w * x for w, x in zip(weights, v, strict=True))
-        past = (v[1] - v[0]) / (sigma[n] - sigma[n + 1])
-        for name, d in (("lri", borrowed), ("history", past)):
-            length = (_dot(d, d) * _dot(truth, truth)).sqrt().clamp_min(1e-30)
-            out[name][n] = (_dot(d, truth) / length).flatten().tolist()
-    return out
+        estimate = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
+        v = [high.v[m].to(estimate.device) for m in (n + 1, n, n - 1)]
+        central = sum(w * x for w, x in zip(weights, v, strict=True))
+        backward = (v[1] - v[0]) / (sigma[n] - sigma[n + 1])
+        for name, d in (("lri", estimate), ("history", backward)):
+            length = (_dot(d, d) * _dot(central, central)).sqrt().clamp_min(1e-30)
+            cosines[name][n] = (_dot(d, central) / length).flatten().tolist()
+    return cosines

@@ -1,13 +1,13 @@
-"""`python -m s2flow.costs`: the paper's clock, and beside it the same model on a GPU of yours.
+"""`python -m s2flow.costs`: the paper's timings beside the same cost model on a GPU of yours.
 
-    python -m s2flow.costs                                            HunyuanVideo on the GPU found here
-    python -m s2flow.costs --device-name H200 --ranks 8               on others, context parallel
+    python -m s2flow.costs                                            HunyuanVideo on this machine's GPU
+    python -m s2flow.costs --device-name H200 --ranks 8               on other GPUs, context parallel
     python -m s2flow.costs --backbone wan_1_3b --device-name 4090     another backbone at its own sizes
     python -m s2flow.costs --low 480x832 --high 960x1664 --frames 61 --tflops 300 --json x.json
     python -m s2flow.costs --measure --json rates.json                time this machine's device
     python -m s2flow.costs --rates rates.json                         and use that
 
-Needs neither weights nor a GPU. Sizes are HEIGHTxWIDTH. What cannot be is one line and exit status 1.
+Needs neither weights nor a GPU. Sizes are HEIGHTxWIDTH. An error is one line and exit status 1.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from s2flow.costs import table
-from s2flow.costs.clock import RATES, Rates, known, rates_of, with_typed
+from s2flow.costs.clock import RATES, Rates, known, rates_of, with_given
 from s2flow.costs.measured import load_rates, measure_rates
 from s2flow.costs.paper import figure6, paper_clock, table1, table2
 from s2flow.costs.yours import model
@@ -27,7 +27,7 @@ from s2flow.errors import UserError
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Everything that can be typed."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m s2flow.costs",
         description="The paper's clock beside a model of the same method on your own GPU.",
@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     clip.add_argument("--solver", help="lri | euler | ab2 | ... ; heun takes two forwards a step")
     clip.add_argument("--order", type=int, help="K of lri; costs no forward")
     clip.add_argument("--batch", type=int, default=1, help="clips made together [1]")
-    on = parser.add_argument_group("the device (default: the GPU found here, else an H100)")
+    on = parser.add_argument_group("the device (default: this machine's GPU, else an H100)")
     on.add_argument("--device-name", help=f"one of {', '.join(RATES)}, or yours with --tflops")
     on.add_argument("--ranks", type=int, default=1, help="GPUs that share one clip [1]")
     on.add_argument("--tflops", type=float, help="achieved by the transformer, TFLOP/s")
@@ -65,8 +65,8 @@ def _size(text: str) -> list[int]:
 
 
 def device_of(args: argparse.Namespace) -> tuple[str, Rates]:
-    """Whose rates are used: of --rates, of a name, of the GPU found, or of an H100."""
-    typed = {k: getattr(args, k) for k in ("tflops", "bandwidth", "link")}
+    """(device, rates): from --rates, --device-name, this machine's GPU, or an H100."""
+    given = {k: getattr(args, k) for k in ("tflops", "bandwidth", "link")}
     name, note = args.device_name, ""
     if name is not None and known(name) is None and None in (args.tflops, args.bandwidth):
         raise UserError(
@@ -76,48 +76,48 @@ def device_of(args: argparse.Namespace) -> tuple[str, Rates]:
     if name is None and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     if args.rates is not None:
-        return name or str(args.rates), with_typed(load_rates(args.rates), **typed)
+        return name or str(args.rates), with_given(load_rates(args.rates), **given)
     if name is None:
         name, note = "H100", " (no GPU here; --device-name names another)"
     memory = None
     if torch.cuda.is_available() and args.device_name is None:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return name + note, rates_of(name, memory, **typed)
+    return name + note, rates_of(name, memory, **given)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tables, or the rates; 1 for what cannot be."""
+    """Print the tables, or the rates; returns the exit status."""
     args = arguments().parse_args(argv)
     try:
-        found = _rates() if args.measure else _tables(args)
+        numbers = _rates() if args.measure else _tables(args)
         if args.json is not None:
-            _write(args.json, found)
+            _write(args.json, numbers)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def _write(path: Path, numbers: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json {path} cannot be written ({error.strerror})") from None
 
 
 def _rates() -> dict[str, Any]:
-    found = measure_rates("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(found["rates"]))
-    return found
+    measured = measure_rates("cuda" if torch.cuda.is_available() else "cpu")
+    print(json.dumps(measured["rates"]))
+    return measured
 
 
 def _tables(args: argparse.Namespace) -> dict[str, Any]:
     device, rates = device_of(args)
     names = ("low", "high", "frames", "steps", "t_i", "sparsity", "density", "windows", "solver")
     knobs = {name: getattr(args, name) for name in (*names, "order")}
-    mine = model(args.backbone, device, rates, args.ranks, args.batch, **knobs)
+    yours = model(args.backbone, device, rates, args.ranks, args.batch, **knobs)
     clock = paper_clock()
-    table.show(clock, mine)
+    table.show(clock, yours)
     return {
         "paper": {
             "setting": clock.setting,
@@ -130,14 +130,14 @@ def _tables(args: argparse.Namespace) -> dict[str, Any]:
             "rest_minutes_of_s2flow": clock.rest_of_s2flow,
         },
         "yours": {
-            "recipe": mine.recipe.identity(),
-            "device": mine.device,
+            "recipe": yours.recipe.identity(),
+            "device": yours.device,
             "rates": {k: v for k, v in vars(rates).items() if v is not None},
-            "ranks": mine.ranks,
+            "ranks": yours.ranks,
             "batch": args.batch,
-            "forwards": mine.forwards(),
-            "stages": mine.stages(),
-            "clip_minutes": mine.clips(),
+            "forwards": yours.forwards(),
+            "stages": yours.stages(),
+            "clip_minutes": yours.clips(),
         },
     }
 

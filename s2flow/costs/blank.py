@@ -1,9 +1,9 @@
 """A backbone without weights: the checkpoint's own classes and sizes on the meta device.
 
 `blank` reads configs only: from the folder, from the cache of earlier downloads, or, for the published
-checkpoints, from `published.py`. Neither weights nor network are touched. Its parts have every shape
-and type of the real ones, so that the adapter's own code can be run on it for what it would cost
-(`s2flow.costs`), within `Answers` where the model looks at its data.
+checkpoints, from `published.py`. It needs neither weights nor network. All parts have the real shapes
+and dtypes, so that `s2flow.costs` can run the adapter's own code on them; inside `Answers` where the
+model's control flow depends on data.
 """
 
 import json
@@ -27,7 +27,7 @@ from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 
 INDEX = "model_index"
-FAMILIES = {  # parts with their classes, and the adapter
+FAMILIES = {  # (parts with their classes, adapter)
     "wan": (wan.PARTS, wan.WanBackbone),
     "hunyuan": (hunyuan.PARTS, hunyuan.HunyuanVideoBackbone),
     "hunyuan15": (hunyuan15.PARTS, hunyuan15.HunyuanVideo15Backbone),
@@ -38,26 +38,26 @@ FAMILIES = {  # parts with their classes, and the adapter
 def blank(family: str, origin: Origin) -> Any:
     """The backbone of `origin` on the meta device; `backbone.pipeline` holds its parts.
 
-    Raises UserError where a config cannot be had, or for a family that cannot be planned.
+    Raises UserError for a config that is not available, or a family that cannot be planned.
     """
     if family not in FAMILIES:
         raise UserError(f"backbone.family={family} cannot be planned yet; leave plan=true out")
     parts, backbone = FAMILIES[family]
-    index, made = part_config(family, origin, INDEX), {}
-    for part, name in present(index, parts).items():
-        if name is None:
+    index, modules = part_config(family, origin, INDEX), {}
+    for part, class_name in present(index, parts).items():
+        if class_name is None:
             continue
         config = part_config(family, origin, part)
         try:
-            made[part] = _build(name, config)
+            modules[part] = _build(class_name, config)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f"backbone.source={origin.source}: the config of {part} does not make a {name} "
+                f"backbone.source={origin.source}: the config of {part} does not make a {class_name} "
                 f"({str(error).splitlines()[0][:100]}); fetch the checkpoint again"
             ) from error
         if part != "vae":
-            cast(made[part], getattr(torch, origin.dtype))
-    return backbone(origin.name, SimpleNamespace(**made, components=made, config=index))
+            cast(modules[part], getattr(torch, origin.dtype))
+    return backbone(origin.name, SimpleNamespace(**modules, components=modules, config=index))
 
 
 def part_config(family: str, origin: Origin, part: str) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def part_config(family: str, origin: Origin, part: str) -> dict[str, Any]:
     file = f"{part}.json" if part == INDEX else f"{part}/config.json"
     folder = tiny.weights_folder(origin.name) if family == "tiny" else local_folder(origin)
     if folder is None:
-        found = try_to_load_from_cache(origin.source, file, revision=origin.revision or "main")
-        if isinstance(found, str):
-            return json.loads(Path(found).read_text())
+        path = try_to_load_from_cache(origin.source, file, revision=origin.revision or "main")
+        if isinstance(path, str):
+            return json.loads(Path(path).read_text())
         if part in PUBLISHED.get(origin.source, {}):
             return PUBLISHED[origin.source][part]
         raise UserError(
@@ -93,7 +93,7 @@ def _build(name: str, config: dict[str, Any]) -> nn.Module:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Types of the parameters as `from_pretrained(dtype=...)` leaves them."""
+    """Set parameter dtypes as `from_pretrained(dtype=...)` does."""
     kept = getattr(module, "_keep_in_fp32_modules", None) or ()
     if dtype != torch.float16 and not isinstance(module, diffusers.ModelMixin):
         kept = ()  # transformers keeps them for float16 only
@@ -103,9 +103,10 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class Answers(TorchFunctionMode):
-    """What a model asks of data that is not there: every mask is true, so x[m] is x, x[~m] is empty.
+    """Values of data-dependent operations on the meta device: every mask is true, so x[m] is x and
+    x[~m] is empty. `if tensor` is true.
 
-    An `if` on a tensor is taken. HunyuanVideo-1.5 sorts its text by such masks.
+    HunyuanVideo-1.5 sorts its text by such masks.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -1,17 +1,17 @@
-"""A clip, stage by stage: FLOPs, bytes moved and sent, and bytes at the peak of each.
+"""The stages of a clip: FLOPs, bytes moved and sent, and peak bytes of each.
 
     text       2 FLOPs a weight and token of the text encoders; their weights are read once
     lr         N forwards with full attention
-    plan       the coverage of every window, N times in every layer (`coverage`). It is recorded while
-               the LR flow runs, and a clip's clock counts it there; methods that ask for no windows
-               record it, too, and have it in `lr`
+    plan       the coverage of every window, N times in every layer (`coverage`). It is recorded during
+               the LR flow, and a clip's clock counts it there. Methods without windows record it, too,
+               and include it in `lr`
     handoff    the autoencoder decodes the LR video and encodes the HR one (`vae`)
     hr         t_i forwards inside the windows (twice under heun); N at HR without a hand-off
     decode     the HR video and the preview of the LR one
 
-Coverage rows at LR are there beside a forward, at most `windows.coverage_by_heads`'s limit at a time;
-six latents in float32 are the flow's own; trajectories are on the CPU. Left out: text encoders'
-activations (below a GiB), the solver's own sums, copies of trajectories to the CPU.
+Peak memory at LR includes coverage rows, up to the limit of `windows.coverage_by_heads`; a flow holds
+six float32 latents; trajectories are on the CPU. Not counted: text encoders' activations (below a
+GiB), the solver's sums, copies of trajectories to the CPU.
 """
 
 import math
@@ -37,23 +37,23 @@ from s2flow.policies.inward import inward_box
 from s2flow.recipe.identity import Recipe
 from s2flow.windows import fraction_of_volume
 
-HANDOFFS = {"macs": "latent"}  # of methods with a hand-off of their own; others use the VAE
-STATE = 6  # latents in float32 that a flow holds: z, v, two derivatives, a step's temporaries
+FIXED_HANDOFFS = {"macs": "latent"}  # hand-off of methods without the knob; default x0
+STATE_LATENTS = 6  # float32 latents of a flow: z, v, two derivatives, a step's temporaries
 
 
 def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
-    """Costs of one batch under a recipe. `backbone`: on the meta device, and spent afterwards."""
+    """Costs of one batch under a recipe. backbone: on the meta device; not usable afterwards."""
     low, high = (backbone.latent_shape(*size, r.frames) for size in (r.low, r.high))
     stages, forwards = [_text_stage(backbone, r, batch)], {}
     if "low" in r.knobs:
-        once = forwards["low"] = forward_cost(backbone, low, batch, r.guidance)
+        forward = forwards["low"] = forward_cost(backbone, low, batch, r.guidance)
         bricks = math.prod(brick_grid(backbone.token_grid(low), r.brick_low))
-        recorded = coverage_bytes(once.q, r.coverage_rows, bricks=bricks)
-        held = STATE * 4 * batch * math.prod(low)
-        used = max(once.peak, once.attending + recorded) + held
-        flow = flow_stage("lr", once, r.steps, bytes=used)
-        plan = plan_stage(backbone, r, once, low)
-        stages += [flow, plan] if "windows" in r.knobs else [_together(flow, plan)]
+        row_bytes = coverage_bytes(forward.q, r.coverage_rows, bricks=bricks)
+        held = STATE_LATENTS * 4 * batch * math.prod(low)
+        peak = max(forward.peak, forward.attending + row_bytes) + held
+        flow = flow_stage("lr", forward, r.steps, bytes=peak)
+        plan = plan_stage(backbone, r, forward, low)
+        stages += [flow, plan] if "windows" in r.knobs else [_with_coverage(flow, plan)]
     if r.method != "bicubic":
         forwards["high"] = forward_cost(backbone, high, batch, r.guidance)
         stages.append(high_stage(backbone, r, forwards["high"], high, batch))
@@ -64,43 +64,44 @@ def measure(backbone: Any, r: Recipe, batch: int = 1) -> Costs:
     return Costs(weights_of(backbone), stages, heads, **forwards)
 
 
-def plan_stage(backbone: Any, r: Recipe, once: Forward, low: tuple) -> Stage:
-    """Coverage of every layer and LR step; `once`: the LR forward beside which it is recorded."""
+def plan_stage(backbone: Any, r: Recipe, forward: Forward, low: tuple) -> Stage:
+    """Coverage of every layer and LR step; forward: one LR forward."""
     grid = (backbone.token_grid(low), r.brick_low)
-    one, times = coverage_cost(once.q, once.size, r.coverage_rows, *grid), r.steps * once.layers
+    layer = coverage_cost(forward.q, forward.size, r.coverage_rows, *grid)
+    count = r.steps * forward.layers
     return Stage(
         "plan",
         "none",
         0,
-        times * one.flops,
+        count * layer.flops,
         0,
-        moved=one.moved * times,
-        sent=lambda k: times * one.sent(k),
+        moved=layer.moved * count,
+        sent=lambda k: count * layer.sent(k),
     )
 
 
 def flow_stage(
-    name: str, once: Forward, forwards: float, dense: float = 0, f: float = 1.0, bytes: int = 0
+    name: str, forward: Forward, forwards: float, dense: float = 0, f: float = 1.0, bytes: int = 0
 ) -> Stage:
-    """So many forwards at density f, and `dense` more with full attention."""
-    both = forwards + dense
-    attention = forwards * once.attending_flops(f) + dense * once.attending_flops()
+    """`forwards` forwards at density f, and `dense` more with full attention."""
+    total = forwards + dense
+    attention = forwards * forward.attending_flops(f) + dense * forward.attending_flops()
     return Stage(
         name,
         "transformer",
-        once.video,
-        forwards * once.flops(f) + dense * once.flops(),
+        forward.video,
+        forwards * forward.flops(f) + dense * forward.flops(),
         bytes,
-        both,
+        total,
         f,
         attention,
-        once.moved * both,
-        lambda k: both * once.sent(k),
+        forward.moved * total,
+        lambda k: total * forward.sent(k),
     )
 
 
-def _together(flow: Stage, plan: Stage) -> Stage:
-    """The LR flow of a method without windows, which records coverage, too."""
+def _with_coverage(flow: Stage, plan: Stage) -> Stage:
+    """The LR flow of a method without windows: it includes the coverage."""
     return replace(
         flow,
         flops=flow.flops + plan.flops,
@@ -109,8 +110,8 @@ def _together(flow: Stage, plan: Stage) -> Stage:
     )
 
 
-def high_stage(backbone: Any, r: Recipe, once: Forward, shape: tuple, batch: int) -> Stage:
-    """The HR flow of latents of this shape; `once`: a forward of them."""
+def high_stage(backbone: Any, r: Recipe, forward: Forward, shape: tuple, batch: int) -> Stage:
+    """The HR flow of latents of this shape; forward: one forward of them."""
     steps = r.t_i if "t_i" in r.knobs else r.steps
     windowed = "windows" in r.knobs and not r.whole_grid
     dense = min(r.windows.dense_steps, steps) if windowed else steps
@@ -118,20 +119,20 @@ def high_stage(backbone: Any, r: Recipe, once: Forward, shape: tuple, batch: int
         backbone.token_grid(backbone.latent_shape(*size, r.frames)) for size in (r.low, r.high)
     ]
     f = density(r, backbone.router.layers, *grids) if windowed else 1.0
-    twice = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
+    factor = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
     backend = "triton" if r.attention == "auto" else r.attention  # as on a GPU
-    peak = once.peak_with_windows(backend) if windowed else once.peak
+    peak = forward.peak_with_windows(backend) if windowed else forward.peak
     rows = r.windows.module.READS == HR and "coverage_rows" not in r.windows.module.IGNORES
-    if windowed and rows:  # rows of logits beside the forward
-        peak = max(peak, once.attending + 2 * coverage_bytes(once.q, r.coverage_rows))
-    held = STATE * 4 * batch * math.prod(shape)
-    return flow_stage("hr", once, twice * (steps - dense), twice * dense, f, peak + held)
+    if windowed and rows:  # rows of logits during the forward
+        peak = max(peak, forward.attending + 2 * coverage_bytes(forward.q, r.coverage_rows))
+    held = STATE_LATENTS * 4 * batch * math.prod(shape)
+    return flow_stage("hr", forward, factor * (steps - dense), factor * dense, f, peak + held)
 
 
 def density(r: Recipe, layers: int, low: Box, high: Box) -> float:
-    """f that windows are expected to keep: as requested; for the coverage policy its cap.
+    """Expected density f of the windows: as requested; for the coverage policy, its cap.
 
-    low, high: the token grids, by which `inward` goes.
+    low, high: the token grids, which decide the box of `inward`.
     """
     f = fraction_of_volume(r.sparsity, r.density)
     if r.windows.name == "coverage":
@@ -142,7 +143,7 @@ def density(r: Recipe, layers: int, low: Box, high: Box) -> float:
 
 
 def _text_stage(backbone: Any, r: Recipe, batch: int) -> Stage:
-    """2 FLOPs a weight and token; embeddings are looked up."""
+    """2 FLOPs per weight and token; embeddings count none."""
     condition = backbone.blank_condition(batch, r.guidance)
     text = getattr(condition, "text", getattr(condition, "positive", None))
     tokens = getattr(text, "states", text).shape[1]
@@ -161,7 +162,7 @@ def _text_stage(backbone: Any, r: Recipe, batch: int) -> Stage:
 
 
 def vae_stages(backbone: Any, r: Recipe, batch: int) -> list[Stage]:
-    """Hand-off and decoding, with the preview of the LR clip, in the recipe's tiles."""
+    """Hand-off and decoding, with the decoding of the LR clip, in the recipe's tiles."""
     tile_vae(backbone.vae, r.vae_tile)
     low, high = (backbone.latent_shape(*size, r.frames) for size in (r.low, r.high))
 
@@ -170,10 +171,10 @@ def vae_stages(backbone: Any, r: Recipe, batch: int) -> list[Stage]:
 
     stages = []
     if "t_i" in r.knobs:
-        N = 1  # any step: two states and one velocity stand for the whole flow
+        N = 1  # any step: two states and one velocity suffice
         flow = Trajectory(sigma_grid(N, r.shift), [latent(low)] * 2, [None, latent(low)])
         eps = latent(high)
-        mode = r.handoff if "handoff" in r.knobs else HANDOFFS.get(r.method, "x0")
+        mode = r.handoff if "handoff" in r.knobs else FIXED_HANDOFFS.get(r.method, "x0")
         call = (flow, N, eps, mode, backbone.decode, backbone.encode, r.high)
         cost = vae_cost(backbone.vae, lambda: hand_off(*call))
         held = 2 * eps.nbytes
@@ -196,20 +197,21 @@ def _vae_stage(name: str, cost: Pass, held: int = 0) -> Stage:
 
 
 def weights_of(backbone: Any) -> Weights:
-    """Bytes of all parts. Stores the transformer as fp8 to count it: a blank one, spent afterwards."""
+    """Bytes of all parts. Converts the blank transformer to fp8, so it is not usable afterwards."""
     parts = backbone.pipeline.components
     text = sum(_bytes(m) for name, m in parts.items() if name.startswith("text_encoder"))
-    moved = [m for name, m in parts.items() if name.startswith("transformer")]
-    plain, plain_group = [_bytes(m) for m in moved], [_group_bytes(m) for m in moved]
-    for m in moved:
+    transformers = [m for name, m in parts.items() if name.startswith("transformer")]
+    sizes, group_sizes = [_bytes(m) for m in transformers], [_group_bytes(m) for m in transformers]
+    for m in transformers:
         m.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=m.dtype)
-    small, small_group = [_bytes(m) for m in moved], [_group_bytes(m) for m in moved]
+    fp8_sizes = [_bytes(m) for m in transformers]
+    fp8_group_sizes = [_group_bytes(m) for m in transformers]
     return Weights(
         text,
         _bytes(parts["vae"]),
-        (sum(plain), sum(small)),
-        (max(plain_group), max(small_group)),
-        (max(plain), max(small)) if len(moved) > 1 else None,
+        (sum(sizes), sum(fp8_sizes)),
+        (max(group_sizes), max(fp8_group_sizes)),
+        (max(sizes), max(fp8_sizes)) if len(transformers) > 1 else None,
     )
 
 
@@ -218,7 +220,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _group_bytes(module: nn.Module) -> int:
-    """On the device under offload=group: two blocks, one of them on its way, and what is in none."""
+    """Bytes on the device under offload=group: two blocks, one prefetched, and all other weights."""
     blocks = [b for m in module.children() if isinstance(m, nn.ModuleList) for b in m]
     sizes = sorted(_bytes(b) for b in blocks)
     return _bytes(module) - sum(sizes) + sum(sizes[-2:])

@@ -1,25 +1,24 @@
-"""From FLOPs and bytes to seconds: what a device achieves, and the roofline over it.
+"""From FLOPs and bytes to seconds: the rates of a device, and the roofline model.
 
     compute  = FLOPs / rate           of self-attention and of everything else, one after the other
     memory   = bytes moved / bandwidth
     seconds  = max(compute, memory) + bytes sent / link
 
-Rates that are assumed or typed are those of whole stages, so what lies between the products is in
-them and the larger of both counts. Rates that were measured on single kernels (`measured`) pay for
-every kind of kernel by itself, since they run one after another:
+Assumed and given rates are those of whole stages: they include the work between the products, and the
+larger of compute and memory decides. Rates measured on single kernels (`measured`) are applied to each
+kind of kernel, since kernels run one after another:
 
     seconds  = max(products, weights and their inputs and outputs) + max(attention, q k v out)
                + rest + sent
 
-What kernels take to start is left out: on small models it is what the seconds are. The autoencoder and
-the planning stage compute in float32, at a rate of their own. `offload=group` is no
-faster than the weights travel from the CPU.
+Kernel launches are not counted; on small models they dominate. The autoencoder and the planning stage
+compute in float32, at a separate rate. `offload=group` is limited by the transfer of the weights from
+the CPU.
 
-Where the numbers come from: TFLOP/s are what whole forwards of such models reach in bfloat16, some 40 %
-of the data sheets' dense peak; GB/s of memory are 80 % of the data sheets'; GB/s of the link are
-70 % of what NVLink sends in one direction (H800: the halved link of that card), and for cards
-without it 20, a PCIe 4 slot. All of them are assumptions, which `--measure`, `tflops=`, `bandwidth=`
-and `link=` replace.
+Sources: TFLOP/s are what whole forwards of such models reach in bfloat16, some 40 % of the data sheets'
+dense peak; GB/s of memory are 80 % of the data sheets'; GB/s of the link are 70 % of NVLink in one
+direction (H800: the halved link of that GPU), and 20 (PCIe 4) for GPUs without it. All are assumptions,
+which `--measure`, `tflops=`, `bandwidth=` and `link=` replace.
 """
 
 import math
@@ -39,11 +38,11 @@ BUS = 25e9  # bytes a second from the CPU to a GPU
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device achieves: TFLOP/s, GB/s of its memory and of its link to other ranks.
+    """Achieved rates: TFLOP/s, GB/s of memory and of the link to other ranks.
 
-    attention, float32: TFLOP/s of self-attention and of float32 work where they are known apart.
-    share: of tflops, in float32, where that is not known apart. kernels: whether these are rates of
-    single kernels (see the module). What is infinite is free.
+    attention, float32: TFLOP/s of self-attention and of float32 work, if known separately.
+    share: float32 rate relative to tflops, if not. kernels: whether these are rates of single kernels
+    (see the module). An infinite rate costs no time.
     """
 
     tflops: float
@@ -68,7 +67,7 @@ class Rates:
         return self.float32 or self.share * self.tflops
 
     def seconds(self, flops: float, attention: float, moved: Moved, single: bool = False) -> float:
-        """Of work of one rank, without what it sends: FLOPs in all, those of self-attention.
+        """Seconds of one rank's work, without communication. flops include attention.
 
         single: whether it is computed in float32.
         """
@@ -90,12 +89,12 @@ class Rates:
 
 
 def known(name: str) -> Rates | None:
-    """What is assumed of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
-    word = next((w for w in RATES if w.lower() in name.lower()), None)
-    if word is None:
+    """Assumed rates of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
+    key = next((w for w in RATES if w.lower() in name.lower()), None)
+    if key is None:
         return None
-    share = 1.0 if word == "cpu" else VAE_SHARE  # which computes in float32 anyway
-    return Rates(RATES[word], BANDWIDTH[word], LINK[word], share=share)
+    share = 1.0 if key == "cpu" else VAE_SHARE  # it computes in float32 anyway
+    return Rates(RATES[key], BANDWIDTH[key], LINK[key], share=share)
 
 
 def rates_of(
@@ -105,19 +104,19 @@ def rates_of(
     bandwidth: float | None = None,
     link: float | None = None,
 ) -> Rates:
-    """What is assumed of a device, with what was typed instead.
+    """Assumed rates of a device, overridden by the given ones.
 
-    memory: GiB, by which a GPU of unknown name counts as an H100 or an A100. Raises UserError for what
-    is no rate.
+    memory: GiB; decides whether an unknown GPU counts as an H100 or an A100. Raises UserError for an
+    invalid rate.
     """
-    usual = known(name) or known("H100" if (memory or 0) > 60 else "A100")
-    typed = {"tflops": tflops, "bandwidth": bandwidth, "link": link}
-    return with_typed(usual, **typed)
+    assumed = known(name) or known("H100" if (memory or 0) > 60 else "A100")
+    given = {"tflops": tflops, "bandwidth": bandwidth, "link": link}
+    return with_given(assumed, **given)
 
 
-def with_typed(rates: Rates, **typed: float | None) -> Rates:
-    """Rates with those that were typed in their place. Raises UserError for what is no rate."""
-    for name, rate in typed.items():
+def with_given(rates: Rates, **given: float | None) -> Rates:
+    """Rates overridden by the given ones. Raises UserError for an invalid rate."""
+    for name, rate in given.items():
         if rate is not None and not 0 < rate < math.inf:
             raise UserError(f"{name}={rate:g} is no rate; type a number above 0, as {name}=100")
-    return replace(rates, **{k: v for k, v in typed.items() if v is not None})
+    return replace(rates, **{k: v for k, v in given.items() if v is not None})

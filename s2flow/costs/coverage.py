@@ -1,14 +1,14 @@
-"""Planning: what it costs to record the coverage of every window in one layer of an LR step (Eq. 8).
+"""Cost of planning: the coverage of every window in one layer of an LR step (Eq. 8).
 
-As on a GPU, where a kernel (`attention.coverage`) reads the keys once and writes no rows. R sampled
-rows, L keys of width d, and bricks g_t x g_h x g_w,
+As on a GPU, where a kernel (`attention.coverage`) reads the keys once and writes no rows. With R
+sampled rows, L keys of width d, and bricks g_t x g_h x g_w,
 
-    sums         2 R L d a head; k is read for every 128 rows, and a sum is written per row and brick
-    all boxes    2 R g_t g_h g_w (g_t + g_h + g_w) a head: windows of every size along one axis after
-                 another, traced on the meta device as it runs
+    sums         2 R L d per head; k is read for every 128 rows, and a sum is written per row and brick
+    all boxes    2 R g_t g_h g_w (g_t + g_h + g_w) per head: windows of every size along one axis after
+                 another, traced on the meta device
 
-What ranks exchange is the outcome, g_t g_h g_w numbers a head. The choice itself (Eq. 9) is
-an argmax over small tables on the CPU and counts as nothing.
+Ranks exchange the result, g_t g_h g_w numbers per head. The choice itself (Eq. 9) is an argmax over
+small tables on the CPU and is not counted.
 """
 
 import math
@@ -23,15 +23,15 @@ from s2flow.grid import Box, brick_grid
 
 @dataclass(frozen=True)
 class Coverage:
-    """Of one layer, all heads: FLOPs in float32, bytes moved, bytes of the outcome."""
+    """Of one layer, all heads: FLOPs in float32, bytes moved, bytes of the result."""
 
     flops: int
     moved: Moved
-    outcome: int
+    result: int
 
     def sent(self, k: int) -> int:
-        """Bytes that each of k ranks sends, its own heads' outcome to each of the others."""
-        return self.outcome // k * (k - 1)
+        """Bytes that each of k ranks sends: its heads' result to each of the others."""
+        return self.result // k * (k - 1)
 
 
 def coverage_cost(
@@ -51,5 +51,5 @@ def coverage_cost(
     tile = launch_options(d, kind, volume, many=True)["BLOCK_R"]  # rows
     flops = 2 * B * R * L * d + trace.flops
     moved = Moved(products=B * (size * d * (L * math.ceil(R / tile) + R) + 4 * slots * R))
-    outcome = 4 * B * heads * bricks
-    return Coverage(heads * flops, (moved + trace.moved) * heads, outcome)
+    result = 4 * B * heads * bricks
+    return Coverage(heads * flops, (moved + trace.moved) * heads, result)

@@ -1,16 +1,16 @@
-"""What `plan=true` says of all clips of a job, and of a sweep: what is there, hours, disk.
+"""Forecast of `plan=true` for all clips of a job or a sweep: recorded and missing clips, hours, disk.
 
-    cached     clips with a record in runs_dir; of checkpoints, whose hash may ask the hub, in the run
-               of the same recipe, whatever its weights
-    hours      missing clips x seconds of a clip + LR flows to make x seconds of one, x ranks: GPU
-               hours, or hours of this CPU; by the estimates of `s2flow.costs`
+    cached     clips with a record in runs_dir. For checkpoints, whose hash may need the hub: in the run
+               of the same recipe with any weights
+    hours      missing clips x seconds of a clip + missing LR flows x seconds of one, x ranks: GPU
+               hours, or hours of this CPU; estimated by `s2flow.costs`
     LR flows   one for all variants of a clip that share it (`Recipe.low_identity`), in the whole sweep;
-               those in lr_cache are not made
-    disk       bytes of a clip's files as the recorded ones of the same size have them in runs_dir
-               ("records"), else a bit a pixel ("pixels": what H.264 takes at this quality, roughly),
-               and LR flows up to lr_cache_gib
+               without those in lr_cache
+    disk       bytes of a clip's files: the mean of recorded clips of the same size in runs_dir
+               ("records"), else a bit per pixel ("pixels": roughly H.264 at this quality); plus LR
+               flows up to lr_cache_gib
 
-Two jobs that ask for the same clip count it once in the totals.
+A clip that two jobs need counts once in the totals.
 """
 
 import json
@@ -29,37 +29,37 @@ from s2flow.store import Store, read_record
 from s2flow.store.lowflow import low_key
 from s2flow.store.tasks import Task
 
-BYTES_A_PIXEL = 1 / 8  # of an mp4, until there are records of this size
-BESIDE = 2**16  # bytes of a clip's record and sheet
-SAMPLE = 8  # records that are looked at
+BYTES_PER_PIXEL = 1 / 8  # of an mp4, if there are no records of this size
+SIDE_FILE_BYTES = 2**16  # record and contact sheet of a clip
+MAX_SAMPLED_RECORDS = 8
 
 
 def forecast(
     cfg: DictConfig, recipe: Recipe, tasks: list[Task], stages: dict[str, float], blank: Any
 ) -> dict[str, Any]:
-    """What a job would have to make.
+    """Recorded and missing clips of a job, with their estimated seconds and bytes.
 
     stages: seconds of a batch by stage; blank: the backbone without weights. `needs` holds the names
-    of clips and LR flows, from which `totals` counts those of several jobs.
+    of clips and LR flows, so that `totals` counts shared ones once.
     """
-    known = cfg.backbone.family == "tiny"  # its weights are here, and hashed at once
-    if known:
+    local = cfg.backbone.family == "tiny"  # its weights are local, and hashing is quick
+    if local:
         weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
         recipe = replace(recipe, weights=weights)
-    run_id = recipe.run_id if known else _run_alike(Path(cfg.runs_dir), recipe)
+    run_id = recipe.run_id if local else _run_of_same_recipe(Path(cfg.runs_dir), recipe)
     store = Store(cfg.runs_dir, run_id or recipe.run_id, {}, write=False)
     recorded = {} if cfg.cache == "force" else store.recorded()
     missing = [t for t in tasks if t.key not in recorded]
     names = {t.key: f"{recipe.run_id}/{t.key}" for t in tasks}
-    gave_up = set() if cfg.cache == "force" else store.failed()
-    failed = sum(t.key in gave_up for t in missing)
-    flows, to_make = loading.low_flows(cfg), []
+    failed_keys = set() if cfg.cache == "force" else store.failed()
+    failed = sum(t.key in failed_keys for t in missing)
+    flows, missing_flows = loading.low_flows(cfg), []
     ranks = cfg.context_parallel
     for t in missing if "lr" in stages else ():
         key = low_key(recipe.low_identity(), t.prompt, t.seed, ranks if ranks > 1 else None)
-        there = known and flows.folder is not None and flows.path(key).exists()
-        to_make += [] if there else [flows.name(key)]
-    own, found_in = _clip_bytes(cfg, recipe, store)
+        cached = local and flows.folder is not None and flows.path(key).exists()
+        missing_flows += [] if cached else [flows.name(key)]
+    clip_bytes, bytes_from = _clip_bytes(cfg, recipe, store)
     low = _low_bytes(recipe, blank) if flows.folder is not None and "lr" in stages else 0
     per_clip = sum(s for name, s in stages.items() if name != "lr") / cfg.batch
     return {
@@ -71,39 +71,39 @@ def forecast(
         "cache": cfg.cache,
         "seconds_clip": round(per_clip, 3),
         "seconds_low_flow": round(stages.get("lr", 0.0) / cfg.batch, 3),
-        "bytes_clip": own,
-        "bytes_from": found_in,
+        "bytes_clip": clip_bytes,
+        "bytes_from": bytes_from,
         "bytes_low_flow": low,
         "low_flows_limit": flows.limit,
         "gpu": cfg.memory is not None or loading.device_here(cfg.device) != "cpu",
         "needs": {
             "every_clip": list(names.values()),
             "clips": [names[t.key] for t in missing],
-            "low_flows": sorted(set(to_make)),
+            "low_flows": sorted(set(missing_flows)),
             "runs_dir": str(cfg.runs_dir),
         },
     }
 
 
-def _run_alike(runs_dir: Path, recipe: Recipe) -> str | None:
-    """The run with most records of this recipe, whatever its weights."""
+def _run_of_same_recipe(runs_dir: Path, recipe: Recipe) -> str | None:
+    """The run with most records of this recipe, with any weights."""
     wanted = {k: v for k, v in recipe.identity().items() if k != "weights"}
-    found = []
+    runs = []
     for path in runs_dir.glob("*/recipe.json"):
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if {k: v for k, v in stored.items() if k not in ("weights", "version")} == wanted:
-            found.append((len(list((path.parent / "records").glob("*.json"))), path.parent.name))
-    return max(found)[1] if found else None
+            runs.append((len(list((path.parent / "records").glob("*.json"))), path.parent.name))
+    return max(runs)[1] if runs else None
 
 
 def _clip_bytes(cfg: DictConfig, recipe: Recipe, store: Store) -> tuple[int, str]:
-    """Bytes of one clip's files, and what they are known from."""
+    """(bytes of one clip's files, their source: "records" or "pixels")."""
     folders = [store.folder, *sorted(Path(cfg.runs_dir).glob("*"))]
     for folder in folders:
-        paths = islice((folder / "records").glob("[!.]*.json"), SAMPLE)
+        paths = islice((folder / "records").glob("[!.]*.json"), MAX_SAMPLED_RECORDS)
         records = [r for r in map(read_record, paths) if r is not None]
         size = (recipe.frames, *recipe.high)
         if not records or tuple(records[0][k] for k in ("frames", "height", "width")) != size:
@@ -118,7 +118,7 @@ def _clip_bytes(cfg: DictConfig, recipe: Recipe, store: Store) -> tuple[int, str
         return sum(p.stat().st_size for p in files) // len(records), "records"
     pixels = recipe.frames * recipe.high[0] * recipe.high[1]
     pixels += recipe.frames * recipe.low[0] * recipe.low[1]
-    return round(pixels * BYTES_A_PIXEL) + BESIDE, "pixels"
+    return round(pixels * BYTES_PER_PIXEL) + SIDE_FILE_BYTES, "pixels"
 
 
 def _low_bytes(recipe: Recipe, blank: Any) -> int:

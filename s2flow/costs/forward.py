@@ -1,21 +1,21 @@
-"""One forward of the transformer: its FLOPs at any density, bytes moved, peak, and what ranks exchange.
+"""One forward of the transformer: FLOPs at any density, bytes moved, peak memory, and communication.
 
-With d the width, e bytes a number, F the width of the feed-forward and L the video tokens of a batch:
+With d the width, e bytes per number, F the width of the feed-forward and L the video tokens of a batch:
 
-    linear       2 L x (weights that video tokens meet): Wan 6 d^2 + 2 d F, HunyuanVideo 12 d^2 a layer
+    linear       2 L x (weights applied to video tokens): Wan 6 d^2 + 2 d F, HunyuanVideo 12 d^2 a layer
     attention    4 L^2 d f a layer, f the density of the windows; joint text is always dense:
                  (f Lv^2 + 2 Lv Lt + Lt^2) / (Lv + Lt)^2 of the dense one
-    moved        weights once a pass; q, k, v and output of self-attention once a layer, however dense;
+    moved        weights once a pass; q, k, v and output of self-attention once a layer, at any density;
                  the inputs and outputs of every other operation (`trace`)
     peak, Wan in bfloat16, bytes a token: max(22 d, 8 d + 4 F) + rotary tables of 8 bytes x head_dim.
-                 22 d: residual, the block's input, branch, its input and the last branch (10 d) beside
+                 22 d: residual, the block's input, branch, its input and the last branch (10 d), plus
                  gate product, residual and their sum in float32 (12 d). 8 d + 4 F: both sides of GELU
     peak, HunyuanVideo in bfloat16: 36 d in single blocks: both residuals, norm, MLP (8 d), q, k, v and
-                 their input (22 d), beside rotary embedding in float32 (14 d)
-    sent         per rank of k under Ulysses, as `backbones.ulysses` does it: of every layer a rank's
-                 tokens of q, k, v go to the ranks that take their heads, 3 Lv/k d (1 - 1/k), the other
-                 tokens of its own heads' output back, Lv (1 - 1/k) d/k, and its heads of the text's
-                 output to each of the others; of every pass its tokens of the velocity to each of them
+                 their input (22 d), plus rotary embedding in float32 (14 d)
+    sent         per rank of k under Ulysses (`backbones.ulysses`). Per layer: a rank's tokens of q, k,
+                 v to the ranks with their heads, 3 Lv/k d (1 - 1/k); other ranks' tokens of its heads'
+                 output, Lv (1 - 1/k) d/k; its heads of the text's output to each other rank. Per pass:
+                 its tokens of the velocity to each other rank
 """
 
 import math
@@ -29,12 +29,12 @@ from s2flow.attention.tiled import COPIED
 from s2flow.costs.blank import Answers
 from s2flow.costs.trace import Moved, attention_flops, tracing
 
-FUSED = ("triton", "flex", "fa4")  # kernels that read q, k, v where they lie
+FUSED_BACKENDS = ("triton", "flex", "fa4")  # kernels that read q, k, v without a copy
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One guided velocity: FLOPs outside and inside self-attention (dense), bytes at its peaks.
+    """One guided velocity: FLOPs outside and inside self-attention (dense), peak bytes.
 
     attending: bytes alive when self-attention starts; video: tokens, without text; q: (B, heads, L, d)
     of self-attention, text included; size: bytes of one of its numbers; calls: self-attentions of all
@@ -54,64 +54,65 @@ class Forward:
     features: int = 0
 
     def flops(self, f: float = 1.0) -> float:
-        """With windows of density f."""
+        """FLOPs with windows of density f."""
         return self.linear + self.attending_flops(f)
 
     def attending_flops(self, f: float = 1.0) -> float:
-        """Of self-attention with windows of density f; text attends and is attended throughout."""
+        """FLOPs of self-attention with windows of density f; attention to and from text is dense."""
         joint = self.q[2]
         video, text = self.video, joint - self.video
         return self.attention * (f * video**2 + 2 * video * text + text**2) / joint**2
 
     def peak_with_windows(self, backend: str) -> int:
-        """`tiled` copies q, k, v and output of some heads at a time, at least one; kernels do not."""
-        if backend in FUSED:
+        """Peak bytes with windows: `tiled` copies q, k, v and output of a few heads at a time."""
+        if backend in FUSED_BACKENDS:
             return self.peak
-        heads, whole = self.q[1], self.size * math.prod(self.q)
-        at_once = min(max(heads * COPIED["cuda"] // (2 * whole), 1), heads)
-        return max(self.peak, self.attending + whole + 5 * whole * at_once // heads)
+        heads, tensor = self.q[1], self.size * math.prod(self.q)
+        heads_at_once = min(max(heads * COPIED["cuda"] // (2 * tensor), 1), heads)
+        return max(self.peak, self.attending + tensor + 5 * tensor * heads_at_once // heads)
 
     def sent(self, k: int) -> int:
         """Bytes that the busiest of k ranks sends to others."""
         if k == 1:
             return 0
         B, heads, L, d = self.q
-        mine, own = -(-self.video // k), heads // k
-        out = 3 * mine * (heads - own) * d
-        back = (self.video - mine) * own * d + (L - self.video) * own * d * (k - 1)
-        gathered = mine * self.features * (k - 1)
+        rank_tokens, rank_heads = -(-self.video // k), heads // k
+        scattered = 3 * rank_tokens * (heads - rank_heads) * d
+        returned = (self.video - rank_tokens) * rank_heads * d
+        returned += (L - self.video) * rank_heads * d * (k - 1)  # text
+        gathered = rank_tokens * self.features * (k - 1)
         passes = self.calls // self.layers
-        return B * self.size * (self.calls * (out + back) + passes * gathered)
+        return B * self.size * (self.calls * (scattered + returned) + passes * gathered)
 
 
 def forward_cost(backbone: Any, shape: tuple, batch: int, guidance: float) -> Forward:
     """One `backbone.velocity` of a latent (C, T, h, w) on the meta device."""
     condition = backbone.blank_condition(batch, guidance)
     z = torch.empty(batch, *shape, device=backbone.device)
-    seen = {"flops": 0, "live": 0, "shape": None, "size": 0, "moved": 0, "calls": 0}
+    counts = {"flops": 0, "live": 0, "shape": None, "size": 0, "moved": 0, "calls": 0}
 
     with tracing(weights=backbone.transformer) as trace:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            seen["flops"] += attention_flops(q, k)
-            seen["live"] = max(seen["live"], trace.live)
-            seen["shape"], seen["size"] = tuple(q.shape), q.element_size()
-            seen["moved"] += 4 * q.nbytes
-            seen["calls"] += 1
+            counts["flops"] += attention_flops(q, k)
+            counts["live"] = max(counts["live"], trace.live)
+            counts["shape"], counts["size"] = tuple(q.shape), q.element_size()
+            counts["moved"] += 4 * q.nbytes
+            counts["calls"] += 1
             return torch.empty_like(q)
 
         with Answers(), backbone.router.replacing(attend):
             backbone.velocity(z, 1.0, condition)
     return Forward(
         linear=trace.flops,
-        attention=seen["flops"],
+        attention=counts["flops"],
         peak=trace.peak,
-        attending=seen["live"],
+        attending=counts["live"],
         video=math.prod(backbone.token_grid(shape)),
-        q=seen["shape"],
-        size=seen["size"],
-        moved=trace.moved + Moved(attention=seen["moved"]),
-        calls=seen["calls"],
+        q=counts["shape"],
+        size=counts["size"],
+        moved=trace.moved + Moved(attention=counts["moved"]),
+        calls=counts["calls"],
         layers=backbone.router.layers,
         features=backbone.transformer.proj_out.out_features,
     )

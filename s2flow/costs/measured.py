@@ -1,13 +1,13 @@
-"""What the device at hand achieves, timed in seconds: `python -m s2flow.costs --measure`.
+"""Measured rates of this machine's device: `python -m s2flow.costs --measure`.
 
-    tflops      a large matrix product in the type that models compute in
-    attention   full attention at head_dim 128, the fastest kernel that torch has there
-    float32     a 3-D convolution as the autoencoder has them, in float32 as torch does them by default
+    tflops      a large matrix product in the models' dtype
+    attention   full attention at head_dim 128, with torch's fastest kernel on the device
+    float32     a 3-D convolution as in the autoencoder, in float32 with torch's defaults
     bandwidth   a copy of a large tensor, read and written
 
-Medians of repeats, on CUDA by events. The link to other GPUs takes several processes and is not
-measured: the assumption by the device's name stays, or what `--link` says. Written as JSON under
-"rates"; `load_rates` takes any JSON with such an entry, so that a benchmark's file serves as well.
+Medians of repeats, on CUDA by events. The link to other GPUs needs several processes and is not
+measured: the assumption for the device's name, or `--link`, is used. Written as JSON under "rates";
+`load_rates` reads any JSON with that entry, including a benchmark's file.
 
 The CUDA side has not yet been run on a GPU.
 """
@@ -42,7 +42,7 @@ CPU = {
     "repeats": 3,
 }
 KERNELS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
-NAMES = ("tflops", "bandwidth", "link", "attention", "float32")
+RATE_NAMES = ("tflops", "bandwidth", "link", "attention", "float32")
 
 
 def measure_rates(device: str, sizes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def load_rates(path: str | Path) -> Rates:
     """The rates of a file that `--measure` or a benchmark wrote. Raises UserError for any other."""
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["rates"]
-        given = {k: found[k] for k in NAMES if found.get(k) is not None}
-        return Rates(**given, kernels=bool(found.get("kernels", False)))
+        rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
+        given = {k: rates[k] for k in RATE_NAMES if rates.get(k) is not None}
+        return Rates(**given, kernels=bool(rates.get("kernels", False)))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); type another --rates"
@@ -90,19 +90,19 @@ def _product(device: str, kind: torch.dtype, sizes: dict[str, Any]) -> float:
 def _attention(device: str, kind: torch.dtype, sizes: dict[str, Any]) -> float:
     B, heads, L, d = sizes["attention"]
     q, k, v = (torch.randn(B, heads, L, d, device=device, dtype=kind) for _ in range(3))
-    found = []
+    timings = []
     for kernel in KERNELS if device.startswith("cuda") else (None,):
         try:
             if kernel is None:
-                found.append(_timed_attention(q, k, v, device, sizes))
+                timings.append(_timed_attention(q, k, v, device, sizes))
             else:
                 with sdpa_kernel(kernel):
-                    found.append(_timed_attention(q, k, v, device, sizes))
-        except RuntimeError:  # not on this card
+                    timings.append(_timed_attention(q, k, v, device, sizes))
+        except RuntimeError:  # not supported on this GPU
             continue
-    if not found:
+    if not timings:
         raise UserError(f"no attention kernel of torch runs on {device}; type --tflops instead")
-    return 4 * B * heads * L * L * d / min(found) / 1e12
+    return 4 * B * heads * L * L * d / min(timings) / 1e12
 
 
 def _timed_attention(q, k, v, device: str, sizes: dict[str, Any]) -> float:
@@ -113,8 +113,8 @@ def _convolution(device: str, sizes: dict[str, Any]) -> float:
     x = torch.randn(sizes["convolution"], device=device)
     C, volume = x.shape[1], x[0, 0].numel()
     w = torch.randn(C, C, 3, 3, 3, device=device)
-    took = seconds(lambda: F.conv3d(x, w, padding=1), device, sizes["repeats"])
-    return 2 * 27 * C * C * len(x) * volume / took / 1e12
+    time_per_call = seconds(lambda: F.conv3d(x, w, padding=1), device, sizes["repeats"])
+    return 2 * 27 * C * C * len(x) * volume / time_per_call / 1e12
 
 
 def _copy(device: str, sizes: dict[str, Any]) -> float:
@@ -125,7 +125,7 @@ def _copy(device: str, sizes: dict[str, Any]) -> float:
 
 @torch.no_grad()
 def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median time of one call, after one that warms up."""
+    """Median seconds of one call, after a warm-up call."""
     work()
     times = []
     for _ in range(repeats):
@@ -137,7 +137,7 @@ def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
             end.synchronize()
             times.append(start.elapsed_time(end) / 1000)
         else:
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             work()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start_time)
     return statistics.median(times)

@@ -1,4 +1,4 @@
-"""The paper's clock (8x H800), counted from HunyuanVideo's own config, and what it says of "s = 50 %".
+"""The paper's timings (8x H800) against FLOPs from HunyuanVideo's config: which reading of "s = 50 %"?
 
 Figure 6 gives seconds for 10 steps of the transformer: 51.0 at LR, 733 at HR, 96.4 with S2Flow. Here
 
@@ -10,13 +10,13 @@ Figure 6 gives seconds for 10 steps of the transformer: 51.0 at LR, 733 at HR, 9
     clip       (N seconds_lr + t_i seconds(f)) / 10 + rest
 
 Conventions that reproduce the table of the project's notes: a multiply-add is 2 FLOPs; text is 256
-tokens, HunyuanVideo's longest, joint with the video's and never cut by windows, so that
+tokens, HunyuanVideo's longest, joint with the video's and outside of windows, so that
 f_joint = (f Lv^2 + 2 Lv Lt + Lt^2) / (Lv + Lt)^2; one pass, guidance is embedded; norms, gates and
-softmax count as nothing.
+softmax are not counted.
 
-rest: what a clip takes beside the transformer (text, autoencoder, resizing), which Figure 6 leaves out.
-It is what Table 1 leaves of MACS, the plain cascade with full attention, once its LR and HR steps are
-taken off. S2Flow's own row leaves more (`rest_of_s2flow`): the paper does not say on what.
+rest: minutes of a clip outside the transformer (text, autoencoder, resizing), which Figure 6 omits. It
+is Table 1's time of MACS, the plain cascade with full attention, minus its LR and HR steps. The rest of
+S2Flow's own row is larger (`rest_of_s2flow`); the paper does not explain it.
 
 A sparsity s keeps f = s of the pairs when read as a share of the volume (density=volume, the text), and
 f = s^3 when read as a share of every axis (density=per_axis).
@@ -35,13 +35,14 @@ from s2flow.windows import fraction_of_volume
 
 READINGS = ("volume", "per_axis")
 SOURCE = "hunyuanvideo-community/HunyuanVideo"
-HERE = Path(__file__).with_name("paper.json")  # a link, which a wheel turns into a file
-CHECKOUT = Path(__file__).parents[2] / "experiments" / "paper.json"  # where links are text files
+PACKAGED_JSON = Path(__file__).with_name("paper.json")  # a link, which a wheel turns into a file
+# used in a checkout where links are text files
+CHECKOUT_JSON = Path(__file__).parents[2] / "experiments" / "paper.json"
 
 
 def reported() -> dict[str, Any]:
-    """The paper's published numbers. Raises UserError where the file is not there."""
-    for path in (HERE, CHECKOUT):
+    """The paper's published numbers. Raises UserError if the file is missing."""
+    for path in (PACKAGED_JSON, CHECKOUT_JSON):
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -61,12 +62,12 @@ class PaperClock:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """Steps, t_i, GPUs and the like."""
+        """Steps, t_i, GPUs and so on."""
         return self.reported["setting"]
 
     @property
     def gpus(self) -> int:
-        """How many of them worked on one clip."""
+        """Number of GPUs per clip."""
         return int(self.setting["gpus"].split("x")[0])
 
     def measured(self, method: str, resolution: str) -> float:
@@ -77,7 +78,7 @@ class PaperClock:
 
     @property
     def low_seconds(self) -> float:
-        """Of 10 LR steps: the yardstick."""
+        """Seconds of 10 LR steps: the reference time."""
         return self.measured("native", "low_resolution")
 
     def predicted(self, f: float = 1.0) -> float:
@@ -89,53 +90,53 @@ class PaperClock:
         return self.high.flops() / self.high.flops(f)
 
     def utilisation(self, seconds: float, flops: float) -> float:
-        """TFLOP/s of each GPU, if 10 forwards of so many FLOPs take so long."""
+        """TFLOP/s of each GPU, if 10 forwards of `flops` FLOPs take `seconds`."""
         return 10 * flops / seconds / self.gpus / 1e12
 
     # -- whole clips --------------------------------------------------------------------------
 
     def minutes(self, f: float, cascade: bool = True) -> float:
-        """Of the transformer in a clip; without cascade all steps are at HR."""
+        """Minutes of the transformer per clip; without cascade all steps are at HR."""
         steps, t_i = self.setting["steps"], self.setting["t_i"]
         if not cascade:
             return steps * self.predicted(f) / 600
         return (steps * self.low_seconds + t_i * self.predicted(f)) / 600
 
     def table1_minutes(self, method: str) -> float:
-        """As reported."""
+        """Minutes as reported in Table 1."""
         return next(r["minutes"] for r in self.reported["table1"] if r["method"] == method)
 
     @property
     def rest(self) -> float:
-        """Minutes beside the transformer, by MACS."""
+        """Minutes outside the transformer, by MACS."""
         return self.table1_minutes("macs") - self.minutes(1.0)
 
     @property
     def rest_of_s2flow(self) -> float:
-        """Minutes beside the transformer, by S2Flow's row and its own 96.4 s of Figure 6."""
+        """Minutes outside the transformer, by S2Flow's row and its 96.4 s of Figure 6."""
         s = self.setting
         high = self.measured("s2flow", "high_resolution")
         flow = (s["steps"] * self.low_seconds + s["t_i"] * high) / 600
         return self.table1_minutes("s2flow") - flow
 
     def clip_minutes(self, f: float) -> float:
-        """Of a cascade at density f, with everything beside the transformer."""
+        """Minutes of a cascade at density f, including `rest`."""
         return self.minutes(f) + self.rest
 
 
 def paper_clock() -> PaperClock:
-    """The paper's setting, counted; about two seconds, no weights."""
-    found = reported()
-    s = found["setting"]
+    """FLOPs of the paper's setting; takes about two seconds, needs no weights."""
+    numbers = reported()
+    s = numbers["setting"]
     backbone = blank("hunyuan", Origin("hunyuan", SOURCE, "main", "bfloat16"))
     low, high = (
         forward_cost(backbone, backbone.latent_shape(h, w, s["frames"]), 1, 6.0)
         for w, h in (s["low_resolution"], s["high_resolution"])
     )
-    return PaperClock(low, high, found)
+    return PaperClock(low, high, numbers)
 
 
-# -- beside what the paper reports ------------------------------------------------------------
+# -- against the paper's tables ---------------------------------------------------------------
 
 
 def figure6(clock: PaperClock) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ def _timed(clock, name, method, resolution, f, predicted) -> dict[str, Any]:
         "predicted_seconds": predicted,
         "reported_speedup": None if f is None else full / seconds,
         "predicted_speedup": None if f is None else clock.speedup(f),
-        # what each GPU would have to compute for the reported time to be of this density
+        # that each GPU must reach if the reported time is of this density
         "tflops_per_gpu": clock.utilisation(seconds, flops),
     }
 
@@ -171,8 +172,8 @@ def table1(clock: PaperClock) -> list[dict[str, Any]]:
     s, rows = clock.setting["sparsity"], []
     native = clock.minutes(1.0, cascade=False)
     for row in clock.reported["table1"]:
-        name, found = row["method"], {"reported_minutes": row["minutes"]}
-        found |= {"reported_speedup": row["speedup"]}
+        name, row_reported = row["method"], {"reported_minutes": row["minutes"]}
+        row_reported |= {"reported_speedup": row["speedup"]}
         if name == "native":
             cases = {name: (1.0, native, native)}
         elif name == "s2flow":
@@ -185,7 +186,7 @@ def table1(clock: PaperClock) -> list[dict[str, Any]]:
         for label, (f, transformer, clip) in cases.items():
             predicted = {"transformer_minutes": transformer, "predicted_minutes": clip}
             predicted |= {"predicted_speedup": native / clip}
-            rows.append({"row": label, "f": f, **found, **predicted})
+            rows.append({"row": label, "f": f, **row_reported, **predicted})
     return rows
 
 
@@ -194,14 +195,14 @@ def table2(clock: PaperClock) -> list[dict[str, Any]]:
     native = clock.minutes(1.0, cascade=False)
     rows = []
     for row in clock.reported["table2_sparsity"]:
-        found = {"sparsity": row["sparsity"], "window": row["window"]}
-        found["reported_speedup"] = row["speedup"]
+        cells = {"sparsity": row["sparsity"], "window": row["window"]}
+        cells["reported_speedup"] = row["speedup"]
         for reading in READINGS:
             f = fraction_of_volume(row["sparsity"], reading)
-            found[reading] = {
+            cells[reading] = {
                 "f": f,
                 "forward_speedup": clock.speedup(f),
                 "clip_speedup": native / clock.clip_minutes(f),
             }
-        rows.append(found)
+        rows.append(cells)
     return rows

@@ -1,14 +1,14 @@
-"""A stage of a clip, and what becomes of it on a device: seconds and peak memory.
+"""A stage of a clip: its seconds and peak memory on a device.
 
-    seconds  the roofline of `clock` over a rank's share of FLOPs and bytes, and what it sends
-    peak     weights that are there + state + activations
+    seconds  the roofline of `clock` over a rank's share of FLOPs and bytes, and its communication
+    peak     resident weights + state + activations
 
-Weights that are there: all of them, or those in use (offload=model), or of the transformer its
-largest two blocks and what belongs to no block (offload=group), which travel from the CPU in every
-forward. Of two experts one is in use. k ranks share a forward's tokens and activations; each reads all
-weights, and joint text, well below a per cent of the tokens at 2K, is counted as shared, too.
+Resident weights: all of them; those in use (offload=model); or, of the transformer, its largest two
+blocks and the weights outside blocks (offload=group), which are copied from the CPU in every forward.
+Of two experts one is in use. k ranks share a forward's tokens and activations. Each reads all weights;
+joint text, well below a per cent of the tokens at 2K, is counted as shared, too.
 
-Left out: the CUDA context and workspaces of kernels (`RESERVE`), fragmentation (`SLACK`).
+Not included: the CUDA context and kernel workspaces (`CONTEXT_GIB`), fragmentation (`SLACK`).
 """
 
 import math
@@ -20,14 +20,14 @@ from s2flow.costs.forward import Forward
 from s2flow.costs.trace import Moved
 
 GIB = 2**30
-RESERVE, SLACK = 1.0, 1.05  # GiB, and a factor
-SHARED = ("transformer", "none")  # parts whose work ranks share
-SINGLE = ("vae", "none")  # parts that compute in float32
+CONTEXT_GIB, SLACK = 1.0, 1.05  # SLACK: a factor
+PARALLEL_PARTS = ("transformer", "none")  # their work is divided among ranks
+FLOAT32_PARTS = ("vae", "none")  # they compute in float32
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: which part works ("text", "transformer", "vae", "none"), FLOPs, bytes beside weights.
+    """One stage: active part ("text", "transformer", "vae", "none"), FLOPs, bytes without weights.
 
     forwards: guided velocities; density: f of its windows; attention: FLOPs of self-attention among
     all; moved: bytes in device memory; sent(k): bytes that the busiest of k ranks sends.
@@ -59,21 +59,21 @@ class Weights:
     group: tuple[int, int]
     expert: tuple[int, int] | None = None
 
-    def there(self, part: str, offload: str, fp8: bool) -> int:
-        """Bytes of weights on the device while a part works."""
+    def resident(self, part: str, offload: str, fp8: bool) -> int:
+        """Bytes of weights on the device while a part is active."""
         if offload == "none":
             return self.text + self.vae + self.transformer[fp8]
-        moved = self.group[fp8] if offload == "group" else self.one(fp8)
-        return {"text": self.text, "vae": self.vae, "transformer": moved}.get(part, 0)
+        transformer = self.group[fp8] if offload == "group" else self.one(fp8)
+        return {"text": self.text, "vae": self.vae, "transformer": transformer}.get(part, 0)
 
     def one(self, fp8: bool) -> int:
-        """Bytes of the transformer that makes one forward."""
+        """Bytes of the transformer (or expert) of one forward."""
         return (self.expert or self.transformer)[fp8]
 
 
 @dataclass
 class Costs:
-    """A batch of clips, measured without weights; see `measure`."""
+    """Costs of a batch of clips, counted without weights; see `measure`."""
 
     weights: Weights
     stages: list[Stage]  # in the order of a run
@@ -82,9 +82,9 @@ class Costs:
     high: Forward | None = None
 
     def peak(self, stage: Stage, offload: str = "none", fp8: bool = False, ranks: int = 1) -> int:
-        """Bytes on one device at the worst moment of a stage."""
+        """Peak bytes on one device in a stage."""
         shared = ranks if stage.part == "transformer" else 1
-        return self.weights.there(stage.part, offload, fp8) + stage.bytes // shared
+        return self.weights.resident(stage.part, offload, fp8) + stage.bytes // shared
 
     def seconds(
         self,
@@ -94,34 +94,34 @@ class Costs:
         fp8: bool = False,
         ranks: int = 1,
     ) -> float:
-        """By the roofline of `clock`, for each of `ranks`; a bare number: TFLOP/s, the rest is free."""
+        """Seconds by the roofline of `clock`, for each rank. rates: a number is TFLOP/s alone."""
         rates = rates if isinstance(rates, Rates) else Rates(rates)
-        spent = seconds_of(stage, rates, ranks)
+        estimate = seconds_of(stage, rates, ranks)
         if offload == "group" and stage.part == "transformer":
-            spent = max(spent, stage.forwards * self.weights.one(fp8) / BUS)
-        return spent
+            estimate = max(estimate, stage.forwards * self.weights.one(fp8) / BUS)
+        return estimate
 
 
 def seconds_of(stage: Stage, rates: Rates, ranks: int = 1) -> float:
-    """Seconds of a stage, with its weights in their place."""
+    """Seconds of a stage whose weights are on the device."""
     sent = stage.sent(_ranks(stage, ranks))
-    return rates.seconds(*_share(stage, ranks), stage.part in SINGLE) + rates.sending(sent)
+    return rates.seconds(*_share(stage, ranks), stage.part in FLOAT32_PARTS) + rates.sending(sent)
 
 
 def bound(stage: Stage, rates: Rates, ranks: int = 1) -> str:
-    """What a stage waits for most: "compute", "memory" or "link"."""
+    """What bounds a stage: "compute", "memory" or "link"."""
     flops, attention, moved = _share(stage, ranks)
     only_compute = replace(rates, bandwidth=math.inf)
-    found = {
-        "compute": only_compute.seconds(flops, attention, moved, stage.part in SINGLE),
+    times = {
+        "compute": only_compute.seconds(flops, attention, moved, stage.part in FLOAT32_PARTS),
         "memory": moved.total / (rates.bandwidth * 1e9),
         "link": rates.sending(stage.sent(_ranks(stage, ranks))),
     }
-    return max(found, key=found.get)
+    return max(times, key=times.get)
 
 
 def _ranks(stage: Stage, ranks: int) -> int:
-    return ranks if stage.part in SHARED else 1
+    return ranks if stage.part in PARALLEL_PARTS else 1
 
 
 def _share(stage: Stage, ranks: int) -> tuple[float, float, Moved]:

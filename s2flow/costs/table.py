@@ -1,4 +1,4 @@
-"""The tables of `python -m s2flow.costs`, for a person: 100 columns wide."""
+"""The printed tables of `python -m s2flow.costs`, 100 columns wide."""
 
 from typing import Any
 
@@ -23,15 +23,15 @@ def paper_forwards(clock: PaperClock) -> list[dict[str, Any]]:
     return [
         {
             "row": name,
-            "tokens": once.video,
+            "tokens": forward.video,
             "f": f,
-            "linear_pflop": once.linear / 1e15,
-            "attention_pflop": once.attending_flops(f) / 1e15,
+            "linear_pflop": forward.linear / 1e15,
+            "attention_pflop": forward.attending_flops(f) / 1e15,
             "reported_seconds": seconds,
-            "predicted_seconds": clock.low_seconds * once.flops(f) / clock.low.flops(),
-            "speedup": None if once is clock.low else clock.speedup(f),
+            "predicted_seconds": clock.low_seconds * forward.flops(f) / clock.low.flops(),
+            "speedup": None if forward is clock.low else clock.speedup(f),
         }
-        for name, once, f, seconds in cases
+        for name, forward, f, seconds in cases
     ]
 
 
@@ -42,23 +42,23 @@ def speedups(clock: PaperClock) -> list[dict[str, float]]:
     return [{"f": f, "speedup": clock.speedup(f)} for f in sorted(fs, reverse=True)]
 
 
-def show(clock: PaperClock, mine: Yours) -> None:
-    """All tables."""
+def show(clock: PaperClock, yours: Yours) -> None:
+    """Print all tables."""
     console = Console(highlight=False, width=100)
-    _side_by_side(console, clock, mine)
+    _side_by_side(console, clock, yours)
     _readings(console, clock)
-    _stages(console, mine)
+    _stages(console, yours)
 
 
 def _grid(*columns: str, title: str | None = None) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for i, name in enumerate(columns):
-        made.add_column(name, justify="right" if i else "left")
-    return made
+        table.add_column(name, justify="right" if i else "left")
+    return table
 
 
-def _side_by_side(console: Console, clock: PaperClock, mine: Yours) -> None:
-    s, r = clock.setting, mine.recipe
+def _side_by_side(console: Console, clock: PaperClock, model: Yours) -> None:
+    s, r = clock.setting, model.recipe
     low, high = ("x".join(map(str, reversed(s[k]))) for k in ("low_resolution", "high_resolution"))
     console.print(
         f"paper  {s['backbone']}, {low} -> {high}, {s['frames']} frames, {s['steps']} steps, "
@@ -67,14 +67,14 @@ def _side_by_side(console: Console, clock: PaperClock, mine: Yours) -> None:
     sizes = ["x".join(map(str, size)) for size in (r.low, r.high)]
     console.print(
         f"yours  {r.backbone}, {sizes[0]} -> {sizes[1]}, {r.frames} frames, {r.steps} steps, "
-        f"t_i {r.t_i}, s {r.sparsity:g}, on {mine.ranks}x {mine.device}",
+        f"t_i {r.t_i}, s {r.sparsity:g}, on {model.ranks}x {model.device}",
         markup=False,
     )
     names = ("PFLOP a forward", "paper s", "model s", "x", "|", "tokens", "PFLOP", "yours s", "x")
-    made = _grid("10 steps", "f", *names)
-    for a, b in zip(paper_forwards(clock), mine.forwards(), strict=True):
+    table = _grid("10 steps", "f", *names)
+    for a, b in zip(paper_forwards(clock), model.forwards(), strict=True):
         f = f"{a['f']:.3g}" if a["f"] == b["f"] else f"{a['f']:.3g} | {b['f']:.3g}"
-        made.add_row(
+        table.add_row(
             *(a["row"], f),
             f"{a['linear_pflop']:.2f} + {a['attention_pflop']:.2f}",
             *(f"{a['reported_seconds']:.1f}", f"{a['predicted_seconds']:.1f}"),
@@ -82,9 +82,9 @@ def _side_by_side(console: Console, clock: PaperClock, mine: Yours) -> None:
             _short(b["linear_pflop"] + b["attention_pflop"]),
             *(_short(b["seconds_per_10_steps"]), _times(b["speedup"])),
         )
-    console.print(made)
+    console.print(table)
     clips = _grid("whole clip", "paper min", "model min", "x", "|", "yours min", "x")
-    rows, yours = {row["row"]: row for row in table1(clock)}, mine.clips()
+    rows, yours = {row["row"]: row for row in table1(clock)}, model.clips()
     rows["cascade"] = rows["macs"]
     for name, minutes in yours.items():
         a = rows[name]
@@ -99,37 +99,37 @@ def _side_by_side(console: Console, clock: PaperClock, mine: Yours) -> None:
     console.print(
         f"paper's model s: {clock.low_seconds:.1f} s of 10 LR steps times the ratio of FLOPs, HR/LR "
         f"{ratio:.1f}. Text: {clock.low.q[2] - clock.low.video} joint tokens; a multiply-add is "
-        "2 FLOP. What a clip takes beside the transformer is said by MACS, a plain cascade: "
-        f"{clock.rest:.1f} min; S2Flow's row leaves {clock.rest_of_s2flow:.1f}.\n"
+        "2 FLOP. A clip's minutes outside the transformer, by MACS, a plain cascade: "
+        f"{clock.rest:.1f}; by S2Flow's row: {clock.rest_of_s2flow:.1f}.\n"
         f"largest speed-up of the transformer by f: {line}\n"
     )
 
 
 def _readings(console: Console, clock: PaperClock) -> None:
     """Figure 6, Table 1, Table 2: what each reading of the sparsity predicts."""
-    made = _grid(
+    table = _grid(
         *("Figure 6, 10 steps", "f", "reported s", "predicted s", "reported x", "predicted x"),
         "TFLOP/s each GPU",
     )
     for r in figure6(clock):
-        made.add_row(
+        table.add_row(
             *(r["row"], DASH if r["f"] is None else f"{r['f']:g}"),
             *(f"{r['reported_seconds']:.1f}", f"{r['predicted_seconds']:.1f}"),
             *(_times(r["reported_speedup"]), _times(r["predicted_speedup"])),
             f"{r['tflops_per_gpu']:,.0f}",
         )
-    console.print(made)
+    console.print(table)
     names = ("reported min", "transformer min", "predicted min", "reported x", "predicted x")
-    made = _grid("Table 1, a clip", "f", *names)
+    table = _grid("Table 1, a clip", "f", *names)
     for r in table1(clock):
-        made.add_row(
+        table.add_row(
             *(r["row"], f"{r['f']:g}", f"{r['reported_minutes']:g}"),
             *(f"{r['transformer_minutes']:.1f}", f"{r['predicted_minutes']:.1f}"),
             *(_times(r["reported_speedup"]), _times(r["predicted_speedup"])),
         )
-    console.print(made)
+    console.print(table)
     by = [f"{r} {word}" for r in READINGS for word in ("f", "step x", "clip x")]
-    made = _grid("Table 2, s", "reported x", *by)
+    table = _grid("Table 2, s", "reported x", *by)
     for r in table2(clock):
         cells = [
             cell
@@ -141,8 +141,8 @@ def _readings(console: Console, clock: PaperClock) -> None:
             )
         ]
         fixed = "*" if r["window"] == "fixed" else ""
-        made.add_row(f"{r['sparsity']:.0%}{fixed}", _times(r["reported_speedup"]), *cells)
-    console.print(made)
+        table.add_row(f"{r['sparsity']:.0%}{fixed}", _times(r["reported_speedup"]), *cells)
+    console.print(table)
     console.print(
         "x: against native HR. TFLOP/s each GPU: what it must compute for the reported time to be of "
         "that f (an H800's peak is about 990). MACS predicts itself, by its rest; * one window for "
@@ -150,28 +150,28 @@ def _readings(console: Console, clock: PaperClock) -> None:
     )
 
 
-def _stages(console: Console, mine: Yours) -> None:
-    rates = mine.rates
-    made = _grid(
-        *(f"yours: {mine.recipe.windows_label}", "tokens", "f", "TFLOP", "GB moved", "GB sent"),
+def _stages(console: Console, yours: Yours) -> None:
+    rates = yours.rates
+    table = _grid(
+        *(f"yours: {yours.recipe.windows_label}", "tokens", "f", "TFLOP", "GB moved", "GB sent"),
         *("seconds", "waits for", "peak GiB"),
     )
-    rows = mine.stages()
+    rows = yours.stages()
     for r in rows:
         tokens = f"{r['tokens']:,}" if r["tokens"] else DASH
-        made.add_row(
+        table.add_row(
             *(r["stage"], tokens, f"{r['f']:.3g}" if r["tokens"] else DASH),
             *(_short(r[k]) for k in ("tflop", "moved_gb", "sent_gb", "seconds")),
             *(r["bound"], f"{r['peak_gib']:.2f}"),
         )
-    console.print(made)
-    spent = {r["stage"]: r["seconds"] for r in rows}
-    share = spent["plan"] / spent["lr"]
-    apart = f", {rates.attention:g} in attention" if rates.attention else ""
+    console.print(table)
+    seconds = {r["stage"]: r["seconds"] for r in rows}
+    share = seconds["plan"] / seconds["lr"]
+    attention = f", {rates.attention:g} in attention" if rates.attention else ""
     console.print(
-        f"{sum(spent.values()):,.4g} s a clip; planning is {share:.2%} of the LR flow. "
+        f"{sum(seconds.values()):,.4g} s a clip; planning is {share:.2%} of the LR flow. "
         f"{'Measured' if rates.kernels else 'Assumed'} of each device: {rates.tflops:g} TFLOP/s"
-        f"{apart}, {rates.bandwidth:g} GB/s of memory, {rates.link:g} GB/s sent to other ranks. "
+        f"{attention}, {rates.bandwidth:g} GB/s of memory, {rates.link:g} GB/s sent to other ranks. "
         "An estimate: nothing was loaded.",
         markup=False,
     )
@@ -182,5 +182,5 @@ def _times(x: float | None) -> str:
 
 
 def _short(x: float) -> str:
-    """Three digits, or all of the whole number."""
+    """Three significant digits, or a whole number from 100 on."""
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"

@@ -1,16 +1,16 @@
-"""What work costs, by running it on the meta device: FLOPs, bytes alive, bytes moved.
+"""Count FLOPs, bytes alive and bytes moved by running code on the meta device.
 
-A dispatch mode sees every operation that is carried out. Tensors on the meta device have shapes and
-types and no data, so that a forward of 460,800 tokens takes a second on a CPU.
+A dispatch mode sees every operation. Meta tensors have shapes and dtypes but no data, so that a forward
+of 460,800 tokens takes a second on a CPU.
 
     flops    of every matrix product and convolution, a multiply-add as two; fused attention as
-             4 Lq Lk d a head. What lies between them (norms, gates, GELU) counts as bytes only
-    live     bytes of all storages that are alive (a Python reference keeps one alive, as on a GPU), and
-             their peak. Fused attention takes what a flash kernel allocates: its output
-    moved    bytes read and written in device memory by every operation: its tensors in and out, once.
-             A view moves nothing, what was expanded is read where it lies, lookups read what they
-             return. Nothing is fused but attention and RMS norm, and no cache spans two operations: as
-             in eager mode; torch.compile moves less of `rest`
+             4 Lq Lk d per head. Other operations (norms, gates, GELU) count as bytes only
+    live     bytes of all storages alive (a Python reference keeps one alive, as on a GPU), and their
+             peak. Fused attention allocates its output only, as a flash kernel does
+    moved    bytes read and written in device memory by every operation: its inputs and outputs, once.
+             A view moves nothing, an expanded tensor counts its storage, lookups read what they return.
+             Only attention and RMS norm are fused, and no cache spans two operations, as in eager mode;
+             torch.compile moves less of `rest`
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-LOOKUPS = ("embedding", "gather", "index", "index_select")  # read of their table what they return
+LOOKUPS = ("embedding", "gather", "index", "index_select")  # read only the returned rows
 OVERWRITES = ("copy_", "fill_", "zero_")  # write the first argument without reading it
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes read and written in device memory: parameters, and around what else was moved.
+    """Bytes read and written in device memory, by kind of operation.
 
-    products: inputs and outputs of matrix products and convolutions; attention: q, k, v and output of
-    self-attention; rest: of all that lies between.
+    weights: parameters; products: inputs and outputs of matrix products and convolutions; attention:
+    q, k, v and output of self-attention; rest: all other operations.
     """
 
     weights: float = 0
@@ -51,17 +51,17 @@ class Moved:
         return Moved(*(times * a for a in astuple(self)))
 
     def shared(self, k: int) -> "Moved":
-        """Of one of k ranks: each reads all weights, and has a k-th of the tokens."""
+        """Bytes of one of k ranks: it reads all weights, and has a k-th of the tokens."""
         return Moved(self.weights, self.products / k, self.attention / k, self.rest / k)
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum over all kinds."""
         return sum(astuple(self))
 
 
 class Trace(TorchDispatchMode):
-    """Counts everything that runs inside; see the module."""
+    """Counts all operations in a block; see the module."""
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -76,25 +76,25 @@ class Trace(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         self._count_moved(func, [*args, *kwargs.values()], out)
-        if not any(r.alias_info for r in func._schema.returns):  # no view, not in place
+        if not any(r.alias_info for r in func._schema.returns):  # neither a view nor in place
             for t in _tensors([out]):
-                self._born(t.untyped_storage())
+                self._allocated(t.untyped_storage())
         return out
 
     @property
     def moved(self) -> Moved:
-        """Bytes read and written so far; self-attention is not told apart here."""
+        """Bytes read and written so far; self-attention is not separated here."""
         return Moved(**self.bytes)
 
-    def beside(self, extra: int) -> None:
-        """So many bytes more than what is alive now were needed for a moment."""
+    def add_transient(self, extra: int) -> None:
+        """Count `extra` bytes that were allocated for a moment on top of the live ones."""
         self.peak = max(self.peak, self.live + extra)
 
     def count(self, tensors: Iterable[Tensor], product: bool) -> None:
-        """These tensors are read or written once."""
+        """Count tensors as read or written once."""
         for t in tensors:
-            known = t.untyped_storage()._cdata in self._weights
-            self.bytes["weights" if known else "products" if product else "rest"] += nbytes(t)
+            is_weight = t.untyped_storage()._cdata in self._weights
+            self.bytes["weights" if is_weight else "products" if product else "rest"] += nbytes(t)
 
     def _count_moved(self, func: Any, args: list, out: Any) -> None:
         name = func._overloadpacket.__name__
@@ -102,8 +102,8 @@ class Trace(TorchDispatchMode):
             return
         read, written = _tensors(args), _tensors([out])
         if not any(r.alias_info and r.alias_info.is_write for r in func._schema.returns):
-            places = {t.untyped_storage()._cdata for t in read}
-            if any(t.untyped_storage()._cdata in places for t in written):
+            storages = {t.untyped_storage()._cdata for t in read}
+            if any(t.untyped_storage()._cdata in storages for t in written):
                 return  # a view, declared or not
         if name.endswith("_like"):
             read = []
@@ -113,15 +113,15 @@ class Trace(TorchDispatchMode):
             read = [*read[1:], *written]
         self.count([*read, *written], func._overloadpacket in flop_registry)
 
-    def _born(self, storage: torch.UntypedStorage) -> None:
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key not in self._seen:
             self._seen.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._died, key, size)
+            weakref.finalize(storage, self._freed, key, size)
 
-    def _died(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
 
@@ -133,12 +133,12 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def nbytes(t: Tensor) -> int:
-    """Bytes that are read of a tensor; what was expanded lies there once."""
+    """Bytes read of a tensor; an expanded tensor counts its storage."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
 
 
 class _Fused(TorchFunctionMode):
-    """Attention and RMS norm as one kernel each: on the meta device torch would spell them out."""
+    """Attention and RMS norm as one kernel each; on the meta device torch would decompose them."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _Fused(TorchFunctionMode):
 def tracing(fused: bool = True, weights: nn.Module | None = None) -> Iterator[Trace]:
     """A `Trace` around a block; fused=False lets real attention run, as on a CPU.
 
-    weights: whose parameters are told apart in `moved`.
+    weights: module whose parameters are counted separately in `moved`.
     """
     trace = Trace(() if weights is None else weights.parameters())
     with torch.no_grad(), trace, _Fused(trace) if fused else contextlib.nullcontext():

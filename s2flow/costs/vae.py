@@ -1,7 +1,7 @@
-"""The autoencoder: one tile is run as it is, for its peak and its FLOPs and bytes per pixel.
+"""Cost of the autoencoder: one tile gives peak memory, and FLOPs and bytes per pixel.
 
-The loop over tiles, its concatenations and our conversions are run with the networks left out; what
-blending moves is left out, too.
+The loop over tiles, its concatenations and our conversions are traced without the networks; bytes moved
+by blending are not counted.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from s2flow.costs.trace import Moved, Trace, tracing
 
 @dataclass(frozen=True)
 class Pass:
-    """FLOPs, peak bytes and bytes moved of some work of the autoencoder."""
+    """FLOPs, peak bytes and bytes moved by calls of the autoencoder."""
 
     flops: int
     peak: int
@@ -26,19 +26,19 @@ class Pass:
 
 
 def vae_cost(vae: Any, work: Callable[[], Any]) -> Pass:
-    """What `work` costs, which calls the autoencoder; its networks run on one tile only."""
+    """Cost of `work`, which calls the autoencoder; its networks run on one tile only."""
     with tracing() as trace, contextlib.ExitStack() as stack:
         if hasattr(vae, "tile_sample_min_height"):
             for side in ("encoder", "decoder"):
-                stack.enter_context(_left_out(vae, side, trace))
+                stack.enter_context(_stubbed(vae, side, trace))
             for name in ("blend_v", "blend_h", "blend_t"):
-                stack.enter_context(_instead(vae, name, lambda a, b, extent: b))
+                stack.enter_context(_replaced(vae, name, lambda a, b, extent: b))
         work()
     return Pass(trace.flops, trace.peak, trace.moved)
 
 
 @contextlib.contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     setattr(owner, name, value)
     try:
         yield
@@ -46,30 +46,30 @@ def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
 
 
-def _left_out(vae: Any, side: str, trace: Trace):
-    """The network's calls become empty outputs, with the costs of the largest shape seen."""
-    network, known = getattr(vae, side), {}
+def _stubbed(vae: Any, side: str, trace: Trace):
+    """Replace the network by empty outputs, with the costs of the largest tile so far."""
+    network, measured = getattr(vae, side), {}
     run = network.forward
 
     def forward(x: Tensor, feat_cache=None, feat_idx=None, first_chunk=False) -> Tensor:
         cached = feat_cache is not None
         volume = math.prod(x.shape[-2:] if cached else x.shape[2:])
-        if not known or volume > max(known):  # border tiles, and the last frames, are smaller
-            known.clear()
-            known[volume] = _interior(run, vae, side, x, cached)  # not under `trace`
-        ((largest, (peak, flops, moved)),) = known.items()
-        trace.beside(peak * volume // largest)
+        if not measured or volume > max(measured):
+            measured.clear()  # border tiles, and the last frames, are smaller
+            measured[volume] = _interior(run, vae, side, x, cached)  # not under `trace`
+        ((largest, (peak, flops, moved)),) = measured.items()
+        trace.add_transient(peak * volume // largest)
         out = x.new_empty(_shape_after(vae, side, x.shape, cached, first_chunk))
         pixels = math.prod((x if side == "encoder" else out).shape[2:])
         trace.flops += int(flops * pixels)
         trace.bytes["products"] += int(moved * pixels)
         return out
 
-    return _instead(network, "forward", forward)
+    return _replaced(network, "forward", forward)
 
 
 def _shape_after(vae: Any, side: str, shape: tuple, cached: bool, first: bool) -> tuple:
-    """Shape of what encoder or decoder returns; `cached`: chunk by chunk, as Wan's do."""
+    """Output shape of encoder or decoder; cached: called chunk by chunk, as Wan's."""
     B, _, t, h, w = shape
     config = vae.config
     s = vae.spatial_compression_ratio // (getattr(config, "patch_size", None) or 1)
@@ -83,24 +83,24 @@ def _shape_after(vae: Any, side: str, shape: tuple, cached: bool, first: bool) -
 def _interior(
     run: Callable, vae: Any, side: str, x: Tensor, cached: bool
 ) -> tuple[int, float, float]:
-    """(peak bytes, FLOPs, bytes moved) of the network itself on one such tile.
+    """(peak bytes, FLOPs, bytes moved) of the network on one tile.
 
-    FLOPs and bytes are per pixel of the video side. A cached network is run on three chunks: by the
-    last one its caches are full.
+    FLOPs and bytes are per pixel of the video. A cached network runs on three chunks: at the last one
+    its caches are full.
     """
     B, C, t, h, w = x.shape
-    before = moved_before = 0
+    flops_before = moved_before = 0
     with torch.utils._python_dispatch._disable_current_modes(), tracing() as inner:
         if not cached:
-            out = run(given := x.new_empty(x.shape))
+            out = run(chunk_input := x.new_empty(x.shape))
         else:
             cache = [None] * vae._cached_conv_counts[side]
             for chunk in range(3):
-                before, moved_before = inner.flops, inner.moved.total
+                flops_before, moved_before = inner.flops, inner.moved.total
                 frames = 4 if side == "encoder" and chunk else 1
                 first = {"first_chunk": chunk == 0} if side == "decoder" else {}
-                given = x.new_empty(B, C, frames, h, w)
-                out = run(given, feat_cache=cache, feat_idx=[0], **first)
-        pixels = math.prod((out if side == "decoder" else given).shape[2:])
+                chunk_input = x.new_empty(B, C, frames, h, w)
+                out = run(chunk_input, feat_cache=cache, feat_idx=[0], **first)
+        pixels = math.prod((out if side == "decoder" else chunk_input).shape[2:])
         moved = (inner.moved.total - moved_before) / pixels
-        return inner.peak - given.nbytes, (inner.flops - before) / pixels, moved
+        return inner.peak - chunk_input.nbytes, (inner.flops - flops_before) / pixels, moved

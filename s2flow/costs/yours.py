@@ -1,9 +1,9 @@
-"""The paper's method at a size, on a backbone and on GPUs of yours: the model, without weights.
+"""The cost model of the paper's method at your sizes, on your backbone and GPUs, without weights.
 
 forwards   10 steps at LR, at HR with full attention, and at HR under both readings of the sparsity
 stages     the whole clip, stage by stage (`clip`)
-clips      whole clips: native HR, the cascade with full attention, S2Flow under both readings.
-           What they share (text, hand-off, decoding) is counted once and for all of them
+clips      whole clips: native HR, the cascade with full attention, S2Flow under both readings, with
+           the same costs of text, hand-off and decoding
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from s2flow.windows import fraction_of_volume
 
 @dataclass(frozen=True)
 class Yours:
-    """A recipe, its costs, and what it runs on."""
+    """A recipe, its costs, and its device."""
 
     recipe: Recipe
     costs: Costs
@@ -46,9 +46,9 @@ class Yours:
         """One forward at HR."""
         return self.costs.high
 
-    def ten_steps(self, once: Forward, f: float = 1.0) -> float:
+    def ten_steps(self, forward: Forward, f: float = 1.0) -> float:
         """Seconds of 10 forwards."""
-        return seconds_of(flow_stage("ten", once, 10, f=f), self.rates, self.ranks)
+        return seconds_of(flow_stage("ten", forward, 10, f=f), self.rates, self.ranks)
 
     def forwards(self) -> list[dict[str, Any]]:
         """Rows of LR, HR, and HR under each reading, in this order."""
@@ -59,15 +59,15 @@ class Yours:
         return [
             {
                 "row": name,
-                "tokens": once.video,
+                "tokens": forward.video,
                 "f": f,
-                "linear_pflop": once.linear / 1e15,
-                "attention_pflop": once.attending_flops(f) / 1e15,
-                "seconds_per_10_steps": (took := self.ten_steps(once, f)),
-                "speedup": None if once is self.low else full / took,
-                "sent_gb_per_forward": once.sent(self.ranks) / 1e9,
+                "linear_pflop": forward.linear / 1e15,
+                "attention_pflop": forward.attending_flops(f) / 1e15,
+                "seconds_per_10_steps": (seconds := self.ten_steps(forward, f)),
+                "speedup": None if forward is self.low else full / seconds,
+                "sent_gb_per_forward": forward.sent(self.ranks) / 1e9,
             }
-            for name, once, f in cases
+            for name, forward, f in cases
         ]
 
     def stages(self) -> list[dict[str, Any]]:
@@ -89,31 +89,31 @@ class Yours:
 
     def clips(self) -> dict[str, float]:
         """Minutes of whole clips, in the paper's order of rows."""
-        r, spent = self.recipe, {row["stage"]: row["seconds"] for row in self.stages()}
-        beside = spent["text"] + spent["decode"]
-        rest = beside + spent["lr"] + spent["plan"] + spent["handoff"]
+        r, times = self.recipe, {row["stage"]: row["seconds"] for row in self.stages()}
+        shared = times["text"] + times["decode"]
+        rest = shared + times["lr"] + times["plan"] + times["handoff"]
         full = self.ten_steps(self.high) / 10
-        found = {"native": beside + r.steps * full, "cascade": rest + r.t_i * full}
+        totals = {"native": shared + r.steps * full, "cascade": rest + r.t_i * full}
         for reading in READINGS:
             f = fraction_of_volume(r.sparsity, reading)
-            found[f"s2flow, {reading}"] = rest + r.t_i * self.ten_steps(self.high, f) / 10
-        return {name: seconds / 60 for name, seconds in found.items()}
+            totals[f"s2flow, {reading}"] = rest + r.t_i * self.ten_steps(self.high, f) / 10
+        return {name: seconds / 60 for name, seconds in totals.items()}
 
 
 def model(
     backbone: str, device: str, rates: Rates, ranks: int = 1, batch: int = 1, **knobs: Any
 ) -> Yours:
-    """Count a clip of S2Flow. knobs: low, high, frames, steps, sparsity, ... as for `generate`.
+    """Costs of a clip of S2Flow. knobs: low, high, frames, steps, sparsity, ... as for `generate`.
 
-    Raises UserError for what cannot run, or a backbone whose sizes are not known here.
+    Raises UserError for invalid knobs, or a backbone whose sizes are not known.
     """
-    for word, number in (("ranks", ranks), ("batch", batch)):
+    for option, number in (("ranks", ranks), ("batch", batch)):
         if number < 1:
-            raise UserError(f"--{word} {number} is no number of them; type --{word} 1")
+            raise UserError(f"--{option} {number} is not a positive number; type --{option} 1")
     file = conf_file("backbone", backbone, BackboneConf)
     cfg = composed([file], {k: v for k, v in knobs.items() if v is not None})
     recipe = resolve(cfg, "", method("s2flow").KNOBS)
-    made = blank(file.family, Origin.of(file))
+    blank_backbone = blank(file.family, Origin.of(file))
     if ranks > 1:
-        check_heads(made.transformer.config.num_attention_heads, ranks)
-    return Yours(recipe, measure(made, recipe, batch), device, rates, ranks)
+        check_heads(blank_backbone.transformer.config.num_attention_heads, ranks)
+    return Yours(recipe, measure(blank_backbone, recipe, batch), device, rates, ranks)

@@ -1,14 +1,15 @@
-"""The compared methods, one file per row of Table 1, all of one shape:
+"""The compared methods, one file per row of Table 1. Each defines
 
-    KNOBS     names of the recipe's fields that this method reads, beyond those that all read
+    KNOBS     names of the recipe's fields that this method reads, beyond those that all methods read
     generate(run: Cascade) -> Generated
 
-and, for those with parameters of their own, Params and OWN (`params.py`). A new method is one such
-file and `conf/method/<name>.yaml`, which lists the parameters with their defaults.
+and optionally Params and DEFAULT_T_I_SHARE (`params.py`). A new method is one such file and
+`conf/method/<name>.yaml`, which lists the parameters with their defaults.
 
-Not here: Jenga's progressive resolution is `cascade` with `scales` and `handoff=latent`, and what it
-has beyond that (a bias on text attention, skipped steps) needs hooks inside the attention; FreeSwim's
-second path overrides cross-attention, which HunyuanVideo lacks (its window is `windows=inward`).
+Not implemented: Jenga's bias on text attention and its skipped steps, which need hooks inside the
+attention (its progressive resolution is `cascade` with `scales` and `handoff=latent`); FreeSwim's
+second path, which overrides cross-attention, and HunyuanVideo has none (its window is
+`windows=inward`).
 """
 
 import importlib
@@ -43,11 +44,11 @@ def names() -> list[str]:
 
 def by_parameter() -> dict[str, list[str]]:
     """Every parameter of any method, with the methods that have it."""
-    found: dict[str, list[str]] = {name: [] for name in COMMON}
+    owners: dict[str, list[str]] = {name: [] for name in COMMON}
     for name in names():
         for parameter in parameters(method(name)):
-            found.setdefault(parameter, []).append(name)
-    return found
+            owners.setdefault(parameter, []).append(name)
+    return owners
 
 
 def generate(
@@ -55,21 +56,21 @@ def generate(
     recipe: "Recipe",
     prompts: Sequence[str],
     seeds: Sequence[int],
-    **how: Any,
+    **options: Any,
 ) -> "Generated":
-    """One batch of clips by the recipe's method: what `run.py` and `s2flow.generate` both call.
+    """One batch of clips by the recipe's method, for `run.py` and `s2flow.generate` alike.
 
-    how: `clock`, `cache`, `progress`, `on_low` of `Cascade`. The latent may hold NaN: the runner
+    options: `clock`, `cache`, `progress`, `on_low` of `Cascade`. The latent may hold NaN: the runner
     records that as the clip's outcome, `s2flow.generate` raises.
     """
     from s2flow.cascade import Cascade  # loads torch, which labels and --help do without
 
-    return method(recipe.method).generate(Cascade(backbone, recipe, prompts, seeds, **how))
+    return method(recipe.method).generate(Cascade(backbone, recipe, prompts, seeds, **options))
 
 
 def check(backbone: "Backbone", recipe: "Recipe") -> None:
-    """Raises UserError if the recipe names a layer that the backbone lacks, or attention that cannot
-    be used for it here."""
+    """Raises UserError if the recipe names a layer that the backbone lacks, or an attention backend
+    that cannot be used here."""
     if "windows" in recipe.knobs and recipe.attention != "auto":
         from s2flow.cascade import attention_of
 

@@ -4,7 +4,7 @@
     ref = encode(G),                           z = (1 - sigma) ref + sigma eps
     first guided_steps:   x0' = idwt(LL of ref, details of x0),   v' = (z - x0') / sigma
 
-with db4 wavelets, level 1, symmetric extension. Own default: the last 15 of 50 steps.
+with db4 wavelets, level 1, symmetric extension. Own default of t_i: 15 of 50 steps.
 
 Deviation: the deviation of the blur is drawn once per video, from (prompt, seed); drawn per frame, as
 an image method would, it flickers. Deviation: bands are exchanged in latent space by default, not in
@@ -27,13 +27,13 @@ from s2flow.methods.filters import dwt, replace_ll, sharpen
 from s2flow.methods.params import check_range
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
-OWN = 15 / 50
-BLUR = (0.1, 2.0)  # range of the blur's deviation, in pixels
+DEFAULT_T_I_SHARE = 15 / 50
+BLUR_RANGE = (0.1, 2.0)  # of the blur's standard deviation, in pixels
 
 
 @dataclass(frozen=True)
 class Params:
-    """guided_steps: so many first HR steps are guided, 0 for none; space: where bands are exchanged."""
+    """guided_steps: first HR steps that are guided, 0 for none; space: where bands are exchanged."""
 
     guided_steps: int = 5
     space: Literal["latent", "pixel"] = "latent"
@@ -60,16 +60,18 @@ def generate(run: Cascade) -> Generated:
     correctors: list[Corrector] = []
     if params.guided_steps:
         steps = range(run.recipe.t_i, run.recipe.t_i - params.guided_steps, -1)
-        replaced = latent_bands(reference) if params.space == "latent" else pixel_bands(run, video)
-        correctors = [structure(steps, replaced)]
+        replace_band = (
+            latent_bands(reference) if params.space == "latent" else pixel_bands(run, video)
+        )
+        correctors = [structure(steps, replace_band)]
     return run.finish(run.high_flow(z, run.recipe.t_i, correctors=correctors), low)
 
 
 def sharpened(run: Cascade, low: LowFlow) -> Tensor:
     """The final LR video at the HR size, sharpened: (B, T, H, W, 3) in [0, 1]."""
     video = resize_video(run.preview(low, "handoff"), *run.recipe.high)
-    uniform = torch.special.ndtr(run.noise((1,), "sharpen"))[:, 0]  # of the clip's own noise
-    sigma = BLUR[0] + (BLUR[1] - BLUR[0]) * uniform
+    uniform = torch.special.ndtr(run.noise((1,), "sharpen"))[:, 0]  # from the clip's own noise
+    sigma = BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * uniform
     for report, s in zip(run.reports, sigma.tolist(), strict=True):
         report["blur"] = round(s, 6)
     return sharpen(video.movedim(-1, 1), sigma).clamp(0, 1).movedim(1, -1)
@@ -92,12 +94,12 @@ def pixel_bands(run: Cascade, video: Tensor) -> Callable[[Tensor], Tensor]:
     return replaced
 
 
-def structure(steps: range, replaced: Callable[[Tensor], Tensor]) -> Corrector:
-    """Corrector that points v at the replaced x0 in these steps and leaves the others as they are."""
+def structure(steps: range, replace_band: Callable[[Tensor], Tensor]) -> Corrector:
+    """Corrector that points v at the replaced x0 in these steps; other steps keep their v."""
 
     def corrector(n: int, sigma: float, z: Tensor, v: Tensor) -> Tensor:
         if n not in steps:
             return v
-        return v_from_x0(z, replaced(x0_from_v(z, v, sigma)), sigma)
+        return v_from_x0(z, replace_band(x0_from_v(z, v, sigma)), sigma)
 
     return corrector

@@ -6,7 +6,7 @@
     sharpen    G <- 2 G - blur(G)                                                         (DiffuseHigh)
 
 Frequencies: rho^2 = rho_h^2 + rho_w^2, each axis in units of its own Nyquist frequency, half a cycle
-per latent pixel. So rho is cycles per pixel whatever the sides are: on a non-square frame the cutoff
+per latent pixel. So rho is in cycles per pixel for any frame size: on a non-square frame the cutoff
 is one wavelength (10 pixels at rho = 0.2) in all directions, an ellipse of FFT indices.
 
 A wavelet band of n samples has (n + 7) // 2 coefficients, a few more than n / 2, so bands at the
@@ -14,7 +14,7 @@ border are redundant: synthesis after analysis is exact, and analysis after the 
 bands returns the coefficients whose 8 taps lie inside the frame, not those that reach over its edge.
 
 All of them are linear and keep dtype and device. PyWavelets works on the CPU: about 1 s in each
-direction for a 2K latent of 117 frames, beside a step of the model that takes a minute.
+direction for a 2K latent of 117 frames; a step of the model takes a minute.
 """
 
 import pywt
@@ -65,7 +65,7 @@ def replace_ll(x: Tensor, ll: Tensor) -> Tensor:
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian of 3 x 3 pixels on (B, C, T, H, W), mirrored at the border; sigma: (B,) in pixels."""
-    near = torch.exp(-0.5 / sigma.to(x) ** 2).view(-1, 1, 1, 1, 1)  # beside a centre of 1
+    near = torch.exp(-0.5 / sigma.to(x) ** 2).view(-1, 1, 1, 1, 1)  # relative to the centre
     total = 1 + 2 * near
     padded = F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
     rows = (padded[..., 1:-1, :] + near * (padded[..., :-2, :] + padded[..., 2:, :])) / total

@@ -10,7 +10,7 @@ the second from the second step on; alpha_i = alpha (1 - i / t_i), beta_i = beta
 v'_prev is the velocity that the previous step was taken with. LP is linear, so the direction is
 computed as v' = v - alpha_i LP(ref - x0) / sigma: one transform, and exactly v where alpha is 0.
 
-Preset own: no share of steps is set here, so t_i stays where it is (its release: 16 of 30 at 2K).
+preset=own: DEFAULT_T_I_SHARE is not set, so t_i is as under paper_parity (its release: 16 of 30 at 2K).
 """
 
 from collections.abc import Callable
@@ -64,8 +64,8 @@ def upsampled(run: Cascade, low: LowFlow) -> Reference:
 
 
 def alignment(reference: Reference, t_i: int, params: Params) -> list[Corrector]:
-    """The two correctors of a flow of t_i steps, fresh for every flow: acceleration has a memory."""
-    past: dict[str, Tensor] = {}
+    """The two correctors of a flow of t_i steps, new for every flow: acceleration keeps state."""
+    previous: dict[str, Tensor] = {}
 
     def direction(n: int, sigma: float, z: Tensor, v: Tensor) -> Tensor:
         alpha = params.alpha * n / t_i  # 1 - i / t_i = n / t_i
@@ -73,9 +73,11 @@ def alignment(reference: Reference, t_i: int, params: Params) -> list[Corrector]
 
     def acceleration(n: int, sigma: float, z: Tensor, v: Tensor) -> Tensor:
         beta, v_ref = params.beta * n / t_i, v_from_x0(z, reference(n), sigma)
-        if past:
-            v = v + beta * (past["v"] + v_ref - past["v_ref"] - v)
-        past.update(v=v, v_ref=v_ref)
+        if previous:
+            v = v + beta * (previous["v"] + v_ref - previous["v_ref"] - v)
+        previous.update(v=v, v_ref=v_ref)
         return v
 
-    return [c for c, on in ((direction, params.alpha), (acceleration, params.beta)) if on]
+    return [
+        c for c, strength in ((direction, params.alpha), (acceleration, params.beta)) if strength
+    ]

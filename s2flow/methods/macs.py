@@ -2,15 +2,15 @@
 
     x = bicubic(z_0 of the LR flow) -> (1 - sigma) x + sigma eps -> Euler to z_0
 
-No autoencoder on the way: a bicubic latent is a soft one, and many HR steps have to restore it.
-Own default: 35 of 50 steps remain. Deviation: the rest of MACS is trained, so it is not here.
+Without the autoencoder the bicubic latent is soft, and many HR steps have to restore it. Own default
+of t_i: 35 of 50 steps. Deviation: the rest of MACS is trained, so it is not implemented.
 """
 
 from s2flow.cascade import Cascade, Generated
 from s2flow.handoff import resize_latent
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
-OWN = 35 / 50
+DEFAULT_T_I_SHARE = 35 / 50
 
 
 def generate(run: Cascade) -> Generated:

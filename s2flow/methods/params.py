@@ -1,16 +1,16 @@
-"""Typed parameters of a method: what may be typed as method.<name>=..., and what it means.
+"""Typed parameters of a method: what method.<name>=... accepts, and what it means.
 
-A method module may state two things beyond KNOBS and generate:
+A method module may define two things beyond KNOBS and generate:
 
-    Params   a frozen dataclass of its parameters: float, int or Literal[...] fields with defaults;
-             __post_init__ refuses values that cannot work; ignored(), if it is there, names the
-             parameters that change nothing beside the others' values, and within(t_i), if it is
-             there, brings what t_i HR steps cannot tell apart to one value
-    OWN      share of the steps that remain at the hand-off by the method's own default, e.g. 15 / 50
+    Params             frozen dataclass of its parameters: float, int or Literal[...] fields with
+                       defaults. __post_init__ refuses invalid values. Optional: ignored() names the
+                       parameters without effect at the other parameters' values; within(t_i) maps
+                       values that t_i HR steps cannot distinguish to one value
+    DEFAULT_T_I_SHARE  the method's own default of t_i, as a share of the steps, e.g. 15 / 50
 
-`preset` is common to all methods and changes defaults only, so it is in no recipe. Under paper_parity
-(Table 1's timings imply it) t_i is where S2Flow hands off; under own it is OWN of the steps, or as
-under paper_parity for a method without. A t_i that was typed wins.
+`preset` is common to all methods. It changes defaults only, so it is not part of the recipe.
+preset=paper_parity (implied by Table 1's timings): t_i is where S2Flow hands off. preset=own: t_i is
+DEFAULT_T_I_SHARE of the steps; a method without one does as under paper_parity. An explicit t_i wins.
 """
 
 import difflib
@@ -27,31 +27,31 @@ COMMON = ("name", "preset")
 
 
 def parameters(module: ModuleType) -> tuple[str, ...]:
-    """Names of the parameters that a method has of its own."""
+    """Names of the method's own parameters."""
     params = getattr(module, "Params", None)
     return () if params is None else tuple(f.name for f in fields(params))
 
 
 def typed(module: ModuleType, name: str, given: Mapping[str, Any]) -> Any:
-    """The Params of method `name` from what was typed; None for a method without parameters.
+    """The Params of method `name` from the config; None for a method without parameters.
 
-    Raises UserError for an unknown name, a value of a wrong kind, and what Params refuses.
+    Raises UserError for an unknown name, a value of the wrong type, and what Params refuses.
     """
     preset = given.get("preset", PRESETS[0])
     if preset not in PRESETS:
         raise UserError(
             f"method.preset={preset} is unknown; type one of method.preset={'|'.join(PRESETS)}"
         )
-    own = parameters(module)
-    for key in given.keys() - {*COMMON, *own}:
-        close = difflib.get_close_matches(key, own, 1)
-        there = ", ".join(f"method.{n}" for n in ("preset", *own))
-        hint = f"type method.{close[0]}=..." if close else f"it has {there}"
+    known = parameters(module)
+    for key in given.keys() - {*COMMON, *known}:
+        close = difflib.get_close_matches(key, known, 1)
+        choices = ", ".join(f"method.{n}" for n in ("preset", *known))
+        hint = f"type method.{close[0]}=..." if close else f"it has {choices}"
         raise UserError(f"method.{key} is no parameter of method={name}; {hint}")
-    if not own:
+    if not known:
         return None
     kinds = {f.name: f.type for f in fields(module.Params)}
-    return module.Params(**{k: _value(k, given[k], kinds[k]) for k in own if k in given})
+    return module.Params(**{k: _value(k, given[k], kinds[k]) for k in known if k in given})
 
 
 def _value(key: str, value: Any, kind: Any) -> Any:
@@ -77,27 +77,27 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
 
 
 def usual_t_i(module: ModuleType, preset: str, steps: int) -> int | None:
-    """HR steps by a method's own default; None where the backbone's hand-off decides."""
-    own = getattr(module, "OWN", None)
-    return None if preset != "own" or own is None else max(round(own * steps), 1)
+    """HR steps by the method's own default; None where the backbone's hand-off level decides."""
+    share = getattr(module, "DEFAULT_T_I_SHARE", None)
+    return None if preset != "own" or share is None else max(round(share * steps), 1)
 
 
 def within(params: Any, t_i: int) -> Any:
-    """The parameters as t_i HR steps see them, so that the same pixels are one run."""
+    """The parameters reduced by `Params.within(t_i)`, so that the same pixels are one run."""
     return params.within(t_i) if hasattr(params, "within") else params
 
 
 def variant(params: Any, t_i: int) -> str | None:
-    """The parameters that are not at their defaults, in words that tell runs apart in tables.
+    """The parameters that are not at their defaults, as text that tells runs apart in tables.
 
-    A default that t_i HR steps cut short is one still.
+    A default that `within(t_i)` has reduced still counts as the default.
     """
-    words = []
-    usual = None if params is None else within(type(params)(), t_i)
+    changed = []
+    defaults = None if params is None else within(type(params)(), t_i)
     for f in fields(params) if params is not None else ():
         value = getattr(params, f.name)
-        if value != getattr(usual, f.name):
-            words.append(
+        if value != getattr(defaults, f.name):
+            changed.append(
                 f"{f.name}={value:g}" if isinstance(value, float) else f"{f.name}={value}"
             )
-    return " ".join(words) or None
+    return " ".join(changed) or None

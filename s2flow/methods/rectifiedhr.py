@@ -1,15 +1,15 @@
 """RectifiedHR: refreshed noise at the change of resolution, and more guidance after it.
 
-    refresh        x0 as the last LR step predicted it -> decode -> bilinear -> encode
+    refresh        x0 predicted by the last LR step -> decode -> bilinear -> encode
                    -> (1 - sigma) x0 + sigma eps with fresh eps
     rectification  the HR flow's guidance is `guidance` times the LR flow's, against the decay of the
                    latent's energy that blurs high resolutions
 
 Constants for Wan 2.1 1.3B as published (arXiv 2503.02537 and its release): guidance 5 at LR and 10
-at HR, the change after 30 of 50 steps (OWN: 20 remain). The last LR step is n = t_i + 1.
+at HR, the change after 30 of 50 steps (20 remain: DEFAULT_T_I_SHARE). The last LR step is n = t_i + 1.
 
-Deviation: two resolutions only; the paper's N = 2 setting for this model, of a general N. Its LR flow
-ends at the change, ours goes on (other methods need it), so its recorded LR time is too long.
+Deviation: two resolutions only, the paper's N = 2 setting for this model; its N is general. Its LR flow
+ends at the change. Ours runs to the end (other methods need it), so the recorded LR time is too long.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from s2flow.cascade import Cascade, Generated
 from s2flow.methods.params import check_range
 
 KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
-OWN = 20 / 50
+DEFAULT_T_I_SHARE = 20 / 50
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ KNOBS = (
 
 
 def generate(run: Cascade) -> Generated:
-    """LR flow, plan of windows, hand-off, windowed HR flow with borrowed derivatives."""
+    """LR flow, window plan, hand-off, windowed HR flow with derivatives of the LR flow."""
     low = run.low_flow()  # Eq. 4
     flow = low.flow
     for level in run.levels():  # one, unless `scales` asks for more

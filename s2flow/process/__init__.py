@@ -1,1 +1,1 @@
-"""What a process has: device, models, memory, ranks, signals, clocks, and where it runs."""
+"""Per process: device, loaded models, memory, ranks, signals, clocks, provenance."""

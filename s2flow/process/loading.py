@@ -1,7 +1,7 @@
-"""What a process holds: its device, one backbone, the LR flows that it has made or found.
+"""Resources of a process: its device, one backbone, and the cache of LR flows.
 
-Within one process a backbone is loaded once, and an LR flow is computed once for all HR variants of a
-sweep that share it.
+A process loads a backbone once, and computes an LR flow once for all HR variants of a sweep that share
+it.
 """
 
 import functools
@@ -32,7 +32,7 @@ _loaded: dict[tuple, Backbone] = {}  # at most one
 
 
 def device_here(name: str) -> str:
-    """The device that `device=` means for this process. Raises UserError if it is not here."""
+    """The device of this process by `device=`. Raises UserError if this machine lacks it."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device={name} is unknown; type one of device=auto|cpu|cuda|cuda:1")
     if name == "auto":
@@ -47,9 +47,9 @@ def device_here(name: str) -> str:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a backbone family; `backbones/base.py` says what it offers.
+    """The module of a backbone family; `backbones/base.py` describes its interface.
 
-    Raises UserError for one that there is not.
+    Raises UserError for an unknown family.
     """
     if name not in FAMILIES:
         raise UserError(
@@ -66,28 +66,28 @@ def load_backbone(
     compiled: bool = False,
     group: Any = None,
 ) -> Backbone:
-    """The backbone, loaded once per process; another one takes its place in memory.
+    """The backbone, loaded once per process; loading another one frees it.
 
-    group: of processes that make each video together, None for one. Raises UserError if its strides,
-    or its experts, are not those that the config was checked with, or its heads cannot be shared.
+    group: process group for context parallelism, None for one process. Raises UserError if strides or
+    experts differ from the config, or the group's size does not divide the heads.
     """
     key = (conf.family, Origin.of(conf), device, offload, fp8, compiled, group)
     if key not in _loaded:
         _loaded.clear()
         gc.collect()
-        elsewhere = offload != "none" or fp8  # as a whole it might not fit the device
-        backbone = family(conf.family).from_origin(Origin.of(conf), "cpu" if elsewhere else device)
-        if elsewhere:
+        placed = offload != "none" or fp8  # all weights at once might not fit the device
+        backbone = family(conf.family).from_origin(Origin.of(conf), "cpu" if placed else device)
+        if placed:
             from s2flow.backbones.placement import place  # loads diffusers, which takes seconds
 
             place(backbone, device, offload, fp8)
         for knob in ("multiple", "frame_step", "boundary"):
-            stated, found = conf[knob], getattr(backbone, knob, None)
-            if stated != found:
-                stated, found = ("null" if x is None else x for x in (stated, found))
+            configured, actual = conf[knob], getattr(backbone, knob, None)
+            if configured != actual:
+                configured, actual = ("null" if x is None else x for x in (configured, actual))
                 raise UserError(
-                    f"backbone.{knob}={stated}, but these weights have {found}; "
-                    f"type backbone.{knob}={found}, or choose another backbone="
+                    f"backbone.{knob}={configured}, but these weights have {actual}; "
+                    f"type backbone.{knob}={actual}, or choose another backbone="
                 )
         if group is not None:
             share_videos(backbone, group)
@@ -98,8 +98,8 @@ def load_backbone(
 
 
 def low_flows(cfg: DictConfig) -> LowFlowCache:
-    """The LR flows of this process, and of the folder that the config names."""
-    gib = 0 if cfg.context_parallel > 1 else cfg.lr_cache_gib  # ranks must agree on what is there
+    """The cache of LR flows, in memory and in the config's folder."""
+    gib = 0 if cfg.context_parallel > 1 else cfg.lr_cache_gib  # ranks must agree on its content
     folder = Path(cfg.runs_dir) / "lr_cache" if cfg.lr_cache_dir is None else cfg.lr_cache_dir
     return _low_flows(str(folder) if gib else None, round(gib * 2**30))
 
@@ -111,5 +111,5 @@ def _low_flows(folder: str | None, limit: int) -> LowFlowCache:
 
 @functools.lru_cache
 def weights_hash(family_name: str, weights: Origin) -> str:
-    """Name of the weights, as recipes hold it; worked out once per process."""
+    """Hash of the weights, as in the recipe; computed once per process."""
     return family(family_name).identity(weights)

@@ -1,16 +1,15 @@
-"""Several processes, one per device: prompts are dealt to groups, a group makes each clip together.
+"""Several processes, one per device: data parallel over groups, context parallel within a group.
 
-    torchrun --nproc_per_node=8 run.py ...                       8 groups of one: prompts are shared
-    torchrun --nproc_per_node=8 run.py context_parallel=4 ...    2 groups of 4: each video, too
+    torchrun --nproc_per_node=8 run.py ...                       8 groups of 1 rank: clips are divided
+    torchrun --nproc_per_node=8 run.py context_parallel=4 ...    2 groups of 4 ranks: so is each video
 
-`accelerate launch` sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK) and is as good. Every group
-takes its share of the clips that `shard=k/n` leaves; within one, all ranks run the same lines, and
-only the first, its leader, writes, scores and tracks. What the ranks then do depends on the store,
-which others change, so the leader's view of it is law. At the end rank 0 gathers the counts and
-prints the table.
+`accelerate launch` sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK) and works, too. Every group
+takes its share of the clips that `shard=k/n` selects. Within a group all ranks run the same code; only
+its first rank, the leader, writes, scores and tracks. Other processes change the store meanwhile, so
+ranks use the leader's view of it. At the end rank 0 gathers the counts and prints the table.
 
-A clip that fails on every rank of its group costs only itself, as in one process. A rank that fails
-alone ends the job, because the others wait for it: torchrun and accelerate then stop them.
+A clip that fails on every rank of its group is recorded as failed, as in one process. A rank that
+fails alone ends the job, because the others wait for it: torchrun and accelerate then stop them.
 """
 
 import atexit
@@ -28,7 +27,7 @@ import torch.distributed as dist
 from s2flow.errors import UserError
 from s2flow.process.ranks import rank, world_size
 
-PATIENCE = timedelta(seconds=60)  # for the others to fail as well
+FAILURE_TIMEOUT = timedelta(seconds=60)  # for the other ranks to fail, too
 
 
 def local_rank() -> int:
@@ -37,7 +36,7 @@ def local_rank() -> int:
 
 
 def free_jobs(threads: int | None) -> int:
-    """Processes of so many threads (None: one) that the cores given to this one can run at once."""
+    """How many processes of `threads` threads (None: 1) this process's cores can run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, cores // (threads or 1))
 
@@ -50,8 +49,8 @@ class Team:
     size: int = 1
     k: int = 1
     tensors: Any = None  # the group, for tensors on the device
-    words: Any = None  # the group, for Python objects
-    alarms: Any = None  # the group, for those who failed
+    objects: Any = None  # the group, for Python objects
+    failures: Any = None  # the group, for the barrier of failed ranks
 
     @property
     def first(self) -> bool:
@@ -71,9 +70,9 @@ class Team:
         """The leader's value, on every rank of the group."""
         if self.k == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, group=self.words, group_src=0)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, group=self.objects, group_src=0)
+        return values[0]
 
     @contextmanager
     def lead(self) -> Iterator[bool]:
@@ -83,24 +82,24 @@ class Team:
             yield self.leads
         except Exception as raised:
             error = raised
-        told = self.agree(repr(error) if error else None)
+        reason = self.agree(repr(error) if error else None)
         if error is not None:
             raise error
-        if told is not None:
-            raise RuntimeError(f"the leader of this group failed: {told}")
+        if reason is not None:
+            raise RuntimeError(f"the leader of this group failed: {reason}")
 
     def fail_together(self, error: Exception, advice: str = "") -> None:
         """Returns once the whole group has failed.
 
-        Raises SystemExit with the line to print if this rank is the only one: nothing on the way, a
-        sweep's next job neither, may go on with others who wait for this one. advice: what to type.
+        Raises SystemExit with the message if this rank failed alone: the other ranks wait for it, so
+        neither this job nor a sweep's next one may go on. advice: what to type.
         """
         if self.k == 1:
             return
         try:
-            dist.monitored_barrier(self.alarms, PATIENCE)
+            dist.monitored_barrier(self.failures, FAILURE_TIMEOUT)
         except RuntimeError:
-            atexit.unregister(dist.destroy_process_group)  # it would wait for the others
+            atexit.unregister(dist.destroy_process_group)  # it would wait for the other ranks
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise SystemExit(
                 f"error: rank {self.rank} failed alone ({reason}), and the others of its video wait "
@@ -111,13 +110,13 @@ class Team:
         """Sums over all groups; waits for every process."""
         if self.size == 1:
             return list(counts)
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, counts)
-        return [sum(column) for column in zip(*found[:: self.k], strict=True)]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, counts)
+        return [sum(column) for column in zip(*gathered[:: self.k], strict=True)]
 
 
 def join(k: int, device: str) -> Team:
-    """This process's team, k ranks to a video. Raises UserError if the processes do not fit k."""
+    """This process's team, k ranks per video. Raises UserError if k does not divide the processes."""
     size = world_size()
     if size % k:
         raise UserError(
@@ -128,9 +127,9 @@ def join(k: int, device: str) -> Team:
 
 
 def own_device(device: str) -> str:
-    """The device of this process where `device` was found: of several, each has a card of its own.
+    """`device` for this process: with several processes, each has its own GPU.
 
-    Raises UserError for one card for all of them, or fewer cards than processes.
+    Raises UserError for one GPU for all of them, or fewer GPUs than processes.
     """
     if world_size() == 1 or device == "cpu":
         return device
@@ -145,22 +144,22 @@ def own_device(device: str) -> str:
     return f"cuda:{local_rank()}"
 
 
-@functools.lru_cache  # the jobs of a sweep share their groups
+@functools.lru_cache  # jobs of a sweep share the groups
 def _team(k: int, cuda: bool) -> Team:
     if not dist.is_initialized():
-        # clips take as long as they take; torchrun and accelerate notice the dead
+        # clips may take long; torchrun and accelerate detect dead processes
         dist.init_process_group("gloo", timeout=timedelta(days=30))
         atexit.register(dist.destroy_process_group)
     if cuda:
         torch.cuda.set_device(local_rank())
     me, size = dist.get_rank(), dist.get_world_size()
-    mine: list[Any] = [None, None, None]
-    for start in range(0, size, k) if k > 1 else ():  # everyone forms every group
+    groups: list[Any] = [None, None, None]
+    for start in range(0, size, k) if k > 1 else ():  # new_group is collective over all ranks
         ranks = list(range(start, start + k))
-        made = [
+        created = [
             dist.new_group(ranks, timedelta(hours=1), "nccl" if cuda else "gloo"),
             dist.new_group(ranks, timedelta(days=30), "gloo"),
-            dist.new_group(ranks, PATIENCE, "gloo"),
+            dist.new_group(ranks, FAILURE_TIMEOUT, "gloo"),
         ]
-        mine = made if me in ranks else mine
-    return Team(me, size, k, *mine)
+        groups = created if me in ranks else groups
+    return Team(me, size, k, *groups)

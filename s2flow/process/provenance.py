@@ -1,4 +1,4 @@
-"""Where and with what a record was made: versions, device, host, threads, commit, command."""
+"""Provenance of a record: versions, device, host, threads, commit, command."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ import torch
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Where and with what this process runs: versions, device, threads, host, commit."""
+    """Provenance of this process: versions, device, threads, host, commit, command."""
     return {**_provenance(device), "threads": torch.get_num_threads()}
 
 
@@ -23,17 +23,17 @@ def _provenance(device: str) -> dict[str, Any]:
     names = ("s2flow", "torch", "diffusers", "transformers", "accelerate", "hydra-core", "numpy")
     names += ("imageio-ffmpeg",)  # the encoder decides the bytes of an mp4
     cuda = device.startswith("cuda")
-    here = Path(__file__).parent
-    ours = _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = _git(here, "rev-parse", "HEAD") if ours else None
-    dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+    folder = Path(__file__).parent
+    tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = _git(folder, "rev-parse", "HEAD") if tracked else None
+    dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}}
         | ({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if cuda else {}),
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "host": socket.gethostname(),
         "commit": commit,
-        "dirty": bool(dirty) if ours else None,
+        "dirty": bool(dirty) if tracked else None,
         "command": " ".join(sys.argv),
     }
 
@@ -56,9 +56,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,17 +1,18 @@
-"""Signals that stop a run so that it can go on later: SIGTERM, SIGUSR1, SIGUSR2.
+"""Signals that stop a run so that it can be resumed: SIGTERM, SIGUSR1, SIGUSR2.
 
-Slurm sends them before it takes a node away (`--signal=USR1@90`, preemption). While a job is at work
-the first one only leaves a note. A clip that is being decoded, written, recorded or scored is finished;
-one whose flow is not complete is dropped at its next step, and the LR flow that it had made stays in
-the cache. Then the whole sweep stops, one line says what was dropped, and the exit status is 75
-(EX_TEMPFAIL), upon which a script may requeue itself: the same command goes on.
+Slurm sends them before preemption or the time limit (`--signal=USR1@90`). While a job is working, the
+first signal sets a flag. A clip that is being decoded, written, recorded or scored is finished. A clip
+whose flow is incomplete is dropped at its next step; its LR flow, if complete, stays in the cache. Then
+the whole sweep stops, one line names the dropped clips, and the exit status is 75 (EX_TEMPFAIL), after
+which a script may requeue the job: the same command resumes it.
 
-A second signal, more than a second later (launchers pass on what their children got themselves), stops
-as soon as the running operator returns. SIGKILL and a pulled plug cost the clip in flight, too, and its
-temporary files, which the next start removes. SIGINT is Python's: KeyboardInterrupt, exit status 130.
+A second signal, more than a second later (launchers forward signals that their children have received
+already), stops as soon as the running operator returns. SIGKILL and power loss also lose the clip in
+flight and leave its temporary files, which the next start removes. SIGINT keeps Python's handler:
+KeyboardInterrupt, exit status 130.
 
-`caught` is entered by run.py alone, so that whoever imports s2flow keeps his handlers, and it takes
-only signals that nobody else has: submitit's own, which resubmits the job, stays where it is.
+Only run.py enters `caught`, so that importing s2flow installs no handlers. It handles only signals
+without a handler: submitit's own, which requeues the job, is kept.
 """
 
 import signal
@@ -23,11 +24,11 @@ from types import FrameType
 
 EX_TEMPFAIL = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-ECHO = 1.0  # seconds in which another signal is the same request
+DEBOUNCE_SECONDS = 1.0  # within which another signal is the same request
 
 
 class Preempted(BaseException):
-    """A signal has stopped the run; `by` names it, `dropped` holds the prompts of dropped clips.
+    """A signal stopped the run. by: its name; dropped: prompts of the dropped clips.
 
     Not an Exception: no clip has failed, and a sweep must not go on with its next job.
     """
@@ -37,8 +38,8 @@ class Preempted(BaseException):
         self.by, self.dropped, self.at_once = by, dropped, at_once
 
 
-class _Asked:
-    """What this process was told."""
+class _Request:
+    """The pending request to stop: signal, time, and whether a job is working."""
 
     by: str | None = None
     at = 0.0
@@ -46,44 +47,44 @@ class _Asked:
 
 
 def asked() -> str | None:
-    """The signal that asked this process to stop, if one did."""
-    return _Asked.by
+    """Name of the signal that asked this process to stop, or None."""
+    return _Request.by
 
 
 def check() -> None:
-    """Raises Preempted if a signal has asked for it."""
-    if _Asked.by is not None:
-        raise Preempted(_Asked.by)
+    """Raises Preempted if a signal has asked this process to stop."""
+    if _Request.by is not None:
+        raise Preempted(_Request.by)
 
 
 @contextmanager
 def caught(working: bool = False) -> Iterator[None]:
-    """Catch the signals that nobody else handles, and restore them at the end.
+    """Handle the signals that have no handler yet, and restore them at the end.
 
-    working: what runs inside looks at `asked` or `check`; else a signal raises Preempted where it
-    comes. Outside the main thread, where Python allows no handlers, nothing is caught.
+    working: the code inside polls `asked` or `check`; otherwise a signal raises Preempted at once.
+    Outside the main thread, where Python allows no handlers, nothing is caught.
     """
-    mine = []
+    handled = []
     if threading.current_thread() is threading.main_thread():
-        mine = [s for s in SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
-    outer, _Asked.working = _Asked.working, working
+        handled = [s for s in SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
+    outer, _Request.working = _Request.working, working
     try:
-        for s in mine:
-            signal.signal(s, _note)
-        check()  # what came between two jobs of a sweep
+        for s in handled:
+            signal.signal(s, _handle)
+        check()  # a signal between two jobs of a sweep
         yield
     finally:
-        _Asked.working = outer
-        for s in mine:
+        _Request.working = outer
+        for s in handled:
             signal.signal(s, signal.SIG_DFL)
-        if mine:
-            _Asked.by = None
+        if handled:
+            _Request.by = None
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    again, now = _Asked.by is not None, time.monotonic()
-    if again and now - _Asked.at < ECHO:
+def _handle(number: int, frame: FrameType | None) -> None:
+    repeated, now = _Request.by is not None, time.monotonic()
+    if repeated and now - _Request.at < DEBOUNCE_SECONDS:
         return
-    _Asked.by, _Asked.at = signal.Signals(number).name, now
-    if again or not _Asked.working:
-        raise Preempted(_Asked.by, at_once=True)
+    _Request.by, _Request.at = signal.Signals(number).name, now
+    if repeated or not _Request.working:
+        raise Preempted(_Request.by, at_once=True)

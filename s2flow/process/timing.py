@@ -1,9 +1,9 @@
 """Stage clocks: wall seconds and peak memory of text, lr, plan, handoff, hr, decode and score.
 
-Device work is waited for at both ends of a stage. Peak memory is the allocator's on CUDA; on a CPU
-it is the process's peak resident set during the stage where the kernel lets it be reset, else so
-far. Whoever watches is told when a stage begins and what it took. `steps` holds the seconds of each
-step of the LR and HR flows by steps remaining, per clip of the batch.
+The device is synchronised at both ends of a stage. Peak memory is the allocator's on CUDA. On a CPU it
+is the process's peak resident set, of the stage if the kernel allows a reset, else since the start.
+`watch` is called when a stage begins and when it ends. `steps` holds the seconds of each step of the
+LR and HR flows by steps remaining, per clip of the batch.
 """
 
 import resource
@@ -25,13 +25,13 @@ class Clock:
     peak_mib: dict[str, float] = field(default_factory=dict)
     steps: dict[str, dict[int, float]] = field(default_factory=dict)  # seconds per clip
     watch: Callable[[str, float | None], None] | None = (
-        None  # told (stage, None), (stage, seconds)
+        None  # called with (stage, None), then (stage, seconds)
     )
-    broke: str | None = None  # the stage that an exception has left
+    failed_stage: str | None = None  # first stage that raised
 
     @contextmanager
     def __call__(self, stage: str):
-        """Time one stage; stages may come again and add up."""
+        """Time one stage; repeated stages add up."""
         if self.watch is not None:
             self.watch(stage, None)
         self._begin()
@@ -39,16 +39,16 @@ class Clock:
         try:
             yield
         except BaseException:
-            self.broke = self.broke or stage
+            self.failed_stage = self.failed_stage or stage
             raise
         finally:
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize(self.device)
-            took = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + took
+            seconds = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
             self.peak_mib[stage] = max(self.peak_mib.get(stage, 0.0), self._peak())
             if self.watch is not None:
-                self.watch(stage, took)
+                self.watch(stage, seconds)
 
     def _begin(self) -> None:
         if self.device.startswith("cuda"):

@@ -1,9 +1,9 @@
 """The recipe: everything that decides the pixels of a clip besides its prompt and seed.
 
-`run_id` is a short hash of the recipe, so two commands that would give the same pixels are one
-run, and a sweep re-issued computes only what is missing. Placement (device, shard, launcher,
-tracker, prompt subset, scorers) is not in it; neither are knobs that the method ignores (each
-method names its own in KNOBS).
+`run_id` is a short hash of the recipe: two commands that give the same pixels are one run, and a
+repeated sweep computes only what is missing. The recipe excludes placement (device, shard, launcher,
+tracker, prompt subset, scorers) and knobs that the method ignores (KNOBS of each method lists those
+that it reads).
 """
 
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Resolved knobs: no defaults left open. Sizes are (height, width) in pixels."""
+    """Resolved knobs, without open defaults. Sizes are (height, width) in pixels."""
 
     backbone: str
     weights: str
@@ -48,19 +48,19 @@ class Recipe:
     lr_time: str
     upsample: str
     dtype: str = "float32"  # of the model; the flow's state is always float32
-    rope: str = "none"  # positions of the HR stage
+    rope: str = "none"  # position scaling of the HR stage
     temperature: float = 1.0  # factor on the HR stage's attention logits
-    shift_high: float | None = None  # of the HR stage's noise grid; None: shift
+    shift_high: float | None = None  # of the HR noise grid; None: as shift
     fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
     vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     guidance_2: float | None = None  # of the second expert of a model that has two
     adain: bool = False  # the hand-off keeps the LR mean and deviation
     stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
     params: Any = None  # the method's own Params; None for methods without
-    knobs: tuple[str, ...] = ()  # the method's own, beyond those that every method has
+    knobs: tuple[str, ...] = ()  # read by the method, beyond those that all methods read
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed and stored: plain types, without what this method ignores.
+        """The dict that is hashed and stored: plain types, without what this method ignores.
 
         Different words for the same pixels become one: a window that is the whole grid is "full",
         order 1 is "euler". ADDED_FIELDS are left out at the value there, so that records keep
@@ -70,34 +70,34 @@ class Recipe:
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
         always += ("params",)
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
-        own = json.loads(json.dumps(asdict(self)))
-        own["windows"].pop("calibration")  # `file` is the hash of it
-        if not self.windows.file:  # the first records had no files
-            own["windows"].pop("file")
-        range_of_positions = {"rope_low": own["low"]}  # what `rope` scales from
-        own = {k: own[k] for k in (*always, *self.knobs)}
-        if "low" not in own and self.rope != "none":
-            own |= range_of_positions
+        values = json.loads(json.dumps(asdict(self)))
+        values["windows"].pop("calibration")  # `file` is its hash
+        if not self.windows.file:  # absent from the first records
+            values["windows"].pop("file")
+        rope_range = {"rope_low": values["low"]}  # the size that `rope` scales from
+        values = {k: values[k] for k in (*always, *self.knobs)}
+        if "low" not in values and self.rope != "none":
+            values |= rope_range
         for name in getattr(self.params, "ignored", tuple)():
-            del own["params"][name]
-        ignored = {k for k, first in ADDED_FIELDS.items() if own.get(k) == first}
+            del values["params"][name]
+        ignored = {k for k, default in ADDED_FIELDS.items() if values.get(k) == default}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame
-        if "windows" in own:
+        if "windows" in values:
             ignored |= self.windows.ignored(self.sparsity)
             if self.whole_grid:
-                own["windows"] = {"name": "full"}
-        if own.get("solver") == "lri" and self.order == 1:
-            own["solver"] = "euler"
-        if own.get("solver") != "lri":
+                values["windows"] = {"name": "full"}
+        if values.get("solver") == "lri" and self.order == 1:
+            values["solver"] = "euler"
+        if values.get("solver") != "lri":
             ignored |= {"order", "stencil", "lr_time"}
-        if own.get("solver") not in ("lri", "lri_cv"):
+        if values.get("solver") not in ("lri", "lri_cv"):
             ignored |= {"upsample"}
         if self.lr_time == "snr":
             ignored |= {"stencil"}
         if self.handoff == "noisy":
             ignored |= {"noise", "adain"}
-        return {k: v for k, v in own.items() if k not in ignored}
+        return {k: v for k, v in values.items() if k not in ignored}
 
     @property
     def guidances(self) -> tuple[float, ...]:
@@ -106,32 +106,32 @@ class Recipe:
 
     @property
     def whole_grid(self) -> bool:
-        """Whether every window is the whole grid, whatever it is called."""
+        """Whether every window is the whole grid, under any policy."""
         return self.windows.whole(self.sparsity)
 
     @property
     def windows_label(self) -> str | None:
-        """The windows in a word; None for methods without."""
+        """Label of the windows; None for methods without windows."""
         if "windows" not in self.knobs:
             return None
         return "full" if self.whole_grid else self.windows.label
 
     @property
     def variant(self) -> str | None:
-        """The method's parameters that are not at their defaults, in words; None if all are."""
+        """The method's parameters that are not at their defaults, as text; None if all are."""
         return variant(self.params, self.t_i)
 
     @property
     def label(self) -> str:
-        """The knobs in a few words, for tables."""
+        """The knobs as a short label for tables."""
         return label(self.identity(), self.windows_label, self.variant)
 
     def low_identity(self) -> str:
-        """Key of the LR flow: shared by every HR variant."""
-        names = (*LOW_FIELDS, "brick_low", "coverage_rows")  # the last two of its coverage
+        """Key of the LR flow, shared by all HR variants."""
+        names = (*LOW_FIELDS, "brick_low", "coverage_rows")  # the last two decide its coverage
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property
     def run_id(self) -> str:
-        """Ten hexadecimal digits of the identity and VERSION."""
+        """Ten hexadecimal digits: hash of the identity and VERSION."""
         return id_of(VERSION, self.identity())

@@ -1,8 +1,8 @@
-"""What knobs may be, alone and together, before anything is worked out from them.
+"""Valid values of knobs, alone and together, checked before anything is computed from them.
 
-Each error is one line: what was typed, why not, what to type. A file of conf/backbone is knobs like any
-other (`backbone.multiple=16`), and these are divided by, counted with and raised to powers. What only
-the windows, a method or a checkpoint can tell is refused there.
+Each error is one line: the value, the reason, what to type. The values of conf/backbone are knobs, too
+(`backbone.multiple=16`), so they are checked before they are used in divisions and powers. Windows,
+methods and checkpoints check what only they know.
 """
 
 import math
@@ -14,22 +14,22 @@ from omegaconf import DictConfig
 from s2flow.errors import UserError
 from s2flow.recipe.schema import declared
 
-LONGEST = 10_000  # steps of a flow, which is kept whole
+MAX_STEPS = 10_000  # a flow keeps all its steps in memory
 DTYPES = ("float32", "bfloat16", "float16")
-COUNTS = ("steps", "frames", "fps", "multiple", "frame_step", "max_frames", "max_side")
-LEVELS = ("handoff_sigma", "boundary")  # of noise, in (0, 1); a boundary may be null
+COUNT_FIELDS = ("steps", "frames", "fps", "multiple", "frame_step", "max_frames", "max_side")
+LEVEL_FIELDS = ("handoff_sigma", "boundary")  # noise levels in (0, 1); boundary may be null
 TRIPLES, PAIRS = ("brick_low", "brick_high"), ("low", "high")
-MOST = 2**31  # larger counts are typing errors, and no size of anything here
+MAX_COUNT = 2**31  # larger counts are typing errors
 
 
 def check_backbone(conf: Any) -> None:
-    """Raises UserError for a number that no model can have."""
-    for name in COUNTS:
+    """Raises UserError for values of conf/backbone that are invalid for any model."""
+    for name in COUNT_FIELDS:
         check(
-            1 <= conf[name] <= MOST,
+            1 <= conf[name] <= MAX_COUNT,
             f"backbone.{name}={conf[name]} is no count; type backbone.{name}=1 or more",
         )
-    for name in LEVELS:
+    for name in LEVEL_FIELDS:
         check(
             conf[name] is None or 0 < conf[name] < 1,
             f"backbone.{name}={conf[name]} is no noise level; type one in (0, 1), backbone.{name}=0.5",
@@ -37,7 +37,7 @@ def check_backbone(conf: Any) -> None:
     for name, n in (*((t, 3) for t in TRIPLES), *((p, 2) for p in PAIRS)):
         sides = list(conf[name])
         check(
-            len(sides) == n and all(1 <= side <= MOST for side in sides),
+            len(sides) == n and all(1 <= side <= MAX_COUNT for side in sides),
             f"backbone.{name}={sides} is no size; type {n} whole numbers from 1 on",
         )
     for name in ("shift", "guidance"):
@@ -49,27 +49,27 @@ def check_backbone(conf: Any) -> None:
 
 def check_knobs(
     cfg: DictConfig,
-    given: dict[str, Any],
+    filled: dict[str, Any],
     sizes: dict[str, tuple],
     knobs: tuple[str, ...],
     usual_t_i: Callable[[], int],
 ) -> None:
-    """Raises UserError for values that no recipe can have, alone or together.
+    """Raises UserError for values that are invalid in any recipe, alone or together.
 
-    given: steps, shift, frames, guidance and negative prompt, filled from the backbone where they were
-    left open; sizes: low, high, brick_low, brick_high likewise; knobs: the method's KNOBS.
+    filled: steps, shift, frames, guidance and negative prompt, with `null` filled from the backbone;
+    sizes: low, high, brick_low, brick_high likewise; knobs: the method's KNOBS.
     """
     check(
-        1 <= given["steps"] <= LONGEST,
-        f"steps={given['steps']} is not in 1..{LONGEST}; type steps=20",
+        1 <= filled["steps"] <= MAX_STEPS,
+        f"steps={filled['steps']} is not in 1..{MAX_STEPS}; type steps=20",
     )
     check(
-        0 < given["shift"] < math.inf,
-        f"shift={given['shift']} is not positive and finite; type shift={cfg.backbone.shift}",
+        0 < filled["shift"] < math.inf,
+        f"shift={filled['shift']} is not positive and finite; type shift={cfg.backbone.shift}",
     )
     check(
-        math.isfinite(given["guidance"]),
-        f"guidance={given['guidance']} is not finite; type guidance={cfg.backbone.guidance}",
+        math.isfinite(filled["guidance"]),
+        f"guidance={filled['guidance']} is not finite; type guidance={cfg.backbone.guidance}",
     )
     check(
         cfg.backbone.negative_prompt is not None or not cfg.negative_prompt,
@@ -77,8 +77,8 @@ def check_knobs(
         "is embedded and takes none; leave negative_prompt out",
     )
     low, high = sizes["low"], sizes["high"]
-    _check_sizes(cfg.backbone, low if "low" in knobs else None, high, given["frames"])
-    _check_counts(cfg, given["steps"], knobs, usual_t_i)
+    _check_sizes(cfg.backbone, low if "low" in knobs else None, high, filled["frames"])
+    _check_counts(cfg, filled["steps"], knobs, usual_t_i)
     if cfg.noise == "aligned" and "noise" in knobs and cfg.handoff != "noisy":
         r = high[0] / low[0]
         check(
@@ -91,7 +91,7 @@ def check_knobs(
         f"order={cfg.order} cannot be taken at equal SNR, which is known for v' only; "
         "type order=2 or lr_time=sigma",
     )
-    other_grid = "shift_high" in knobs and cfg.shift_high not in (None, given["shift"])
+    other_grid = "shift_high" in knobs and cfg.shift_high not in (None, filled["shift"])
     check(
         not other_grid or cfg.solver != "lri" or cfg.order <= 2 or "order" not in knobs,
         f"order={cfg.order} needs the LR flow at the HR stage's own noise levels, and with "
@@ -111,9 +111,9 @@ def check_knobs(
 
 
 def check_declared(cfg: Any) -> None:
-    """Raises UserError for a word or number outside of what its knob declares (`schema.py`).
+    """Raises UserError for a value outside the choices or bounds of its knob (`schema.py`).
 
-    cfg: a config that has some or all of the knobs.
+    cfg: a config with some or all of the knobs.
     """
     for _, f in declared():
         m, value = f.metadata, cfg.get(f.name)
@@ -142,7 +142,7 @@ def _bounds(m: Any) -> str:
 
 
 def check_choices(cfg: DictConfig) -> None:
-    """Raises UserError for what a knob does not declare, and for a store without a name."""
+    """Raises UserError for values outside a knob's declaration, and for an empty runs_dir."""
     check(bool(str(cfg.runs_dir).strip()), "runs_dir= is empty; type runs_dir=runs")
     check(
         cfg.backbone.dtype in DTYPES,
@@ -215,7 +215,7 @@ def _check_sizes(backbone: Any, low: tuple | None, high: tuple, frames: int) -> 
 def _check_ranks(k: Any) -> None:
     check(
         "ring" not in str(k),
-        f"context_parallel={k}: a ring hands keys on in pieces, so that no rank ever has the whole "
+        f"context_parallel={k}: a ring passes keys on in pieces, so that no rank has the whole "
         "window of a head; type context_parallel=2, which exchanges heads (Ulysses)",
     )
     check(
@@ -225,14 +225,17 @@ def _check_ranks(k: Any) -> None:
 
 
 def _check_compile(cfg: DictConfig) -> None:
-    """One graph needs a transformer that stays in one place and never looks at its data."""
+    """One graph needs a transformer on one device without data-dependent control flow."""
     if not cfg.compile:
         return
-    for word, hooked in ((f"offload={cfg.offload}", cfg.offload != "none"), ("fp8=true", cfg.fp8)):
+    for override, uses_hooks in (
+        (f"offload={cfg.offload}", cfg.offload != "none"),
+        ("fp8=true", cfg.fp8),
+    ):
         check(
-            not hooked,
-            f"compile=true makes the transformer one graph, and {word} works with hooks that break "
-            f"it; leave compile or {word.split('=')[0]} out",
+            not uses_hooks,
+            f"compile=true makes the transformer one graph, and {override} works with hooks that break "
+            f"it; leave compile or {override.split('=')[0]} out",
         )
     check(
         cfg.backbone.family != "hunyuan15",
@@ -245,7 +248,7 @@ def _is_positive(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < math.inf
 
 
-def check(good: bool, otherwise: str) -> None:
-    """Raises UserError with this line unless all is well."""
-    if not good:
-        raise UserError(otherwise)
+def check(valid: bool, message: str) -> None:
+    """Raises UserError with this message if a value is not valid."""
+    if not valid:
+        raise UserError(message)

@@ -1,8 +1,8 @@
-"""Typed configuration: what was typed (schema.py), what it resolves to, and which run it names.
+"""From a typed config (schema.py) to the recipe, whose hash is the run id.
 
-With the schema the only module that knows OmegaConf. `resolve` checks every knob, fills what was
-left open (`null`) from the backbone, and returns the frozen `Recipe` whose hash is the run id. Every
-error is one line: what was typed, why not, what to type instead.
+Only this module and the schema use OmegaConf. `resolve` checks every knob, fills `null` from the
+backbone, and returns the frozen `Recipe`. Every error is one line: the value, the reason, what to type
+instead.
 """
 
 import math
@@ -26,7 +26,7 @@ from s2flow.windows import fraction_of_volume
 
 
 def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
-    """The recipe of a composed config. Raises UserError for any value that cannot work.
+    """The recipe of a composed config. Raises UserError for invalid values.
 
     weights: hash of the backbone's weights; knobs: the method's KNOBS.
     """
@@ -35,26 +35,26 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
     check_choices(cfg)
     module = method(str(cfg.method.name))
     params = typed(module, cfg.method.name, plain(cfg, "method"))
-    given = {
+    filled = {
         name: getattr(backbone, name) if cfg[name] is None else cfg[name]
         for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
     }
-    if given["negative_prompt"] is None:
-        given["negative_prompt"] = ""
+    if filled["negative_prompt"] is None:
+        filled["negative_prompt"] = ""
     low, high, brick_low, brick_high = (
         tuple(backbone[n] if cfg[n] is None else cfg[n])
         for n in ("low", "high", "brick_low", "brick_high")
     )
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
-    check_knobs(cfg, given, sizes, knobs, lambda: _usual_t_i(cfg, given, knobs))
-    t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), given["steps"])
-    t_i = t_i or _usual_t_i(cfg, given, knobs)
-    stages = _stages(cfg, given, low, high, t_i, knobs) if "stages" in knobs else ()
+    check_knobs(cfg, filled, sizes, knobs, lambda: _default_t_i(cfg, filled, knobs))
+    t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), filled["steps"])
+    t_i = t_i or _default_t_i(cfg, filled, knobs)
+    stages = _stages(cfg, filled, low, high, t_i, knobs) if "stages" in knobs else ()
     t_i = stages[0][1] if stages else t_i
     policy = _policy(cfg.windows)
     tokens, tokens_high = (
         (
-            (given["frames"] - 1) // backbone.frame_step + 1,
+            (filled["frames"] - 1) // backbone.frame_step + 1,
             size[0] // backbone.multiple,
             size[1] // backbone.multiple,
         )
@@ -65,9 +65,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
         source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
         policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
-    as_typed = {
-        f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__
-    }
+    copied = {f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__}
     resolved = {
         "backbone": backbone.name,
         "weights": weights,
@@ -81,50 +79,50 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         "brick_high": brick_high,
         "dtype": backbone.dtype,
         "vae_tile": _vae_tile(cfg),
-        "guidance_2": _guidance_2(cfg, given["guidance"]),
+        "guidance_2": _guidance_2(cfg, filled["guidance"]),
         "knobs": knobs,
         "stages": stages if len(stages) > 1 else (),
         "rope": cfg.rope if "rope" in knobs else "none",
         "temperature": _temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
-        "shift_high": _shift_high(cfg, given, knobs),
+        "shift_high": _shift_high(cfg, filled, knobs),
     }
-    return Recipe(**as_typed | given | resolved)
+    return Recipe(**copied | filled | resolved)
 
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
-    """A group as plain dicts and lists, interpolations resolved. Raises UserError for a `???`."""
+    """A config group as plain dicts and lists, interpolations resolved. Raises UserError for `???`."""
     missing = OmegaConf.missing_keys(cfg)
     for key in sorted(k for k in missing if k.startswith(f"{group}.")):
         raise UserError(f"{key} is not set; type {key}=..., conf/{group}/ explains it")
     return OmegaConf.to_container(cfg[group], resolve=True)
 
 
-def _usual_t_i(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> int:
-    """HR steps from the HR grid's level that is nearest to the backbone's hand-off.
+def _default_t_i(cfg: DictConfig, filled: dict[str, Any], knobs: tuple[str, ...]) -> int:
+    """HR steps from the level of the HR grid that is nearest to the backbone's hand-off level.
 
-    Deviation: the paper counts steps (30 of 50), which on another grid is another noise level, and
-    that is what decides between doubled and blurred objects (Table 4).
+    Deviation: the paper counts steps (30 of 50). On another grid these are another noise level, and
+    the noise level decides between doubled and blurred objects (Table 4).
     """
-    sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+    sigma = sigma_grid(filled["steps"], _shift_high(cfg, filled, knobs) or filled["shift"])
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
 
 
 def _stages(
     cfg: DictConfig,
-    given: dict[str, Any],
+    filled: dict[str, Any],
     low: tuple,
     high: tuple,
     t_i: int,
     knobs: tuple[str, ...],
 ) -> tuple[tuple[tuple[int, int], int], ...]:
-    """((height, width), HR steps that remain when it starts) of every size above LR; () if unset.
+    """((height, width), HR steps remaining at its start) of every size above LR; () if unset.
 
     Sizes are `scales` times `low`, in whole tokens. A level starts at the step nearest to its noise
-    level in `switches`; by default the t_i steps are dealt evenly.
+    level in `switches`; by default the t_i steps are divided evenly.
     """
     scales, switches = cfg.scales, cfg.switches
     if scales is None:
-        check(switches is None, "switches is of several scales; type scales=[1,1.5,2] beside it")
+        check(switches is None, "switches needs scales; type scales=[1,1.5,2] with it")
         return ()
     r = high[0] / low[0]
     check(
@@ -147,14 +145,15 @@ def _stages(
         steps = [round(t_i * (levels - j) / levels) for j in range(levels)]
     else:
         check(
-            cfg.t_i is None, f"t_i={cfg.t_i} and switches={list(switches)} say the same; drop one"
+            cfg.t_i is None,
+            f"t_i={cfg.t_i} and switches={list(switches)} set the same; leave one out",
         )
         check(
             len(switches) == levels and all(0 < x < 1 for x in switches),
             f"switches={list(switches)} holds no noise level in (0, 1) for each of the {levels} sizes "
             f"above LR; type switches=[{','.join(f'{0.8 * 0.6**j:.2g}' for j in range(levels))}]",
         )
-        sigma = sigma_grid(given["steps"], _shift_high(cfg, given, knobs) or given["shift"])
+        sigma = sigma_grid(filled["steps"], _shift_high(cfg, filled, knobs) or filled["shift"])
         steps = [max(int((sigma - x).abs().argmin()), 1) for x in switches]
     check(
         all(a > b for a, b in pairwise([*steps, 0])),
@@ -162,14 +161,17 @@ def _stages(
         "fewer than the one before: type more steps, or other switches",
     )
     if cfg.noise == "aligned" and cfg.handoff != "noisy":
-        odd = [k for k in scales[1:] if k != int(k)]
-        check(not odd, f"noise=aligned needs integer scales, got {odd}; type noise=fresh")
+        fractional = [k for k in scales[1:] if k != int(k)]
+        check(
+            not fractional,
+            f"noise=aligned needs integer scales, got {fractional}; type noise=fresh",
+        )
     return tuple(zip(sizes, steps, strict=True))
 
 
-def _shift_high(cfg: DictConfig, given: dict[str, Any], knobs: tuple[str, ...]) -> float | None:
-    """Shift of the HR grid where it is another; None: that of the LR grid."""
-    return cfg.shift_high if "shift_high" in knobs and cfg.shift_high != given["shift"] else None
+def _shift_high(cfg: DictConfig, filled: dict[str, Any], knobs: tuple[str, ...]) -> float | None:
+    """Shift of the HR grid if it differs from that of the LR grid, else None."""
+    return cfg.shift_high if "shift_high" in knobs and cfg.shift_high != filled["shift"] else None
 
 
 def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
@@ -182,31 +184,34 @@ def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
 
 
 def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
-    """Guidance of the second expert; None where there is none, or where guidance = 1 turns both off."""
-    typed, backbone = cfg.guidance_2, cfg.backbone
+    """Guidance of the second expert; None without one, or if guidance = 1 turns both off."""
+    given, backbone = cfg.guidance_2, cfg.backbone
     check(
-        backbone.boundary is not None or typed is None,
-        f"guidance_2={typed} is of a second expert, and {backbone.name} has one model; "
+        backbone.boundary is not None or given is None,
+        f"guidance_2={given} is for a second expert, and {backbone.name} has one model; "
         "leave guidance_2 out",
     )
-    found = backbone.guidance_2 if typed is None else typed
-    found = guidance if found is None else found
+    guidance_2 = backbone.guidance_2 if given is None else given
+    guidance_2 = guidance if guidance_2 is None else guidance_2
     check(
-        math.isfinite(found),
-        f"guidance_2={found} is not finite; type guidance_2={backbone.guidance_2}",
+        math.isfinite(guidance_2),
+        f"guidance_2={guidance_2} is not finite; type guidance_2={backbone.guidance_2}",
     )
     check(
-        guidance != 1 or typed in (None, 1),
-        f"guidance_2={typed} has no effect beside guidance=1, which turns guidance off for both "
+        guidance != 1 or given in (None, 1),
+        f"guidance_2={given} has no effect with guidance=1, which turns guidance off for both "
         "experts; type guidance_2=1, or another guidance",
     )
-    return None if backbone.boundary is None or guidance == 1 else found
+    return None if backbone.boundary is None or guidance == 1 else guidance_2
 
 
 def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
     """(side, stride) of the autoencoder's tiles; None for whole frames."""
-    own = cfg.backbone.vae_tile
-    tile, m = list((own if cfg.vae_tile is None else cfg.vae_tile) or ()), cfg.backbone.multiple
+    default = cfg.backbone.vae_tile
+    tile, m = (
+        list((default if cfg.vae_tile is None else cfg.vae_tile) or ()),
+        cfg.backbone.multiple,
+    )
     if not tile:
         return None
     check(

@@ -1,1 +1,1 @@
-"""One config's work: which clips, how each is made and recorded, and by how many processes."""
+"""Running a config: which clips are missing, how each is made and recorded, and by which processes."""

@@ -1,7 +1,7 @@
-"""What runs in Ray's processes for executor=ray: an actor that keeps the backbone and makes clips.
+"""The Ray actor of executor=ray: it keeps the backbone loaded and makes clips.
 
-It does what one process does: writes clips, records, scores and failures to runs_dir itself, and tells
-the driver, `s2flow.run.executor`, only what there is to print. In a group of k it is one rank of
+Like a single process, it writes clips, records, scores and failures to runs_dir itself. It returns to
+the driver, `s2flow.run.executor`, what is to be printed. In a group of k it is one rank of
 `s2flow.process.parallel`.
 """
 
@@ -31,8 +31,8 @@ from s2flow.store.tasks import Task
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an actor is told of a job: config, recipe, and what its records say of the command.
+class JobRequest:
+    """A job as sent to an actor: config, recipe, and the provenance of its records.
 
     stale: records that are to be replaced (cache=force), see `Job`.
     """
@@ -46,16 +46,16 @@ class Told:
 
 
 class Actor:
-    """One process of a worker; it keeps the backbone, and the job that it is at.
+    """One process of a worker; keeps the backbone and the present job.
 
-    folder: the driver's working folder, which relative paths are meant from; threads: for torch.
+    folder: the driver's working directory, the base of relative paths; threads: of torch.
     """
 
     def __init__(self, folder: str, threads: int) -> None:
         self.folder, self.threads, self.name = folder, threads, None
 
     def address(self) -> tuple[str, int]:
-        """Where the first of a group waits for the others: its node, and a port that is free."""
+        """Address for the process group of a worker: this node, and a free port."""
         import ray
 
         with socket.socket() as free:
@@ -63,26 +63,26 @@ class Actor:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def join(self, rank: int, size: int, address: tuple[str, int]) -> None:
-        """Tell `process.parallel` which of a group this is. Every actor sees its own card only."""
+        """Set the environment that `process.parallel` reads. Every actor sees its own GPU only."""
         host, port = address
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
-    def make(self, told: Told, tasks: list[Task]) -> dict[str, Any] | UserError:
-        """Make and score clips: {key: record, or why it failed}, or why nobody can go on."""
+    def make(self, request: JobRequest, tasks: list[Task]) -> dict[str, Any] | UserError:
+        """Make and score clips: {key: record or error line}, or the UserError that ends the job."""
         try:
-            job = self._job(told)
-            if job.team.leads:  # a clip whose actor died before it was scored
+            job = self._job(request)
+            if job.team.leads:  # recorded by an actor that died before scoring
                 for task in tasks:
                     if not job.lacks(task):
                         job.score(task)
             job.make_all(tasks, tasks, len(tasks))
-            return {task.key: self._said(task) for task in tasks}
+            return {task.key: self._result(task) for task in tasks}
         except UserError as error:
-            return UserError(str(error))  # as an answer: its traceback need not travel
+            return UserError(str(error))  # returned without its traceback
 
-    def _job(self, told: Told) -> Job:
-        if self.name == told.name:
+    def _job(self, request: JobRequest) -> Job:
+        if self.name == request.name:
             return self.job
         if not os.path.isdir(self.folder):
             raise UserError(
@@ -91,20 +91,20 @@ class Actor:
             )
         os.chdir(self.folder)
         torch.set_num_threads(self.threads)
-        setup_globals()  # resolvers of Hydra's config
-        HydraConfig.instance().cfg, sys.argv = told.hydra, told.argv
-        cfg, recipe = told.cfg, told.recipe
+        setup_globals()  # registers the resolvers of Hydra's config
+        HydraConfig.instance().cfg, sys.argv = request.hydra, request.argv
+        cfg, recipe = request.cfg, request.recipe
         arguments = plain(cfg, "scorer")
         scorers = {name: build(name, conf) for name, conf in arguments.items()}
         store = Store(cfg.runs_dir, recipe.run_id, {"version": VERSION, **recipe.identity()})
         team = join(cfg.context_parallel, device_here(cfg.device))
         self.job = Job(
-            cfg, recipe, store, Scoring(store.book, scorers, arguments), team, told.stale
+            cfg, recipe, store, Scoring(store.book, scorers, arguments), team, request.stale
         )
-        self.name = told.name
+        self.name = request.name
         return self.job
 
-    def _said(self, task: Task) -> dict[str, Any] | str:
+    def _result(self, task: Task) -> dict[str, Any] | str:
         record = self.job.store.record(task.key)
         if record is not None:
             return record

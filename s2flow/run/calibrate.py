@@ -4,9 +4,10 @@
         prompts.count=8 prompts.subset_seed=1
     python run.py windows=sta windows.file=sta.json backbone=micro sparsity=0.5 prompts=world ...
 
-The words are those of `run.py`. The cascade runs with full attention and Euler steps; Eq. 8 is taken of
-the HR q, k of the conditional pass, from `coverage_rows` rows, at every HR step and layer, and averaged
-over prompts and steps; Eq. 9 then chooses one candidate of `windows.exponents` per layer and head.
+Takes the overrides of `run.py`. The cascade runs with full attention and Euler steps. Eq. 8 is
+evaluated on the HR q, k of the conditional pass, on `coverage_rows` rows, at every HR step and layer,
+and averaged over prompts and steps. Eq. 9 then chooses one candidate of `windows.exponents` per layer
+and head.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ from s2flow.windows import choose, fraction_of_volume
 
 
 class MeanCoverage:
-    """Watches an HR flow that attends everything; `mean` is Eq. 8 over clips and steps."""
+    """Records coverage in an HR flow with full attention; `mean` is Eq. 8 over clips and steps."""
 
     def __init__(self, tokens: Box, brick: Box, rows: int) -> None:
         self.tokens, self.brick, self.rows = tokens, brick, rows
@@ -48,7 +49,7 @@ class MeanCoverage:
         self.count: dict[int, int] = {}
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
-        """See `plan.Windows`; nothing is replaced."""
+        """See `plan.Windows`; records coverage and replaces nothing."""
 
         def watch(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
             if (n, layer) in self.seen:  # the unconditional pass
@@ -66,20 +67,20 @@ class MeanCoverage:
         """Every head costs the same."""
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
-        """Nothing is recorded; the next batch is watched from its first step on."""
+        """No report; resets the state for the next batch."""
         self.seen.clear()
         return {}
 
     def kept(self, steps: Sequence[int], clip: int) -> None:
-        """No windows: every step attends everything."""
+        """No windows: full attention in every step."""
 
     @property
     def mean(self) -> Tensor:
-        """(layers, heads, g_t, g_h, g_w), on the CPU; until then sums stay where they were computed."""
+        """(layers, heads, g_t, g_h, g_w), on the CPU; sums stay on the device of the model."""
         return torch.stack([self.sums[i] / self.count[i] for i in sorted(self.sums)]).cpu()
 
 
-CALIBRATED_ALONE = (  # knobs, with the only values that a calibration can have
+REQUIRED_VALUES = (  # knobs with the only value that a calibration supports
     *(("context_parallel", 1), ("compile", False), ("shard", "1/1")),
     *(("plan", False), ("scales", None), ("switches", None)),
 )
@@ -92,9 +93,9 @@ def calibrate(cfg: DictConfig) -> Calibration:
     """
     path = cfg.windows.file
     if path is None:
-        raise UserError("windows.file is not set; type windows.file=sta.json: it is written there")
-    for name, only in CALIBRATED_ALONE:
-        if cfg[name] != only:
+        raise UserError("windows.file is not set; type windows.file=sta.json, the file to write")
+    for name, required in REQUIRED_VALUES:
+        if cfg[name] != required:
             raise UserError(f"{name}={cfg[name]} is not for calibration; leave {name} out")
     device = device_here(cfg.device)
     weights = weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
@@ -107,26 +108,26 @@ def calibrate(cfg: DictConfig) -> Calibration:
     grids = [
         backbone.token_grid(backbone.latent_shape(*size, r.frames)) for size in (r.low, r.high)
     ]
-    watched = MeanCoverage(grids[1], r.brick_high, r.coverage_rows)
+    coverage = MeanCoverage(grids[1], r.brick_high, r.coverage_rows)
     for i in range(0, len(tasks), cfg.batch):
         group = tasks[i : i + cfg.batch]
         run = Cascade(backbone, r, [t.prompt for t in group], [t.seed for t in group])
-        run.high_flow(run.hand_off(run.low_flow()), r.t_i, plan=watched)
+        run.high_flow(run.hand_off(run.low_flow()), r.t_i, plan=coverage)
         print(f"{i + len(group)}/{len(tasks)} clips", flush=True)
-    found = chosen(watched, r, grids[0], weights, tuple(t.prompt for t in tasks))
-    best = coverage_of(watched.mean.float(), torch.tensor(found.boxes, dtype=torch.int16))
+    calibration = chosen(coverage, r, grids[0], weights, tuple(t.prompt for t in tasks))
+    best = coverage_of(coverage.mean.float(), torch.tensor(calibration.boxes, dtype=torch.int16))
     where = {k: v for k, v in provenance(backbone.device).items() if k in ("commit", "dirty")}
     settings = {"seed": cfg.seed, "t_i": r.t_i, "steps": r.steps, "rows": r.coverage_rows}
     covered = [[round(x, 4) for x in heads] for heads in best.tolist()]
-    sta.write(path, found, **settings, **where, coverage=covered)
-    print(f"{path}: {len(found.boxes)} layers, content {sta.content_hash(found)}")
-    return found
+    sta.write(path, calibration, **settings, **where, coverage=covered)
+    print(f"{path}: {len(calibration.boxes)} layers, content {sta.content_hash(calibration)}")
+    return calibration
 
 
 def recipe_of(cfg: DictConfig, weights: str) -> Recipe:
-    """The recipe of the watched flow, whose policy names the candidates."""
+    """The recipe of the calibration flow, whose policy defines the candidates."""
     cfg = cfg.copy()
-    if cfg.windows.policy == "sta":  # as it will be used
+    if cfg.windows.policy == "sta":  # sta takes its candidates from adaptive
         cfg.windows.policy = "adaptive"
     cfg.solver, cfg.method.name = "euler", "s2flow"
     r = resolve(cfg, weights, methods.method("s2flow").KNOBS)
@@ -139,19 +140,19 @@ def recipe_of(cfg: DictConfig, weights: str) -> Recipe:
 
 
 def chosen(
-    watched: MeanCoverage, r: Recipe, low: Box, weights: str, prompts: tuple[str, ...]
+    coverage: MeanCoverage, r: Recipe, low: Box, weights: str, prompts: tuple[str, ...]
 ) -> Calibration:
     """Per layer and head the candidate of the highest mean coverage (Eq. 9)."""
     f = fraction_of_volume(r.sparsity, r.density)
-    grid = (watched.tokens, watched.brick)
+    grid = (coverage.tokens, coverage.brick)
     boxes = candidates_of(r.windows, Case(f, low, r.brick_low, *grid))
-    table = choose(watched.mean.float(), boxes).tolist()
+    table = choose(coverage.mean.float(), boxes).tolist()
     table = tuple(tuple(tuple(b) for b in heads) for heads in table)
     return Calibration(r.backbone, weights, *grid, f, prompts, table)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Calibrate once."""
+    """Calibrate one config."""
     with reported():
         calibrate(cfg)

@@ -1,10 +1,10 @@
-"""One recipe at work on one store: generate a batch, write it, record it, score it.
+"""A job: one recipe on one store. Generate a batch, write it, record it, score it.
 
-A clip that fails leaves its traceback and the others go on; of a batch that fails each clip is tried
-alone, so that only the culprit is lost, and one that does not fit the memory is tried once more with
-what `process.memory` saves. What is no clip's fault ends the job, since every clip would fail: a full
-disk, a knob that turns out wrong. A signal drops the clip in flight (`process.stopping`). Several
-processes share a job as `process.parallel` says.
+A clip that fails leaves its traceback, and the job continues. If a batch fails, each clip is tried
+alone, so that only the failing one is lost. A clip that runs out of memory is tried once more with the
+settings of `process.memory`. Errors that every clip would have end the job: a full disk, an invalid
+knob. A signal drops the clip in flight (`process.stopping`). Several processes share a job as in
+`process.parallel`.
 """
 
 import errno
@@ -45,13 +45,13 @@ from s2flow.terminal.summary import print_failure
 from s2flow.tracking.tracker import Tracker, sweep, tracked
 from s2flow.video import contact_sheet, write_video
 
-BOUNDARIES = ("text", "lr", "plan", "handoff", "hr")  # stages before which a clip may be dropped
-AGAIN = 3  # times that a clip is written anew because another worker's files came between
+STOP_POINTS = ("text", "lr", "plan", "handoff", "hr")  # stages before which a clip may be dropped
+MAX_REWRITES = 3  # attempts to write a clip whose files another worker overwrote
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A batch that was not made: the error in words only, because frames would hold its tensors."""
+    """Why a batch failed, as text only: an exception's frames would keep its tensors alive."""
 
     error: str
     line: str
@@ -62,9 +62,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Job:
-    """One recipe at work on one store.
+    """One recipe on one store.
 
-    stale: clips that have a record and are made again (cache=force), see `tasks.Work`.
+    stale: clips whose record is to be replaced (cache=force), see `tasks.Work`.
     """
 
     cfg: DictConfig
@@ -76,9 +76,10 @@ class Job:
     saving: Saving = field(default_factory=Saving)
 
     def make_all(self, todo: list[Task], tasks: list[Task], clips: int) -> int:
-        """Make the missing ones of so many clips, batch by batch; returns how many failed.
+        """Make the missing clips (`todo`) batch by batch; returns how many failed.
 
-        tasks: the clips of all processes, of which some are shown. Raises Preempted after a signal.
+        tasks: the clips of all processes, from which the tracker chooses; clips: how many this process
+        has. Raises Preempted after a signal.
         """
         cfg, team, recipe, failed = self.cfg, self.team, self.recipe, 0
         if (device := loading.device_here(cfg.device)) != "cpu":
@@ -86,10 +87,10 @@ class Job:
 
             refuse(cfg, recipe, device)
         loading.low_flows(cfg).tidy()
-        have = 0 if cfg.tracker.name == "none" else len(self.store.recorded())
+        recorded = 0 if cfg.tracker.name == "none" else len(self.store.recorded())
         shown = [min(t.indices) for t in tasks]
-        # before weights are loaded: a login that is missing is said at once
-        with tracked(cfg, recipe, shown, have) if team.leads else nullcontext() as track:
+        # before weights are loaded: a missing login is reported at once
+        with tracked(cfg, recipe, shown, recorded) if team.leads else nullcontext() as track:
             methods.check(self.backbone(), recipe)
             with Progress(recipe, clips, len(todo), cfg.progress, not team.leads) as progress:
                 for i in range(0, len(todo), cfg.batch):
@@ -99,7 +100,7 @@ class Job:
         return failed
 
     def backbone(self) -> Backbone:
-        """The loaded backbone, placed as the config or the memory says."""
+        """The loaded backbone, placed by the config or the memory-saving settings."""
         cfg, offload = self.cfg, self.saving.offload or self.cfg.offload
         compiled = cfg.compile and (self.saving.after is None or offload == "none")
         placed = (loading.device_here(cfg.device), offload, cfg.fp8, compiled)
@@ -108,11 +109,11 @@ class Job:
         return backbone
 
     def missing(self, tasks: list[Task]) -> list[Task]:
-        """Those that nobody has recorded yet, or recorded anew, as the leader sees it."""
+        """Tasks without a current record, as the leader sees it."""
         return self.team.agree([t for t in tasks if self.lacks(t)])
 
     def lacks(self, task: Task) -> bool:
-        """Whether there is no record, or only the one that is to be replaced."""
+        """Whether a task has no record, or only the one that is to be replaced."""
         record = self.store.record(task.key)
         stale = record is not None and task.key in self.stale
         return record is None or (stale and record.get("at") == self.stale[task.key])
@@ -124,24 +125,24 @@ class Job:
             for task in group if self.team.leads else ():
                 self.finish(task, progress, track)
             return 0
-        left = self.missing(group)
+        missing = self.missing(group)
         if track is not None:
-            track.skip()  # its steps are sent; the next clip's follow them
-        if len(group) > 1:  # one by one, so that only the culprit fails
-            return sum(self.make([task], progress, track) for task in left)
-        if left and failure.ran_out and self.saving.after is None:
+            track.skip()  # keeps step numbers increasing: those of the failed batch were sent
+        if len(group) > 1:  # one by one, so that only the failing clip is lost
+            return sum(self.make([task], progress, track) for task in missing)
+        if missing and failure.ran_out and self.saving.after is None:
             self.save_memory(failure)
             return self.make(group, progress, track)
-        if self.team.leads and left:
-            self.fail(left[0], failure)
-        return len(left)
+        if self.team.leads and missing:
+            self.fail(missing[0], failure)
+        return len(missing)
 
     def attempt(
         self, group: list[Task], progress: Progress, track: Tracker | None
     ) -> Failure | None:
-        """Generate and record one batch; returns how it failed, if it did.
+        """Generate and record one batch; returns its failure, or None.
 
-        Raises UserError for what is no clip's fault, Preempted after a signal.
+        Raises UserError for an error that every clip would have, Preempted after a signal.
         """
         team, prompts, seeds = self.team, [t.prompt for t in group], [t.seed for t in group]
         clock = Clock(watch=self.watch(progress))
@@ -149,16 +150,16 @@ class Job:
         try:
             backbone = self.backbone()
             clock.device = backbone.device
-            how = {"clock": clock, "cache": loading.low_flows(self.cfg)}
-            how |= {"progress": self.step(progress)}
-            how["on_step"] = None if track is None else track.step
-            made = methods.generate(backbone, self.recipe, prompts, seeds, **how)
+            options = {"clock": clock, "cache": loading.low_flows(self.cfg)}
+            options |= {"progress": self.step(progress)}
+            options["on_step"] = None if track is None else track.step
+            made = methods.generate(backbone, self.recipe, prompts, seeds, **options)
             with team.lead() as leads:
                 if leads:
                     self.commit(group, made, clock, backbone)
         except Preempted as stop:
-            left = tuple(t.prompt for t in group if self.lacks(t))
-            raise Preempted(stop.by, left, stop.at_once) from None
+            dropped = tuple(t.prompt for t in group if self.lacks(t))
+            raise Preempted(stop.by, dropped, stop.at_once) from None
         except Exception as error:
             ran_out = memory.ran_out(error)
             team.fail_together(error, memory.advice(self.cfg) if ran_out else "")
@@ -166,12 +167,12 @@ class Job:
             if refusal is not None:
                 raise UserError(refusal) from None
             line = f"{type(error).__name__}: {error}".split("\n")[0]
-            words = (repr(error), line, traceback.format_exc(), clock.broke)
-            return Failure(*words, team.agree(ran_out))
+            fields = (repr(error), line, traceback.format_exc(), clock.failed_stage)
+            return Failure(*fields, team.agree(ran_out))
         return None
 
     def refusal(self, error: Exception) -> str | None:
-        """What to say of an error that every clip would run into; None: it is this clip's own."""
+        """The message for an error that every clip would have; None if only this clip failed."""
         if isinstance(error, UserError):
             return str(error)
         if _disk_is_full(error, self.store.folder):
@@ -182,22 +183,22 @@ class Job:
         return None
 
     def save_memory(self, failure: Failure) -> None:
-        """From now on, do without what `s2flow.process.memory` names."""
+        """Switch on the settings of `s2flow.process.memory` for the rest of the job."""
         device = loading.device_here(self.cfg.device)
         self.saving.begin(device, self.cfg.offload, failure.stage)
         memory.give_back(loading.low_flows(self.cfg))
         if self.team.leads:
-            how = f"offload={self.saving.offload}, LR flows on disk only"
-            print(f"note: {self.saving.after}; tried once more with {how}", file=sys.stderr)
+            settings = f"offload={self.saving.offload}, LR flows on disk only"
+            print(f"note: {self.saving.after}; tried once more with {settings}", file=sys.stderr)
 
     def fail(self, task: Task, failure: Failure) -> None:
-        """Say that a clip has failed, and keep why."""
-        more = f"; out of memory again: {memory.advice(self.cfg)}" if failure.ran_out else ""
-        print_failure(task.prompt, failure.line + more)
-        found = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
-        found |= {"error": failure.error, "stage": failure.stage, "traceback": failure.traceback}
-        found |= self.saving.report()
-        self.store.fail(task.key, found | provenance(loading.device_here(self.cfg.device)))
+        """Print that a clip failed, and store the reason."""
+        advice = f"; out of memory again: {memory.advice(self.cfg)}" if failure.ran_out else ""
+        print_failure(task.prompt, failure.line + advice)
+        report = {"status": "failed", "prompt": task.prompt, "seed": task.seed}
+        report |= {"error": failure.error, "stage": failure.stage, "traceback": failure.traceback}
+        report |= self.saving.report()
+        self.store.fail(task.key, report | provenance(loading.device_here(self.cfg.device)))
 
     # -- signals ------------------------------------------------------------------------------
 
@@ -208,24 +209,24 @@ class Job:
             raise Preempted(by)
 
     def watch(self, progress: Progress) -> Any:
-        """What a clock tells: shown, and a place to stop before a stage that would be lost."""
+        """`Clock.watch`: shows the stage, and may stop before one whose work would be lost."""
 
-        def told(stage: str, seconds: float | None) -> None:
-            if seconds is None and stage in BOUNDARIES:
+        def on_stage(stage: str, seconds: float | None) -> None:
+            if seconds is None and stage in STOP_POINTS:
                 self.stop_if_asked()
             progress.stage(stage, seconds)
 
-        return told
+        return on_stage
 
     def step(self, progress: Progress) -> Any:
-        """What a flow tells after a step; its last one is not lost: what follows needs it."""
+        """`Cascade.progress`: shows the step, and may stop after any but the last."""
 
-        def told(stage: str, done: int, total: int) -> None:
+        def on_step(stage: str, done: int, total: int) -> None:
             progress.step(stage, done, total)
             if done < total:
                 self.stop_if_asked()
 
-        return told
+        return on_step
 
     # -- files --------------------------------------------------------------------------------
 
@@ -233,20 +234,20 @@ class Job:
         """Write and record a batch."""
         for i, task in enumerate(group):
             replaces = self.stale.get(task.key)
-            for _ in range(AGAIN):
-                own = Clock(backbone.device, watch=clock.watch)
+            for _ in range(MAX_REWRITES):
+                clip_clock = Clock(backbone.device, watch=clock.watch)
                 with ExitStack() as files:
-                    with own("write"):
+                    with clip_clock("write"):
                         path = self.write_files(task, i, made, files)
                     record = self.record(task, i, made, path, backbone)
-                    record |= times(clock, own, made, i)
+                    record |= times(clock, clip_clock, made, i)
                     self.store.commit(task.key, record, files, replaces)
                 if self.store.matches(task.key):
                     break
                 replaces = record["at"]
 
     def finish(self, task: Task, progress: Progress, track: Tracker | None) -> None:
-        """Score a clip that was just recorded, and show it."""
+        """Score a newly recorded clip, and show it."""
         with Clock(watch=progress.stage)("score"):
             self.score(task)
         record = self.store.record(task.key)
@@ -257,7 +258,7 @@ class Job:
     def record(
         self, task: Task, i: int, made: Generated, path: Path, backbone: Backbone
     ) -> dict[str, Any]:
-        """What the store keeps of clip i of a batch, whose mp4 is at `path`; `times` apart."""
+        """The record of clip i of a batch, whose mp4 is at `path`; without `times`."""
         video = made.video[i]
         return {
             "status": "ok",
@@ -291,7 +292,7 @@ class Job:
         }
 
     def how_placed(self) -> dict[str, Any]:
-        """Where the weights were; none of it is in the recipe."""
+        """Placement of the weights, for the record; not part of the recipe."""
         return {
             "compile": self.cfg.compile and self.saving.offload in (None, "none"),
             "context_parallel": self.team.k,
@@ -302,33 +303,33 @@ class Job:
     def write_files(self, task: Task, i: int, made: Generated, files: ExitStack) -> Path:
         """Videos, contact sheet, windows and latent of clip i of a batch; returns the clip's path."""
         video, fps = made.video[i], self.cfg.backbone.fps
-        path = self.beside("clips", f"{task.key}.mp4", files)
+        path = self.temporary("clips", f"{task.key}.mp4", files)
         write_video(path, video, fps)
         rows = [(f"{self.recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
         if made.low_video is not None:
             low = made.low_video[i]
-            write_video(self.beside("clips", f"{task.key}.low.mp4", files), low, fps)
+            write_video(self.temporary("clips", f"{task.key}.low.mp4", files), low, fps)
             rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
-        contact_sheet(self.beside("sheets", f"{task.key}.png", files), rows, task.prompt)
+        contact_sheet(self.temporary("sheets", f"{task.key}.png", files), rows, task.prompt)
         if self.cfg.keep_latents:
             latent = {"latent": made.latent[i].float().cpu().contiguous()}
-            save_file(latent, self.beside("latents", f"{task.key}.safetensors", files))
+            save_file(latent, self.temporary("latents", f"{task.key}.safetensors", files))
         if made.windows and made.windows[i]:
-            save_windows(self.beside("windows", f"{task.key}.npz", files), made.windows[i])
+            save_windows(self.temporary("windows", f"{task.key}.npz", files), made.windows[i])
         return path
 
-    def beside(self, kind: str, name: str, files: ExitStack) -> Path:
-        """A temporary path that takes its place when `files` closes without an exception."""
+    def temporary(self, kind: str, name: str, files: ExitStack) -> Path:
+        """A temporary path, renamed to its final name when `files` closes without an exception."""
         return files.enter_context(written_whole(self.store.path(kind, name)))
 
     def rescore(self, recorded: dict[str, dict[str, Any]]) -> int:
-        """Enter the verdicts that recorded clips lack; returns how many stay without a score.
+        """Add missing verdicts of recorded clips; returns how many clips remain without a score.
 
-        recorded: of `store.recorded`. Only clips that lack something are looked at. Raises Preempted.
+        recorded: from `store.recorded`. Only records with missing verdicts are read. Raises Preempted.
         """
         unscored = 0
-        for key, known in recorded.items() if self.scoring.parts else ():
-            if self.scoring.missing(known) or not self.scoring.scored(known):
+        for key, summary in recorded.items() if self.scoring.parts else ():
+            if self.scoring.missing(summary) or not self.scoring.scored(summary):
                 record = self.store.record(key)
                 unscored += record is not None and not self.scoring.score(record)
             if self.team.k == 1:  # in a group, ranks must leave together
@@ -336,12 +337,12 @@ class Job:
         return unscored
 
     def score(self, task: Task) -> bool:
-        """Enter the verdicts that a recorded clip lacks; False if one of them is no score."""
+        """Add missing verdicts of a recorded clip; False if one of them is no score."""
         return self.scoring.score(self.store.record(task.key))
 
 
 def noise_levels(recipe: Recipe) -> dict[str, Any]:
-    """Of a record: sigma of every node of the LR and HR grids, and at the hand-off."""
+    """Record fields: sigma at every node of the LR and HR grids, and at the hand-off."""
     low, high = (
         [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
         for k in (recipe.shift, recipe.shift_high)
@@ -351,16 +352,16 @@ def noise_levels(recipe: Recipe) -> dict[str, Any]:
     return levels | {"sigma_handoff": high[recipe.steps - recipe.t_i] if handed_off else None}
 
 
-def times(clock: Clock, own: Clock, made: Generated, i: int) -> dict[str, Any]:
-    """Of clip i's record: seconds per stage and step, and peak memory.
+def times(clock: Clock, clip_clock: Clock, made: Generated, i: int) -> dict[str, Any]:
+    """Record fields of clip i: seconds per stage and step, and peak memory.
 
-    clock: of the batch, whose seconds its clips share; own: of this clip alone.
+    clock: of the batch, divided by its clips; clip_clock: of this clip alone.
     """
     batch, reused = len(made.video), made.reports[i].get("low_flow_reused")
     return {
         "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
-        | {k: round(v, 4) for k, v in own.seconds.items()},
-        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | own.peak_mib).items()},
+        | {k: round(v, 4) for k, v in clip_clock.seconds.items()},
+        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | clip_clock.peak_mib).items()},
         "step_seconds": {
             stage: {str(n): round(s, 6) for n, s in steps.items()}
             for stage, steps in clock.steps.items()
@@ -374,4 +375,4 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
     if not isinstance(error, OSError):
         return False
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or shutil.disk_usage(folder).free < 2**20  # ffmpeg does not pass its errno on
+    return full or shutil.disk_usage(folder).free < 2**20  # ffmpeg does not report its errno

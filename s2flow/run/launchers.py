@@ -1,13 +1,13 @@
-"""Hydra's launchers behind one word each: what they need is checked before a sweep starts.
+"""Hydra's launchers: their requirements are checked before a sweep starts.
 
     hydra/launcher=joblib        processes of this machine, as many as cores / threads
     hydra/launcher=slurm         Slurm jobs, by submitit
     hydra/launcher=ray_cluster   tasks of a Ray cluster that runs already
-    hydra/launcher=gpus          one job per GPU of this machine, by a Ray of its own
+    hydra/launcher=gpus          one job per GPU of this machine, by a private Ray
 
-The presets are in conf/hydra/launcher; joblib is the plugin's own. Jobs that run elsewhere say what
-went wrong to their own logs, and Hydra raises the first failure only: each job leaves its error in its
-diary, and the sweep ends with all of them.
+The presets are in conf/hydra/launcher; joblib is the plugin's own. Remote jobs log errors to their own
+stderr, and Hydra raises the first failure only. So each job writes its error to its output folder, and
+the sweep prints all of them at its end.
 """
 
 import atexit
@@ -23,14 +23,19 @@ from s2flow.errors import UserError
 from s2flow.process.parallel import free_jobs
 from s2flow.terminal.cli import one_line
 
-ELSEWHERE = ("slurm", "submitit", "ray", "gpus")  # launchers whose jobs have a stderr of their own
+REMOTE_LAUNCHERS = (
+    "slurm",
+    "submitit",
+    "ray",
+    "gpus",
+)  # launchers whose jobs have a stderr of their own
 
 
 class Ready(Callback):
-    """Hydra callback: refuses a launcher that cannot work here, and prints what jobs elsewhere say."""
+    """Hydra callback: refuses a launcher that cannot work here, and prints errors of remote jobs."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exits with 2 for a launcher without a sweep: Hydra would run the job here."""
+        """Exit with 2 for a launcher without a sweep: Hydra would run the job in this process."""
         name = _launcher(config)
         if name != "basic":
             _refuse(
@@ -40,16 +45,18 @@ class Ready(Callback):
             )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exits with 2 for a launcher that lacks something."""
+        """Exit with 2 for a launcher whose requirements are not met."""
         name = _launcher(config)
         try:
             check(name, config.hydra.launcher)
         except UserError as error:
             _refuse(error)
-        if name == "joblib" and config.hydra.launcher.n_jobs == -1:  # the plugin's: all cores
+        if (
+            name == "joblib" and config.hydra.launcher.n_jobs == -1
+        ):  # the plugin's default: all cores
             with read_write(config):
                 config.hydra.launcher.n_jobs = free_jobs(config.threads)
-        if name.startswith(ELSEWHERE):
+        if name.startswith(REMOTE_LAUNCHERS):
             atexit.register(print_errors, Path(config.hydra.sweep.dir))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
@@ -64,7 +71,7 @@ class Ready(Callback):
 
 
 def check(name: str, launcher: DictConfig) -> None:
-    """Raises UserError for a launcher that cannot start jobs from here. Ray is started, or joined."""
+    """Raises UserError for a launcher that cannot start jobs here. Starts or joins Ray if needed."""
     if name in ("slurm", "submitit_slurm") and not (
         shutil.which("sbatch") and shutil.which("srun")
     ):
@@ -87,7 +94,7 @@ def check(name: str, launcher: DictConfig) -> None:
 
 
 def print_errors(folder: Path) -> None:
-    """What the jobs below a sweep's folder died of, a line each."""
+    """Print the errors of the jobs below a sweep's folder, a line each."""
     for path in sorted(folder.glob("*/error.txt"), key=lambda p: (len(p.parent.name), p)):
         print(f"error: job {path.parent.name}: {path.read_text().strip()}", file=sys.stderr)
 
@@ -97,6 +104,6 @@ def _launcher(config: DictConfig) -> str:
 
 
 def _refuse(error: UserError) -> None:
-    """Hydra swallows what a callback raises, an exit apart."""
+    """Print and exit: Hydra suppresses exceptions of callbacks, but not SystemExit."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)

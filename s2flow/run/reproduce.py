@@ -1,20 +1,20 @@
-"""`python run.py reproduce=RUN` or `reproduce=RUN/CLIP`: one recorded clip, made again and compared.
+"""`python run.py reproduce=RUN` or `reproduce=RUN/CLIP`: make one recorded clip again and compare.
 
-The recipe is rebuilt from runs/RUN/recipe.json alone, so that its hash is RUN again, or the command is
-refused with what differs. Prompt and seed come from the record (of the clip with the first key, if none
-is named); device, threads, offload and the like are those typed now. The LR flow is made anew, too.
+The recipe is rebuilt from runs/RUN/recipe.json alone. Its hash must be RUN, otherwise the command is
+refused with the differing fields. Prompt and seed come from the record (of the first key, if no clip is
+named); device, threads, offload and so on come from the command. The LR flow is computed again, too.
 Nothing is written into the store. Reported are
 
-    same mp4 bytes or not; PSNR and largest difference of a pixel between both mp4s, decoded (0 to 255);
-    the largest difference of the latents relative to their largest value, if one was kept;
-    and what differs of versions, device, commit, threads, batch, context_parallel, offload, compile.
+    whether the mp4 bytes are equal; PSNR and largest pixel difference (0 to 255) of the decoded mp4s;
+    the largest difference of the latents relative to their largest value, if a latent was stored;
+    differing versions, device, commit, threads, batch, context_parallel, offload, compile.
 
-Within tolerance (exit status 0, else 1): PSNR of at least 40 dB, latents within 1e-2 of their largest
-value. In bfloat16 and float16, and of clips that were made in a batch: 30 dB, and 0.5. Measured with
-the embedded backbone on one CPU: alone, latents are the same to the last bit, whatever the threads,
-the order, the worker and the state of the LR cache. In a batch sums have another order: 5e-6 to 5e-5
-and 84 dB while all windows are the same ones; but adaptive windows choose among candidates that may
-tie, and where rounding decides otherwise, latents moved by up to 0.28 and pixels to 37 dB.
+Tolerance (exit status 0 if met, else 1): PSNR of at least 40 dB, latents within 1e-2 of their largest
+value. For bfloat16, float16, and clips made in a batch: 30 dB and 0.5. Measured with the embedded
+backbone on one CPU: a clip made alone has bit-identical latents for any threads, order, worker and
+state of the LR cache. In a batch, sums have another order: 5e-6 to 5e-5 and 84 dB while all windows
+are equal. Adaptive windows choose among candidates that may tie; where rounding decides otherwise,
+latents differed by up to 0.28 and PSNR fell to 37 dB.
 """
 
 import json
@@ -48,22 +48,32 @@ from s2flow.store.lowflow import LowFlowCache
 from s2flow.store.recipes import ADDED_FIELDS, VERSION
 from s2flow.video import read_frames, write_video
 
-FINE, COARSE = (40.0, 1e-2), (30.0, 0.5)  # (least PSNR in dB, most of the largest latent)
-WITH = ("versions", "device", "commit", "dirty", "threads", "batch", "context_parallel")
-WITH += ("offload", "compile")
-READ = ("reproduce", "runs_dir", "backbone", "device", "threads", "offload", "compile", "progress")
+# (least PSNR in dB, largest relative latent difference)
+STRICT_TOLERANCE, LOOSE_TOLERANCE = (40.0, 1e-2), (30.0, 0.5)
+COMPARED_FIELDS = ("versions", "device", "commit", "dirty", "threads", "batch", "context_parallel")
+COMPARED_FIELDS += ("offload", "compile")
+READ_KNOBS = (
+    "reproduce",
+    "runs_dir",
+    "backbone",
+    "device",
+    "threads",
+    "offload",
+    "compile",
+    "progress",
+)
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
-    """Make the clip that `cfg.reproduce` names again, and print and return how it differs.
+    """Make the clip that `cfg.reproduce` names again; print and return the comparison.
 
-    Raises UserError if it cannot be made here, SystemExit(1) if it is over the tolerance.
+    Raises UserError if it cannot be made here, SystemExit(1) if it exceeds the tolerance.
     """
     if world_size() > 1:
         raise UserError(
             f"reproduce={cfg.reproduce} is one process's work; type it without torchrun"
         )
-    check_words(cfg)
+    check_overrides(cfg)
     check_choices(cfg)
     folder, record = recorded(cfg)
     conf = backbone_conf(cfg, record)
@@ -76,76 +86,76 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     backbone = loading.load_backbone(conf, device, cfg.offload, recipe.fp8, cfg.compile)
     tile_vae(backbone.vae, recipe.vae_tile)
     methods.check(backbone, recipe)
-    own = LowFlowCache()  # in memory
+    cache = LowFlowCache()  # in memory
     pair = ([record["prompt"]], [record["seed"]])
-    made = methods.generate(backbone, recipe, *pair, cache=own)
+    made = methods.generate(backbone, recipe, *pair, cache=cache)
     here = provenance(backbone.device) | {"batch": 1, "context_parallel": 1}
     here |= {"offload": cfg.offload, "compile": cfg.compile}
     key = Path(record["video"]).stem
-    found = {"run_id": recipe.run_id, "clip": key}
-    found |= compared(made, folder, record) | {"differs": differences(record, here)}
-    fine = recipe.dtype == "float32" and record.get("batch", 1) == 1
-    tolerance = FINE if fine else COARSE
-    found["within"] = within(found, tolerance)
-    show(found, record, tolerance)
-    if not found["within"]:
+    comparison = {"run_id": recipe.run_id, "clip": key}
+    comparison |= compared(made, folder, record) | {"differs": differences(record, here)}
+    strict = recipe.dtype == "float32" and record.get("batch", 1) == 1
+    tolerance = STRICT_TOLERANCE if strict else LOOSE_TOLERANCE
+    comparison["within"] = within(comparison, tolerance)
+    show(comparison, record, tolerance)
+    if not comparison["within"]:
         raise SystemExit(1)
-    return found
+    return comparison
 
 
-def check_words(cfg: DictConfig) -> None:
-    """Raises UserError for a word beside `reproduce=` that would be read by nobody."""
+def check_overrides(cfg: DictConfig) -> None:
+    """Raises UserError for an override that `reproduce=` does not read."""
     hydra = HydraConfig.instance().cfg
-    for word in [] if hydra is None else hydra.hydra.overrides.task:
-        if re.split(r"[.=@]", word.lstrip("+~"))[0] not in READ:
+    for override in [] if hydra is None else hydra.hydra.overrides.task:
+        if re.split(r"[.=@]", override.lstrip("+~"))[0] not in READ_KNOBS:
             raise UserError(
                 f"reproduce={cfg.reproduce} takes from the recipe what decides a clip, and reads no "
-                f"{word}; leave it out"
+                f"{override}; leave it out"
             )
 
 
-# -- what was recorded --------------------------------------------------------------------------
+# -- the record ---------------------------------------------------------------------------------
 
 
 def recorded(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """The run's folder and the record of the clip. Raises UserError if there is none."""
-    word, runs_dir = cfg.reproduce, Path(cfg.runs_dir)
-    named = re.fullmatch(r"([0-9a-f]{10})(?:/([0-9a-f]{16}))?", word)
-    if named is None:
+    name, runs_dir = cfg.reproduce, Path(cfg.runs_dir)
+    match = re.fullmatch(r"([0-9a-f]{10})(?:/([0-9a-f]{16}))?", name)
+    if match is None:
         raise UserError(
-            f"reproduce={word} names no clip; type reproduce=RUN or reproduce=RUN/CLIP, as in the "
+            f"reproduce={name} names no clip; type reproduce=RUN or reproduce=RUN/CLIP, as in the "
             f"names of {runs_dir}/RUN/records/CLIP.json"
         )
-    folder = runs_dir / named[1]
+    folder = runs_dir / match[1]
     if not (folder / "recipe.json").is_file():
         raise UserError(
-            f"reproduce={word}: {runs_dir} has no run {named[1]}; type runs_dir=FOLDER, where it lies"
+            f"reproduce={name}: {runs_dir} has no run {match[1]}; type runs_dir=FOLDER, where it lies"
         )
-    paths = sorted((folder / "records").glob(f"{named[2] or '[!.]*'}.json"))
+    paths = sorted((folder / "records").glob(f"{match[2] or '[!.]*'}.json"))
     records = (r for r in map(read_record, paths) if r is not None)
     record = next((r for r in records if (folder / r["video"]).is_file()), None)
     if record is None:
-        which = f"no clip {named[2]}" if named[2] else "no finished clip"
-        raise UserError(f"reproduce={word}: {folder} has {which}; type reproduce=RUN/CLIP")
+        missing = f"no clip {match[2]}" if match[2] else "no finished clip"
+        raise UserError(f"reproduce={name}: {folder} has {missing}; type reproduce=RUN/CLIP")
     return folder, record
 
 
 def backbone_conf(cfg: DictConfig, record: dict[str, Any]) -> DictConfig:
-    """The backbone of a record, from the source that was typed now, or the one it was made from."""
+    """The backbone of a record, from the source given now or else the recorded one."""
     name = record["recipe"]["backbone"]
-    own = cfg.backbone.name == name
-    conf = cfg.backbone.copy() if own else conf_file("backbone", name, BackboneConf)
+    same = cfg.backbone.name == name
+    conf = cfg.backbone.copy() if same else conf_file("backbone", name, BackboneConf)
     if conf.family != "tiny":
-        usual = conf_file("backbone", name, BackboneConf)
-        typed = cfg.backbone.source if not own or cfg.backbone.source != usual.source else None
-        conf.source = typed or record.get("source") or conf.source
-        conf.revision = cfg.backbone.revision if typed else record.get("revision", conf.revision)
+        default = conf_file("backbone", name, BackboneConf)
+        given = cfg.backbone.source if not same or cfg.backbone.source != default.source else None
+        conf.source = given or record.get("source") or conf.source
+        conf.revision = cfg.backbone.revision if given else record.get("revision", conf.revision)
     conf.dtype = record["recipe"].get("dtype", ADDED_FIELDS["dtype"])
     return conf
 
 
 def restored(cfg: DictConfig, folder: Path, conf: DictConfig) -> Recipe:
-    """The recipe of recipe.json, with the very run id. Raises UserError with what differs."""
+    """The recipe of recipe.json, with the same run id. Raises UserError with the differences."""
     try:
         stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         version = stored.pop("version", None)
@@ -167,27 +177,27 @@ def restored(cfg: DictConfig, folder: Path, conf: DictConfig) -> Recipe:
             f"here are {weights}; type backbone.source=FOLDER, where the others lie"
         )
     if recipe.run_id != folder.name:
-        ours, names = recipe.identity(), sorted({*recipe.identity(), *stored})
-        odd = [k for k in names if ours.get(k) != stored.get(k)]
-        said = ", ".join(odd) or "the name of the folder"
+        rebuilt, names = recipe.identity(), sorted({*recipe.identity(), *stored})
+        different = [k for k in names if rebuilt.get(k) != stored.get(k)]
+        listed = ", ".join(different) or "the name of the folder"
         raise UserError(
-            f"recipe.json of run {folder.name} is now run {recipe.run_id} ({said}); check out the "
+            f"recipe.json of run {folder.name} is now run {recipe.run_id} ({listed}); check out the "
             "commit of its records"
         )
     return recipe
 
 
 def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recipe:
-    """The inverse of `Recipe.identity`: what it leaves out changes no pixel, or has one value."""
+    """The inverse of `Recipe.identity`: fields that it leaves out change no pixel or have one value."""
     module = methods.method(stored["method"])
-    open_ = {  # of what may be left out
+    defaults = {  # of fields that may be left out
         **{"low": conf.low, "t_i": stored["steps"], "handoff": "x0", "noise": "fresh"},
         **{"sparsity": 1.0, "density": "volume", "windows": {"name": "full"}},
         **{"brick_low": conf.brick_low, "brick_high": conf.brick_high, "coverage_rows": 128},
         **{"attention": "auto", "solver": "euler", "order": 1, "stencil": "grid"},
         **{"lr_time": "sigma", "upsample": "bilinear", **ADDED_FIELDS},
     }
-    knobs = open_ | stored
+    knobs = defaults | stored
     knobs["low"] = knobs.pop("rope_low", knobs["low"])
     params = getattr(module, "Params", None)
     knobs["params"] = None if params is None else params(**(knobs["params"] or {}))
@@ -213,61 +223,62 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if is_list else value
 
 
-# -- how it differs -----------------------------------------------------------------------------
+# -- comparison ---------------------------------------------------------------------------------
 
 
 def compared(made: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Bytes, pixels and latents of a clip made now against those stored; see the module."""
+    """Bytes, pixels and latents of a new clip against the stored ones; see the module."""
     video = folder / record["video"]
-    with TemporaryDirectory() as place:
-        path = Path(place) / video.name
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / video.name
         write_video(path, made.video[0], record["fps"])
-        same, now = sha256_of(path) == sha256_of(video), read_frames(path)
-    then = read_frames(video)
-    if now.shape != then.shape:
-        raise UserError(f"{video} is {list(then.shape)}, and its recipe makes {list(now.shape)}")
-    found = {
+        same, new = sha256_of(path) == sha256_of(video), read_frames(path)
+    old = read_frames(video)
+    if new.shape != old.shape:
+        raise UserError(f"{video} is {list(old.shape)}, and its recipe makes {list(new.shape)}")
+    comparison = {
         "same_bytes": same,
-        "psnr": round(psnr(now.float() / 255, then.float() / 255), 2),
-        "largest_pixel_difference": int((now.int() - then.int()).abs().max()),
+        "psnr": round(psnr(new.float() / 255, old.float() / 255), 2),
+        "largest_pixel_difference": int((new.int() - old.int()).abs().max()),
         "largest_latent_difference": None,
     }
-    kept = folder / "latents" / f"{video.stem}.safetensors"
-    if kept.is_file():
-        z, own = load_file(kept)["latent"], made.latent[0].float().cpu()
-        largest = float((z - own).abs().max() / z.abs().max()) if z.shape == own.shape else 1.0
-        found["largest_latent_difference"] = float(f"{largest:.3g}")
-    return found
+    stored = folder / "latents" / f"{video.stem}.safetensors"
+    if stored.is_file():
+        z, new_z = load_file(stored)["latent"], made.latent[0].float().cpu()
+        largest = float((z - new_z).abs().max() / z.abs().max()) if z.shape == new_z.shape else 1.0
+        comparison["largest_latent_difference"] = float(f"{largest:.3g}")
+    return comparison
 
 
 def differences(record: dict[str, Any], here: dict[str, Any]) -> dict[str, list[Any]]:
-    """{name: [then, now]} of what the clip was made with; versions one by one."""
-    flat = [{k: x.get(k) for k in WITH if k != "versions"} for x in (record, here)]
-    for words, x in zip(flat, (record, here), strict=True):
-        words |= {f"versions.{k}": v for k, v in (x.get("versions") or {}).items()}
-    then, now = flat
-    return {k: [then.get(k), now.get(k)] for k in {**then, **now} if then.get(k) != now.get(k)}
+    """{name: [old, new]} of differing COMPARED_FIELDS; versions one by one."""
+    flat = [{k: x.get(k) for k in COMPARED_FIELDS if k != "versions"} for x in (record, here)]
+    for fields, x in zip(flat, (record, here), strict=True):
+        fields |= {f"versions.{k}": v for k, v in (x.get("versions") or {}).items()}
+    old, new = flat
+    return {k: [old.get(k), new.get(k)] for k in {**old, **new} if old.get(k) != new.get(k)}
 
 
-def within(found: dict[str, Any], tolerance: tuple[float, float]) -> bool:
-    """Whether a difference is within the tolerance of the module's docstring."""
+def within(comparison: dict[str, Any], tolerance: tuple[float, float]) -> bool:
+    """Whether a comparison is within a tolerance."""
     least, most = tolerance
-    latent = found["largest_latent_difference"]
-    return found["psnr"] >= least and (latent is None or latent <= most)
+    latent = comparison["largest_latent_difference"]
+    return comparison["psnr"] >= least and (latent is None or latent <= most)
 
 
-def show(found: dict[str, Any], record: dict[str, Any], tolerance: tuple[float, float]) -> None:
-    """The report for a person."""
+def show(result: dict[str, Any], record: dict[str, Any], tolerance: tuple[float, float]) -> None:
+    """Print the comparison."""
     console, (least, most) = Console(highlight=False), tolerance
-    latent = found["largest_latent_difference"]
+    latent = result["largest_latent_difference"]
     lines = [
-        f"{found['run_id']}/{found['clip']}  {json.dumps(record['prompt'], ensure_ascii=False)}, "
+        f"{result['run_id']}/{result['clip']}  {json.dumps(record['prompt'], ensure_ascii=False)}, "
         f"seed {record['seed']}",
-        f"mp4      {'the same bytes' if found['same_bytes'] else 'other bytes'}, PSNR "
-        f"{found['psnr']:g} dB, largest difference of a pixel {found['largest_pixel_difference']}",
+        f"mp4      {'the same bytes' if result['same_bytes'] else 'other bytes'}, PSNR "
+        f"{result['psnr']:g} dB, largest difference of a pixel {result['largest_pixel_difference']}",
         f"latent   {'was not kept' if latent is None else f'largest difference {latent:g}'}",
-        *(f"differs  {k}: {a} then, {b} now" for k, (a, b) in found["differs"].items()),
-        f"{'within' if found['within'] else 'OVER'} the tolerance: PSNR {least:g} dB, latents {most:g}",
+        *(f"differs  {k}: {a} then, {b} now" for k, (a, b) in result["differs"].items()),
+        f"{'within' if result['within'] else 'OVER'} the tolerance: "
+        f"PSNR {least:g} dB, latents {most:g}",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

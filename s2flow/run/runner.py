@@ -1,8 +1,8 @@
-"""One config: which of its clips are not yet in the store; make those, and say what there is.
+"""Run one config: make the clips that the store lacks, and print a summary.
 
-Whatever is already recorded is skipped, so re-issuing a command continues it (`cache` says otherwise,
-see `tasks.py`). A clip that fails leaves its traceback, the others go on, and the job ends non-zero
-with counts and the command to type.
+Recorded clips are skipped, so repeating a command resumes it (unless `cache` changes that, see
+`tasks.py`). A clip that fails leaves its traceback, the others are made, and the job ends non-zero with
+counts and the command to type.
 """
 
 import gc
@@ -43,15 +43,15 @@ from s2flow.tracking.tracker import experiment
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Make all clips of one config; returns the summary that tables are printed from.
 
-    Raises UserError for values that cannot work and, at the end, if any clip failed or is missing, and
-    Preempted after a signal.
+    Raises UserError for invalid values and, at the end, if any clip failed or is missing; Preempted
+    after a signal.
     """
     check_progress(cfg.progress)
     check_tracker(cfg.tracker)
     if cfg.reproduce is not None:
         return reproduce(cfg)
     executor.check(cfg)
-    with long_lists():
+    with without_gc():
         tasks = clip_tasks(cfg)
     if cfg.plan:
         return _plan(cfg, tasks)
@@ -61,50 +61,50 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     write = cfg.cache != "read-only"
-    described = {"version": VERSION, **recipe.identity()}
-    store = Store(cfg.runs_dir, recipe.run_id, described, write=write)
+    identity = {"version": VERSION, **recipe.identity()}
+    store = Store(cfg.runs_dir, recipe.run_id, identity, write=write)
     scoring = Scoring(store.book, scorers if write else {}, arguments)
     team = executor.team_here(cfg)
-    with long_lists():
-        mine = team.share(tasks)
-        asked = team.agree(work(cfg.cache, store, mine))
-    job = Job(cfg, recipe, store, scoring, team, asked.stale)
-    counts = {"made": 0, "failed": 0, "failed_before": len(asked.failed), "unscored": 0}
-    with _counted_together(team, counts):
-        counts["unscored"] = job.rescore(asked.recorded) if team.leads else 0
-        if asked.todo and cfg.executor == "local":
-            counts["failed"] = job.make_all(asked.todo, tasks, len(mine))
-        elif asked.todo:
-            counts["failed"] = executor.make_all(job, asked.todo, tasks, len(mine))
-        made = [store.record(t.key) for t in asked.todo if not job.lacks(t)]
+    with without_gc():
+        share = team.share(tasks)
+        workload = team.agree(work(cfg.cache, store, share))
+    job = Job(cfg, recipe, store, scoring, team, workload.stale)
+    counts = {"made": 0, "failed": 0, "failed_before": len(workload.failed), "unscored": 0}
+    with _summed_over_processes(team, counts):
+        counts["unscored"] = job.rescore(workload.recorded) if team.leads else 0
+        if workload.todo and cfg.executor == "local":
+            counts["failed"] = job.make_all(workload.todo, tasks, len(share))
+        elif workload.todo:
+            counts["failed"] = executor.make_all(job, workload.todo, tasks, len(share))
+        made = [store.record(t.key) for t in workload.todo if not job.lacks(t)]
         counts["made"] = len(made)
         counts["unscored"] += sum(not scoring.scored(r) for r in made if team.leads)
     summary = _summary(job, tasks, counts)
     if team.first:
         print_run(summary)
-    ended = _what_failed(summary, asked.failed)
+    problem = _failure_message(summary, workload.failed)
     if not write and summary["tally"]["clips"] < len(tasks):
-        ended = _what_lacks(cfg, summary)
-    if ended:
-        error = UserError(ended)
+        problem = _missing_message(cfg, summary)
+    if problem:
+        error = UserError(problem)
         error.summary, error.reported = summary, not team.first  # for the sweep's table
         raise error
     return summary
 
 
 def _plan(cfg: DictConfig, tasks: list[Task]) -> dict[str, Any]:
-    """What `plan=true` prints, at once or at the end of a sweep."""
+    """The plan of `plan=true`; printed now, or at the end of a sweep."""
     from s2flow.costs.planning import plan  # loads diffusers, which takes seconds
 
     recipe = resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
-    planned = plan(cfg, recipe, loading.device_here(cfg.device), tasks)
+    estimate = plan(cfg, recipe, loading.device_here(cfg.device), tasks)
     if not in_sweep():
-        print_plan(planned)
-    return planned
+        print_plan(estimate)
+    return estimate
 
 
 def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
-    """The recipe with its weights' hash. Raises UserError for what cannot run here."""
+    """The recipe with the hash of its weights. Raises UserError for a config that cannot run here."""
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
@@ -117,35 +117,37 @@ def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
 
 
 @contextmanager
-def _counted_together(team: Team, counts: dict[str, int]) -> Iterator[None]:
-    """Add up the counts of all processes, which leave together: `counts` then holds the sums.
+def _summed_over_processes(team: Team, counts: dict[str, int]) -> Iterator[None]:
+    """Add up `counts` over all processes, which leave this block together.
 
-    Raises UserError and Preempted, of this process or another one.
+    Raises UserError and Preempted, from this process or another one.
     """
     refused = preempted = None
     try:
         yield
-    except UserError as error:  # the other groups count with this one before anybody leaves
+    except UserError as error:  # raised after the counts of all groups are added
         refused = error
     except Preempted as stop:
         if stop.at_once:
             raise
         preempted = stop
-    *sums, stopped, left = team.total(*counts.values(), refused is not None, preempted is not None)
+    *sums, any_refused, any_preempted = team.total(
+        *counts.values(), refused is not None, preempted is not None
+    )
     counts |= dict(zip(counts, sums, strict=True))
     if refused is not None:
         raise refused
-    if stopped:
-        raise UserError("another process could not go on and says why; what is recorded stays")
-    if left:
+    if any_refused:
+        raise UserError("another process could not go on and printed why; recorded clips stay")
+    if any_preempted:
         raise preempted or Preempted("another process's signal")
 
 
 def _summary(job: Job, tasks: list[Task], counts: dict[str, int]) -> dict[str, Any]:
-    """What the closing table and the sweep's table are made from."""
+    """The data of the closing table and the sweep's table."""
     cfg, store, keys = job.cfg, job.store, [t.key for t in tasks]
-    store.book.refresh()  # verdicts that other processes entered meanwhile
-    with long_lists():
+    store.book.refresh()  # with verdicts of other processes
+    with without_gc():
         tally = store.tally(keys)
     return {
         "run_id": job.recipe.run_id,
@@ -155,60 +157,60 @@ def _summary(job: Job, tasks: list[Task], counts: dict[str, int]) -> dict[str, A
         **counts,
         "folder": str(store.folder),
         "tally": tally,
-        "records": store.records(keys),  # read by those who ask for them
+        "records": store.records(keys),  # records are read on demand
     }
 
 
 @contextmanager
-def long_lists() -> Iterator[None]:
-    """Without garbage collections, each of which would go through a million objects of modules."""
-    before = gc.isenabled()
+def without_gc() -> Iterator[None]:
+    """Disable garbage collection: each pass would visit a million objects of modules."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if before:
+        if was_enabled:
             gc.enable()
 
 
-def _what_failed(summary: dict[str, Any], before: list[Task]) -> str:
-    """What is not as it should be and what to type; "" if nothing is."""
-    clips, said = summary["clips"], []
+def _failure_message(summary: dict[str, Any], failed_before: list[Task]) -> str:
+    """Message with failed and unscored clips and what to type; "" if there are none."""
+    clips, messages = summary["clips"], []
     if summary["failed"]:
-        said += [
+        messages += [
             f"{summary['failed']} of {clips} clips failed, {summary['tally']['clips']} are complete; "
             f"tracebacks are in {summary['folder']}/failures"
         ]
     if summary["failed_before"]:
-        names = [json.dumps(t.prompt, ensure_ascii=False) for t in before[:3]]
+        names = [json.dumps(t.prompt, ensure_ascii=False) for t in failed_before[:3]]
         names += ["..."] if summary["failed_before"] > len(names) else []
-        said += [
+        messages += [
             f"{summary['failed_before']} of {clips} clips failed before and were left out "
             f"({', '.join(names)}); tracebacks are in {summary['folder']}/failures"
         ]
-    if said:
-        said += ["type cache=retry to try them again"]
+    if messages:
+        messages += ["type cache=retry to try them again"]
     if summary["unscored"]:
-        said += [
-            f"{summary['unscored']} of {clips} clips lack scores; why stands in "
-            f"{summary['folder']}/scores; the same command asks again"
+        messages += [
+            f"{summary['unscored']} of {clips} clips lack scores; the reasons are in "
+            f"{summary['folder']}/scores; the same command tries again"
         ]
-    return "; ".join(said)
+    return "; ".join(messages)
 
 
-def _what_lacks(cfg: DictConfig, summary: dict[str, Any]) -> str:
-    """What cache=read-only did not find, and the command that makes it."""
-    lacking = summary["clips"] - summary["tally"]["clips"]
+def _missing_message(cfg: DictConfig, summary: dict[str, Any]) -> str:
+    """Message for cache=read-only: how many clips are missing, and the command that makes them."""
+    missing = summary["clips"] - summary["tally"]["clips"]
     return (
-        f"{lacking} of {summary['clips']} clips are not in {summary['folder']}, and cache=read-only "
+        f"{missing} of {summary['clips']} clips are not in {summary['folder']}, and cache=read-only "
         f"makes none; type {command(cfg)}"
     )
 
 
 def command(cfg: DictConfig) -> str:
-    """What to type for this job of a sweep alone, without cache=."""
+    """The command for this job of a sweep alone, without cache=."""
     hydra = HydraConfig.instance().cfg
-    words = [] if hydra is None else list(hydra.hydra.overrides.task)
-    words = [w for w in words if not w.startswith(("cache=", "prompt="))]
-    words += [] if cfg.prompt is None else [f"prompt={cfg.prompt}"]
-    return shlex.join(["python", "run.py", *words])
+    overrides = [] if hydra is None else list(hydra.hydra.overrides.task)
+    overrides = [w for w in overrides if not w.startswith(("cache=", "prompt="))]
+    overrides += [] if cfg.prompt is None else [f"prompt={cfg.prompt}"]
+    return shlex.join(["python", "run.py", *overrides])

@@ -114,11 +114,7 @@ def _findings(runs_dir: Path, fast: bool) -> Iterator[Finding]:
 def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
     real = [k for k in (*KINDS, *OTHERS) if not (folder / k).is_symlink()]
     held = {kind: entries(folder / kind) for kind in real}
-    files: dict[str, list[Path]] = {}  # of clips, by key; the video first
-    for kind, pattern in KINDS.items():
-        for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
-            if match := re.fullmatch(pattern, name):
-                files.setdefault(match["key"], []).append(folder / kind / name)
+    files = _clip_files(folder, held)
     sound: dict[str, dict[str, Any]] = {}
     recorded = set()
     for path in _visible(folder / "records", held, ".json"):
@@ -144,6 +140,16 @@ def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
     yield from _recipe(folder / "recipe.json", sound)
     for kind, names in ({".": entries(folder)} | held).items():
         yield from _temporaries(folder / kind, names)
+
+
+def _clip_files(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
+    """Files of clips by their key, the video first."""
+    files: dict[str, list[Path]] = {}
+    for kind, pattern in KINDS.items():
+        for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
+            if match := re.fullmatch(pattern, name):
+                files.setdefault(match["key"], []).append(folder / kind / name)
+    return files
 
 
 def _visible(folder: Path, held: dict[str, dict], suffix: str) -> list[Path]:

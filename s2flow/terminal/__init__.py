@@ -1,1 +1,1 @@
-"""What a person at the terminal sees: messages, progress, the closing table."""
+"""Output at the terminal: messages, progress, the closing table."""

@@ -1,4 +1,4 @@
-"""The edge between shell and Hydra: prompts to the letter in, one clear line out when it fails."""
+"""Command line around Hydra: prompts are passed verbatim, errors are printed as one line."""
 
 import contextlib
 import difflib
@@ -16,22 +16,22 @@ from s2flow.process.stopping import EX_TEMPFAIL, Preempted
 from s2flow.recipe import CONF
 from s2flow.recipe.schema import Config, ScoreConf
 
-VALUES = ("null", "true", "false", "nan", "inf")  # which Hydra does not read as names
-RUN_IDS = ("runs", "reproduce", "scorer.fidelity.reference")
-RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # perhaps with a clip's key
-FIRST = ("-m", "--multirun")  # argparse would take words before them and refuse those behind
+HYDRA_LITERALS = ("null", "true", "false", "nan", "inf")  # that Hydra does not parse as names
+RUN_ID_KEYS = ("runs", "reproduce", "scorer.fidelity.reference")
+RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # optionally with a clip's key
+LEADING_FLAGS = ("-m", "--multirun")  # argparse refuses overrides on both sides of them
 
 
 def literal(argument: str) -> str:
-    """An argument quoted so that Hydra's grammar passes a prompt, or a run id, on to the letter.
+    """An argument quoted so that Hydra's grammar passes a prompt or a run id verbatim.
 
-    A run id such as 12345e6789 would be a number. Anything after `prompt=` is text: commas, quotes,
-    `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep. `prompt=null` clears a
-    prompt. Other arguments are returned as they are. (`prompt=???` is OmegaConf's mark of a missing
-    value, and refused as one.)
+    Unquoted, a run id such as 12345e6789 is a number. Everything after `prompt=` is text: commas,
+    quotes, `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep. `prompt=null`
+    clears a prompt. Other arguments are returned unchanged. (`prompt=???` is OmegaConf's mark of a
+    missing value, and refused.)
     """
     key, equals, text = argument.partition("=")
-    if key in RUN_IDS and equals and text != "null":
+    if key in RUN_ID_KEYS and equals and text != "null":
         return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
     if key != "prompt" or not equals or text == "null":
         return argument
@@ -44,9 +44,9 @@ def literal(argument: str) -> str:
 
 
 def check_choice(argument: str) -> None:
-    """Raises UserError for a group whose value can be no name, such as method=0 or windows=[1].
+    """Raises UserError for a config group whose value is no name, such as method=0 or windows=[1].
 
-    Hydra would end in a traceback. Names that merely do not exist are Hydra's to refuse.
+    Hydra ends in a traceback for these. Unknown names are left to Hydra.
     """
     key, equals, text = argument.partition("=")
     folder = CONF / key
@@ -61,32 +61,32 @@ def check_choice(argument: str) -> None:
 
 
 def _is_name(text: str) -> bool:
-    """Whether Hydra would read a file's name, rather than a number, a list or null."""
+    """Whether Hydra parses this as a file name, not as a number, a list or null."""
     bare = text.strip().strip("'\"")
-    return bool(re.fullmatch(r"[A-Za-z_][\w./-]*", bare)) and text.strip() not in VALUES
+    return bool(re.fullmatch(r"[A-Za-z_][\w./-]*", bare)) and text.strip() not in HYDRA_LITERALS
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Print a job's user error where it happens: of a sweep, Hydra raises only the first one."""
+    """Print a job's user error in the job: of a sweep, Hydra raises only the first one."""
     try:
         yield
     except UserError as error:
         if getattr(error, "reported", False):  # by another process
             raise
-        _say(error)
+        _print_error(error)
         error.reported = True
         raise
 
 
-class _WithoutHydrasEcho:
-    """stderr, without the line that Hydra puts before every exception of a job."""
+class _FilteredStderr:
+    """stderr without the line that Hydra prints before every exception of a job."""
 
     def __init__(self, stream) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Pass on everything else."""
+        """Write all other text."""
         echo = text.startswith("Error executing job with overrides:")
         return len(text) if echo else self.stream.write(text)
 
@@ -96,36 +96,37 @@ class _WithoutHydrasEcho:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """Quote prompts before Hydra reads them; turn user errors into one line and exit code 2.
+    """Quote prompts before Hydra parses them; print user errors as one line, exit code 2.
 
-    Signals that stop a run end with 75 (`s2flow.process.stopping`), Ctrl-C with 130.
-
-    Set HYDRA_FULL_ERROR=1 to see tracebacks instead.
+    Exit code 75 after a signal that stops a run (`s2flow.process.stopping`), 130 after Ctrl-C.
+    HYDRA_FULL_ERROR=1 shows tracebacks instead.
     """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to the lines below
-    words = sorted(sys.argv[1:], key=lambda word: word not in FIRST)
-    sys.argv[1:] = [literal(a) for a in words]
-    if not full:
-        sys.stderr = _WithoutHydrasEcho(sys.stderr)
+    show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that exceptions reach the handlers below
+    overrides = sorted(sys.argv[1:], key=lambda override: override not in LEADING_FLAGS)
+    sys.argv[1:] = [literal(a) for a in overrides]
+    if not show_tracebacks:
+        sys.stderr = _FilteredStderr(sys.stderr)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        for word in words:
-            check_choice(word)
+        for override in overrides:
+            check_choice(override)
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if full:
+        if show_tracebacks:
             raise
         if not getattr(error, "reported", False):
-            _say(error)
+            _print_error(error)
         sys.exit(2)
     except Preempted as stop:
-        print(_what_stopped(stop), file=sys.stderr)
+        print(_stop_message(stop), file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     except Exception as error:
-        if full or not type(error).__module__.startswith(("joblib.", "submitit.", "ray.")):
+        if show_tracebacks or not type(error).__module__.startswith(
+            ("joblib.", "submitit.", "ray.")
+        ):
             raise
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         print(
@@ -139,29 +140,29 @@ def terminal() -> Iterator[None]:
         sys.exit(130)
 
 
-def _what_stopped(stop: Preempted) -> str:
+def _stop_message(stop: Preempted) -> str:
     names = ", ".join(json.dumps(p, ensure_ascii=False) for p in stop.dropped)
     dropped = f"dropped {names}, which was not complete" if names else "no clip was in flight"
-    if stop.at_once and not names:  # by a launcher's parent, or a second signal
-        dropped = "at once, whatever was in flight"
-    return f"{_who()}stopped by {stop.by}: {dropped}; the same command goes on from here"
+    if stop.at_once and not names:  # a signal without a job at work, or a second one
+        dropped = "at once, with any clip in flight"
+    return f"{_rank_prefix()}stopped by {stop.by}: {dropped}; the same command goes on from here"
 
 
-def _who() -> str:
+def _rank_prefix() -> str:
     return f"rank {rank()}: " if rank() else ""
 
 
-def _say(error: BaseException) -> None:
-    print(f"error: {_who()}{one_line(error)}", file=sys.stderr)
+def _print_error(error: BaseException) -> None:
+    print(f"error: {_rank_prefix()}{one_line(error)}", file=sys.stderr)
 
 
 def program() -> str:
-    """What was typed to start this process."""
+    """The command that started this process."""
     return "python -m s2flow.score" if sys.argv[0].endswith("score.py") else "python run.py"
 
 
 def one_line(error: BaseException) -> str:
-    """What was wrong, the value, and what to type, on one line."""
+    """The error on one line: what was wrong, the value, and what to type."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     cause: BaseException | None = error
@@ -179,7 +180,7 @@ def one_line(error: BaseException) -> str:
     if absent:
         return f"{absent[1]} is not set; type {absent[1]}=..."
     refused = re.match(r"Error merging override (.*)", text)
-    wanted = next((w for said, w in WANTED.items() if said in text + str(error.__cause__)), None)
+    wanted = next((w for part, w in WANTED.items() if part in text + str(error.__cause__)), None)
     if refused and wanted:
         place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
         place = place[1] if place else refused[1].partition("=")[0]
@@ -215,28 +216,28 @@ def one_line(error: BaseException) -> str:
     lines = [
         line.strip() for line in (text, str(error.__cause__ or "")) for line in line.split("\n")
     ]
-    kept = [
+    shown = [
         x
         for x in lines
         if x and not x.startswith(("object_type", "reference_type", "full_key: null"))
     ]
-    return "; ".join(dict.fromkeys(kept))
+    return "; ".join(dict.fromkeys(shown))
 
 
 def _nearest(key: str) -> str:
     if key.startswith("method."):
-        return _of_methods(key)
+        return _nearest_parameter(key)
     schema = ScoreConf if program().endswith("score") else Config
     groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
     known = [f.name for f in fields(schema)] + ["experiment"]
     known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
-    beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    close = difflib.get_close_matches(key, beside or known, 1)
+    siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    close = difflib.get_close_matches(key, siblings or known, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _of_methods(key: str) -> str:
-    """What was meant by method.<parameter>, of any method."""
+def _nearest_parameter(key: str) -> str:
+    """Hint for an unknown method.<parameter>: the methods that have it, or a similar name."""
     known = by_parameter()
     owners = known.get(key.partition(".")[2])
     if owners:

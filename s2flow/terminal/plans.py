@@ -1,7 +1,7 @@
-"""What `plan=true` prints: a table of one config, or one table of all jobs of a sweep.
+"""The output of `plan=true`: a table of one config, or one table of all jobs of a sweep.
 
-The numbers come from `costs.planning` and `costs.forecast`; the last line of stdout is the same as
-JSON, with what is recorded, what is missing, hours and disk.
+The numbers come from `costs.planning` and `costs.forecast`. The last line of stdout is the same as
+JSON, with recorded and missing clips, hours and disk.
 """
 
 import json
@@ -23,7 +23,7 @@ def print_plan(plan: dict[str, Any]) -> None:
 
 
 def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of several jobs: clips and LR flows that they share count once."""
+    """Totals over several jobs; shared clips and LR flows count once."""
     clips, flows = {}, {}
     for p in plans:
         clips |= dict.fromkeys(p["needs"]["clips"], p)
@@ -32,10 +32,10 @@ def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
     seconds += sum(p["seconds_low_flow"] * p["ranks"] for p in flows.values())
     limit = max(p["low_flows_limit"] for p in plans)
     low = min(sum(p["bytes_low_flow"] for p in flows.values()), limit)
-    every = {name for p in plans for name in p["needs"]["every_clip"]}
+    all_clips = {name for p in plans for name in p["needs"]["every_clip"]}
     return {
-        "clips": len(every),
-        "cached": len(every) - len(clips),
+        "clips": len(all_clips),
+        "cached": len(all_clips) - len(clips),
         "missing": len(clips),
         "low_flows": len(flows),
         "hours": round(seconds / 3600, 4),
@@ -46,52 +46,54 @@ def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(plan: dict[str, Any]) -> str:
-    """One job's clips in a line."""
-    whole = totals([plan])
+    """One job's clips as a line of text."""
+    total = totals([plan])
     failed = f" ({plan['failed_before']} failed before)" if plan["failed_before"] else ""
-    again = " (cache=force: whatever is recorded)" if plan["cache"] == "force" else ""
+    forced = " (cache=force: recorded clips, too)" if plan["cache"] == "force" else ""
     return (
-        f"{whole['cached']} of {whole['clips']} clip(s) are recorded, {whole['missing']} "
-        f"missing{failed}{again}, {whole['low_flows']} LR flow(s) to make: {_hours(whole)}, "
-        f"{_disk(whole)}"
+        f"{total['cached']} of {total['clips']} clip(s) are recorded, {total['missing']} "
+        f"missing{failed}{forced}, {total['low_flows']} LR flow(s) to make: {_hours(total)}, "
+        f"{_disk(total)}"
     )
 
 
 def print_plans(plans: list[dict[str, Any]]) -> None:
-    """Table of a sweep's plans, its totals, and all of it as one line of JSON."""
+    """Table of a sweep's plans, its totals, and the same as one line of JSON."""
     console = Console(highlight=False, width=140)
     table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = ("clips", "cached", "missing", "LR flows", "hours", "disk GiB", "needs GiB", "fits")
     for name in ("run", "what", *names):
         left = name in ("run", "what")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
-    before: set[str] = set()
+    counted: set[str] = set()
     for p in plans:
-        mine = [f for f in p["needs"]["low_flows"] if f not in before]  # of the earlier jobs
-        before |= set(mine)
-        own = totals([p | {"needs": p["needs"] | {"low_flows": mine}}])
+        new_flows = [
+            f for f in p["needs"]["low_flows"] if f not in counted
+        ]  # not of an earlier job
+        counted |= set(new_flows)
+        job = totals([p | {"needs": p["needs"] | {"low_flows": new_flows}}])
         fits = {None: "—", True: "yes", False: "no"}[p["fits"]]
-        cells = [p[k] for k in ("clips", "cached", "missing")] + [own["low_flows"]]
-        cells += [f"{own['hours']:.3g}", f"{own['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
+        cells = [p[k] for k in ("clips", "cached", "missing")] + [job["low_flows"]]
+        cells += [f"{job['hours']:.3g}", f"{job['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
         table.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
-    whole = totals(plans)
-    cells = [whole[k] for k in ("clips", "cached", "missing", "low_flows")]
-    cells += [f"{whole['hours']:.3g}", f"{whole['disk_gib']:.3g}", "", ""]
+    total = totals(plans)
+    cells = [total[k] for k in ("clips", "cached", "missing", "low_flows")]
+    cells += [f"{total['hours']:.3g}", f"{total['disk_gib']:.3g}", "", ""]
     table.add_section()
     table.add_row("all", "each clip and LR flow once", *map(str, cells))
     console.print(table)
-    text = f"{_hours(whole)}, {_disk(whole)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
+    text = f"{_hours(total)}, {_disk(total)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
     console.print(f"{text}; estimates, nothing was loaded or written into the store")
     shown = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
-    print(json.dumps({"plans": shown, "total": whole}))
+    print(json.dumps({"plans": shown, "total": total}))
 
 
-def _hours(whole: dict[str, Any]) -> str:
-    return f"{whole['hours']:.3g} {'GPU hours' if whole['gpu'] else 'hours'}"
+def _hours(total: dict[str, Any]) -> str:
+    return f"{total['hours']:.3g} {'GPU hours' if total['gpu'] else 'hours'}"
 
 
-def _disk(whole: dict[str, Any]) -> str:
-    return f"{whole['disk_gib']:.3g} GiB of disk (from {whole['bytes_from']})"
+def _disk(total: dict[str, Any]) -> str:
+    return f"{total['disk_gib']:.3g} GiB of disk (from {total['bytes_from']})"
 
 
 def _free(folder: Path) -> str:
@@ -100,38 +102,38 @@ def _free(folder: Path) -> str:
     return f"{shutil.disk_usage(folder).free / GIB:.1f} GiB are free"
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(plan: dict[str, Any]) -> None:
     console = Console(highlight=False, width=100)
-    console.print(line(found), markup=False, soft_wrap=True)
-    size = f"{found['low'][0]}x{found['low'][1]} -> {found['high'][0]}x{found['high'][1]}"
+    console.print(line(plan), markup=False, soft_wrap=True)
+    size = f"{plan['low'][0]}x{plan['low'][1]} -> {plan['high'][0]}x{plan['high'][1]}"
     console.print(
-        f"{found['method']} on {found['backbone']}, {size}, {found['frames']} frames, "
-        f"{found['clips']} clip(s) in batches of {found['batch']}; estimates, nothing was loaded"
+        f"{plan['method']} on {plan['backbone']}, {size}, {plan['frames']} frames, "
+        f"{plan['clips']} clip(s) in batches of {plan['batch']}; estimates, nothing was loaded"
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     sizes = ("GB moved", "seconds", "waits for", "weights GiB", "peak GiB")
     for name in ("stage", "tokens", "f", "TFLOP", *sizes):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for r in found["stages"]:
+    for r in plan["stages"]:
         cells = (f"{r['tokens']:,}", f"{r['density']:.3g}") if r["tokens"] else ("—", "—")
         cells += (f"{r['tflop']:,.0f}", f"{r['moved_gb']:,.0f}", f"{r['seconds']:,.1f}")
         cells += (r["bound"], f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
         table.add_row(r["stage"], *cells)
     console.print(table)
-    rate, link = found["assumed_tflops"], found["assumed_link"]
-    sending = f", {link:g} GB/s to other ranks (link=)" if found["ranks"] > 1 else ""
+    rate, link = plan["assumed_tflops"], plan["assumed_link"]
+    sending = f", {link:g} GB/s to other ranks (link=)" if plan["ranks"] > 1 else ""
     console.print(
-        f"{found['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
-        f"and {found['assumed_float32']:g} in float32, {found['assumed_bandwidth']:g} GB/s of memory "
-        f"(bandwidth=){sending}, on {found['device']}",
+        f"{plan['seconds']:,.0f} s a batch, assuming {rate:g} TFLOP/s in the transformer (tflops=) "
+        f"and {plan['assumed_float32']:g} in float32, {plan['assumed_bandwidth']:g} GB/s of memory "
+        f"(bandwidth=){sending}, on {plan['device']}",
         markup=False,
     )
-    needed = f"needs {found['needed_gib']:.1f} GiB"
-    needed += f", {found['slack']:.0%} slack and {found['context_gib']:g} GiB context in"
-    if found["memory_gib"] is None:
+    needed = f"needs {plan['needed_gib']:.1f} GiB"
+    needed += f", {plan['slack']:.0%} slack and {plan['context_gib']:g} GiB context in"
+    if plan["memory_gib"] is None:
         console.print(f"{needed}; no GPU was found here: memory=80 plans for one of 80 GiB")
         return
-    verdict = "fits" if found["fits"] else "does not fit"
-    more = f"; add {found['add']}" if found["add"] else ""
-    more = more or ("" if found["fits"] else "; choose a smaller size")
-    console.print(f"{needed}; {verdict} {found['memory_gib']:g} GiB{more}", markup=False)
+    verdict = "fits" if plan["fits"] else "does not fit"
+    more = f"; add {plan['add']}" if plan["add"] else ""
+    more = more or ("" if plan["fits"] else "; choose a smaller size")
+    console.print(f"{needed}; {verdict} {plan['memory_gib']:g} GiB{more}", markup=False)

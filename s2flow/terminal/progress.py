@@ -1,11 +1,11 @@
-"""What a person sees while clips are made: one live line per stage, and one line per clip.
+"""Progress output: one live line per stage, and one line per clip.
 
-    progress=auto    on a terminal a live line per stage with what is left of it, and one for all clips;
+    progress=auto    on a terminal a live line per stage with its remaining time, and one for all clips;
                      in logs, in CI and under launchers that start other processes as `plain`
     progress=plain   a line per run and a line per clip
     progress=off     only failures and the tables at the end
 
-What is left is worked out from the steps or clips so far, of stages without steps from the last time.
+The remaining time is extrapolated from the steps or clips so far, or from a stage's last duration.
 """
 
 import json
@@ -39,7 +39,7 @@ STAGES = {
 class Progress:
     """Live lines on a terminal, a line per clip everywhere. Raises UserError for an unknown mode.
 
-    recipe: of the run; clips: that it has; todo: how many of them are to make.
+    clips: of the run; todo: how many of them are missing.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Progress:
     ) -> None:
         check(mode)
         self.console = Console(stderr=True, highlight=False, quiet=quiet or mode == "off")
-        have = f", {clips - todo} already recorded" if clips > todo else ""
-        what = f"{recipe.method} on {recipe.backbone}: {todo} clip(s) to make{have}"
-        who = f"rank {rank()} of {world_size()}: " if world_size() > 1 else ""
-        self.console.print(f"[bold]{recipe.run_id}[/] {who}{what}", soft_wrap=True)
+        recorded = f", {clips - todo} already recorded" if clips > todo else ""
+        summary = f"{recipe.method} on {recipe.backbone}: {todo} clip(s) to make{recorded}"
+        prefix = f"rank {rank()} of {world_size()}: " if world_size() > 1 else ""
+        self.console.print(f"[bold]{recipe.run_id}[/] {prefix}{summary}", soft_wrap=True)
         self.crowded = among_others()
         self.run_id, self.done, self.todo = recipe.run_id, 0, todo
         live = mode == "auto" and not quiet and not self.crowded and sys.stderr.isatty()
@@ -58,7 +58,7 @@ class Progress:
             TextColumn("{task.description:>8}"),
             BarColumn(24),
             _Count(),
-            _Left(),
+            _Remaining(),
             console=self.console,
             transient=True,
             disable=not live or self.console.is_dumb_terminal,
@@ -69,19 +69,19 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self.bars.start()
-        self.bars.reset(self.rows["clips"])  # their clock starts here
+        self.bars.reset(self.rows["clips"])  # starts their clock
         return self
 
     def __exit__(self, *failure: object) -> None:
         self.bars.stop()
 
     def batch(self) -> None:
-        """The next clips are begun."""
+        """Start of the next batch: hide its stages."""
         for stage in STAGES:
             self.bars.update(self.rows[stage], visible=False)
 
     def stage(self, name: str, seconds: float | None) -> None:
-        """A stage begins (seconds None) or has ended, as `timing.Clock` says."""
+        """A stage begins (seconds None) or has ended; called by `timing.Clock`."""
         if name in self.rows and seconds is None:
             self.bars.reset(self.rows[name], visible=True)
         elif name in self.rows:
@@ -97,31 +97,31 @@ class Progress:
         self._at("clips", self.done)
         stages = "  ".join(f"{k} {v:.1f}s" for k, v in record["seconds"].items() if v >= 0.05)
         text = json.dumps(record["prompt"], ensure_ascii=False)
-        found = record.get("outcome", "ok")
-        ended = "" if found == "ok" else f"  [bold red]{found}[/]"
-        whose = f"{self.run_id} " if self.crowded else ""
-        line = f"  {whose}{self.done}/{self.todo} {escape(text)}{ended}  [dim]{stages}[/]"
+        outcome = record.get("outcome", "ok")
+        mark = "" if outcome == "ok" else f"  [bold red]{outcome}[/]"
+        prefix = f"{self.run_id} " if self.crowded else ""
+        line = f"  {prefix}{self.done}/{self.todo} {escape(text)}{mark}  [dim]{stages}[/]"
         self.console.print(line, soft_wrap=True)
 
     def _task(self, name: str) -> Task:
         return self.bars.tasks[self.rows[name]]  # ids count from 0, and none is removed
 
     def _at(self, name: str, done: int, total: int | None = None) -> None:
-        """So much of it is done, in the time since it began."""
+        """Set a bar's progress, and its time per step from the time since its start."""
         per = (self._task(name).elapsed or 0.0) / done if done else None
         self.bars.update(self.rows[name], completed=done, total=total, per=per)
 
 
 class _Count(ProgressColumn):
-    """12/20; nothing where one is all."""
+    """12/20; empty where the total is one."""
 
     def render(self, task: Task) -> Text:
         count = f"{task.completed:.0f}/{task.total:.0f}"
         return Text(count.rjust(7) if task.total > 1 or task.description == "clips" else " " * 7)
 
 
-class _Left(ProgressColumn):
-    """What a finished stage took; of a running one, what is left if it goes on like this."""
+class _Remaining(ProgressColumn):
+    """Seconds of a finished stage; of a running one, the remaining time at the present rate."""
 
     max_refresh = 0.5
 
@@ -148,7 +148,7 @@ def check(mode: str) -> None:
 
 
 def among_others() -> bool:
-    """Whether other processes write to the same terminal: Hydra's launchers, torchrun, accelerate."""
+    """Whether other processes write to this terminal: Hydra's launchers, torchrun, accelerate."""
     hydra = HydraConfig.instance().cfg
     choices = {} if hydra is None else hydra.hydra.runtime.choices
     return world_size() > 1 or choices.get("hydra/launcher", "basic") not in ("basic", None)

@@ -1,4 +1,4 @@
-"""What a person sees at the end: the table of a run or of a sweep, and where things are."""
+"""Output at the end: the table of a run or of a sweep, and where the files are."""
 
 import atexit
 import json
@@ -16,8 +16,8 @@ from rich.table import Table
 from s2flow.process.ranks import rank
 from s2flow.terminal.plans import print_plans
 
-TABLES = ("table1", "table2", "table3", "table4")  # what experiments/tables.py makes
-SHOWN = {
+TABLES = ("table1", "table2", "table3", "table4")  # of experiments/tables.py
+SCORE_COLUMNS = {
     "world_agreement": "agree",
     "object_count": "objects",
     "detail": "detail",
@@ -35,18 +35,18 @@ def print_failure(prompt: str, error: Exception | str) -> None:
 def print_run(summary: dict[str, Any]) -> None:
     """Table of one run, and where its files are."""
     console = _console()
-    folder, found = summary["folder"], summary["tally"]
-    if not in_sweep():  # its table comes at the end
+    folder, tally = summary["folder"], summary["tally"]
+    if not in_sweep():  # which prints one table at its end
         console.print(_table([summary]))
     line = f"videos {folder}/clips   contact sheets {folder}/sheets"
-    if found["video"] is not None and summary["clips"] == 1:
-        video = f"{folder}/{found['video']}"
+    if tally["video"] is not None and summary["clips"] == 1:
+        video = f"{folder}/{tally['video']}"
         line = f"video {video}   contact sheet {folder}/sheets/{Path(video).stem}.png"
-    if found["clips"]:
+    if tally["clips"]:
         console.print(line, markup=False, soft_wrap=True)
-    if found["duplicates"]:
+    if tally["duplicates"]:
         console.print(
-            f"{found['duplicates']} duplicate(s): clips that several workers made at the same time"
+            f"{tally['duplicates']} duplicate(s): clips that several workers made at the same time"
         )
     if not in_sweep():
         print_what_next([summary])
@@ -59,21 +59,21 @@ def in_sweep() -> bool:
 
 
 class SweepTable(Callback):
-    """Hydra callback: every job leaves its summary in its diary; a sweep ends with all of them."""
+    """Hydra callback: every job writes its summary to its output folder; a sweep prints all of them."""
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
-        """If jobs fail, Hydra ends a sweep without on_multirun_end: print the table even so."""
+        """Register the table at exit: after a failed job, Hydra skips on_multirun_end."""
         atexit.register(print_sweep, Path(config.hydra.sweep.dir))
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Write the job's summary beside its log."""
         value = getattr(job_return, "_return_value", None)
-        value = getattr(value, "summary", value)  # of an error that says how many clips failed
-        names = {"tally": "summary.json", "needs": "plan.json"}  # of a run, of plan=true
+        value = getattr(value, "summary", value)  # a UserError may carry the summary
+        names = {"tally": "summary.json", "needs": "plan.json"}  # written by a run, by plan=true
         for name in names.keys() & (value.keys() if isinstance(value, dict) else ()):
             folder = Path(config.hydra.runtime.output_dir)
-            told = {k: v for k, v in value.items() if k != "records"}  # they are in the store
-            (folder / names[name]).write_text(json.dumps(told))
+            kept = {k: v for k, v in value.items() if k != "records"}  # records are in the store
+            (folder / names[name]).write_text(json.dumps(kept))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table of the sweep."""
@@ -82,10 +82,10 @@ class SweepTable(Callback):
 
 
 def print_sweep(folder: Path) -> None:
-    """Table of the jobs that left their summaries below a sweep's folder."""
+    """Table of the jobs that wrote summaries below a sweep's folder."""
     if rank() != 0:
         return
-    summaries, plans = (_left_by_jobs(folder, name) for name in ("summary.json", "plan.json"))
+    summaries, plans = (_written_by_jobs(folder, name) for name in ("summary.json", "plan.json"))
     if summaries:
         _console().print(_table(summaries, title="sweep"))
         print_what_next(summaries)
@@ -93,32 +93,32 @@ def print_sweep(folder: Path) -> None:
         print_plans(plans)
 
 
-def _left_by_jobs(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = sorted(folder.glob(f"*/{name}"), key=lambda p: (len(p.parent.name), p))
-    return [json.loads(p.read_text()) for p in found]
+def _written_by_jobs(folder: Path, name: str) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob(f"*/{name}"), key=lambda p: (len(p.parent.name), p))
+    return [json.loads(p.read_text()) for p in paths]
 
 
 def print_what_next(summaries: list[dict[str, Any]]) -> None:
-    """Where things were written, and the commands that show them."""
+    """Print where files were written, and the commands that show them."""
     folder, console = Path(summaries[0]["folder"]).parent, _console()
     name = next((x["experiment"] for x in summaries if x.get("experiment")), None)
-    own = f" --runs {folder}" if str(folder) != "runs" else ""
+    option = f" --runs {folder}" if str(folder) != "runs" else ""
     lines = [f"runs    {folder}", f"report  python -m s2flow.report {folder}"]
     if name in TABLES:
-        lines += [f"table   python experiments/tables.py {name}{own}"]
+        lines += [f"table   python experiments/tables.py {name}{option}"]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
-    """One row a run: means over its recorded clips."""
-    scores = [s for s in SHOWN if any(s in x["tally"]["scores"] for x in summaries)]
+    """One row per run: means over its recorded clips."""
+    scores = [s for s in SCORE_COLUMNS if any(s in x["tally"]["scores"] for x in summaries)]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("run", "what", "clips", "f", "LR s", "HR s", "all s"):
         left = name in ("run", "what")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
     for name in scores:
-        table.add_column(SHOWN[name], justify="right", no_wrap=True)
+        table.add_column(SCORE_COLUMNS[name], justify="right", no_wrap=True)
     for x in summaries:
         means = x["tally"]
         cells = [
@@ -134,7 +134,7 @@ def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
 
 
 def _console() -> Console:
-    """As wide as the terminal; wide enough for the table when printed to a file."""
+    """A console as wide as the terminal; 140 columns when printed to a file."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 

@@ -1,4 +1,4 @@
-"""How the networks that ship in the package were trained; nothing else imports this room.
+"""Training of the networks that ship with the package; nothing else imports this room.
 
 python -m s2flow.training autoencoder micro          the autoencoder of the embedded backbone
 python -m s2flow.training flow micro --state DIR     its flow and text encoder

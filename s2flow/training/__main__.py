@@ -1,4 +1,4 @@
-"""`python -m s2flow.training`: see the package."""
+"""Command line of `python -m s2flow.training`: see the package."""
 
 import argparse
 import sys
@@ -22,14 +22,16 @@ def main() -> None:
     kinds = parser.add_subparsers(required=True, metavar="autoencoder | flow | oracle")
     p = kinds.add_parser("flow", help="the flow with its text encoder")
     p.add_argument("size", choices=list(SIZES))
-    p.add_argument("--state", type=Path, required=True, help="folder of what can be resumed")
+    p.add_argument(
+        "--state", type=Path, required=True, help="folder of the training state, to resume from"
+    )
     p.add_argument("--steps", type=int, default=20_000, help="in all, over every restart")
     p.add_argument("--init", type=Path, help="an exported folder to start from")
     p.add_argument(
         "--vae", type=Path, help="folder with vae/ (default: that of --init, or micro's)"
     )
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,
-                   help="default: where the processor has it")  # fmt: skip
+                   help="default: if the processor supports it")  # fmt: skip
     p.add_argument("--compile", action="store_true", help="twice as fast; needs a C++ compiler")
     p.add_argument(
         "--sheet-minutes", type=float, default=10, help="between sample sheets; 0: none"
@@ -42,7 +44,7 @@ def main() -> None:
     p.add_argument("--encoder", type=Path, help="an exported folder whose encoder is kept")
     p.add_argument("--flow", type=Path, help="an exported folder whose flow makes latents")
     p.set_defaults(run=autoencoder.train, init=None, vae=None, bf16=False)
-    p = kinds.add_parser("mask", help="the network that sees which pixels an object covers")
+    p = kinds.add_parser("mask", help="the network that segments the pixels of objects")
     p.add_argument("--clips", type=int, default=40_000)
     p.set_defaults(run=mask.train, init=None, vae=None, bf16=False)
     p = kinds.add_parser("oracle", help="the network that reads a clip's attributes")

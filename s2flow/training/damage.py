@@ -1,12 +1,12 @@
-"""Renders as an imperfect generator shows them: what the oracle and the mask learn to read.
+"""Renders with the faults of an imperfect generator: training data of the oracle and the mask.
 
-`damage` is photometric: wobbly outlines, softness, faded or shifted colour, dots at the rate of the
-tokens, quantised 8 x 8 DCT blocks, white and blotchy noise. It leaves the object whole.
+`damage` is photometric: wobbly outlines, softness, faded or shifted colour, dots at the period of the
+tokens, quantised 8 x 8 DCT blocks, white and blotchy noise. The object stays intact.
 
-`broken` takes the object apart: parts missing, bands shifted, an outline torn along the lattice of
-tokens, a second outline beside the first, melted shapes, debris. With the object's premultiplied
-colour O, its coverage M and the background B, a frame is O + (1 - M) B; what breaks the object moves
-O and M together, so that the coverage of what is left is known.
+`broken` damages the object: parts missing, bands shifted, an outline torn along the lattice of tokens,
+a second outline beside the first, melted shapes, debris. With the object's premultiplied colour O, its
+coverage M and the background B, a frame is O + (1 - M) B. O and M are damaged together, so that the
+coverage of the remaining object is known.
 """
 
 import math
@@ -21,15 +21,15 @@ from s2flow.embedded.render import coverage, render
 from s2flow.embedded.world import Scene
 
 
-def damage(frames: Tensor, draw: torch.Generator | None = None) -> Tensor:
+def damage(frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Frames (B, T, 3, h, w) in [0, 1] with photometric faults; see the module."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        u = torch.rand(b, *shape, generator=draw, device=frames.device)
+        u = torch.rand(b, *shape, generator=generator, device=frames.device)
         return low + (high - low) * u
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, device=frames.device)
+        return torch.randn(*shape, generator=generator, device=frames.device)
 
     def sometimes(share: float) -> Tensor:
         return (uniform(0, 1, 1, 1, 1, 1) < share).float()
@@ -39,10 +39,10 @@ def damage(frames: Tensor, draw: torch.Generator | None = None) -> Tensor:
     field = normal(b, 1, 2, 4, 6) + 0.4 * normal(b, t, 2, 4, 6)
     field = field * uniform(0, 0.04, 1, 1, 1, 1) * sometimes(0.5)
     field = F.interpolate(field.flatten(0, 1), (h, w), mode="bicubic", align_corners=False)
-    here = F.affine_grid(torch.eye(2, 3, device=frames.device)[None], (1, 3, h, w), False)
+    identity_grid = F.affine_grid(torch.eye(2, 3, device=frames.device)[None], (1, 3, h, w), False)
     x = F.grid_sample(
         frames.flatten(0, 1),
-        here + field.movedim(1, -1),
+        identity_grid + field.movedim(1, -1),
         padding_mode="border",
         align_corners=False,
     )
@@ -52,12 +52,12 @@ def damage(frames: Tensor, draw: torch.Generator | None = None) -> Tensor:
     )
     x, blurred = x.unflatten(0, (b, t)), blurred.unflatten(0, (b, t))
     x = x + (blurred - x) * uniform(-0.3, 1.0, 1, 1, 1, 1) * sometimes(0.7)
-    # Faded and shifted colours, too little to turn one name into another.
+    # Faded and shifted colours, too little to change a colour's name.
     grey = x.mean(2, keepdim=True)
     x = x + (grey - x) * uniform(-0.1, 0.25, 1, 1, 1, 1)
     gain, offset = uniform(0.92, 1.08, 1, 3, 1, 1), uniform(-0.04, 0.04, 1, 3, 1, 1)
     x = x * gain + offset + 0.015 * normal(b, t, 1, 1, 1)
-    # Dots or seams that repeat with the tokens.
+    # Dots or seams with the period of the tokens.
     cell = h // (4 if uniform(0, 1, 1)[0] < 0.5 else 8)
     tile = normal(b, 1, 1, cell, cell).repeat(1, 1, 1, -(-h // cell), -(-w // cell))[..., :h, :w]
     x = x + tile * uniform(0, 0.08, 1, 1, 1, 1) * sometimes(0.3)
@@ -83,36 +83,38 @@ def quantise_blocks(x: Tensor, step: Tensor) -> Tensor:
 def broken(
     scenes: list[Scene], height: int, width: int, times: int | Tensor, rng: random.Random
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames (B, T, 3, H, W) of scenes with broken objects, their coverage (B, T, H, W), and the
-    intersection over union (B,) of that with the whole objects'.
+    """Frames (B, T, 3, H, W) of scenes with broken objects, their coverage (B, T, H, W), and its
+    intersection over union (B,) with that of the intact objects.
 
-    About one scene in five is left as it is.
+    About one scene in five is not changed.
     """
     x = render(scenes, height, width, times).movedim(-1, 2)
-    under = render([replace(s, objects=()) for s in scenes], height, width, times).movedim(-1, 2)
-    whole = coverage(scenes, height, width, times)
-    layer = torch.cat([x - under * (1 - whole[:, :, None]), whole[:, :, None]], 2)  # O, M
-    parts = [_break(layer[i], rng) for i in range(len(scenes))]
-    layer = torch.stack(parts)
-    left = layer[:, :, 3].clamp(0, 1)
-    x = layer[:, :, :3] + under * (1 - left[:, :, None])
-    both, either = torch.minimum(left, whole), torch.maximum(left, whole)
-    iou = (both.sum((1, 2, 3)) + 1e-3) / (either.sum((1, 2, 3)) + 1e-3)
-    return x.clamp(0, 1), left, iou
+    background = render([replace(s, objects=()) for s in scenes], height, width, times).movedim(
+        -1, 2
+    )
+    intact = coverage(scenes, height, width, times)
+    layer = torch.cat([x - background * (1 - intact[:, :, None]), intact[:, :, None]], 2)  # O, M
+    layers = [_break(layer[i], rng) for i in range(len(scenes))]
+    layer = torch.stack(layers)
+    remaining = layer[:, :, 3].clamp(0, 1)
+    x = layer[:, :, :3] + background * (1 - remaining[:, :, None])
+    intersection, union = torch.minimum(remaining, intact), torch.maximum(remaining, intact)
+    iou = (intersection.sum((1, 2, 3)) + 1e-3) / (union.sum((1, 2, 3)) + 1e-3)
+    return x.clamp(0, 1), remaining, iou
 
 
 def _break(layer: Tensor, rng: random.Random) -> Tensor:
     """One clip's (T, 4, H, W), premultiplied colour and coverage, broken in one or two ways."""
     if rng.random() < 0.2 or layer[:, 3].max() < 0.5:
         return layer
-    ways = (_missing, _shifted, _torn, _doubled, _melted, _debris)
-    for way in rng.sample(ways, rng.choice((1, 1, 2))):
-        layer = way(layer, rng)
+    faults = (_missing, _shifted, _torn, _doubled, _melted, _debris)
+    for fault in rng.sample(faults, rng.choice((1, 1, 2))):
+        layer = fault(layer, rng)
     return layer
 
 
 def _inside(layer: Tensor, rng: random.Random) -> tuple[int, int]:
-    """A random pixel of the object."""
+    """(row, column) of a random pixel of the object."""
     rows, columns = torch.nonzero(layer[len(layer) // 2, 3] > 0.5, as_tuple=True)
     if not len(rows):
         return rng.randrange(layer.shape[-2]), rng.randrange(layer.shape[-1])
@@ -142,32 +144,34 @@ def _shifted(layer: Tensor, rng: random.Random) -> Tensor:
     side = layer.shape[axis]
     start = _inside(layer, rng)[axis - 2]
     band = slice(start, min(side, start + rng.randint(side // 8, side // 2)))
-    at = (
+    index = (
         (slice(None), slice(None), band)
         if axis == 2
         else (slice(None), slice(None), slice(None), band)
     )
-    by = rng.choice((-1, 1)) * max(1, round(layer.shape[2] * rng.uniform(0.05, 0.25)))
-    out[at] = out[at].roll(by, 5 - axis)
+    shift = rng.choice((-1, 1)) * max(1, round(layer.shape[2] * rng.uniform(0.05, 0.25)))
+    out[index] = out[index].roll(shift, 5 - axis)
     return out
 
 
 def _torn(layer: Tensor, rng: random.Random) -> Tensor:
-    """Each cell of the token lattice shows the object a little elsewhere."""
+    """Each cell of the token lattice displaced a little."""
     H, W = layer.shape[-2:]
     cell = rng.choice((4, 8))
-    shift = torch.randn(1, 2, cell, cell * W // H, generator=_draw(rng)) * rng.uniform(0.03, 0.15)
+    shift = torch.randn(1, 2, cell, cell * W // H, generator=_generator(rng)) * rng.uniform(
+        0.03, 0.15
+    )
     return _warp(layer, F.interpolate(shift, (H, W)))
 
 
 def _melted(layer: Tensor, rng: random.Random) -> Tensor:
-    """A smooth displacement that makes another outline."""
-    shift = torch.randn(1, 2, 3, 5, generator=_draw(rng)) * rng.uniform(0.05, 0.3)
+    """A smooth displacement that changes the outline."""
+    shift = torch.randn(1, 2, 3, 5, generator=_generator(rng)) * rng.uniform(0.05, 0.3)
     return _warp(layer, F.interpolate(shift, layer.shape[-2:], mode="bicubic", align_corners=True))
 
 
 def _doubled(layer: Tensor, rng: random.Random) -> Tensor:
-    """The object once more behind itself, moved and scaled."""
+    """A second copy of the object behind the first, moved and scaled."""
     near = rng.random() < 0.6
     far = 0.12 if near else 0.9
     scale = rng.uniform(0.8, 1.2) if near else rng.uniform(0.7, 1.6)
@@ -180,7 +184,7 @@ def _doubled(layer: Tensor, rng: random.Random) -> Tensor:
 
 
 def _debris(layer: Tensor, rng: random.Random) -> Tensor:
-    """Small pieces of the object's colours strewn about."""
+    """Small pieces of the object copied to random places."""
     T, _, H, W = layer.shape
     out = layer.clone()
     for _ in range(rng.randint(2, 10)):
@@ -196,10 +200,10 @@ def _debris(layer: Tensor, rng: random.Random) -> Tensor:
 
 def _warp(layer: Tensor, shift: Tensor) -> Tensor:
     """The layer displaced by a field (1, 2, H, W) in half-frames."""
-    here = F.affine_grid(torch.eye(2, 3)[None], (1, 1, *layer.shape[-2:]), False)
-    grid = (here + shift.movedim(1, -1)).expand(len(layer), -1, -1, -1)
+    identity_grid = F.affine_grid(torch.eye(2, 3)[None], (1, 1, *layer.shape[-2:]), False)
+    grid = (identity_grid + shift.movedim(1, -1)).expand(len(layer), -1, -1, -1)
     return F.grid_sample(layer, grid, align_corners=False)
 
 
-def _draw(rng: random.Random) -> torch.Generator:
+def _generator(rng: random.Random) -> torch.Generator:
     return torch.Generator().manual_seed(rng.getrandbits(48))

@@ -3,20 +3,20 @@
     python -m s2flow.training flow micro --state DIR --steps 20000
 
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2.
-What is shown: `views.py`. Noise levels: half of a batch uniform in [0, 1], half logit-normal about
-sigma .7, so that all levels that a sampler visits are practised, 1.0 and the low ones of the HR
-stage too. Rotary positions are stretched a little, each axis by itself. From nothing, still frames
-come first: they teach shape, colour and background some five times faster than clips, which then
-teach motion, one direction of time before both (`views.clips`). The last quarter shows mostly plain
-views. Matrices inside the transformer are trained by Muon, everything else by AdamW, with a linear
-decay over the last 45 % of the steps; weights are averaged.
+Training clips: `views.py`. Noise levels: half of a batch uniform in [0, 1], half logit-normal about
+sigma .7, so that all levels of a sampler are trained, also 1.0 and the low ones of the HR stage. Rotary
+positions are stretched a little, each axis separately. Training from scratch starts with still frames:
+shape, colour and background are learned some five times faster than from clips. Then clips teach
+motion, first with one direction of time, then with both (`views.clips`). The last quarter has mostly
+plain views. Matrices in the transformer's blocks are trained by Muon, everything else by AdamW, with
+a linear decay over the last 45 % of the steps; weights are averaged.
 
-A step is a function of weights, optimisers and its number alone: it draws scenes and noise from
-generators seeded with the number. So DIR/flow.pt, written to a temporary name and renamed every few
-minutes and when a signal ends the run, holds all there is to go on with, and a run that was stopped
-ends with the weights of one that was not. `--export` writes the averaged weights as a `WanPipeline`
-folder, with a card that lists every run that made them. `--init FOLDER` starts from such a folder,
-without the lessons for beginners and at a lower rate.
+A step depends on weights, optimisers and its number alone: scenes and noise come from generators seeded
+with the number. DIR/flow.pt holds the complete state; it is written to a temporary name and renamed
+every few minutes and when a signal ends the run. A run that is stopped and resumed ends with the same
+weights as an uninterrupted one. DIR/weights holds the averaged weights as a `WanPipeline` folder, with
+a card that lists every run that made them. `--init FOLDER` starts from such a folder, without the
+stages for training from scratch and at a lower rate.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from s2flow.process.stopping import asked, caught
 from s2flow.training.sheets import draw
 from s2flow.training.views import LAST_SHARES, LR, SHARES, View, clips
 
-STILLS = 4  # times as many still frames as clips in a batch
-AVERAGE = 0.999
-STRETCH = math.log(1.25)
-INIT_RATE = 0.35  # of the size's learning rate, when trained weights go on
+STILLS_PER_CLIP = 4  # still frames in a batch, in place of one clip
+EMA_DECAY = 0.999  # of the averaged weights
+MAX_LOG_STRETCH = math.log(1.25)  # of rotary positions
+INIT_RATE = 0.35  # factor on the learning rate with --init
 
 
 def drop_words(text: str, rng: random.Random) -> str:
-    """Training captions lose words now and then, so that any text is a legal prompt."""
+    """Word dropout on training captions, so that any text is a valid prompt."""
     if rng.random() < 0.1:
         return ""  # the unconditional branch of guidance
     words = [w for w in text.split() if rng.random() > 0.02]
@@ -59,10 +59,10 @@ def drop_words(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def noise_levels(count: int, shift: float, draw: torch.Generator) -> Tensor:
+def noise_levels(count: int, shift: float, generator: torch.Generator) -> Tensor:
     """(count,) levels in [0, 1], stratified: half uniform, half shifted logit-normal."""
-    u = (torch.arange(count) + torch.rand(1, generator=draw)) / count
-    u = (u[torch.randperm(count, generator=draw)] * 2) % 2
+    u = (torch.arange(count) + torch.rand(1, generator=generator)) / count
+    u = (u[torch.randperm(count, generator=generator)] * 2) % 2
     normal = torch.erfinv((2 * (u - 1) - 1).clamp(-0.999, 0.999)) * 2**0.5
     sigma = torch.sigmoid(0.5 + normal)
     sigma = shift * sigma / (1 + (shift - 1) * sigma)
@@ -78,7 +78,7 @@ def flow_loss(
     eps: Tensor,
     half: bool,
 ) -> Tensor:
-    """Squared velocity error, plus its part that is coarse and odd in time: `coarse_reversal`."""
+    """Squared velocity error, plus its part that is coarse and odd in time (`coarse_reversal`)."""
     s = sigma.view(-1, 1, 1, 1, 1)
     with torch.autocast(x0.device.type, torch.bfloat16, enabled=half):
         text = embed(flow["text_encoder"], tokenizer, texts, x0.device)
@@ -95,9 +95,9 @@ def flow_loss(
 def coarse_reversal(error: Tensor) -> Tensor:
     """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
 
-    Scaled to be the plain mean square for white noise. What tells left from right, or growing from
-    shrinking, is in these few numbers only, a fortieth of the plain loss at sigma 0.9. Weighting a
-    part of a squared error more leaves its minimum in place.
+    Scaled to equal the plain mean square for white noise. Only these few values distinguish left from
+    right, or growing from shrinking; they are a fortieth of the plain loss at sigma 0.9. A larger
+    weight on a part of a squared error does not move its minimum.
     """
     side = min(error.shape[-2:]) // 2
     coarse = F.avg_pool3d(error, (1, side, side))
@@ -140,71 +140,79 @@ def normalised_latent(vae: PatchVAE, x: Tensor) -> Tensor:
 
 @dataclass
 class Training:
-    """All that a run is: networks, their average, optimisers, and what they have seen."""
+    """State of a training run: networks, their average, optimisers, and the history of runs."""
 
     size: Size
     flow: nn.ModuleDict
     average: dict[str, Tensor]
     optimisers: list[torch.optim.Optimizer]
-    runs: list[dict] = field(default_factory=list)  # what made the weights, the last one this
+    runs: list[dict] = field(
+        default_factory=list
+    )  # all runs that made the weights; the last is this one
     step: int = 0
 
     @classmethod
     def start(cls, name: str, init: Path | None, command: str, device: str) -> "Training":
-        """From nothing, or from an exported folder."""
-        size, past, rate = SIZES[name], [], 1.0
+        """Start from scratch, or from an exported folder."""
+        size, earlier_runs, rate = SIZES[name], [], 1.0
         torch.manual_seed(0)
         flow = build_flow(size)
         if init is not None:
-            past, rate = load_weights(init, flow), INIT_RATE
+            earlier_runs, rate = load_weights(init, flow), INIT_RATE
         flow.to(device)
         average = {k: v.clone() for k, v in flow.state_dict().items()}
-        run = {"command": command, "init": None if init is None else past[-1]["weights"]}
+        run = {"command": command, "init": None if init is None else earlier_runs[-1]["weights"]}
         run |= {"rate": size.lr * rate, "steps": 0, "clips": 0, "stills": 0, "minutes": 0.0}
-        return cls(size, flow, average, optimisers(flow, size.lr * rate), [*past, run])
+        return cls(size, flow, average, optimisers(flow, size.lr * rate), [*earlier_runs, run])
 
     def save(self, path: Path) -> None:
-        """To a temporary name, then renamed."""
+        """Write the state to a temporary name, then rename it."""
         state = {"flow": self.flow.state_dict(), "average": self.average, "step": self.step}
         state |= {"optimisers": [o.state_dict() for o in self.optimisers], "runs": self.runs}
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
     def load(self, path: Path) -> None:
-        """What `save` wrote."""
+        """Read the state written by `save`."""
         state = torch.load(
             path, weights_only=True, map_location=next(self.flow.parameters()).device
         )
         self.flow.load_state_dict(state["flow"])
-        for optimiser, old in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(old)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.average, self.step, self.runs = state["average"], state["step"], state["runs"]
 
     def take_step(self, steps: int, vae: PatchVAE, tokenizer, half: bool) -> tuple[str, Tensor]:
-        """Step number `step` of `steps`; the kind of its view and its loss."""
+        """Take step number `step` of `steps`; returns the kind of its view and its loss."""
         run, progress = self.runs[-1], self.step / steps
-        beginner = run["init"] is None
-        rng, draw = random.Random(f"{self.step}"), torch.Generator().manual_seed(self.step)
+        from_scratch = run["init"] is None
+        rng, generator = random.Random(f"{self.step}"), torch.Generator().manual_seed(self.step)
         device = next(self.flow.parameters()).device
         view = View.draw(rng, LAST_SHARES if progress > 0.75 else SHARES)
-        stills = view.shape == LR and (rng.random() < 0.3 or beginner and progress < 0.15)
+        stills = view.shape == LR and (rng.random() < 0.3 or from_scratch and progress < 0.15)
         count = max(1, round(self.size.batch / math.prod(view.shape)))
         if stills:
-            count, times = count * STILLS, torch.rand(3, generator=draw).sort().values
-            x, texts = clips(self.size, view, count, rng, times, device)
-            x = x[torch.arange(count), :, torch.randint(0, 3, (count,), generator=draw)].unsqueeze(
-                2
+            count, times = (
+                count * STILLS_PER_CLIP,
+                torch.rand(3, generator=generator).sort().values,
             )
+            x, texts = clips(self.size, view, count, rng, times, device)
+            x = x[
+                torch.arange(count), :, torch.randint(0, 3, (count,), generator=generator)
+            ].unsqueeze(2)
         else:
-            lopsided = beginner and progress < 0.4
+            lopsided = from_scratch and progress < 0.4
             x, texts = clips(self.size, view, count, rng, None, device, lopsided)
         texts = [drop_words(text, rng) for text in texts]
         with torch.no_grad():
             x0 = normalised_latent(vae, x)
-        sigma = noise_levels(count, self.size.shift, draw).to(device)
-        eps = torch.randn(x0.shape, generator=draw).to(device)
+        sigma = noise_levels(count, self.size.shift, generator).to(device)
+        eps = torch.randn(x0.shape, generator=generator).to(device)
         jitter = rng.random() < (0.25 if view.kind == "plain" else 0.5)
-        factors = tuple(math.exp(rng.uniform(-STRETCH, STRETCH)) if jitter else 1.0 for _ in "hw")
+        factors = tuple(
+            math.exp(rng.uniform(-MAX_LOG_STRETCH, MAX_LOG_STRETCH)) if jitter else 1.0
+            for _ in "hw"
+        )
         stretch_positions(self.flow["transformer"].rope, factors)
         rate = run["rate"] * min(1.0, (self.step + 1) / 100) * min(1.0, (1 - progress) / 0.45)
         for optimiser in self.optimisers:
@@ -217,9 +225,9 @@ class Training:
         for optimiser in self.optimisers:
             optimiser.step()
         with torch.no_grad():
-            keep = min(AVERAGE, 1 - 1 / (self.step / 10 + 1)) if beginner else AVERAGE
+            decay = min(EMA_DECAY, 1 - 1 / (self.step / 10 + 1)) if from_scratch else EMA_DECAY
             for k, v in self.flow.state_dict().items():
-                self.average[k].lerp_(v, 1 - keep) if v.is_floating_point() else None
+                self.average[k].lerp_(v, 1 - decay) if v.is_floating_point() else None
         self.step += 1
         run["steps"] += 1
         run["stills" if stills else "clips"] += count
@@ -227,19 +235,23 @@ class Training:
 
 
 def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
-    """Exported weights into networks as large or larger; returns the runs of the folder's card.
+    """Load exported weights into networks of the same size or larger; returns the card's runs.
 
-    Words that were added to the vocabulary keep their random embeddings; blocks that are added to
-    the transformer start as the identity.
+    Words added to the vocabulary keep their random embeddings; blocks added to the transformer start
+    as the identity.
     """
     pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     for name, network in flow.items():
         old, new = getattr(pipeline, name).state_dict(), network.state_dict()
         for key, value in old.items():
-            if value.shape != new[key].shape and value.ndim == 2:  # the table of words
+            if value.shape != new[key].shape and value.ndim == 2:  # the word embeddings
                 value = torch.cat([value, new[key][len(value) :]])
             new[key] = value
-        last = (".attn1.to_out.0.", ".attn2.to_out.0.", ".ffn.net.2.")  # of each branch of a block
+        last = (
+            ".attn1.to_out.0.",
+            ".attn2.to_out.0.",
+            ".ffn.net.2.",
+        )  # last layers of a block's branches
         for key in new.keys() - old.keys():
             if any(layer in key for layer in last):
                 new[key] = torch.zeros_like(new[key])
@@ -248,7 +260,7 @@ def load_weights(folder: Path, flow: nn.ModuleDict) -> list[dict]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Until `--steps` are taken; on SIGTERM the state is saved and the run ends."""
+    """Train for `--steps`; on SIGTERM the state is saved and the run ends."""
     args.state.mkdir(parents=True, exist_ok=True)
     path, log = args.state / "flow.pt", args.state / "log.jsonl"
     training = Training.start(args.size, args.init, args.command, args.device)
@@ -261,14 +273,14 @@ def train(args: argparse.Namespace) -> None:
     kernel = SDPBackend.MATH if args.device == "cpu" else SDPBackend.FLASH_ATTENTION
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     tokenizer, losses, run = build_tokenizer(), {}, training.runs[-1]
-    saved = shown = time.time()
+    last_save = last_sheet = time.time()
     with caught(working=True), sdpa_kernel([kernel, SDPBackend.MATH]):
         print(f"training from step {training.step} to {args.steps}", flush=True)
         while training.step < args.steps and not asked():
-            began = time.time()
+            step_start = time.time()
             kind, loss = training.take_step(args.steps, vae, tokenizer, args.bf16)
             losses.setdefault(kind, []).append(loss)
-            run["minutes"] += (time.time() - began) / 60
+            run["minutes"] += (time.time() - step_start) / 60
             if training.step % 100 == 0:
                 row = {k: run[k] for k in ("steps", "clips", "stills")}
                 row["minutes"] = round(run["minutes"], 1)
@@ -279,13 +291,13 @@ def train(args: argparse.Namespace) -> None:
                 print(json.dumps(row), flush=True)
                 with open(log, "a") as file:
                     file.write(json.dumps(row) + "\n")
-            if time.time() - saved > 180:
+            if time.time() - last_save > 180:
                 training.save(path)
-                saved = time.time()
-            if args.sheet_minutes and time.time() - shown > 60 * args.sheet_minutes:
+                last_save = time.time()
+            if args.sheet_minutes and time.time() - last_sheet > 60 * args.sheet_minutes:
                 export(args, training)
                 draw(args.size, args.state / "weights", args.state / "sheets", training.step)
-                shown = time.time()
+                last_sheet = time.time()
     training.save(path)
     export(args, training)
     print(

@@ -1,10 +1,10 @@
-"""Train the network that sees which pixels an object covers (`s2flow.scorers.mask`).
+"""Train the network that segments the pixels of objects (`s2flow.scorers.mask`).
 
     python -m s2flow.training mask --clips 40000
 
-Frames of whole and broken renders (`damage.py`) of every caption but the held-out ones, with one object
-or several, drawn at 64x96 or at half of it and enlarged; the loss is cross-entropy per pixel. The card
-says how far masks of held-out renders are from the truth, whole and broken, in IoU.
+Frames of intact and broken renders (`damage.py`) of all captions but the held-out ones, with one object
+or several, rendered at 64x96 or at half of it and enlarged. The loss is cross-entropy per pixel. The
+card holds the IoU of masks with the truth on held-out renders, intact and broken.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from s2flow.training.damage import broken, damage
 BATCH = 32
 
 
-def draw(rng: random.Random, held_out: bool = False, whole: bool = False) -> tuple[Tensor, Tensor]:
+def draw(
+    rng: random.Random, held_out: bool = False, intact: bool = False
+) -> tuple[Tensor, Tensor]:
     """(B, 3, 64, 96) frames and their coverage (B, 64, 96)."""
     split = "held_out" if held_out else "train"
     scenes = toy.sample_scenes(toy.SMALL, BATCH, rng.getrandbits(48), split)
@@ -32,8 +34,8 @@ def draw(rng: random.Random, held_out: bool = False, whole: bool = False) -> tup
     scenes = [s for s in single if s is not None]
     scale = rng.choice((1, 1, 2))
     times = torch.tensor([rng.random()])
-    if whole:
-        rng = _Whole(rng.getrandbits(48))
+    if intact:
+        rng = _Intact(rng.getrandbits(48))
     x, covered, _ = broken(scenes, HEIGHT // scale, WIDTH // scale, times, rng)
     draw = torch.Generator().manual_seed(rng.getrandbits(48))
     x = damage(x, draw)[:, 0]
@@ -43,21 +45,21 @@ def draw(rng: random.Random, held_out: bool = False, whole: bool = False) -> tup
     return x, covered[:, 0]
 
 
-class _Whole(random.Random):
-    """Draws for which `broken` breaks nothing."""
+class _Intact(random.Random):
+    """Random numbers with which `broken` breaks nothing."""
 
     def random(self) -> float:
-        """Always below the share of scenes that stay whole."""
+        """Always below the share of scenes that stay intact."""
         return 0.0
 
 
 def train(args: argparse.Namespace) -> None:
-    """Learn, measure, write weights and card."""
+    """Train, measure, write weights and card."""
     torch.manual_seed(0)
     network, rng = Mask(), random.Random(0)
     steps = args.clips // BATCH
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps, pct_start=0.1)
     start = time.time()
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -66,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        cycle.step()
+        schedule.step()
         if step % 100 == 0:
             print(
                 f"{step}/{steps} {time.time() - start:.0f} s  loss {loss.item():.4f}", flush=True
@@ -77,14 +79,14 @@ def train(args: argparse.Namespace) -> None:
     }
     save_file(state, WEIGHTS / "mask.safetensors")
     network, errors = load_mask(), {}
-    for name, whole in (("whole", True), ("broken", False)):
-        rng, found = random.Random(1), []
+    for name, intact in (("whole", True), ("broken", False)):
+        rng, ious = random.Random(1), []
         for _ in range(16):
-            x, covered = draw(rng, held_out=True, whole=whole)
-            seen = network(x).sigmoid()
-            either = torch.maximum(seen, covered).sum((1, 2)).clamp(min=1)
-            found += (torch.minimum(seen, covered).sum((1, 2)) / either).tolist()
-        errors[name] = {"mean_iou": round(sum(found) / len(found), 4), "frames": len(found)}
+            x, covered = draw(rng, held_out=True, intact=intact)
+            mask = network(x).sigmoid()
+            union = torch.maximum(mask, covered).sum((1, 2)).clamp(min=1)
+            ious += (torch.minimum(mask, covered).sum((1, 2)) / union).tolist()
+        errors[name] = {"mean_iou": round(sum(ious) / len(ious), 4), "frames": len(ious)}
     card = {
         "reads": f"frames of {HEIGHT}x{WIDTH}",
         "parameters": sum(p.numel() for p in network.parameters()),

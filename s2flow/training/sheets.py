@@ -1,4 +1,4 @@
-"""A sheet of clips beside their renders, to look at while a backbone trains."""
+"""A sheet of generated clips and their renders, to inspect while a backbone trains."""
 
 import random
 from pathlib import Path
@@ -22,16 +22,16 @@ ROWS = {
 def draw(name: str, weights: Path, folder: Path, step: int, prompts: int = 6) -> Path:
     """Write folder/STEP.png: rows truth, LR, native, cascade, windows; a column per prompt."""
     backbone = tiny.load(name, "cpu", weights)
-    texts = held_out_captions(WORLDS[name], prompts, seed=1)
-    made = {row: s2flow.generate(backbone, texts, **knobs) for row, knobs in ROWS.items()}
-    shape = made["cascade"].frames.shape[1:4]
-    scenes = [place(all_captions_cached(WORLDS[name])[t], random.Random(0)) for t in texts]
+    captions = held_out_captions(WORLDS[name], prompts, seed=1)
+    results = {row: s2flow.generate(backbone, captions, **knobs) for row, knobs in ROWS.items()}
+    shape = results["cascade"].frames.shape[1:4]
+    scenes = [place(all_captions_cached(WORLDS[name])[t], random.Random(0)) for t in captions]
     rows = {"truth": render(scenes, shape[1], shape[2], shape[0])}
-    rows["LR"] = torch.from_numpy(made["cascade"].low_frames)
-    rows |= {row: torch.from_numpy(result.frames) for row, result in made.items()}
+    rows["LR"] = torch.from_numpy(results["cascade"].low_frames)
+    rows |= {row: torch.from_numpy(result.frames) for row, result in results.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:06d}.png"
-    table(rows, texts).save(path)
+    table(rows, captions).save(path)
     return path
 
 

@@ -1,14 +1,14 @@
-"""What the flow is shown: the toy world at several scales, so that HR is not the first large thing.
+"""Training clips of the flow: the toy world at several scales.
 
-A model that has seen one scale only fails at HR because edges, stripes and backgrounds are twice as
-large in pixels as any it knows, whereas real video models have seen close-ups. Four kinds of view:
+A model trained at one scale only fails at HR, because edges, stripes and backgrounds are twice as large
+in pixels as in training, whereas real video models are trained on close-ups, too. Four kinds of view:
 
-    plain   the LR frame as the caption means it
-    close   the LR frame up to 2.2 times nearer, the object in it; the caption says so from 1.3 on
+    plain   the LR frame of the caption
+    close   the LR frame zoomed in up to 2.2 times, the object in it; named in the caption from 1.3 on
     view    a frame of another shape or area, the scene scaled with it
     pixel   the same frames, objects at their LR size in pixels: more area does not mean more objects
 
-Areas stay within 2.4 of LR's. HR has 4, and is never shown.
+Areas are at most 2.4 times LR's. HR has 4 times, and is never in the training data.
 """
 
 import math
@@ -27,18 +27,18 @@ from s2flow.embedded.world import (
     sample_scenes,
 )
 
-LR = (1.0, 1.0)  # height and width of a frame, in those of LR
+LR = (1.0, 1.0)  # height and width of a frame, relative to LR
 SHAPES = ((1.5, 2 / 3), (0.75, 4 / 3), (1.25, 7 / 6), (1.5, 1.5))
 SHARES = {"plain": 0.45, "close": 0.30, "view": 0.15, "pixel": 0.10}
 LAST_SHARES = {"plain": 0.76, "close": 0.12, "view": 0.08, "pixel": 0.04}
-NEAREST, NAMED = 2.2, 1.3  # zoom of close-ups; from where on the caption says so
-REVERSED = ("left", "down", "shrinks")  # right, up, grows, run backwards
-RARE = 0.15  # share of those clips that a lopsided batch keeps
+MAX_ZOOM, NAMED_ZOOM = 2.2, 1.3  # zoom of close-ups; the zoom from which the caption names it
+REVERSED = ("left", "down", "shrinks")  # time reversals of right, up, grows
+REVERSED_SHARE = 0.15  # share of REVERSED motions that a lopsided batch keeps
 
 
 @dataclass(frozen=True)
 class View:
-    """A kind of view with its frame (height and width in those of LR) and zoom."""
+    """A kind of view with its frame (height and width relative to LR) and zoom."""
 
     kind: str
     shape: tuple[float, float]
@@ -51,7 +51,7 @@ class View:
         shape = LR if kind in ("plain", "close") else rng.choice(SHAPES)
         zoom = 1.0
         if kind == "close":
-            zoom = math.exp(rng.uniform(0, math.log(NEAREST)))
+            zoom = math.exp(rng.uniform(0, math.log(MAX_ZOOM)))
         if kind == "view":
             zoom = math.sqrt(math.prod(shape)) * rng.uniform(0.9, 1.1)
         return cls(kind, shape, zoom)
@@ -71,8 +71,8 @@ class View:
             spread = half[1] / 1.5, half[0]
             moved = [replace(o, x=o.x * spread[0], y=o.y * spread[1]) for o in scene.objects]
             return replace(scene, objects=tuple(moved))
-        # close: the object's middle anywhere, down to a fifth of its radius from the border;
-        # pixel: anywhere whole
+        # close: the object's centre anywhere at least a fifth of its radius from the border;
+        # pixel: the complete object anywhere in the frame
         margin, least = (0.2, 0.5) if self.kind == "close" else (1.0, 0.0)
         reach = [max(h - margin * first.radius, least * first.radius) for h in half]
         dx, dy = (
@@ -95,24 +95,26 @@ def clips(
     """`count` training clips in [-1, 1] as (B, 3, T, H, W), and their captions.
 
     times: of the frames, see `render`; a Tensor means stills, whose captions name no motion.
-    lopsided: motions that are another one's reverse in time (REVERSED) are rare. While both
-    directions are as frequent, a network that is symmetric in time is a saddle it does not leave:
-    knowing which way time runs pays only together with knowing which word names which direction.
+    lopsided: motions that are the time reversal of another (REVERSED) are rare. If both directions are
+    equally frequent, a network that is symmetric in time stays at a saddle point: the direction of time
+    lowers the loss only together with the word for each direction.
     """
     scenes: list[Scene] = []
     while len(scenes) < count:
         drawn = sample_scenes(WORLDS[size.world], count, rng.getrandbits(48))
-        if view.kind in ("close", "pixel"):  # one object can be moved anywhere
+        if view.kind in ("close", "pixel"):  # a single object can be moved anywhere
             drawn = [s for s in drawn if s.number == 1]
         if lopsided:
             drawn = [
-                s for s in drawn if s.objects[0].motion not in REVERSED or rng.random() < RARE
+                s
+                for s in drawn
+                if s.objects[0].motion not in REVERSED or rng.random() < REVERSED_SHARE
             ]
         scenes += drawn
     scenes = [view.place(s, size, rng) for s in scenes[:count]]
     times = size.frames if times is None else times
     x = render(scenes, *view.pixels(size), times, device, 2 / size.height / view.zoom)
-    named = f", {CLOSEUP}" if view.kind == "close" and view.zoom > NAMED else ""
+    suffix = f", {CLOSEUP}" if view.kind == "close" and view.zoom > NAMED_ZOOM else ""
     return x.movedim(-1, 1) * 2 - 1, [
-        caption(s, still=isinstance(times, Tensor)) + named for s in scenes
+        caption(s, still=isinstance(times, Tensor)) + suffix for s in scenes
     ]

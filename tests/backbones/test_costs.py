@@ -108,9 +108,9 @@ def test_fp8_and_group_offload_shrink_the_weights(real):
     w = costs.weights_of(real.backbone)
     assert 0.5 <= w.transformer[1] / w.transformer[0] < 0.66
     assert w.group[0] < 0.1 * w.transformer[0]
-    assert w.there("transformer", "none", False) == w.text + w.vae + w.transformer[0]
-    assert w.there("vae", "model", True) == w.vae
-    assert w.there("transformer", "group", True) == w.group[1]
+    assert w.resident("transformer", "none", False) == w.text + w.vae + w.transformer[0]
+    assert w.resident("vae", "model", True) == w.vae
+    assert w.resident("transformer", "group", True) == w.group[1]
     text = w.text / 2  # bfloat16
     assert text / 1e9 == pytest.approx(7.6 if real.name == "hunyuan" else 5.7, rel=0.02)
 
@@ -136,10 +136,10 @@ def test_weights_of_the_later_families(later):
     assert w.vae / 4 == pytest.approx(VAE[later.name], rel=0.02)
     experts = 2 if later.name == "wan_2_2_14b" else 1
     assert w.transformer[0] == experts * one
-    assert w.there("transformer", "none", False) == w.text + w.vae + experts * one
-    assert w.there("transformer", "model", False) == one
-    assert w.there("transformer", "group", False) < 0.1 * one
-    assert 0.5 <= w.there("transformer", "model", True) / one < 0.7
+    assert w.resident("transformer", "none", False) == w.text + w.vae + experts * one
+    assert w.resident("transformer", "model", False) == one
+    assert w.resident("transformer", "group", False) < 0.1 * one
+    assert 0.5 <= w.resident("transformer", "model", True) / one < 0.7
     made = costs.Costs(w, [])
     stage = costs.Stage("hr", "transformer", 1, 0.0, 0, 10)
     assert made.seconds(stage, 1.0, "group") == pytest.approx(10 * one / costs.BUS)

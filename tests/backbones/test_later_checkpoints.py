@@ -84,7 +84,7 @@ def test_a_folder_with_experts_and_a_yaml_without_and_the_reverse(
 
 TYPED = {  # what is typed beside the experts' folder -> what the line must say
     "backbone=wan_14b guidance_2=3": "guidance_2=3.0 wan_14b has one model; leave guidance_2 out",
-    "guidance=1 guidance_2=3": "guidance_2=3.0 no effect beside guidance=1; type guidance_2=1",
+    "guidance=1 guidance_2=3": "guidance_2=3.0 no effect with guidance=1; type guidance_2=1",
     "guidance_2=inf": "guidance_2=inf is not finite; type guidance_2=3.0",
 }
 

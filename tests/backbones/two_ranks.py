@@ -131,7 +131,7 @@ def alone(team):
 if __name__ == "__main__":
     out, *folders = sys.argv[1:]
     torch.set_num_threads(1)
-    parallel.PATIENCE = timedelta(seconds=3)
+    parallel.FAILURE_TIMEOUT = timedelta(seconds=3)
     team = parallel.join(2, "cpu")
     found = {
         name: clip(name, folder, team.tensors)

@@ -49,7 +49,7 @@ def test_what_is_forced_is_not_cached(monkeypatch, tmp_path, capsys):
         assert run_here(monkeypatch, tmp_path, *words, f"cache={cache}", "plan=true") == 0
         first, *_, last = capsys.readouterr().out.strip().splitlines()
         assert json.loads(last)["plan"]["missing"] == missing
-        assert ("cache=force: whatever" in first) == (cache == "force")
+        assert ("cache=force: recorded clips, too" in first) == (cache == "force")
 
 
 def test_a_single_plan_tells_what_is_missing(monkeypatch, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_what_is_offered_changes_as_little_as_possible(memory, words, added, big
     if memory == 140:
         assert planning.needs(BIG, "none", False, 1) <= memory
         return
-    assert planning.words_that_fit(cfg, r, BIG, memory) == added
+    assert planning.overrides_that_fit(cfg, r, BIG, memory) == added
 
 
 def test_a_run_that_does_not_fit_is_refused_before_loading(big, gpu, monkeypatch, tmp_path):

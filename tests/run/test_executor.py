@@ -42,7 +42,7 @@ def own_ray():
         import ray
 
         yield ray
-        executor._kept.clear()
+        executor._workers_by_key.clear()
         ray.shutdown()
     torch.set_num_threads(threads)
     shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +156,7 @@ def test_what_ray_has_no_room_for_is_refused(own_ray, command, capsys):  # noqa:
         "ray.workers=2 context_parallel=2": "type ray.workers=1",
         "device=cuda": "device=c",
     }.items():
-        executor._kept.clear()
+        executor._workers_by_key.clear()
         assert said in refusal(command("executor=ray", *SMALL, *words.split()), capsys)
 
 
@@ -165,7 +165,7 @@ REFUSED = {
     "executor=ray ray.workers=0": "type ray.workers=1",
     "executor=ray ray.retries=-1": "type ray.retries=0",
     "executor=ray ray.address=http://x": "type ray.address=auto",
-    "executor=ray device=cuda:1": "deals them: device=cuda",
+    "executor=ray device=cuda:1": "assigns them: type device=cuda",
     "executor=ray ray.address=127.0.0.1:1 device=cpu": "nothing answers at 127.0.0.1:1",
     "executor=ray ray.workers=two": "a whole number",
     "executor=ray ray.worker=2": "did you mean ray.workers?",

@@ -17,7 +17,7 @@ from s2flow.process import loading
 from s2flow.prompts import DEMO
 from s2flow.recipe.resolve import resolve
 from s2flow.run import runner
-from s2flow.run.reproduce import FINE, _recipe, within
+from s2flow.run.reproduce import STRICT_TOLERANCE, _recipe, within
 from s2flow.store import clip_key, write_json
 from s2flow.terminal import cli
 
@@ -121,7 +121,7 @@ def test_what_differs_is_reported_and_decides_the_exit_code(made, tmp_path, caps
         (99, 0.02, False),
         (99, 0.01, True),
     ):
-        assert within({"psnr": psnr, "largest_latent_difference": z}, FINE) == good
+        assert within({"psnr": psnr, "largest_latent_difference": z}, STRICT_TOLERANCE) == good
 
 
 REFUSED = {

@@ -288,7 +288,7 @@ def test_handlers_are_taken_only_where_nobody_else_has_one_and_given_back():
     try:
         with stopping.caught():
             assert signal.getsignal(signal.SIGUSR2) is own
-            assert signal.getsignal(signal.SIGTERM) is stopping._note
+            assert signal.getsignal(signal.SIGTERM) is stopping._handle
         assert signal.getsignal(signal.SIGUSR2) is own
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:

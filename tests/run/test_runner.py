@@ -357,7 +357,7 @@ def test_a_full_disk_gives_one_line_and_loses_nothing(code, monkeypatch, tmp_pat
 
 def test_a_reference_without_the_clip_says_what_to_do(tmp_path, capsys):
     cfg = config(tmp_path, "method=bicubic", "scorer=[fidelity]", "scorer.fidelity.reference=abc")
-    with pytest.raises(UserError, match="1 of 1 clips lack scores; why stands in"):
+    with pytest.raises(UserError, match="1 of 1 clips lack scores; the reasons are in"):
         runner.run(cfg)
     assert "reference run abc has no clip" in capsys.readouterr().err
 
