@@ -17,7 +17,6 @@ backbone show how a toy model attends, not how the paper's models do.
 # %%
 import numpy as np
 from figure3 import AXES, attention_at, by_distance, clip_to_show, telling_heads
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from style import GREY, PAGE, folders, headed, plt, save, spread
 
@@ -30,7 +29,7 @@ STEP = RECORD and (RECORD["recipe"]["t_i"] + 1) // 2  # halfway through the HR f
 
 def model_is_here(record):
     """Whether the weights that made a clip are those of an embedded backbone of this installation."""
-    from output import EMBEDDED
+    from notes import EMBEDDED
 
     from s2flow.embedded import backbone as tiny
 
@@ -64,18 +63,16 @@ def draw_locality(tokens, rows, A):
     figure, panels = plt.subplots(1, 3, figsize=(PAGE, 1.9), sharey=True, layout="constrained")
     layers = spread(len(A), 8)
     for axis, panel in enumerate(panels):
-        found = by_distance(tokens, rows, A, axis)
+        attention = by_distance(tokens, rows, A, axis)
         for i, layer in enumerate(layers):
             colour = plt.get_cmap("viridis")(0.9 * i / max(len(layers) - 1, 1))
-            mean = found[layer].mean(0)
+            mean = attention[layer].mean(0)
             panel.plot(mean, marker="osD^vP*X"[i], color=colour, label=f"layer {layer}")
-        panel.axhline(1, color=GREY, dashes=(4, 2), lw=0.8)
+        panel.axhline(1, color=GREY, dashes=(4, 2), lw=0.8, label="all keys alike")
         panel.set(xlabel=f"distance in {AXES[axis]}, LR tokens")
         panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set(ylabel="attention of a key,\nover that of an average key", ylim=(0, None))
-    handles = panels[0].get_legend_handles_labels()[0]
-    handles.append(Line2D([], [], color=GREY, dashes=(4, 2), lw=0.8, label="all keys alike"))
-    figure.legend(handles=handles, loc="outside right center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     headed(figure, RECORD, f", {STEP} LR steps remaining")
     save(figure, OUT / "attention_locality")
 

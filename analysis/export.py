@@ -16,6 +16,7 @@ import jupytext
 import nbformat
 from nbclient.exceptions import CellExecutionError
 from nbconvert.preprocessors import ExecutePreprocessor
+from style import add_folders, check_folders
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 1800  # of one cell, at most
@@ -46,32 +47,21 @@ def export(path: Path, out: Path) -> str | None:
 
 def main() -> int:
     """Export what was asked for."""
-    found = notebooks()
+    known = notebooks()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(found))
-    runs, out = os.environ.get("S2FLOW_RUNS"), os.environ.get("S2FLOW_OUT")
-    parser.add_argument(
-        "--runs", type=Path, default=Path(runs or HERE.parent / "runs"), help="the store to read"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(out or HERE / "out"), help="for all of it"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    add_folders(parser)
     args = parser.parse_args()
     for name in args.names:
-        if name not in found:
-            parser.error(f"{name} is no notebook; there are {', '.join(found)}")
-    if not args.runs.is_dir():
-        parser.error(f"--runs {args.runs}: no such folder; make clips first, python run.py")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out {args.out} cannot be made ({error.strerror}); type another folder")
+        if name not in known:
+            parser.error(f"{name} is no notebook; there are {', '.join(known)}")
+    check_folders(parser, args)
     os.environ |= {"S2FLOW_RUNS": str(args.runs.resolve()), "S2FLOW_OUT": str(args.out.resolve())}
     failed = {}
-    for name in args.names or found:
-        error = export(found[name], args.out)
+    for name in args.names or known:
+        error = export(known[name], args.out)
         print(f"{args.out / name}.ipynb" + (f" breaks off: {error}" if error else ""), flush=True)
         failed |= {name: error} if error else {}
     for name, error in failed.items():

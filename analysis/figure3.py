@@ -1,7 +1,7 @@
 """Figure 3's numbers: which clips it shows, where their attention goes, what windows cover and lose.
 
 No notebook: `attention_maps.py` and `window_maps.py` draw what is worked out here. Records are those of
-`s2flow.store.read_run`; LR flows are found in runs/lr_cache by what their clip was made with.
+`s2flow.store.read_run`; LR flows are read from runs/lr_cache.
 """
 
 from pathlib import Path
@@ -9,34 +9,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from s2flow.coverage import attention_rows, sample_rows
 from s2flow.report.windowmap import read_windows
 from s2flow.store import read_run
 from s2flow.store.lowflow import find_flow
-from s2flow.windows import attention_rows, candidates, choose, fraction_of_volume, sample_rows
+from s2flow.windows import candidates, choose, fraction_of_volume
 
 AXES = ("t", "h", "w")
 
 
 def s2flow_clips(runs, policy):
     """Records of clips whose windows this policy chose, those with the paper's setting first."""
-    stored = [read_run(p.parent) for p in sorted(Path(runs).glob("*/records"))]
-    found = [r for run in stored for r in run]
-    found = [r for r in found if (r["recipe"].get("windows") or {}).get("name") == policy]
+    records = [r for p in sorted(Path(runs).glob("*/records")) for r in read_run(p.parent)]
+    records = [r for r in records if (r["recipe"].get("windows") or {}).get("name") == policy]
     usual = {"sparsity": 0.5, "density": "volume", "solver": "lri", "order": 2}
-    return sorted(found, key=lambda r: -sum(r["recipe"].get(k) == v for k, v in usual.items()))
+    return sorted(records, key=lambda r: -sum(r["recipe"].get(k) == v for k, v in usual.items()))
 
 
 def clip_to_show(runs, most=64):
     """(record, LR flow, windows): a clip with all three if there is one, else with what there is."""
-    kept = [
-        (r, read_windows(Path(runs) / r["run_id"], r))
-        for r in s2flow_clips(runs, "adaptive")[:most]
-    ]
+    clips = s2flow_clips(runs, "adaptive")[:most]
+    kept = [(r, read_windows(Path(runs) / r["run_id"], r)) for r in clips]
     kept.sort(key=lambda pair: pair[1] is None)
     for record, windows in kept:
-        flow = find_flow(
-            Path(runs) / "lr_cache", record["prompt"], record["seed"], record["recipe"]
-        )
+        about = (record["prompt"], record["seed"], record["recipe"])
+        flow = find_flow(Path(runs) / "lr_cache", *about)
         if flow is not None:
             return record, flow, windows
     return (kept[0][0], None, kept[0][1]) if kept else (None, None, None)
@@ -75,12 +72,12 @@ def telling_heads(tokens, rows, A):
     """{what it is: (layer, head)}: most local in t, h and w, then the most even; all different."""
     local = [by_distance(tokens, rows, A, axis)[..., 0] for axis in range(3)]
     even = -(A * np.log(A + 1e-12)).sum(-1).mean(-1)
-    found = {}
+    heads = {}
     named = {f"local in {AXES[i]}": x for i, x in enumerate(local)} | {"most even": even}
     for name, x in named.items():
         order = [tuple(map(int, np.unravel_index(i, x.shape))) for i in x.argsort(axis=None)[::-1]]
-        found[name] = next((pair for pair in order if pair not in found.values()), order[0])
-    return found
+        heads[name] = next((pair for pair in order if pair not in heads.values()), order[0])
+    return heads
 
 
 def candidates_at(record, flow, n):
@@ -124,5 +121,5 @@ def coverage_lines(clips, steps):
 def oracle_clips(runs):
     """Clips that chose by HR's own attention and say the regret by layer: those of one run."""
     clips = s2flow_clips(runs, "oracle")
-    found = [r for r in clips if "regret_by_layer" in (r.get("oracle") or {})]
-    return [r for r in found if r["run_id"] == found[0]["run_id"]]
+    clips = [r for r in clips if "regret_by_layer" in (r.get("oracle") or {})]
+    return [r for r in clips if r["run_id"] == clips[0]["run_id"]]

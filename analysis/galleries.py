@@ -31,14 +31,14 @@ from gallery_clips import (
     shared_clips,
 )
 from matplotlib.patches import Rectangle
-from output import EMBEDDED
+from notes import EMBEDDED
 from PIL import Image
 
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure5 runs_dir={RUNS}"
 GAP, LINE, HEAD = 0.03, 0.13, 0.62  # inches: between pictures, of a line of text, of the head
 WIDEST = 600  # pixels; wider frames are shrunk, crops are not
-GROUP, ROWS = group_with_most(RUNS)
+GROUP, FITTING = group_with_most(RUNS)
 
 # %% [markdown]
 """
@@ -106,10 +106,10 @@ def draw_picture(panel, picture, box):
         panel.add_patch(Rectangle((x, y), w, h, fill=False, ec=ORANGE, lw=0.8))
 
 
-def title_of(label, row):
+def title_of(label, run):
     """Whose pictures stand below: label, run, and the share of the volume that windows keep."""
-    kept = f"s = {row['sparsity']:g}, {row['density']}" if row["sparsity"] else ""
-    return label, row["run_id"], kept
+    s, density = run.knobs["sparsity"], run.knobs["density"]
+    return label, run.id, f"s = {s:g}, {density}" if s else ""
 
 
 # %% [markdown]
@@ -123,29 +123,24 @@ size), one that is blurred like `bicubic`, one that changes what the LR clip sho
 
 
 # %%
-def low_frame(runs, clip):
-    """The LR clip, from the first of these runs that kept it."""
-    frames = (middle_frame(RUNS, row["run_id"], clip, low=True) for row in runs.values())
-    return next((frame for frame in frames if frame is not None), None)
-
-
 def draw_figure4(runs, clips):
-    """LR and a column per method."""
+    """LR, from the first of the runs that kept it, and a column per method."""
     titles = [("LR",), *(title_of(*run) for run in runs.items())]
     lines = []
-    for clip in clips:
-        frames = [middle_frame(RUNS, row["run_id"], clip) for row in runs.values()]
-        low = low_frame(runs, clip)
-        pictures = [f if f is None else shown(f) for f in (*frames, low)]
-        lines.append((clip["prompt"], [pictures[-1], *pictures[:-1]], [None] * len(pictures)))
+    for prompt, _, key in clips:
+        frames = [middle_frame(RUNS, run.id, key) for run in runs.values()]
+        low = (middle_frame(RUNS, run.id, key, low=True) for run in runs.values())
+        pictures = [next((f for f in low if f is not None), None), *frames]
+        pictures = [f if f is None else shown(f) for f in pictures]
+        lines.append((prompt, pictures, [None] * len(pictures)))
     draw_sheet("gallery_methods", titles, lines)
 
 
-FOUND = figure4_runs(ROWS)
-if LACKING := [m for m in METHODS if m not in FOUND]:
+METHODS_SHOWN = figure4_runs(FITTING)
+if LACKING := [m for m in METHODS if m not in METHODS_SHOWN]:
     print(f"no clips of {', '.join(LACKING)}; make some: {EXPERIMENT}")
-if FOUND:
-    draw_figure4(FOUND, shared_clips(ROWS, FOUND, most=6))
+if METHODS_SHOWN:
+    draw_figure4(METHODS_SHOWN, shared_clips(METHODS_SHOWN, most=6))
 
 # %% [markdown]
 """
@@ -161,8 +156,8 @@ says.
 def draw_figure5(runs, clips):
     """Frame and crop of each of the runs, the same crop for all."""
     lines = []
-    for clip in clips:
-        frames = [middle_frame(RUNS, row["run_id"], clip) for row in runs.values()]
+    for prompt, _, key in clips:
+        frames = [middle_frame(RUNS, run.id, key) for run in runs.values()]
         whole = next((f for f in frames if f is not None), None)
         if whole is None:
             continue
@@ -172,15 +167,14 @@ def draw_figure5(runs, clips):
             (None, None) if f is None else (shown(f), f[y : y + h, x : x + w]) for f in frames
         ]
         pictures = [picture for pair in pairs for picture in pair]
-        lines.append((clip["prompt"], pictures, [box, None] * len(frames)))
+        lines.append((prompt, pictures, [box, None] * len(frames)))
     titles = [title_of(*run) for run in runs.items()]
     draw_sheet("gallery_order", titles, lines, every=2)
 
 
-COMPARED = figure5_runs(ROWS)
+COMPARED = figure5_runs(FITTING)
 if len(COMPARED) < 3:
-    print(
-        f"Figure 5 has {' '.join(COMPARED) or 'nothing'} of (a) (b) (c); make them: {EXPERIMENT}"
-    )
+    present = " ".join(COMPARED) or "nothing"
+    print(f"Figure 5 has {present} of (a) (b) (c); make them: {EXPERIMENT}")
 if COMPARED:
-    draw_figure5(COMPARED, shared_clips(ROWS, COMPARED, most=4))
+    draw_figure5(COMPARED, shared_clips(COMPARED, most=4))

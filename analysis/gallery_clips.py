@@ -1,6 +1,6 @@
 """What the galleries show: comparable runs, the prompts that they share, frames and crops.
 
-No notebook: `galleries.py` draws what is chosen here. Rows are those of `experiments/clips.py`.
+No notebook: `galleries.py` draws what is chosen here. Runs are those of `experiments/clips.py`.
 """
 
 from collections import Counter, defaultdict
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import CLIP, GROUP, WINDOW_KNOBS, is_done, read_records
-from missing import USUAL
+from clips import DEFAULTS, GROUP, WINDOW_KNOBS, read_runs
 
 from s2flow.store import clip_key, load_records
 from s2flow.video import Undecodable, luminance, read_frames
@@ -17,62 +16,60 @@ from s2flow.video import Undecodable, luminance, read_frames
 METHODS = ("native", "bicubic", "diffusehigh", "hiflow", "macs", "cascade", "s2flow")
 
 
-def group_with_most(runs):
-    """(backbone, steps, height, width, frames) with the most methods, then clips; and its rows."""
+def group_with_most(runs_dir):
+    """(backbone, steps, height, width, frames) with the most methods, then clips; and its runs."""
     groups = defaultdict(list)
-    for row in filter(is_done, read_records(load_records(runs))):
-        groups[tuple(row[k] for k in GROUP)].append(row)
-    if not groups:
-        return None, []
-    return max(groups.items(), key=lambda kv: (len({r["method"] for r in kv[1]}), len(kv[1])))
+    for run in read_runs(load_records(runs_dir)):
+        if len(run.done):
+            groups[tuple(run.knobs[k] for k in GROUP)].append(run)
+
+    def size(group):
+        runs = groups[group]
+        return len({r.knobs["method"] for r in runs}), sum(len(r.done) for r in runs)
+
+    best = max(groups, key=size, default=None)
+    return best, groups[best] if groups else []
 
 
-def run_of(rows, **asked):
-    """The row of a run with these knobs: the nearest to run.py's defaults, with most clips."""
-    runs = defaultdict(list)
-    for row in rows:
-        runs[row["run_id"]].append(row)
-    t_i = Counter(found[0]["t_i"] for found in runs.values() if found[0]["t_i"]).most_common(1)
-    usual = USUAL | {"t_i": t_i[0][0] if t_i else None}
-    fitting = [v for v in runs.values() if all(v[0][k] == x for k, x in asked.items())]
+def run_of(runs, **asked):
+    """The run with these knobs: the nearest to run.py's defaults, with most clips; or None."""
+    t_i = Counter(r.knobs["t_i"] for r in runs if r.knobs["t_i"]).most_common(1)
+    usual = DEFAULTS | {"t_i": t_i[0][0] if t_i else None}
+    fitting = [r for r in runs if all(r.knobs[k] == x for k, x in asked.items())]
 
-    def nearness(found):
-        return sum(found[0][k] == x for k, x in usual.items()), len(found)
+    def nearness(run):
+        return sum(run.knobs[k] == x for k, x in usual.items()), len(run.done)
 
-    return max(fitting, key=nearness, default=[None])[0]
+    return max(fitting, key=nearness, default=None)
 
 
-def figure4_runs(rows):
-    """{method: row}: LR is shown beside them."""
-    return {name: row for name in METHODS if (row := run_of(rows, method=name))}
+def figure4_runs(runs):
+    """{method: run}: LR is shown beside them."""
+    return {name: run for name in METHODS if (run := run_of(runs, method=name))}
 
 
-def figure5_runs(rows):
-    """{label: row} of (a) cascade, (b) and (c) s2flow of orders 1 and 2 with the same windows."""
-    c = run_of(rows, method="s2flow", solver="lri", order=2, windows="adaptive")
-    alike = {k: c[k] for k in (*WINDOW_KNOBS, "t_i")} if c else {"windows": "adaptive"}
-    found = {
-        "(a) full attention, order 1": run_of(rows, method="cascade"),
-        "(b) windows, order 1": run_of(rows, method="s2flow", solver="lri", order=1, **alike),
+def figure5_runs(runs):
+    """{label: run} of (a) cascade, (b) and (c) s2flow of orders 1 and 2 with the same windows."""
+    c = run_of(runs, method="s2flow", solver="lri", order=2, windows="adaptive")
+    alike = {k: c.knobs[k] for k in (*WINDOW_KNOBS, "t_i")} if c else {"windows": "adaptive"}
+    chosen = {
+        "(a) full attention, order 1": run_of(runs, method="cascade"),
+        "(b) windows, order 1": run_of(runs, method="s2flow", solver="lri", order=1, **alike),
         "(c) windows, order 2": c,
     }
-    return {label: row for label, row in found.items() if row}
+    return {label: run for label, run in chosen.items() if run}
 
 
-def shared_clips(rows, chosen, most):
-    """Rows of clips to show, those that most of the chosen runs have first."""
-    ids = {row["run_id"] for row in chosen.values()}
-    mine = [r for r in rows if r["run_id"] in ids]
-    having = Counter(tuple(r[k] for k in CLIP) for r in mine)
-    first = {tuple(r[k] for k in CLIP): r for r in reversed(mine)}
-    order = sorted(having, key=lambda clip: (-having[clip], clip[2], clip[0]))
-    return [first[clip] for clip in order[:most]]
+def shared_clips(chosen, most):
+    """(prompt, seed, key) of clips to show, those that most of the chosen runs have first."""
+    having = Counter(clip for run in chosen.values() for clip in run.clip_keys())
+    order = sorted(having, key=lambda clip: (-having[clip], clip[1], clip[0][0]))
+    return [(p, seed, clip_key(p, seed, original)) for (p, original), seed in order[:most]]
 
 
-def middle_frame(runs, run_id, clip, low=False):
+def middle_frame(runs_dir, run_id, key, low=False):
     """The middle frame of a clip's video, (H, W, 3) uint8; None if there is none to decode."""
-    key = clip_key(clip["prompt"], clip["seed"], clip["original_prompt"])
-    path = Path(runs) / run_id / "clips" / f"{key}{'.low' * low}.mp4"
+    path = Path(runs_dir) / run_id / "clips" / f"{key}{'.low' * low}.mp4"
     try:
         frames = read_frames(path)
     except Undecodable:

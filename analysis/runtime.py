@@ -16,6 +16,7 @@ from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, p
 from itertools import cycle
 from statistics import fmean
 
+from script import markdown
 from stored import lacking, records_by_run, show_markdown
 from timed import (
     SETTING,
@@ -62,8 +63,8 @@ def draw_blocks(ax, rows, title):
 def blocks_figure(panels):
     """panels: title -> (label, blocks) of every clip."""
     heights = [len(rows) + 1.5 for rows in panels.values()]
-    size = (COLUMN, 0.25 + 0.24 * sum(heights))
-    figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False, height_ratios=heights)
+    size = {"figsize": (COLUMN, 0.25 + 0.24 * sum(heights)), "height_ratios": heights}
+    figure, axes = plt.subplots(len(panels), squeeze=False, **size)
     for ax, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
         draw_blocks(ax, rows, title)
     axes[-1, 0].set_xlabel("seconds of the flows of one clip, in blocks of 10 steps")
@@ -73,12 +74,17 @@ def blocks_figure(panels):
     return figure
 
 
+def show_table(title, head, rows):
+    """A table of markdown below its title."""
+    show_markdown("\n".join(["", title.replace("\n", ", "), "", *markdown(head, rows), ""]))
+
+
 timed = timed_runs(records_by_run(runs))
 clock = paper_clock()
 panels = {}
-for title, found in timed.items():
-    timed[title] = labelled(found)
-    every = sum(found.values(), [])
+for title, by_run in timed.items():
+    timed[title] = labelled(by_run)
+    every = sum(by_run.values(), [])
     panels[title] = [(name, flow_blocks(rs, every)) for name, rs in timed[title].items()]
 if not timed:
     lacking("runs of Figure 6 with the seconds of every step", "experiment=figure6", runs)
@@ -99,19 +105,17 @@ attention is a small share of a step, and windows that skip it cannot save what 
 # %%
 def per_ten(rows):
     """Mean seconds of 10 steps at LR and HR, and how often HR fits into native's."""
-    found, native = [], None
+    cells, native = [], None
     for name, blocks in rows:
         low, high = ([s for side, s in blocks if side == k] for k in COLOURS)
         native = fmean(high) if name.startswith("native") else native
         gain = f"{native / fmean(high):.2f}" if native else ""
-        cells = (name, digits(fmean(low)) if low else "", digits(fmean(high)), gain)
-        found.append("| " + " | ".join(cells) + " |")
-    return found
+        cells.append((name, digits(fmean(low)) if low else "", digits(fmean(high)), gain))
+    return cells
 
 
 for name, rows in panels.items():
-    head = ["", name.replace("\n", ", "), "", "| seconds of 10 steps | LR | HR | native HR / HR |"]
-    show_markdown("\n".join([*head, "|---" * 4 + "|", *per_ten(rows), ""]))
+    show_table(name, ("seconds of 10 steps", "LR", "HR", "native HR / HR"), per_ten(rows))
 
 # %% [markdown]
 """
@@ -132,9 +136,9 @@ def stages_figure(panels):
     size = (COLUMN, 1.75 * len(panels) + 0.1)
     figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False)
     for ax, (title, by_run) in zip(axes[:, 0], panels.items(), strict=True):
-        for mark, colour, (name, found) in zip(cycle(MARKS), cycle(TONES), by_run.items()):
-            y = [list(STAGES).index(k) for k in found]
-            ax.semilogx([*found.values()], y, mark, color=colour, mfc="none", label=name)
+        for mark, colour, (name, of) in zip(cycle(MARKS), cycle(TONES), by_run.items()):
+            y = [list(STAGES).index(k) for k in of]
+            ax.semilogx([*of.values()], y, mark, color=colour, mfc="none", label=name)
         ax.set_yticks(range(len(STAGES)), STAGES)
         ax.set_ylim(len(STAGES) - 0.5, -0.5)
         ax.grid(True)
@@ -146,14 +150,12 @@ def stages_figure(panels):
 
 
 stages = {
-    name: {who: stage_seconds(rs) for who, rs in found.items()} for name, found in timed.items()
+    name: {who: stage_seconds(rs) for who, rs in by_run.items()} for name, by_run in timed.items()
 }
 stages[title.replace("(the paper)", "(runtime model)")] = model_stages(clock)
 save(stages_figure(stages), out / "figure6_stages")
 for name, by_run in stages.items():
-    head = ["", name.replace("\n", ", "), "", f"| stage, s | {' | '.join(by_run)} |"]
-    head.append("|---" * (len(by_run) + 1) + "|")
-    cells = ((k, *(digits(f[k]) if k in f else "" for f in by_run.values())) for k in STAGES)
-    show_markdown("\n".join([*head, *("| " + " | ".join(row) + " |" for row in cells), ""]))
+    cells = [(k, *(digits(f[k]) if k in f else "" for f in by_run.values())) for k in STAGES]
+    show_table(name, ("stage, s", *by_run), cells)
 print(f"beside the transformer, by Table 1: {60 * clock.rest:.0f} s (MACS), ", end="")
 print(f"{60 * clock.rest_of_s2flow:.0f} s (S2Flow)")

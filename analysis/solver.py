@@ -14,7 +14,6 @@ from style import BLACK, BLUE, COLUMN, GREY, ORANGE, folders, intervals, plt, sa
 # isort: split
 import json
 
-from clips import read_records
 from error_plot import LOOK, drawn
 from stored import (
     PAPER_NUMBERS,
@@ -32,14 +31,13 @@ from s2flow.store import load_records
 
 runs, out = folders(__doc__)
 frame, raw = load_records(runs), records_by_run(runs)
-records = read_records(frame)
 
 # %% [markdown]
 """
 ## Global error
 
 Relative error of the HR flow's end against a far finer grid, from one hand-off state, mean over
-prompts. At the end of a line stands its slope over the last doubling: -1 is first order. `gaussian` is
+prompts. Beside each solver stands its slope over the last doubling: -1 is first order. `gaussian` is
 a pair of closed-form flows, where the LR flow knows the HR flow as well as it ever could.
 """
 
@@ -49,15 +47,15 @@ def show_errors():
     """One figure per file of experiments/solver_error.py; files of other solvers are left out."""
     files = sorted(RESULTS.glob("*solver_error*.json"))
     for file in files:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        if not said["rows"] or any(row["error"].keys() < LOOK.keys() for row in said["rows"]):
-            print(f"{file.name}: other solvers; measure them again with: {said['command']}")
+        result = json.loads(file.read_text(encoding="utf-8"))
+        rows = result["rows"]
+        if not rows or any(row["error"].keys() < LOOK.keys() for row in rows):
+            print(f"{file.name}: other solvers; measure them again with: {result['command']}")
             continue
-        print(f"{file.name}: {said['command']}")
-        figure = drawn(said["rows"])
-        figure.suptitle(
-            file.stem.replace("_solver_error", " "), x=0.185, y=1, ha="left", fontsize=7
-        )
+        print(f"{file.name}: {result['command']}")
+        figure = drawn(rows)
+        title = file.stem.replace("_solver_error", " ")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
         save(figure, out / file.stem.replace("=", ""))
     if not files:
         print("missing: solver errors; measure them with: python experiments/solver_error.py")
@@ -79,21 +77,15 @@ it on the LR flow.
 # %%
 def order_rows(table, score):
     """Setting -> (mean, low, high), of rows that are scored."""
-    own = {
-        row["setting"]: score_of((r for r in records if r["run_id"] == row["run"]), score)
-        for row in table.rows
-        if row["run"]
-    }
-    return {name: (d.mean, d.low, d.high) for name, d in own.items() if d.mean is not None}
+    scored = {name: score_of(run, score) for name, run in table.runs.items()}
+    return {name: (d.mean, d.low, d.high) for name, d in scored.items() if d.mean is not None}
 
 
 def order_figure(table, scores):
     """One panel per score, and the paper's."""
     panels = {f"{table.group['backbone']}, {name_of(s)}": order_rows(table, s) for s in scores}
-    theirs = {
-        f"order {r['order']}": (r["mean"], None, None) for r in PAPER_NUMBERS["table3_order"]
-    }
-    panels[f"paper, {name_of('Mean')}"] = theirs
+    paper = {f"order {r['order']}": (r["mean"], None, None) for r in PAPER_NUMBERS["table3_order"]}
+    panels[f"paper, {name_of('Mean')}"] = paper
     labels = list(dict.fromkeys(label for rows in panels.values() for label in rows))
     size = (COLUMN, 0.6 + 0.17 * len(labels))
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True)
@@ -101,7 +93,7 @@ def order_figure(table, scores):
         intervals(ax, [rows.get(label, (None, None, None)) for label in labels])
         ax.set_xlabel(title.replace(", ", "\n"))
         ax.locator_params(axis="x", nbins=2)
-    means = [mean for mean, _, _ in theirs.values()]
+    means = [mean for mean, _, _ in paper.values()]
     axes[-1].set_xticks([min(means), max(means)])
     axes[-1].margins(x=0.2)
     axes[0].set_yticks(range(len(labels)), labels)
@@ -136,11 +128,12 @@ def cosines(clips, source):
         prompt = (r["prompt"], r.get("original_prompt"))
         for n, x in ((r.get("derivative_cosine") or {}).get(source) or {}).items():
             by_step.setdefault(int(n), {})[prompt, r["seed"]] = x
-    found = {}
+    ends = {}
     for n in sorted(by_step, reverse=True):
         d = paired_clips(by_step[n], dict.fromkeys(by_step[n], 0.0))
-        found[n] = (d.mean, d.low, d.high)
-    return {n: ends for n, ends in found.items() if ends[0] is not None}
+        if d.mean is not None:
+            ends[n] = (d.mean, d.low, d.high)
+    return ends
 
 
 def cosine_runs(by_run):
@@ -148,24 +141,23 @@ def cosine_runs(by_run):
     best = {}
     for run, clips in by_run.items():
         clips = [r for r in clips if r.get("derivative_cosine")]
-        for recipe in (r["recipe"] for r in clips[:1]):
-            key = (recipe["backbone"], recipe["steps"])
+        if clips:
+            recipe = clips[0]["recipe"]
             usual = sum(recipe.get(k) == v for k, v in USUAL.items())
             usual += recipe["t_i"] * SETTING["steps"] == SETTING["t_i"] * recipe["steps"]
-            best[key] = max(
-                best.get(key, ()), (usual, len(clips), run, clips), key=lambda c: c[:3]
-            )
-    return {key: (run, clips) for key, (_, _, run, clips) in best.items()}
+            rank, key = (usual, len(clips), run), (recipe["backbone"], recipe["steps"])
+            best[key] = max(best.get(key, ((-1,),)), (rank, clips), key=lambda pair: pair[0])
+    return {key: (rank[-1], clips) for key, (rank, clips) in best.items()}
 
 
 def cosine_figure(clips, title):
     """Both sources over the steps, from noise to video."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2))
     for source, (name, colour, mark) in SOURCES.items():
-        found = cosines(clips, source)
-        steps, means = list(found), [mean for mean, _, _ in found.values()]
-        ax.plot(steps, means, color=colour, marker=mark, label=name)
-        ends = {n: e for n, e in found.items() if e[1] is not None}
+        ends = cosines(clips, source)
+        means = [mean for mean, _, _ in ends.values()]
+        ax.plot(list(ends), means, color=colour, marker=mark, label=name)
+        ends = {n: e for n, e in ends.items() if e[1] is not None}
         low, high = ([e[i] for e in ends.values()] for i in (1, 2))
         ax.fill_between(list(ends), low, high, color=colour, alpha=0.25, lw=0)
     ax.axhline(0.5, color=BLACK, ls="--", lw=0.7)
@@ -180,10 +172,10 @@ def cosine_figure(clips, title):
     return figure
 
 
-found = cosine_runs(raw)
-for (backbone, steps), (run, clips) in found.items():
+best = cosine_runs(raw)
+for (backbone, steps), (run, clips) in best.items():
     knobs = (f"{k} {clips[0]['recipe'].get(k)}" for k in ("solver", "order", "t_i"))
     title = f"{backbone}, {', '.join(knobs)}; {len(clips)} clips of {run}"
     save(cosine_figure(clips, title), out / f"solver_cosines_{backbone}_{steps}")
-if not found:
+if not best:
     lacking("clips with cosines of v'", "experiment=table3", runs)

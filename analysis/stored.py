@@ -1,7 +1,7 @@
 """What notebooks read from a store: records by run, tables, scores with intervals, and what lacks.
 
     table  = tables_of("table2", frame, runs)      experiments/tables.py, and what is missing
-    score  = score_of(records, "own detail")       mean over prompts with its 95 % interval
+    score  = score_of(table.runs[setting], "own detail")   mean over prompts with its 95 % interval
 
 A score is a column of a table: "Mean", "VBench ..." or "own ..." (of the embedded world).
 """
@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips import Record, scores_by_clip
-from output import Table
+from clips import Run
+from notes import PAPER_NUMBERS  # noqa: F401  for notebooks
+from script import RESULTS  # noqa: F401  for notebooks
+from sheet import Table
 from style import IN_JUPYTER, ROOT
-from tables import AGGREGATES, PAPER_FILE, make_tables
+from tables import AGGREGATES, make_tables
 
-from s2flow.costs.paper import reported
 from s2flow.metrics import AGGREGATES as FORMULAS
 from s2flow.metrics import PairedDifference, paired_clips
 from s2flow.store import read_run
@@ -24,72 +25,60 @@ from s2flow.store import read_run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PAPER_NUMBERS = reported()
-RESULTS = PAPER_FILE.parent / "results"
-OWN = (
-    "own world_agreement",
-    "own detail",
-)  # of the embedded world, where VBench's Mean is missing
+OWN = ("own world_agreement", "own detail")  # where VBench's Mean is missing
 NAMES = {"Mean": "VBench Mean", "own world_agreement": "world agreement"}
 NAMES |= {"own detail": "detail (render: 1)"}
 
 
-def make_with(words: str, runs: Path) -> str:
-    """The command that makes clips in this store."""
-    where = "" if runs.resolve() == ROOT / "runs" else f" runs_dir={shlex.quote(str(runs))}"
-    return f"python run.py {words}{where}"
-
-
 def lacking(what: str, words: str, runs: Path) -> None:
-    """One line: what is missing, and the command that makes it."""
-    print(f"missing: {what}; make it with: {make_with(words, runs)}")
+    """One line: what is missing, and the command that makes it in this store."""
+    where = "" if runs.resolve() == ROOT / "runs" else f" runs_dir={shlex.quote(str(runs))}"
+    print(f"missing: {what}; make it with: python run.py {words}{where}")
 
 
 def records_by_run(runs: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of finished clips with their scores, of every run that has any."""
-    folders = sorted(p.parent for p in runs.glob("*/records"))
-    found = {folder.name: read_run(folder) for folder in folders}
-    return {run: records for run, records in found.items() if records}
+    records = {p.parent.name: read_run(p.parent) for p in sorted(runs.glob("*/records"))}
+    return {run: of for run, of in records.items() if of}
 
 
 def tables_of(name: str, frame: "DataFrame", runs: Path) -> dict[str, Table]:
     """One of the paper's tables of all backbones and sizes, by a name for files: micro, micro_2, ...
 
-    The largest of a backbone comes first, and of it is said what is missing; of others with but one
-    row, which compares nothing, that they are left out.
+    The largest of a backbone comes first, and what it lacks is printed; of others with but one row,
+    which compares nothing, that they are left out.
     """
     try:
-        tables = make_tables(name, frame, PAPER_NUMBERS)
+        tables = make_tables(name, frame)
     except ValueError as error:  # a score on another scale
         print(f"{name}: {error}")
         return {}
     if not tables:
         lacking(f"all clips of {name}", f"experiment={name}", runs)
-    found: dict[str, Table] = {}
+    kept: dict[str, Table] = {}
     for table in tables:
         backbone = table.group["backbone"]
-        count = sum(other.group["backbone"] == backbone for other in found.values())
-        with_clips = [row["setting"] for row in table.rows if row["run"]]
-        if count and len(with_clips) < 2:
-            print(f"left out: {table.title}: only {with_clips[0]} has clips")
+        count = sum(other.group["backbone"] == backbone for other in kept.values())
+        if count and len(table.runs) < 2:
+            print(f"left out: {table.title}: only {next(iter(table.runs))} has clips")
             continue
-        found[f"{backbone}_{count + 1}" if count else backbone] = table
+        kept[f"{backbone}_{count + 1}" if count else backbone] = table
         if table.missing and not count:
             words = table.command.removeprefix("python run.py ")
             lacking(f"{name} of {backbone}, {', '.join(table.missing)}", words, runs)
-    return found
+    return kept
 
 
 def chosen(table: Table) -> list[str]:
     """The scores that are drawn: VBench's Mean where it is real, else the embedded world's own."""
-    there = {c for row in table.rows for c, v in row.items() if v is not None}
-    if "Mean" in there:
+    scored = {c for row in table.rows for c, v in row.items() if v is not None}
+    if "Mean" in scored:
         return ["Mean"]
-    others = [c for c in table.rows[0] if c in there and c.startswith(("VBench ", "own "))]
-    found = [c for c in OWN if c in there] or others[:2]
-    if not found:
+    others = [c for c in table.rows[0] if c in scored and c.startswith(("VBench ", "own "))]
+    scores = [c for c in OWN if c in scored] or others[:2]
+    if not scores:
         print(f"not scored: {table.title}; score its clips with: python -m s2flow.score")
-    return found
+    return scores
 
 
 def name_of(score: str) -> str:
@@ -97,22 +86,19 @@ def name_of(score: str) -> str:
     return NAMES.get(score, score.removeprefix("own ").replace("_", " "))
 
 
-def score_of(records: Iterable[Record], score: str) -> PairedDifference:
-    """Mean over prompts, seeds averaged within, with its 95 % interval; records: of `read_records`.
-
-    It is the paired difference to 0 (`s2flow.metrics`).
-    """
+def score_of(run: Run, score: str) -> PairedDifference:
+    """Mean over prompts, seeds averaged within, with its 95 % interval: the difference to 0."""
     name = AGGREGATES.get(score, score.removeprefix("VBench ").removeprefix("own "))
     get = FORMULAS.get(name, lambda row: row.get(name))
-    values = {clip: get(row) for clip, row in scores_by_clip(records).items()}
+    values = {clip: get(row) for clip, row in run.scores().items()}
     return paired_clips(values, dict.fromkeys(values, 0.0))
 
 
 def uneven(records: Iterable[dict[str, Any]]) -> str:
     """In what the making of raw records differs, so that their seconds do not compare; or ""."""
     records = list(records)
-    found = {k: sorted({str(r.get(k)) for r in records}) for k in ("device", "threads", "batch")}
-    return "; ".join(f"{k} {', '.join(v)}" for k, v in found.items() if len(v) > 1)
+    values = {k: sorted({str(r.get(k)) for r in records}) for k in ("device", "threads", "batch")}
+    return "; ".join(f"{k} {', '.join(v)}" for k, v in values.items() if len(v) > 1)
 
 
 def show_html(page: str, text: str) -> None:

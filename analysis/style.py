@@ -1,12 +1,11 @@
-"""What all notebooks share: where runs are read and figures written, and how a figure looks.
+"""What all notebooks share: where runs are read and figures written, and parts of figures.
 
 A notebook is a py:percent file. It opens in Jupyter (jupytext) and runs as a script:
 
     python analysis/runtime.py [--runs runs] [--out analysis/out]
 
-In Jupyter the defaults hold, or S2FLOW_RUNS and S2FLOW_OUT of its environment. Figures are one or
-two columns wide (3.4 or 7 inches) with 7 point text, in Okabe and Ito's colours for the colour-blind,
-and every line also has a marker or dashes of its own. Each is saved as PDF and PNG.
+In Jupyter the defaults hold, or S2FLOW_RUNS and S2FLOW_OUT of its environment. The look of figures is
+that of experiments/figures.py: one or two columns wide, 7 point text, PDF and PNG.
 """
 
 import argparse
@@ -29,37 +28,39 @@ if IN_JUPYTER:
 else:
     matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402
+from figures import *  # noqa: E402, F403  the look, for notebooks
+from figures import BLUE, GREY, write  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-
-COLUMN, PAGE = 3.4, 7.0  # inches
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PINK, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
-LOOK = {
-    **{"font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.6, "axes.titlelocation": "left"},
-    **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-    **{"lines.linewidth": 1, "lines.markersize": 3.5, "grid.linewidth": 0.3},
-    **{"grid.color": "#DDDDDD", "pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 220},
-}
-plt.rcParams.update(LOOK)
 
 
 def folders(doc: str | None) -> tuple[Path, Path]:
     """(runs, out) from the command line, the environment or their defaults; `out` is made."""
-    words = [] if IN_JUPYTER else sys.argv[1:]
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    runs = os.environ.get("S2FLOW_RUNS", ROOT / "runs")
-    out = os.environ.get("S2FLOW_OUT", ROOT / "analysis" / "out")
-    parser.add_argument("--runs", type=Path, default=Path(runs), help="the store to read")
-    parser.add_argument("--out", type=Path, default=Path(out), help="for figures")
-    found = parser.parse_args(words)
-    if not found.runs.is_dir():
-        parser.error(f"--runs {found.runs}: no such folder; make clips first, python run.py")
-    found.out.mkdir(parents=True, exist_ok=True)
-    return found.runs, found.out
+    add_folders(parser)
+    args = parser.parse_args([] if IN_JUPYTER else sys.argv[1:])
+    check_folders(parser, args)
+    return args.runs, args.out
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options --runs and --out."""
+    runs = Path(os.environ.get("S2FLOW_RUNS", ROOT / "runs"))
+    out = Path(os.environ.get("S2FLOW_OUT", ROOT / "analysis" / "out"))
+    parser.add_argument("--runs", type=Path, default=runs, help="the store to read")
+    parser.add_argument("--out", type=Path, default=out, help="for what is written")
+
+
+def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Make `out`; ends with one line if that or reading `runs` cannot be."""
+    if not args.runs.is_dir():
+        parser.error(f"--runs {args.runs}: no such folder; make clips first, python run.py")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {args.out} cannot be made ({error.strerror}); type another folder")
 
 
 def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> None:
@@ -76,7 +77,6 @@ def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> N
             ax.plot(mean, y, "o", color=colour, mfc=colour if full else "white")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(True, axis="x")
-    ax.set_axisbelow(True)
 
 
 def spread(n: int, most: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def spread(n: int, most: int) -> np.ndarray:
 
 def headed(figure: Figure, record: dict, more: str = "") -> None:
     """A line above a figure of one clip: its backbone, run and prompt."""
-    from output import EMBEDDED  # slow
+    from notes import EMBEDDED  # slow
 
     name = record["recipe"]["backbone"]
     toy = " (embedded toy model)" if name in EMBEDDED else ""
@@ -97,14 +97,12 @@ def headed(figure: Figure, record: dict, more: str = "") -> None:
 
 
 def save(figure: Figure, path: Path, dpi: float | None = None) -> None:
-    """Write path.pdf and path.png, say so, and show the picture where there is a notebook.
+    """Write path.pdf and path.png, print that, and show the picture where there is a notebook.
 
     dpi: where pixels of a video must be whole numbers of dots.
     """
-    for end in ("pdf", "png"):
-        figure.savefig(f"{path}.{end}", bbox_inches="tight", dpi=dpi or LOOK["savefig.dpi"])
+    write(figure, path, dpi)
     print(f"wrote {path}.pdf and .png")
-    plt.close(figure)
     if IN_JUPYTER:  # the file itself, so that no backend of matplotlib's matters
         from IPython.display import Image, display
 

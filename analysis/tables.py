@@ -18,8 +18,7 @@ from style import COLUMN, folders, intervals, plt, save
 
 # isort: split
 
-from output import to_markdown
-from sheet import to_html, to_md
+from sheet import to_html, to_md, to_text
 from stored import RESULTS, chosen, name_of, show_html, show_markdown, tables_of
 
 from s2flow.errors import UserError
@@ -37,8 +36,8 @@ def difference_figure(table, scores):
     size = (COLUMN, 0.65 + 0.17 * len(labels))
     figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
     for ax, score in zip(axes[0], scores, strict=True):
-        found = [table.differences[label][score] for label in labels]
-        intervals(ax, [(d.mean, d.low, d.high) for d in found], [d.is_real for d in found])
+        of = [table.differences[label][score] for label in labels]
+        intervals(ax, [(d.mean, d.low, d.high) for d in of], [d.is_real for d in of])
         ax.axvline(0, color="black", lw=0.6)
         ax.set_xlabel(name_of(score))
     axes[0, 0].set_yticks(range(len(labels)), labels)
@@ -55,7 +54,7 @@ def show_table(name):
     if not tables:
         return
     every = list(tables.values())
-    show_html(to_html(every), "\n\n".join(map(to_markdown, every)))
+    show_html(to_html(every), to_text(every))
     (out / f"{name}.md").write_text(to_md(every), encoding="utf-8")
     (out / f"{name}.html").write_text(to_html(every), encoding="utf-8")
     for which, table in tables.items():

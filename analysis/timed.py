@@ -4,7 +4,7 @@ Blocks are lists of ("LR" or "HR", seconds) from noise to video; stages are dict
 """
 
 import json
-from collections.abc import Iterable
+from collections import defaultdict
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +13,7 @@ from stored import PAPER_NUMBERS
 from s2flow.costs import rates_of
 from s2flow.costs.paper import READINGS, PaperClock, figure6
 from s2flow.costs.yours import model
-from s2flow.recipe.identity import LR_FLOW_FIELDS
+from s2flow.store.recipes import LOW_FIELDS
 from s2flow.windows import fraction_of_volume
 
 SETTING = PAPER_NUMBERS["setting"]
@@ -26,9 +26,8 @@ Blocks = list[tuple[str, float]]
 def is_figure6(recipe: Record) -> bool:
     """Native HR, or S2Flow, at the paper's steps, t_i, sparsity and order."""
     names = ("steps",) if recipe["method"] == "native" else ("steps", "t_i", "sparsity", "order")
-    wanted = {"native": None, "s2flow": "adaptive"}
     windows = (recipe.get("windows") or {}).get("name")
-    fits = recipe["method"] in wanted and windows == wanted[recipe["method"]]
+    fits = (recipe["method"], windows) in (("native", None), ("s2flow", "adaptive"))
     return fits and all(recipe.get(k) == SETTING[k] for k in names)
 
 
@@ -41,12 +40,12 @@ def machine(r: Record) -> str:
 
 def timed_runs(by_run: dict[str, list[Record]]) -> dict[str, dict[str, list[Record]]]:
     """Machine -> run id -> its records that have the seconds of every step."""
-    found: dict[str, dict[str, list[Record]]] = {}
+    timed: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for run, records in by_run.items():
         for r in records:
             if r.get("step_seconds") and is_figure6(r["recipe"]):
-                found.setdefault(machine(r), {}).setdefault(run, []).append(r)
-    return found
+                timed[machine(r)][run].append(r)
+    return timed
 
 
 def density(records: list[Record]) -> float:
@@ -56,12 +55,12 @@ def density(records: list[Record]) -> float:
 
 def labelled(by_run: dict[str, list[Record]]) -> dict[str, list[Record]]:
     """Runs by method and, of S2Flow, f; native first, then by falling f; by run id where two agree."""
-    found: dict[str, list[Record]] = {}
+    runs: dict[str, list[Record]] = {}
     for run, records in sorted(by_run.items(), key=lambda item: -density(item[1])):
         method = records[0]["recipe"]["method"]
         label = method if method == "native" else f"{method}, f = {density(records):.3g}"
-        found[f"{label} ({run})" if label in found else label] = records
-    return found
+        runs[f"{label} ({run})" if label in runs else label] = records
+    return runs
 
 
 def in_tens(seconds: dict[str, float]) -> list[float]:
@@ -72,21 +71,20 @@ def in_tens(seconds: dict[str, float]) -> list[float]:
 
 def low_key(r: Record) -> str:
     """Clips that share an LR flow."""
-    knobs = (r["recipe"].get(k) for k in (*LR_FLOW_FIELDS, "brick_low", "coverage_rows"))
+    knobs = (r["recipe"].get(k) for k in (*LOW_FIELDS, "brick_low", "coverage_rows"))
     return json.dumps([r["prompt"], r["seed"], *knobs])
 
 
-def flow_blocks(records: list[Record], others: Iterable[Record]) -> Blocks:
+def flow_blocks(records: list[Record], others: list[Record]) -> Blocks:
     """("LR" or "HR", seconds) of every block of 10 steps, mean over clips.
 
     An LR flow that was reused was timed where it was made: by one of `others`.
     """
     made = {low_key(r): r["step_seconds"]["lr"] for r in others if "lr" in r["step_seconds"]}
     low = [in_tens(made[low_key(r)]) for r in records if low_key(r) in made]
-    high = [in_tens(r["step_seconds"]["hr"]) for r in records]
     if records[0]["recipe"]["method"] == "native":
         low = []
-    sides = {"LR": low, "HR": high}
+    sides = {"LR": low, "HR": [in_tens(r["step_seconds"]["hr"]) for r in records]}
     return [(side, fmean(b)) for side, bs in sides.items() for b in zip(*bs, strict=True)]
 
 
@@ -97,18 +95,16 @@ def paper_rows(clock: PaperClock) -> list[tuple[str, Blocks]]:
     steps = {"published": "reported_seconds", "model": "predicted_seconds"}
     rows = [(f"native, {word}", [("HR", native[key])] * N) for word, key in steps.items()]
     cascade = [("LR", low["reported_seconds"])] * N
-    rows.append(("s2flow, published", cascade + [("HR", ours[0]["reported_seconds"])] * t_i))
-    for row in ours:
-        blocks = cascade + [("HR", row["predicted_seconds"])] * t_i
-        rows.append((f"s2flow, model f = {row['f']:g}", blocks))
-    return rows
+    high = {"s2flow, published": ours[0]["reported_seconds"]}
+    high |= {f"s2flow, model f = {row['f']:g}": row["predicted_seconds"] for row in ours}
+    return rows + [(label, cascade + [("HR", s)] * t_i) for label, s in high.items()]
 
 
 def stage_seconds(records: list[Record]) -> dict[str, float]:
     """Mean seconds of each stage that a run has."""
     mean = {k: fmean(r["seconds"].get(k, 0) for r in records) for k in records[0]["seconds"]}
-    found = {name: sum(mean.get(k, 0) for k in keys) for name, keys in STAGES.items()}
-    return {name: s for name, s in found.items() if s > 0}
+    stages = {name: sum(mean.get(k, 0) for k in keys) for name, keys in STAGES.items()}
+    return {name: s for name, s in stages.items() if s > 0}
 
 
 def model_stages(clock: PaperClock) -> dict[str, dict[str, float]]:
@@ -118,10 +114,9 @@ def model_stages(clock: PaperClock) -> dict[str, dict[str, float]]:
     names = {keys[0]: name for name, keys in STAGES.items()}
     whole = {names[row["stage"]]: row["seconds"] for row in yours.stages()}
     steps, t_i = yours.recipe.steps / 10, yours.recipe.t_i / 10
-    few = {k: whole[k] for k in ("decode", "other")}
-    found = {"native": few | {"HR flow": steps * yours.ten_steps(yours.high)}}
+    native = {"HR flow": steps * yours.ten_steps(yours.high)}
+    stages = {"native": {k: whole[k] for k in ("decode", "other")} | native}
     for reading in READINGS:
         f = fraction_of_volume(yours.recipe.sparsity, reading)
-        high = {"HR flow": t_i * yours.ten_steps(yours.high, f)}
-        found[f"s2flow, f = {f:g}"] = whole | high
-    return found
+        stages[f"s2flow, f = {f:g}"] = whole | {"HR flow": t_i * yours.ten_steps(yours.high, f)}
+    return stages

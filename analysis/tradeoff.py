@@ -15,14 +15,12 @@ from style import BLACK, BLUE, COLUMN, GREEN, GREY, ORANGE, PINK, RED, SKY, fold
 # isort: split
 from functools import cache
 
-from clips import read_records
 from stored import PAPER_NUMBERS, chosen, name_of, records_by_run, score_of, tables_of, uneven
 
 from s2flow.store import load_records
 
 runs, out = folders(__doc__)
 frame, raw = load_records(runs), records_by_run(runs)
-records = read_records(frame)
 LOOKS = {"native": ("o", BLACK), "diffusehigh": ("^", GREEN), "hiflow": ("v", SKY)}
 LOOKS |= {"macs": ("D", ORANGE), "cascade": ("s", PINK), "s2flow": ("p", RED)}
 LOOKS |= {"bicubic": ("x", GREY)}  # method -> marker, colour
@@ -38,13 +36,13 @@ ASIDE = 0.02  # of f: fixed windows stand so far right of adaptive ones, to be s
 # %%
 def points(table, score, seconds):
     """Rows with clips: setting, f, seconds (a column), and (mean, low, high) of the score."""
-    found = []
+    rows = []
     for row in table.rows:
-        own = score_of([r for r in records if r["run_id"] == row["run"]], score)
-        if None not in (own.mean, row[seconds]):
-            ends = (own.mean, own.low, own.high)
-            found.append({k: row[k] for k in ("setting", "f")} | {"s": row[seconds], "q": ends})
-    return found
+        d = score_of(table.runs[row["setting"]], score) if row["run"] else None
+        if d is not None and None not in (d.mean, row[seconds]):
+            about = {"setting": row["setting"], "f": row["f"], "s": row[seconds]}
+            rows.append(about | {"q": (d.mean, d.low, d.high)})
+    return rows
 
 
 def native_seconds(tables, group, column):
@@ -55,16 +53,16 @@ def native_seconds(tables, group, column):
 
 @cache
 def differing(title, run_ids):
-    """In what the clips of a table differ that decides their seconds; says so, once."""
-    found = uneven(r for run in run_ids for r in raw.get(run, []))
-    if found:
-        print(f"CAUTION: {title}: seconds do not compare, clips differ in {found}")
-    return found
+    """In what the clips of a table differ that decides their seconds; printed, once."""
+    words = uneven(r for run in run_ids for r in raw.get(run, []))
+    if words:
+        print(f"CAUTION: {title}: seconds do not compare, clips differ in {words}")
+    return words
 
 
 def is_uneven(table):
     """Whether seconds of a table's rows do not compare."""
-    return bool(differing(table.title, tuple(row["run"] for row in table.rows)))
+    return bool(differing(table.title, tuple(run.id for run in table.runs.values())))
 
 
 def draw_interval(ax, x, q, **look):
@@ -94,43 +92,38 @@ def kind(point):
     return "fixed" if "fixed" in setting else "other"
 
 
-def draw_ours(axes, found, full, base):
+def draw_ours(axes, rows, full, base):
     """Quality, and HR seconds / base, over f."""
-    adaptive = [p for p in found if kind(p) == "adaptive" and p is not full]
-    adaptive.sort(key=lambda p: p["f"])
+    chain = [p for p in rows if kind(p) == "adaptive" and p is not full]
+    chain = sorted(chain, key=lambda p: p["f"]) + ([full] if full else [])
     for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
-        chain = adaptive + ([full] if full else [])
         ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)
         if full:
             ax.axhline(value(full), color=BLACK, ls="--", lw=0.7)
-    for p in found:
-        look = WINDOWS[kind(p)]
-        x = p["f"] + ASIDE * (kind(p) != "adaptive")
+    for p in rows:
+        x, look = p["f"] + ASIDE * (kind(p) != "adaptive"), WINDOWS[kind(p)]
         draw_interval(axes[0], x, p["q"], **look)
         axes[1].plot(x, p["s"] / base, ls="none", **look)
 
 
-def draw_theirs(axes, rows):
-    """Mean and time (1 / speed-up) over s, as published."""
+def draw_paper(axes, rows):
+    """Mean and time (1 / speed-up) over s, as published; the last row is full attention."""
     rows = [r for r in rows if r.get("mean") is not None]
-    s = [r["sparsity"] for r in rows]
-    axes[0].plot(s, [r["mean"] for r in rows], "o-", color=BLUE)
-    axes[1].plot(s, [1 / r["speedup"] for r in rows], "o-", color=BLUE)
-    axes[0].axhline(rows[-1]["mean"], color=BLACK, ls="--", lw=0.7)
-    axes[1].axhline(1 / rows[-1]["speedup"], color=BLACK, ls="--", lw=0.7)
+    for ax, value in zip(axes, (lambda r: r["mean"], lambda r: 1 / r["speedup"]), strict=True):
+        ax.plot([r["sparsity"] for r in rows], [value(r) for r in rows], "o-", color=BLUE)
+        ax.axhline(value(rows[-1]), color=BLACK, ls="--", lw=0.7)
 
 
 def sparsity_figure(table, score, native):
     """Two columns: ours and the paper's; quality above time."""
-    found = [p for p in points(table, score, "seconds hr") if p["f"] is not None]
-    full = next((p for p in found if p["setting"].startswith("s=1 ")), None)
+    rows = [p for p in points(table, score, "seconds hr") if p["f"] is not None]
+    full = next((p for p in rows if p["setting"].startswith("s=1 ")), None)
     figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 3), sharex="col")
-    draw_ours(axes[:, 0], found, full, native or 1)
-    draw_theirs(axes[:, 1], PAPER_NUMBERS["table2_sparsity"])
+    draw_ours(axes[:, 0], rows, full, native or 1)
+    draw_paper(axes[:, 1], PAPER_NUMBERS["table2_sparsity"])
     axes[0, 0].set(ylabel=name_of(score), title=f"{table.group['backbone']}, ours")
     axes[1, 0].set(ylabel="HR seconds / native's" if native else "HR seconds")
-    axes[1, 0].set_xlabel("realised density f")
-    axes[1, 0].set_title(UNEVEN if is_uneven(table) else "")
+    axes[1, 0].set(xlabel="realised density f", title=UNEVEN if is_uneven(table) else "")
     axes[0, 1].set(ylabel=name_of("Mean"), title="HunyuanVideo, the paper")
     axes[1, 1].set(ylabel="time / full attention's", xlabel="s as published")
     for ax in axes.flat:
@@ -138,11 +131,13 @@ def sparsity_figure(table, score, native):
         ax.set_xlim(0, 1.05)
     for ax in axes[1]:
         ax.set_ylim(0)
-    kinds = [name for name in ("fixed", "other") if name in map(kind, found)]
-    keys = [plt.Line2D([], [], color=BLUE, marker="o"), plt.Line2D([], [], color=BLACK, ls="--")]
-    keys += [plt.Line2D([], [], ls="none", **WINDOWS[name]) for name in kinds]
-    names = ("adaptive windows", "full attention", *kinds)
-    figure.legend(keys, names, ncols=4, loc="lower center", columnspacing=1, handletextpad=0.4)
+    keys = {"adaptive windows": plt.Line2D([], [], color=BLUE, marker="o")}
+    keys["full attention"] = plt.Line2D([], [], color=BLACK, ls="--")
+    for name in ("fixed", "other"):
+        if name in map(kind, rows):
+            keys[name] = plt.Line2D([], [], ls="none", **WINDOWS[name])
+    look = {"columnspacing": 1, "handletextpad": 0.4}
+    figure.legend(keys.values(), keys, ncols=4, loc="lower center", **look)
     figure.tight_layout(pad=0.3, rect=(0, 0.06, 1, 1))
     return figure
 
@@ -174,8 +169,8 @@ def methods_figure(table, score, native):
         draw_interval(axes[0], x, p["q"], fmt=mark, color=colour, label=p["setting"])
     unit = "seconds / native's" if native else "seconds"
     axes[0].set(ylabel=name_of(score), xlabel=f"{unit} per clip")
-    said = f"; {UNEVEN}" if is_uneven(table) else ""
-    axes[0].set_title(f"{table.group['backbone']}, ours{said}")
+    caution = f"; {UNEVEN}" if is_uneven(table) else ""
+    axes[0].set_title(f"{table.group['backbone']}, ours{caution}")
     rows = PAPER_NUMBERS["table1"]
     for r in rows:
         mark, colour = LOOKS[r["method"]]

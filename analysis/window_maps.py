@@ -18,41 +18,19 @@ backbone show what a toy model needs, not what the paper's models do.
 """
 
 # %%
+import figure3
 import numpy as np
-from figure3 import (
-    best_by_volume,
-    candidates_at,
-    clip_to_show,
-    coverage_lines,
-    oracle_clips,
-    regret_table,
-)
+import style
 from matplotlib.colors import ListedColormap
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from style import (
-    BLACK,
-    BLUE,
-    COLUMN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PAGE,
-    PINK,
-    RED,
-    folders,
-    headed,
-    plt,
-    save,
-    spread,
-)
+from style import COLUMN, PAGE, folders, headed, plt, save, spread
 
 from s2flow.report.windowmap import RARER, in_words
 
 RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
-RECORD, FLOW, WINDOWS = clip_to_show(RUNS)
-HEADS = (BLUE, ORANGE, GREEN, PINK), "osD^"  # colours and markers
+RECORD, FLOW, WINDOWS = figure3.clip_to_show(RUNS)
+HEADS = ((style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "D"), (style.PINK, "^"))
 
 # %% [markdown]
 """
@@ -85,7 +63,7 @@ def draw_candidates(panel, boxes, of_each, chosen, layers, heads):
 
 def draw_coverage(record, flow, n):
     """The table of candidates, and under it a panel per layer (up to 6) with up to 4 heads."""
-    boxes, of_each, chosen = candidates_at(record, flow, n)
+    boxes, of_each, chosen = figure3.candidates_at(record, flow, n)
     r = flow.coverage[n, :, 0].numpy()
     layers, heads = spread(r.shape[0], 6), spread(r.shape[1], len(HEADS))
     figure = plt.figure(figsize=(PAGE, 3.4), layout="constrained")
@@ -93,24 +71,20 @@ def draw_coverage(record, flow, n):
     draw_candidates(upper.subplots(), boxes, of_each, chosen, layers, heads)
     panels = lower.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     f = [np.prod(box) / np.prod(flow.bricks) for box in boxes]
+    edge = {"ms": 3.5, "mec": style.BLACK, "mew": 0.4, "ls": "none"}
     for panel, layer in zip(panels, layers, strict=True):
-        panel.plot([0, 1], [0, 1], color=GREY, dashes=(4, 2), lw=0.8)
-        for head, colour, mark in zip(heads, *HEADS, strict=False):
-            panel.plot(*best_by_volume(r[layer, head]), color=colour, lw=0.9)
-            panel.plot(f, of_each[layer, head], "_", color=colour, ms=5, alpha=0.8)
-            at = chosen[layer, head]
-            panel.plot(
-                f[at], of_each[layer, head, at], mark, color=colour, ms=3.5, mec=BLACK, mew=0.4
-            )
+        for head, (colour, mark) in zip(heads, HEADS, strict=False):
+            panel.plot(*figure3.best_by_volume(r[layer, head]), color=colour, lw=0.9)
+            panel.plot(f, of_each[layer, head], "_", color=colour, alpha=0.8, label="candidates")
+            at, name = chosen[layer, head], f"head {head}"
+            panel.plot(f[at], of_each[layer, head, at], mark, color=colour, label=name, **edge)
+        look = {"color": style.GREY, "dashes": (4, 2), "lw": 0.8}
+        panel.plot([0, 1], [0, 1], label="its volume's worth", **look)
         panel.set(title=f"layer {layer}", xlabel="share of volume", xticks=(0, 0.5, 1))
     panels[0].set(ylabel="coverage", ylim=(0, 1.02))
-    handles = [
-        Line2D([], [], color=c, marker=m, label=f"head {h}", mec=BLACK, mew=0.4)
-        for h, c, m in zip(heads, *HEADS, strict=False)
-    ]
-    handles.append(Line2D([], [], color=BLACK, marker="_", ls="", label="candidates"))
-    handles.append(Line2D([], [], color=GREY, dashes=(4, 2), lw=0.8, label="its volume's worth"))
-    lower.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    lines, names = panels[0].get_legend_handles_labels()
+    legend = dict(zip(names, lines, strict=True))  # each name once
+    lower.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
     headed(figure, record, f", {n} LR steps remaining")
     save(figure, OUT / "window_coverage")
 
@@ -176,8 +150,8 @@ without any preference would give, is what windows of this volume can win at all
 # %%
 def draw_regret(clips):
     """The heat map of regret, and coverage by step beside it."""
-    steps, layers, regret = regret_table(clips)
-    own, guided, f = coverage_lines(clips, steps)
+    steps, layers, regret = figure3.regret_table(clips)
+    own, guided, f = figure3.coverage_lines(clips, steps)
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.1), layout="constrained")
     image = left.imshow(
         regret, cmap="cividis", vmin=min(0, regret.min()), aspect="auto", interpolation="none"
@@ -189,9 +163,9 @@ def draw_regret(clips):
     left.set_yticks(rows, [layers[i] for i in rows])
     left.tick_params(length=0)
     left.set(xlabel="HR steps remaining", ylabel="layer")
-    right.plot(steps, own, "o-", color=BLUE, label="HR's own choice")
-    right.plot(steps, guided, "s-", color=RED, label="LR's choice")
-    right.plot(steps, f, color=GREY, dashes=(4, 2), label="attention without preference")
+    right.plot(steps, own, "o-", color=style.BLUE, label="HR's own choice")
+    right.plot(steps, guided, "s-", color=style.RED, label="LR's choice")
+    right.plot(steps, f, color=style.GREY, dashes=(4, 2), label="attention without preference")
     right.set(xlabel="HR steps remaining", ylabel="coverage of HR attention", ylim=(0, 1))
     right.set_xlim(max(steps) + 0.3, min(steps) - 0.3)
     right.legend(loc="lower left")
@@ -199,7 +173,7 @@ def draw_regret(clips):
     save(figure, OUT / "window_regret")
 
 
-ORACLE = oracle_clips(RUNS)
+ORACLE = figure3.oracle_clips(RUNS)
 if ORACLE:
     draw_regret(ORACLE)
 else:

@@ -27,19 +27,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from attention_rows import Bench, Size
-from benching import (
-    Result,
-    checked,
-    dense_kernels,
-    interleaved,
-    judge,
-    parser_of,
-    run,
-    sig,
-    summed_up,
-)
+from benching import Result, checked, dense_kernels, interleaved, judge, parser_of, sig, summed_up
+from script import run
 
 from s2flow.errors import UserError
 
@@ -60,30 +52,30 @@ SWEEP = {
 
 def main() -> None:
     """Measure what the time allows, smallest size first."""
-    parser = parser_of(__doc__, minutes=9)
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", help="of " + ", ".join(SIZES["cuda"]))
     parser.add_argument("--tokens", nargs=3, type=int, help="one token grid instead of the sizes")
     parser.add_argument("--brick", nargs=3, type=int, default=(2, 4, 4))
     parser.add_argument("--heads", type=int)
-    parser.add_argument("--head-dim", type=int)
+    parser.add_argument("--head-dim", type=int, dest="d")
     parser.add_argument("--text", type=int)
     parser.add_argument("--rows", type=int, default=256, help="sampled for the error")
     parser.add_argument("--no-sweep", action="store_true")
     args = checked(parser.parse_args())
     sizes = sizes_of(args)
     result = Result("attention", args, sizes={})
-    for name, size in sizes.items():
+    for i, (name, size) in enumerate(sizes.items()):
         Bench(name, size, args, result).measure()
-        if name == next(iter(sizes)) and not args.no_sweep:
+        if i == 0 and not args.no_sweep:
             sweep(size, args, result)
-    result.put("judged", judged(result.found))
-    for line in result.found["judged"]:
+    result.put("judged", judged(result.data))
+    for line in result.data["judged"]:
         print(line)
     result.finish("attention")
 
 
 def sizes_of(args: Any) -> dict[str, Size]:
-    """What was asked for. Raises UserError for unknown names and numbers that are no size."""
+    """The sizes asked for. Raises UserError for unknown names and numbers that are no size."""
     known = SIZES[args.device]
     names = args.sizes or list(known)
     if unknown := [n for n in names if n not in known]:
@@ -92,8 +84,7 @@ def sizes_of(args: Any) -> dict[str, Size]:
     if args.tokens is not None:
         usual = next(iter(known.values()))
         sizes = {"own": replace(usual, tokens=tuple(args.tokens), brick=tuple(args.brick))}
-    given = {"heads": args.heads, "d": args.head_dim, "text": args.text}
-    given = {k: v for k, v in given.items() if v is not None}
+    given = {k: v for k in ("heads", "d", "text") if (v := getattr(args, k)) is not None}
     sizes = {n: replace(s, **given) for n, s in sizes.items()}
     if args.rows < 1:
         raise UserError(f"rows={args.rows} is no sample; type rows of 1 or more, such as 256")
@@ -110,27 +101,23 @@ def sweep(size: Size, args: Any, result: Result) -> None:
     brick = (2, 8, 8) if args.device == "cuda" else size.brick
     for tokens in SWEEP[args.device] if args.tokens is None else (size.tokens,):
         one = Bench("sweep", replace(size, tokens=tokens, brick=brick), args, result)
-        del result.found["sizes"]["sweep"]
-        known = result.found.get("sweep", [])
-        growth = (math.prod(tokens) / known[-1]["tokens"]) ** 2 if known else 0
-        guess = 5 * 1.5 * known[-1]["dense"]["seconds"] * growth if known else 1
-        boxes = one.boxes(SWEPT)
-        if not boxes or not result.time_for(f"sweep, {math.prod(tokens)} tokens", guess):
+        before = result.data.get("sweep", [])[-1:]
+        guess = 1.0
+        for row in before:
+            guess = 7.5 * row["dense"]["seconds"] * (math.prod(tokens) / row["tokens"]) ** 2
+        windows = one.mixture(SWEPT)
+        if not windows or not result.time_for(f"sweep, {math.prod(tokens)} tokens", guess):
             continue
         one.dense, _ = dense_kernels(one.sets[0][0], args.device)
-        quick, _ = interleaved({n: one._dense(n) for n in one.dense}, args.device, 1)
-        one.best = min(quick, key=lambda n: quick[n])
-        calls = {
-            "dense": one._dense(one.best),
-            "window": one.call("auto", one.mixture(SWEPT), False),
-        }
-        times, _ = one.timed(calls)
-        row = {"tokens": math.prod(tokens), "best_dense": one.best, "f": SWEPT}
-        row["density"] = sig(one.density(one.mixture(SWEPT)))
-        row |= {name: summed_up(t) for name, t in times.items()}
-        row["ratio"] = sig(row["dense"]["seconds"] / row["window"]["seconds"])
-        result.add("sweep", row)
-    rows = result.found.get("sweep", [])
+        quick, _ = interleaved({n: one.dense_call(n) for n in one.dense}, args.device, 1)
+        best = min(quick, key=lambda n: quick[n])
+        calls = {"dense": one.dense_call(best), "window": one.call("auto", windows)}
+        rows = {name: summed_up(t) for name, t in one.timed(calls)[0].items()}
+        ratio = sig(rows["dense"]["seconds"] / rows["window"]["seconds"])
+        about = {"tokens": math.prod(tokens), "best_dense": best, "f": SWEPT}
+        about["density"] = sig(one.density(windows))
+        result.add("sweep", {**about, **rows, "ratio": ratio})
+    rows = result.data.get("sweep", [])
     if len(rows) > 1:
         slopes = {n: slope(rows, n) for n in ("dense", "window")}
         result.put("slopes", slopes)
@@ -139,32 +126,26 @@ def sweep(size: Size, args: Any, result: Result) -> None:
 
 def slope(rows: list[dict[str, Any]], name: str) -> float:
     """Least squares of log seconds over log tokens."""
-    x = [math.log(r["tokens"]) for r in rows]
-    y = [math.log(r[name]["seconds"]) for r in rows]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    above = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
-    return round(above / sum((a - mx) ** 2 for a in x), 3)
+    x, y = np.log([(r["tokens"], r[name]["seconds"]) for r in rows]).T
+    return round(float(np.polyfit(x, y, 1)[0]), 3)
 
 
-def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
+def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
     """What the project asks for, from the rows of this file; not measured: null."""
-    rows, lines = found.get("rows", []), []
 
     def best(size: str, f: float, key: str, **must: Any) -> float | None:
         must |= {"size": size, "f": f, "windows": "mixed"}
-        values = [r[key] for r in rows if all(r[k] == v for k, v in must.items())]
-        return max((x for x in values if x is not None), default=None)
+        rows = [r for r in data.get("rows", []) if all(r[k] == v for k, v in must.items())]
+        return max((r[key] for r in rows if r[key] is not None), default=None)
 
-    for name, size in found["sizes"].items():
+    lines = []
+    for name, size in data["sizes"].items():
         if name == "own":  # nothing is asked of a size of one's own
             continue
-        memory = [
-            m["in_its_order_over_dense"]
-            for backend, m in size.get("memory", {}).items()
-            if backend == size["auto"]
-        ]
+        memory = size.get("memory", {}).get(size.get("auto"))
         if memory:
-            lines.append(judge(f"{name}: peak memory over dense", 1.1, memory[0], least=False))
+            ratio = memory["in_its_order_over_dense"]
+            lines.append(judge(f"{name}: peak memory over dense", 1.1, ratio, least=False))
         if size["dtype"] == "float32":
             for f, asked, goal in ((0.5, 1.3, 1.7), (0.125, 3.5, 5.0)):
                 ratio = best(name, f, "ratio", backend="tiled")
@@ -174,9 +155,8 @@ def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
             ours = {"backend": size.get("auto"), "ordered": size.get("auto_in_bricks")}
             own = best(name, f, "share_of_1_over_f", **ours)
             lines.append(judge(f"{name}: share of 1/f at f = {f:g}, own kernel dense", 0.95, own))
-            ratio = best(name, f, "ratio", ordered=False)
             words = f"{name}: f = {f:g} over the best dense kernel, permutation included (a goal)"
-            lines.append(judge(words, goal, ratio))
+            lines.append(judge(words, goal, best(name, f, "ratio", ordered=False)))
         if name == "lr":
             share = size.get("planning", {}).get("share")
             words = "lr: coverage over the layer's attention alone"

@@ -20,32 +20,29 @@ Writes results/bench_pipeline_<device>.json with picture, `_wan_1_3b` or `_toy` 
 """
 
 import argparse
-import sys
 import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
-from statistics import median
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 from typing import Any
 
 import torch
-from benching import Result, checked, parser_of, run, sig, summed_up
-from hydra import compose, initialize_config_dir
+from benching import Result, checked, parser_of, sig, summed_up
+from configs import composed, recipe_of
 from random_models import build, model, random_condition
+from script import run
 
-import s2flow.recipe.resolve as config
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
 from s2flow.costs import CONTEXT_GIB, GIB, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.costs.blank import blank
 from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
-from s2flow.methods import generate, method
+from s2flow.methods import generate
 from s2flow.process.timing import Clock
 from s2flow.recipe.identity import Recipe
 from s2flow.store.lowflow import LowFlowCache
 
-ROOT = Path(__file__).parent.parent
 SIZES = [  # (LR, HR, frames, brick at LR, brick at HR), largest first; the first is the paper's
     ((768, 1280), (1536, 2560), 117, (2, 4, 4), (2, 8, 8)),
     ((768, 1280), (1536, 2560), 81, (1, 4, 8), (1, 8, 16)),
@@ -58,18 +55,34 @@ PROMPT = "a large blue star spins on sand"  # of the embedded world; others have
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode", "preview", "diagnostics")
 
 
+@dataclass
+class Variant:
+    """A method as it is compared: its recipe, its estimate, and what was measured, clip by clip."""
+
+    name: str
+    recipe: Recipe
+    costs: Costs
+    clocks: list[Clock] = field(default_factory=list)
+    walls: list[float] = field(default_factory=list)  # seconds
+    density: float = 1.0
+
+    def seconds(self) -> dict[str, float]:
+        """Median seconds of each stage that it has."""
+        known = [s for s in STAGES if s in self.clocks[-1].seconds]
+        return {s: median(c.seconds.get(s, 0.0) for c in self.clocks) for s in known}
+
+
 def main() -> None:
     """Build, choose a size, run in turns, write after every clip."""
-    parser = parser_of(__doc__, minutes=9)
+    parser = parser_of(__doc__)
     parser.add_argument("--backbone", choices=("micro", "wan_1_3b"))
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.75, 0.5, 0.25])
     parser.add_argument("--steps", type=int, help="of Wan 5, else the backbone's own")
     parser.add_argument("--t-i", type=int, help="of Wan 3, else the backbone's own")
     parser.add_argument("--tiny", action="store_true", help="Wan at toy width, on a CPU")
     args = checked(parser.parse_args())
-    args.backbone = args.backbone or (
-        "wan_1_3b" if args.device == "cuda" or args.tiny else "micro"
-    )
+    is_wan = args.device == "cuda" or args.tiny
+    args.backbone = args.backbone or ("wan_1_3b" if is_wan else "micro")
     if args.backbone == "wan_1_3b" and args.device == "cpu" and not args.tiny:
         raise UserError("backbone=wan_1_3b needs a CUDA device; type --tiny to see that it runs")
     if args.backbone == "micro" and args.tiny:
@@ -97,65 +110,46 @@ def subject(args: argparse.Namespace):
         yield backbone, known.origin, [TOY_SIZE] if args.tiny else SIZES
 
 
-def variants(args: argparse.Namespace) -> dict[str, list[str]]:
-    """What is compared: a name, and the words of `run.py` that mean it."""
-    found = {"native": ["method=native"], "cascade": ["method=cascade"]}
-    for s in args.sparsity:
-        found[f"s2flow s={s:g}"] = ["method=s2flow", f"sparsity={s:g}"]
-    found["s2flow s=0.5 per axis"] = ["method=s2flow", "sparsity=0.5", "density=per_axis"]
-    return found
-
-
 def recipes_of(args: argparse.Namespace, size: tuple | None) -> dict[str, Recipe]:
     """The recipe of every variant at one size. Raises UserError for what cannot be made."""
-    words = [f"backbone={args.backbone}"]
-    words += [f"{k}={v}" for k, v in (("steps", args.steps), ("t_i", args.t_i)) if v is not None]
+    words = [f"{k}={v}" for k, v in (("steps", args.steps), ("t_i", args.t_i)) if v is not None]
     if size is not None:
         names = ("low", "high", "frames", "brick_low", "brick_high")
-        for name, v in zip(names, size, strict=True):
-            words.append(
-                f"{name}={v}" if name == "frames" else f"{name}=[{','.join(map(str, v))}]"
-            )
+        plain = (v if isinstance(v, int) else list(v) for v in size)
+        words += [f"{k}={v}" for k, v in zip(names, plain, strict=True)]
     words += ["vae_tile=[64,48]"] if args.tiny else []
-    found = {}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for name, more in variants(args).items():
-            own = words + more
-            if name == "native":  # no hand-off, so no t_i
-                own = [w for w in own if not w.startswith(("t_i=", "low=", "brick_"))]
-            cfg = compose("config", own)
-            r = config.resolve(cfg, "bench", method(cfg.method.name).KNOBS)
-            found[name] = replace(r, dtype="float32") if args.tiny else r
-    return found
+    recipes = {}
+    variants = {"native": ["method=native"], "cascade": ["method=cascade"]}
+    variants |= {f"s2flow s={s:g}": [f"sparsity={s:g}"] for s in args.sparsity}
+    variants["s2flow s=0.5 per axis"] = ["sparsity=0.5", "density=per_axis"]
+    for name, more in variants.items():
+        own = [f"backbone={args.backbone}", *words, *more]
+        if name == "native":  # no hand-off, so no t_i
+            own = [w for w in own if not w.startswith(("t_i=", "low=", "brick_"))]
+        recipe = recipe_of(composed(own), "bench")
+        recipes[name] = replace(recipe, dtype="float32") if args.tiny else recipe
+    return recipes
 
 
 def bench(backbone: Any, origin: Origin, sizes: list, args: Any, result: Result) -> None:
     """Every variant in turn, as often as the time allows, at least once."""
-    recipes, costs = choose(backbone, origin, sizes, args, result)
-    r = recipes["cascade"]
-    result.put("shapes", {"low": r.low, "high": r.high, "frames": r.frames, "steps": r.steps})
-    result.found["shapes"] |= {"t_i": r.t_i, "brick_low": r.brick_low, "brick_high": r.brick_high}
-    clocks: dict[str, list[Clock]] = {name: [] for name in recipes}
-    walls: dict[str, list[float]] = {name: [] for name in recipes}
-    densities: dict[str, float] = {}
-    for recipe in recipes.values():  # compiles, tunes, allocates
-        make(backbone, replace(recipe, steps=2, t_i=1), args.device)
+    variants = choose(backbone, origin, sizes, args, result)
+    r = variants["cascade"].recipe
+    names = ("low", "high", "frames", "steps", "t_i", "brick_low", "brick_high")
+    result.put("shapes", {name: getattr(r, name) for name in names})
+    for v in variants.values():  # compiles, tunes, allocates
+        make(backbone, replace(v.recipe, steps=2, t_i=1), args.device)
     for _ in range(args.repeats):
         start = time.monotonic()
-        for name, recipe in recipes.items():
-            clock, wall, density = make(backbone, recipe, args.device)
-            clocks[name].append(clock)
-            walls[name].append(wall)
-            densities[name] = density
-            rows = [
-                row_of(name, recipes, costs, clocks, walls, densities, args)
-                for name in recipes
-                if clocks[name]
-            ]
-            result.put("rows", rows)
+        for v in variants.values():
+            clock, wall, v.density = make(backbone, v.recipe, args.device)
+            v.clocks.append(clock)
+            v.walls.append(wall)
+            done = [v for v in variants.values() if v.clocks]
+            result.put("rows", [row_of(v, variants["native"], args.device) for v in done])
         if not result.time_for("one more round", time.monotonic() - start):
             break
-    for row in result.found["rows"]:
+    for row in result.data["rows"]:
         print(
             f"{row['variant']}: {row['seconds']:.4g} s, {row['ratio']:.2f} x native; by the model "
             f"{row['model']['seconds']:.4g} s, {row['model']['ratio']:.2f} x"
@@ -164,77 +158,75 @@ def bench(backbone: Any, origin: Origin, sizes: list, args: Any, result: Result)
 
 def make(backbone: Any, recipe: Recipe, device: str) -> tuple[Clock, float, float]:
     """One clip from nothing: its clock, its wall seconds, its mean realised density."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     clock = Clock(device)
-    with ExitStack() as stack, torch.no_grad():
+    with torch.no_grad():
         tile_vae(backbone.vae, recipe.vae_tile)
-        if device == "cuda":
-            stack.callback(torch.cuda.synchronize)
+        synchronize()
         start = time.perf_counter()
-        made = generate(backbone, recipe, [PROMPT], [0], clock=clock, cache=LowFlowCache())
-        if device == "cuda":
-            torch.cuda.synchronize()
+        clip = generate(backbone, recipe, [PROMPT], [0], clock=clock, cache=LowFlowCache())
+        synchronize()
         wall = time.perf_counter() - start
-    if not torch.isfinite(made.latent).all():
+    if not torch.isfinite(clip.latent).all():
         raise UserError("the latent holds NaN or infinity: nothing was measured")
-    found = made.reports[0]["density"].values()
-    return clock, wall, sum(found) / len(found)
+    return clock, wall, fmean(clip.reports[0]["density"].values())
 
 
-def row_of(name: str, recipes, costs, clocks, walls, densities, args) -> dict[str, Any]:
-    """One variant beside native and beside the runtime model."""
-    stages = {s.name: s for s in costs[name].stages}
-    seconds = {
-        s: median(c.seconds.get(s, 0.0) for c in clocks[name])
-        for s in STAGES
-        if s in clocks[name][-1].seconds
-    }
-    native = {s: median(c.seconds[s] for c in clocks["native"]) for s in ("hr", "decode")}
-    own = {s.name: s for s in costs["native"].stages}
-    rate = {
-        "transformer": own["hr"].flops / native["hr"],
-        "vae": own["decode"].flops / native["decode"],
-    }
+def row_of(v: Variant, native: Variant, device: str) -> dict[str, Any]:
+    """One variant beside native and beside the runtime model, at the rates that native reached."""
+    measured = {k: native.seconds()[k] for k in ("hr", "decode")}
+    flops = {s.name: s.flops for s in native.costs.stages}
+    rate = {"transformer": flops["hr"] / measured["hr"]}  # FLOP/s
+    rate["vae"] = flops["decode"] / measured["decode"]
     guess, whole = (
-        {s.name: s.flops / rate[s.part] for s in c.stages if s.part in rate}
-        for c in (costs[name], costs["native"])
+        {s.name: s.flops / rate[s.part] for s in of.costs.stages if s.part in rate}
+        for of in (v, native)
     )
-    found = summed_up(walls[name])
-    resident = costs[name].weights.vae + costs[name].weights.transformer[0]
-    parts = {}
-    for stage, took in seconds.items():
-        part = {"seconds": sig(took)}
-        if stage in native:
-            part["ratio"] = sig(native[stage] / max(took, 1e-9))
-        if stage in stages and stage != "text":
-            peak = max(c.peak_mib[stage] for c in clocks[name]) / 1024
-            estimate = (resident + stages[stage].bytes) / GIB
-            part |= {
-                "tokens": stages[stage].tokens,
-                "tflop": sig(stages[stage].flops / 1e12),
-                "model_seconds": sig(guess.get(stage, 0.0)),
-                "peak_gib": sig(peak, 4),
-                "estimated_peak_gib": sig(estimate, 4),
-                # a CPU's peak is the whole process: nothing to compare with
-                "estimate_over_measured": sig(estimate / peak) if args.device == "cuda" else None,
-            }
-        parts[stage] = part
+    stages = {}
+    for stage, took in v.seconds().items():
+        stages[stage] = {"seconds": sig(took)}
+        if stage in measured:
+            stages[stage]["ratio"] = sig(measured[stage] / max(took, 1e-9))
+        stages[stage] |= _estimate(v, stage, guess.get(stage, 0.0), device)
+    times, total = summed_up(v.walls), sum(guess.values())
     return {
-        "variant": name,
-        "method": recipes[name].method,
-        "density": sig(densities[name]),
-        **found,
-        "ratio": sig(median(walls["native"]) / found["seconds"]),
-        "stages": parts,
+        "variant": v.name,
+        "method": v.recipe.method,
+        "density": sig(v.density),
+        **times,
+        "ratio": sig(median(native.walls) / times["seconds"]),
+        "stages": stages,
         "model": {
-            "seconds": sig(sum(guess.values())),
-            "ratio": sig(sum(whole.values()) / sum(guess.values())),
-            "tflops_reached": {k: sig(v / 1e12) for k, v in rate.items()},
+            "seconds": sig(total),
+            "ratio": sig(sum(whole.values()) / total),
+            "tflops_reached": {k: sig(x / 1e12) for k, x in rate.items()},
         },
     }
 
 
-def choose(backbone: Any, origin: Origin, sizes: list, args: Any, result: Result) -> tuple:
-    """(recipes, costs) by variant, of the largest size that fits the memory and the minutes."""
+def _estimate(v: Variant, name: str, seconds: float, device: str) -> dict[str, Any]:
+    """The runtime model's view of a stage; empty where it does not count it."""
+    stage = next((s for s in v.costs.stages if s.name == name != "text"), None)
+    if stage is None:
+        return {}
+    peak = max(c.peak_mib[name] for c in v.clocks) / 1024
+    resident = v.costs.weights.vae + v.costs.weights.transformer[0]
+    estimate = (resident + stage.bytes) / GIB
+    return {
+        "tokens": stage.tokens,
+        "tflop": sig(stage.flops / 1e12),
+        "model_seconds": sig(seconds),
+        "peak_gib": sig(peak, 4),
+        "estimated_peak_gib": sig(estimate, 4),
+        # a CPU's peak is the whole process: nothing to compare with
+        "estimate_over_measured": sig(estimate / peak) if device == "cuda" else None,
+    }
+
+
+def choose(
+    backbone: Any, origin: Origin, sizes: list, args: Any, result: Result
+) -> dict[str, Variant]:
+    """The variants at the largest size that fits the memory and the minutes."""
     family = "tiny" if args.backbone == "micro" else "wan"
     counted = args.device == "cuda"
     memory = torch.cuda.mem_get_info()[1] / GIB if counted else float("inf")
@@ -250,7 +242,7 @@ def choose(backbone: Any, origin: Origin, sizes: list, args: Any, result: Result
         if counted:
             print(f"{size[1]} x {size[2]}: {needed:.1f} GiB, {minutes:.1f} minutes")
         if needed <= memory and 60 * minutes <= result.left():
-            return recipes, costs
+            return {name: Variant(name, r, costs[name]) for name, r in recipes.items()}
     raise UserError(f"nothing fits {args.minutes:g} minutes; type --minutes {minutes + 1:.0f}")
 
 
@@ -271,4 +263,4 @@ def seconds_per_flop(backbone: Any, origin: Origin, family: str, size: tuple) ->
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run(main)

@@ -11,23 +11,21 @@ tell what it would take on cores that nobody else uses. Expected: under 60 secon
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from commands import ONE_THREAD, load, measured
+from script import RESULTS, result, write_result
 
-from s2flow.process.provenance import provenance
 from s2flow.store import Store, clip_key, sha256_of
 from s2flow.video import write_video
 
-FRAMES, HEIGHT, WIDTH, FPS = 17, 128, 192, 8
-CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SIZE = {"frames": 17, "height": 128, "width": 192}
+FPS = 8
+SCORES = {"temporal_flickering", "psnr", "ssim", "relative_error"}
+WORDS = ["scorer=[builtin,fidelity]", "scorer.fidelity.reference=reference", "threads=1"]
 
 
 def main() -> None:
@@ -42,82 +40,43 @@ def main() -> None:
             store = Store(folder, run, {"version": 1, **recipe(run)})
             for i in range(args.clips):
                 add(store, i)
-        load, before = os.getloadavg(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = timed(folder, args.workers)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        lines = Path(folder).glob("scored/scores/*.jsonl")
-        said = [json.loads(line) for path in lines for line in path.read_text().splitlines()]
-    wanted = {"temporal_flickering", "psnr", "ssim", "relative_error"}
-    found = [n for v in said for n, x in v["scores"].items() if x is not None and n in wanted]
-    assert len(found) == len(wanted) * args.clips, f"{len(found)} scores of {args.clips} clips"
-    result = {
-        "command": f"python experiments/bench_score.py --clips {args.clips} --workers {args.workers}",
-        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
-        "clips": args.clips,
-        "size": [FRAMES, HEIGHT, WIDTH],
-        "scorers": ["builtin", "fidelity"],
-        "workers": args.workers,
-        "scores": len(found),
-        "seconds": round(seconds, 1),
-        "clips_per_second": round(args.clips / seconds, 1),
-        "cpu_seconds": round(
-            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
-        ),
-        "load_before": [round(x, 1) for x in load],  # others on the machine cost time
-    }
-    path = Path(__file__).parent / "results" / "bench_score.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        words = ["-m", "s2flow.score", f"runs_dir={folder}", "runs=[scored]", *WORDS]
+        before, shards = load(), range(1, args.workers + 1)
+        commands = [[*words, f"shard={k}/{args.workers}"] for k in shards]
+        times = measured(*commands, env=ONE_THREAD)
+        lines = [p.read_text().splitlines() for p in Path(folder).glob("scored/scores/*.jsonl")]
+    verdicts = [json.loads(line)["scores"] for file in lines for line in file]
+    scores = sum(x is not None and n in SCORES for v in verdicts for n, x in v.items())
+    assert scores == len(SCORES) * args.clips, f"{scores} scores of {args.clips} clips"
+    words = ["--clips", str(args.clips), "--workers", str(args.workers)]
+    data = result("bench_score", words, clips=args.clips, size=list(SIZE.values()))
+    data |= {"scorers": ["builtin", "fidelity"], "workers": args.workers, "scores": scores}
+    data |= {"seconds": times["seconds"], "cpu_seconds": times["cpu_seconds"]}
+    data |= {"clips_per_second": round(args.clips / times["seconds"], 1), "load_before": before}
+    write_result(RESULTS / "bench_score.json", data)
+    print(json.dumps(data))
 
 
 def recipe(run: str) -> dict:
     """As much of a recipe as scoring looks at."""
-    return {"backbone": "micro", "method": run, "frames": FRAMES, "high": [HEIGHT, WIDTH]}
+    high = [SIZE["height"], SIZE["width"]]
+    return {"backbone": "micro", "method": run, "frames": SIZE["frames"], "high": high}
 
 
 def add(store: Store, i: int) -> None:
     """A finished clip of prompt i, with its record."""
     prompt, draw = f"synthetic clip {i}", torch.Generator().manual_seed(i)
     coarse = torch.rand(1, 3, 5, 8, 12, generator=draw)
-    size = (FRAMES, HEIGHT, WIDTH)
-    video = F.interpolate(coarse, size, mode="trilinear")[0].movedim(0, -1)
+    video = F.interpolate(coarse, tuple(SIZE.values()), mode="trilinear")[0].movedim(0, -1)
     if store.run_id == "scored":
         video = video + 0.01 * torch.randn(video.shape, generator=draw)
     key = clip_key(prompt, 0)
     path = store.path("clips", f"{key}.mp4")
     write_video(path, video, FPS)
-    store.commit(
-        key,
-        {
-            **{"status": "ok", "run_id": store.run_id, "recipe": recipe(store.run_id)},
-            **{"prompt": prompt, "prompt_index": [i], "seed": 0, "video": f"clips/{key}.mp4"},
-            **{"sha256": sha256_of(path), "bytes": path.stat().st_size, "seconds": {}},
-            **{"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fps": FPS},
-        },
-    )
-
-
-def timed(folder: str, workers: int) -> float:
-    """Wall seconds until every shard of run `scored` has its scores."""
-    words = [sys.executable, "-m", "s2flow.scorers.score", f"runs_dir={folder}", "runs=[scored]"]
-    words += ["scorer=[builtin,fidelity]", "scorer.fidelity.reference=reference", "threads=1"]
-    start = time.perf_counter()
-    started = [
-        subprocess.Popen(
-            [*words, f"shard={k + 1}/{workers}"],
-            env=os.environ | CPU,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for k in range(workers)
-    ]
-    for process in started:
-        _, said = process.communicate()
-        if process.returncode:
-            sys.exit(f"scoring failed: {said.strip()}")
-    return time.perf_counter() - start
+    record = {"status": "ok", "run_id": store.run_id, "recipe": recipe(store.run_id)}
+    record |= {"prompt": prompt, "prompt_index": [i], "seed": 0, "video": f"clips/{key}.mp4"}
+    record |= {"sha256": sha256_of(path), "bytes": path.stat().st_size, "seconds": {}}
+    store.commit(key, record | SIZE | {"fps": FPS})
 
 
 if __name__ == "__main__":

@@ -22,45 +22,22 @@ Writes results/bench_step_<device>.json with picture, `_toy` in its name at toy 
 
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import random_models
 import torch
-from benching import (
-    Result,
-    checked,
-    dense_kernels,
-    interleaved,
-    judge,
-    parser_of,
-    run,
-    sig,
-    summed_up,
-)
-from random_models import (
-    ONE_OF_EACH,
-    Model,
-    Problem,
-    assumed_rate,
-    build,
-    estimated_forward,
-    model,
-    random_condition,
-    sizes_of,
-)
+from benching import Result, checked, dense_kernels, interleaved, judge, parser_of, sig, summed_up
+from random_models import Model, Problem, build, model, random_condition, sizes_of
+from script import run
 from torch import Tensor, nn
 
-from s2flow.attention import dispatch
+from s2flow import attention
+from s2flow.coverage import coverage_by_heads, sample_rows
+from s2flow.grid import brick_grid
 from s2flow.plan import Plan
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    brick_grid,
-    candidates,
-    coverage_by_heads,
-    sample_rows,
-)
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 MODELS = ("hunyuan", "wan_1_3b")
 DENSITIES = (0.5, 0.25, 0.125)
@@ -69,7 +46,7 @@ N = 1  # the step that the plan is made for
 
 def main() -> None:
     """LR of all models, then HR, as far as the time goes."""
-    parser = parser_of(__doc__, minutes=9)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--sizes", nargs="+", choices=("lr", "hr"), default=("lr", "hr"))
     parser.add_argument("--tiny", action="store_true", help="toy width, as on a CPU")
@@ -79,97 +56,139 @@ def main() -> None:
     result = Result("step", args, toy=toy)
     for size, name in itertools.product(args.sizes, args.models):
         with model(name, toy) as known:
-            measure(known, size, sizes_of(known)[size], args, result)
-    result.put("judged", judged(result.found))
-    for line in result.found["judged"]:
+            Bench(known, size, sizes_of(known)[size], args, result).measure()
+    result.put("judged", judged(result.data))
+    for line in result.data["judged"]:
         print(line)
     result.finish("step")
 
 
-def measure(known: Model, word: str, problem: Problem, args: Any, result: Result) -> None:
+class Bench:
     """One model at one size: dense and windowed steps side by side, and planning at LR."""
-    guidance = known.conf.guidance
-    backbone = build(known, args.device, ("transformer",), **ONE_OF_EACH[known.family])
-    shape = backbone.latent_shape(*problem.size, problem.frames)
-    tokens = backbone.token_grid(shape)
-    estimate = estimated_forward(known, shape, guidance)
-    rate = assumed_rate(result.found["device"]) * 1e12
-    share = 1 / sum(known.layers().values())
-    once = (
-        sum(estimate.flops(f) for f in (1, 1, 1, *DENSITIES)) * len(known.layers()) * share / rate
-    )
-    if not result.time_for(f"{known.name} {word}", 8 * once):
-        return
-    kinds = {k: getattr(backbone.transformer, k)[0] for k in known.layers()}
-    z = torch.randn(1, *shape, device=args.device)
-    text = random_condition(backbone, 1, guidance)
-    watch = Watch(kinds, args.device)
-    timed = lambda call, i: watch(call)  # noqa: E731
-    best, dense_rows = best_dense(known, backbone, z, text, (args, result, timed))
-    f_of = {"dense": 1.0, **{f"f = {f:g}": f for f in DENSITIES}}
-    plans = {k: plan_of(backbone, tokens, problem.brick, f) for k, f in f_of.items() if f < 1}
-    calls = {k: windowed(backbone, plan, z, text) for k, plan in plans.items()}
-    group, failed = interleaved(
-        {"dense": best[1], **calls}, args.device, args.repeats, 60 * args.minutes / 5, timed
-    )
-    watch.remove()
-    result.add("failed", *(f"{known.name} {word}, {k}: {v}" for k, v in failed.items()))
-    if "dense" not in group:
-        return
-    steps = {k: step_of(rows, known.layers()) for k, rows in group.items()}
-    dense = steps["dense"]["step_seconds"]
-    achieved = estimate.flops() / dense
-    for k, step in steps.items():
-        f = f_of[k]
-        row = {
-            "model": known.name,
-            "size": word,
-            "tokens": tokens,
-            "video_tokens": math.prod(tokens),
-            "brick": problem.brick,
-            "attention": best[0] if f == 1 else dispatch_of(backbone, problem.brick),
-            "best_dense": best[0],
+
+    def __init__(
+        self, known: Model, word: str, problem: Problem, args: Any, result: Result
+    ) -> None:
+        self.known, self.word, self.args, self.result = known, word, args, result
+        self.brick, guidance = problem.brick, known.conf.guidance
+        self.backbone = build(
+            known, args.device, ("transformer",), **random_models.ONE_OF_EACH[known.family]
+        )
+        shape = self.backbone.latent_shape(*problem.size, problem.frames)
+        self.tokens = self.backbone.token_grid(shape)
+        self.estimate = random_models.estimated_forward(known, shape, guidance)
+        self.rate = random_models.assumed_rate(result.data["device"]) * 1e12  # FLOP/s
+        self.layers = known.layers()
+        self.z = torch.randn(1, *shape, device=args.device)
+        self.text = random_condition(self.backbone, 1, guidance)
+        kinds = {k: getattr(self.backbone.transformer, k)[0] for k in self.layers}
+        self.watch = Watch(kinds, args.device)
+
+    def measure(self) -> None:
+        """Dense kernels, then the fastest of them beside the windows; rows as they are known."""
+        flops = sum(self.estimate.flops(f) for f in (1, 1, 1, *DENSITIES))
+        once = flops * len(self.layers) / sum(self.layers.values()) / self.rate
+        if not self.result.time_for(f"{self.known.name} {self.word}", 8 * once):
+            return
+        best, kernels = self.best_dense()
+        plans = {f: plan_of(self.backbone, self.tokens, self.brick, f) for f in DENSITIES}
+        calls = {1.0: best[1]}
+        calls |= {f: windowed(self.backbone, p, self.z, self.text) for f, p in plans.items()}
+        times, failed = self.timed(calls, self.args.repeats, 60 * self.args.minutes / 5)
+        self.watch.remove()
+        lines = (f"{self.known.name} {self.word}, f = {f:g}: {v}" for f, v in failed.items())
+        self.result.add("failed", *lines)
+        if 1.0 not in times:
+            return
+        steps = {f: step_of(rows, self.layers) for f, rows in times.items()}
+        for f, step in steps.items():
+            row = self.row(f, step, steps[1.0]["step_seconds"], best[0])
+            row["density"] = 1.0 if f == 1 else sig(plans[f].density(N))
+            row |= {"dense_kernels": kernels} if f == 1 else {}
+            self.result.add("rows", row)
+        if self.word == "lr" and self.result.time_for(f"{self.known.name}: planning", 8 * once):
+            blocks = steps[1.0]["block_seconds"].items()
+            self.planning(*min(blocks, key=lambda pair: pair[1]["seconds"]))
+
+    def timed(self, calls: dict, repeats: int, seconds: float = math.inf) -> tuple[dict, dict]:
+        """Side by side, with the seconds of the blocks inside."""
+        watch = lambda call, i: self.watch(call)  # noqa: E731
+        return interleaved(calls, self.args.device, repeats, seconds, watch)
+
+    def row(self, f: float, step: dict, dense: float, best: str) -> dict[str, Any]:
+        """A step beside the dense one, and beside the runtime model's; dense: seconds."""
+        flops, whole = self.estimate.flops(f), self.estimate.flops()
+        achieved = whole / dense
+        ratio, guess = sig(dense / step["step_seconds"]), sig(whole / flops)
+        videos = math.prod(self.tokens)
+        print(
+            f"{self.known.name} {self.word}, {videos} tokens, f = {f:g}: a step "
+            f"{step['step_seconds']:.4g} s, {ratio:.2f} x; s2flow.costs "
+            f"{flops / self.rate:.4g} s, {guess:.2f} x"
+        )
+        return {
+            "model": self.known.name,
+            "size": self.word,
+            "tokens": self.tokens,
+            "video_tokens": videos,
+            "brick": self.brick,
+            "attention": best if f == 1 else dispatch_of(self.backbone, self.brick),
+            "best_dense": best,
             "f": f,
-            "density": 1.0 if f == 1 else sig(plans[k].density(N)),
-            "layers": known.layers(),
+            "layers": self.layers,
             **step,
-            "ratio": sig(dense / step["step_seconds"]),
+            "ratio": ratio,
             "estimate": {
-                "pflop": sig(estimate.flops(f) / 1e15),
-                "assumed_tflops": rate / 1e12,
-                "seconds": sig(estimate.flops(f) / rate),
+                "pflop": sig(flops / 1e15),
+                "assumed_tflops": self.rate / 1e12,
+                "seconds": sig(flops / self.rate),
                 "achieved_tflops_dense": sig(achieved / 1e12),
-                "seconds_at_achieved": sig(estimate.flops(f) / achieved),
-                "ratio": sig(estimate.flops() / estimate.flops(f)),
+                "seconds_at_achieved": sig(flops / achieved),
+                "ratio": guess,
             },
         }
-        row |= {"dense_kernels": dense_rows} if f == 1 else {}
-        result.add("rows", row)
-        print(
-            f"{known.name} {word}, {row['video_tokens']} tokens, f = {f:g}: a step "
-            f"{row['step_seconds']:.4g} s, {row['ratio']:.2f} x; s2flow.costs "
-            f"{row['estimate']['seconds']:.4g} s, {row['estimate']['ratio']:.2f} x"
+
+    def best_dense(self) -> tuple:
+        """((name, call) of the fastest dense step, {name: seconds or why it failed})."""
+        m = self.backbone.transformer
+        shape = (1, m.config.num_attention_heads, math.prod(self.tokens))
+        q = torch.empty((*shape, m.config.attention_head_dim), device="meta", dtype=m.dtype)
+        kernels, missing = dense_kernels(q, self.args.device)
+        kernels.pop("default")  # which the model itself calls
+        calls = {"the model's own": lambda i: self.backbone.velocity(self.z, 0.5, self.text)}
+        for name, kernel in kernels.items():
+            calls[name] = replaced(self.backbone, kernel, self.z, self.text)
+        times, failed = self.timed(calls, 1)
+        steps = {k: step_of(rows, self.layers)["step_seconds"] for k, rows in times.items()}
+        best = min(steps, key=lambda k: steps[k])
+        return (best, calls[best]), {**steps, **failed, **missing}
+
+    def planning(self, kind: str, block: dict[str, Any]) -> None:
+        """Coverage of one layer's q and k, as the LR flow records it, over the forward of one block."""
+        kept, n, router = {}, math.prod(self.tokens), self.backbone.router
+        with router.observing(lambda layer, q, k: kept.update({layer: (q, k)})):
+            self.backbone.velocity(self.z, 0.5, self.text)
+        q, k = kept[router.layers - 1]
+
+        def cover(i: int) -> Tensor:
+            rows = sample_rows(n, 128, i)
+            return coverage_by_heads(q, k, rows, self.tokens, self.brick, router.text)
+
+        seconds = self.args.minutes * 3
+        times, failed = interleaved(
+            {"coverage": cover}, self.args.device, self.args.repeats, seconds
         )
-    if word == "lr" and result.time_for(f"{known.name}: planning", 8 * once):
-        kind = min(steps["dense"]["block_seconds"].items(), key=lambda pair: pair[1]["seconds"])
-        planning(known, backbone, (z, text), tokens, problem.brick, kind, args, result)
-
-
-def best_dense(known: Model, backbone: Any, z: Tensor, text: Any, how: tuple) -> tuple:
-    """((name, call) of the fastest dense step, {name: seconds or why it failed})."""
-    args, result, timed = how
-    m = backbone.transformer
-    length = math.prod(backbone.token_grid(z.shape[1:]))
-    shape = (1, m.config.num_attention_heads, length, m.config.attention_head_dim)
-    kernels, missing = dense_kernels(torch.empty(shape, device="meta", dtype=m.dtype), args.device)
-    kernels.pop("default")  # what the model itself calls
-    calls = {"the model's own": lambda i: backbone.velocity(z, 0.5, text)}
-    for name, kernel in kernels.items():
-        calls[name] = replaced(backbone, kernel, z, text)
-    found, failed = interleaved(calls, args.device, 1, timed=timed)
-    steps = {k: step_of(rows, known.layers())["step_seconds"] for k, rows in found.items()}
-    best = min(steps, key=lambda k: steps[k])
-    return (best, calls[best]), {**steps, **failed, **missing}
+        if failed:
+            self.result.add("failed", f"{self.known.name}, planning: {failed['coverage']}")
+            return
+        coverage = summed_up(times["coverage"])
+        # the block's seconds are of all passes; coverage is taken in the conditional one alone
+        passes = 2 if getattr(self.text, "negative", None) is not None else 1
+        share = sig(coverage["seconds"] / block["seconds"])
+        row = {"model": self.known.name, "tokens": n, "rows": 128, "coverage": coverage}
+        row |= {"block": kind, "block_seconds": block["seconds"], "passes": passes}
+        self.result.add("planning", row | {"share": share})
+        print(f"{self.known.name}: planning is {100 * share:.2g} % of an LR block's forward")
 
 
 def replaced(backbone: Any, kernel: Callable, z: Tensor, text: Any) -> Callable[[int], Tensor]:
@@ -205,8 +224,8 @@ def windowed(backbone: Any, plan: Plan, z: Tensor, text: Any) -> Callable[[int],
 def dispatch_of(backbone: Any, brick: tuple) -> str:
     """The backend that auto takes for this model."""
     m = backbone.transformer
-    q = torch.empty(1, 1, 1, m.config.attention_head_dim, device=backbone.device, dtype=m.dtype)
-    return dispatch.choose(q, brick)
+    kind = (m.config.attention_head_dim, m.dtype, m.device)
+    return attention.dispatch.choose(attention.Problem(brick, brick, *kind))
 
 
 class Watch:
@@ -223,11 +242,11 @@ class Watch:
     def mark(self, name: str) -> None:
         """A moment of the device's own time; nothing is returned, so the hook changes nothing."""
         if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.setdefault(name, []).append(event)
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
         else:
-            self.marks.setdefault(name, []).append(time.perf_counter())
+            moment = time.perf_counter()
+        self.marks.setdefault(name, []).append(moment)
 
     def __call__(self, call: Callable[[int], Any]) -> dict[str, float]:
         """{"all": seconds, and of each kind of block the sum over its calls}."""
@@ -261,56 +280,14 @@ def step_of(rows: list[dict[str, float]], layers: dict[str, int]) -> dict[str, A
     return {"block_seconds": blocks, "rest_seconds": rest, "step_seconds": sig(whole)}
 
 
-def planning(
-    known: Model,
-    backbone: Any,
-    inputs: tuple,
-    tokens,
-    brick,
-    kind: tuple,
-    args: Any,
-    result: Result,
-) -> None:
-    """Coverage of one layer's q and k, as the LR flow records it, over the forward of one block."""
-    kept, n = {}, math.prod(tokens)
-    with backbone.router.observing(lambda layer, q, k: kept.update({layer: (q, k)})):
-        backbone.velocity(inputs[0], 0.5, inputs[1])
-    q, k = kept[backbone.router.layers - 1]
-    text = backbone.router.text
-
-    def cover(i: int) -> Tensor:
-        return coverage_by_heads(q, k, sample_rows(n, 128, i), tokens, brick, text)
-
-    times, failed = interleaved({"coverage": cover}, args.device, args.repeats, args.minutes * 3)
-    if failed:
-        result.add("failed", f"{known.name}, planning: {failed['coverage']}")
-        return
-    found = summed_up(times["coverage"])
-    passes = 2 if getattr(inputs[1], "negative", None) is not None else 1
-    # the block's seconds are of all passes; coverage is taken in the conditional one alone
-    share = sig(found["seconds"] / kind[1]["seconds"])
-    row = {"model": known.name, "tokens": n, "rows": 128, "coverage": found}
-    row |= {
-        "block": kind[0],
-        "block_seconds": kind[1]["seconds"],
-        "passes": passes,
-        "share": share,
-    }
-    result.add("planning", row)
-    print(f"{known.name}: planning is {100 * share:.2g} % of an LR block's forward")
-
-
-def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
+def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Planning as a share of an LR layer; nothing is asked at toy width."""
-    if found["toy"]:
+    if data["toy"]:
         return []
-    return [
-        judge(
-            f"{row['model']}: planning over an LR layer's forward", 0.01, row["share"], least=False
-        )
-        for row in found.get("planning", [])
-    ]
+    words = "planning over an LR layer's forward"
+    rows = data.get("planning", [])
+    return [judge(f"{r['model']}: {words}", 0.01, r["share"], least=False) for r in rows]
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run(main)

@@ -7,8 +7,8 @@
 
 True configs, random weights, float32 and the tiles of conf/backbone, as in a run; the calls are the
 backbone's own encode and decode, video in [0, 1] to latent and back. Of each call: median seconds, peak
-memory with the weights in, and what `s2flow.costs` says of both (seconds at the rate it assumes). On a
-CPU the peak is the process's and cannot be compared. ratio: seconds of this call over those of the
+memory with the weights in, and the estimate of `s2flow.costs` of both (seconds at the rate it assumes).
+On a CPU the peak is the process's and cannot be compared. ratio: seconds of this call over those of the
 untiled one in the same group, where whole frames were asked for (--whole) and fitted.
 
 Writes results/bench_vae_<device>.json with picture.
@@ -16,13 +16,13 @@ Writes results/bench_vae_<device>.json with picture.
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from benching import Result, checked, interleaved, parser_of, run, sig, summed_up
+from benching import Result, checked, interleaved, parser_of, sig, summed_up
 from random_models import Model, assumed_rate, build, model, sizes_of
+from script import run
 from torch import Tensor
 
 from s2flow.backbones.tiles import tile_vae
@@ -37,7 +37,7 @@ SMALL_FRAMES = 5
 
 def main() -> None:
     """LR of both, then HR, as far as the time goes."""
-    parser = parser_of(__doc__, minutes=9)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--sizes", nargs="+", choices=("lr", "hr"), default=("lr", "hr"))
     parser.add_argument("--tiny", action="store_true", help="toy width")
@@ -48,65 +48,68 @@ def main() -> None:
     speed: dict[tuple, float] = {}  # seconds a FLOP, of what was measured at a smaller size
     for size, name in itertools.product(args.sizes, args.models):
         with model(name, args.tiny) as known:
-            measure(known, size, args, result, speed)
+            backbone = build(known, args.device, ("vae",))
+            for work in ("decode", "encode"):
+                measure(known, backbone, size, work, args, result, speed)
     result.finish("vae")
 
 
 def measure(
-    known: Model, word: str, args: argparse.Namespace, result: Result, speed: dict
+    known: Model,
+    backbone: Any,
+    word: str,
+    work: str,
+    args: argparse.Namespace,
+    result: Result,
+    speed: dict,
 ) -> None:
-    """Decode and encode of one model at one size."""
-    small = args.device == "cpu"
-    problem = sizes_of(known)[word]
+    """Decode or encode of one model at one size."""
+    small, problem = args.device == "cpu", sizes_of(known)[word]
     size, frames = (SMALL[word], SMALL_FRAMES) if small else (problem.size, problem.frames)
     tile = None if small else tuple(known.conf.vae_tile)
-    backbone = build(known, args.device, ("vae",))
-    for work in ("decode", "encode"):
-        estimates = {}
-        for tiled in (tile, None) if args.whole and tile else (tile,):
-            estimates[tiled] = estimated(known, work, size, frames, tiled)
-        rate = assumed_rate(result.found["device"]) * VAE_SHARE * 1e12
-        once = sum(e.flops for e, _ in estimates.values()) * speed.get(
-            (known.name, work), 1 / rate
+    tiles = (tile, None) if args.whole and tile else (tile,)
+    estimates = {t: estimated(known, work, size, frames, t) for t in tiles}
+    rate = assumed_rate(result.data["device"]) * VAE_SHARE * 1e12
+    once = sum(e.flops for e, _ in estimates.values()) * speed.get((known.name, work), 1 / rate)
+    if not result.time_for(f"{known.name} {word} {work}", 4 * once):
+        return
+    given = example(backbone, work, size, frames)
+    calls = {t: call_of(backbone, work, given, t) for t in tiles}
+    repeats = args.repeats if 12 * once < result.left() else 1
+    times, failed = interleaved(calls, args.device, repeats, 60 * args.minutes / 8)
+    for t, why in failed.items():
+        result.add("failed", f"{known.name} {word} {work}, tile {t}: {why}")
+    for t, seconds in times.items():
+        estimate, weights = estimates[t]
+        clock = Clock(args.device)
+        with torch.no_grad(), clock(work):
+            calls[t](0)
+        row = {"model": known.name, "size": word, "work": work, "pixels": size, "frames": frames}
+        row |= {"tile": t, **summed_up(seconds)}
+        row |= _beside_the_model(row, estimate.flops, (estimate.peak + weights) / GIB, rate)
+        row["peak_gib"] = sig(clock.peak_mib[work] / 1024, 4)
+        over = row["estimate"]["peak_gib"] / row["peak_gib"]
+        row["estimate"]["peak_over_measured"] = None if small else sig(over, 4)
+        if None in times and t is not None:
+            row["ratio"] = sig(row["seconds"] / summed_up(times[None])["seconds"])
+        speed[known.name, work] = row["seconds"] / estimate.flops
+        result.add("rows", row)
+        print(
+            f"{known.name} {word} {work} {size[0]}x{size[1]}x{frames}: {row['seconds']:.4g} s "
+            f"(s2flow.costs {row['estimate']['seconds']:.4g}), {row['peak_gib']:.3g} GiB "
+            f"({row['estimate']['peak_gib']:.3g})"
         )
-        if not result.time_for(f"{known.name} {word} {work}", 4 * once):
-            continue
-        given = example(backbone, work, size, frames)
-        calls = {tiled: call_of(backbone, work, given, tiled) for tiled in estimates}
-        repeats = args.repeats if 12 * once < result.left() else 1
-        times, failed = interleaved(calls, args.device, repeats, 60 * args.minutes / 8)
-        for tiled, why in failed.items():
-            result.add("failed", f"{known.name} {word} {work}, tile {tiled}: {why}")
-        for tiled, seconds in times.items():
-            estimate, weights = estimates[tiled]
-            clock = Clock(args.device)
-            with torch.no_grad(), clock(work):
-                calls[tiled](0)
-            peak = clock.peak_mib[work] / 1024
-            guess = (estimate.peak + weights) / GIB
-            row = {
-                "model": known.name,
-                "size": word,
-                "work": work,
-                "pixels": size,
-                "frames": frames,
-                "tile": tiled,
-                **summed_up(seconds),
-                "tflop": sig(estimate.flops / 1e12),
-                "peak_gib": sig(peak, 4),
-                "estimate": {"seconds": sig(estimate.flops / rate), "peak_gib": sig(guess, 4)},
-                "assumed_tflops": rate / 1e12,
-            }
-            row["estimate"]["peak_over_measured"] = None if small else sig(guess / peak, 4)
-            if None in times and tiled is not None:
-                row["ratio"] = sig(row["seconds"] / summed_up(times[None])["seconds"])
-            speed[known.name, work] = row["seconds"] / estimate.flops
-            row["achieved_tflops"] = sig(row["tflop"] / row["seconds"], 4)
-            result.add("rows", row)
-            print(
-                f"{known.name} {word} {work} {size[0]}x{size[1]}x{frames}: {row['seconds']:.4g} s "
-                f"(s2flow.costs {row['estimate']['seconds']:.4g}), {peak:.3g} GiB ({guess:.3g})"
-            )
+
+
+def _beside_the_model(
+    row: dict[str, Any], flops: float, gib: float, rate: float
+) -> dict[str, Any]:
+    return {
+        "tflop": sig(flops / 1e12),
+        "estimate": {"seconds": sig(flops / rate), "peak_gib": sig(gib, 4)},
+        "assumed_tflops": rate / 1e12,
+        "achieved_tflops": sig(flops / 1e12 / row["seconds"], 4),
+    }
 
 
 def estimated(known: Model, work: str, size: tuple, frames: int, tile: Any) -> tuple:
@@ -138,4 +141,4 @@ def call_of(backbone: Any, work: str, given: Tensor, tile: Any) -> Callable[[int
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run(main)

@@ -10,26 +10,25 @@ CUDA half of this file has not run yet: no GPU was at hand.
 """
 
 import argparse
-import json
 import math
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from commands import load
+from script import RESULTS, result, write_result
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2flow.errors import UserError
-from s2flow.process.provenance import provenance
 
-RESULTS = Path(__file__).parent / "results"
 LEAST = {"cpu": 0.02, "cuda": 0.005}  # seconds of one timing
 ROTATED = {"cpu": 2**26, "cuda": 2**28}  # bytes of inputs that together leave any cache
 SDPA = {
@@ -47,11 +46,11 @@ Timed = Callable[[Call, int], Any]
 # -- the command line and the file ------------------------------------------------------------
 
 
-def parser_of(doc: str, minutes: float) -> argparse.ArgumentParser:
+def parser_of(doc: str) -> argparse.ArgumentParser:
     """Options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--minutes", type=float, default=minutes, help="begin nothing after that")
+    parser.add_argument("--minutes", type=float, default=9, help="begin nothing after that")
     parser.add_argument("--repeats", type=int, default=7, help="timings of each call at most")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--name", default="", help="added to the file's name")
@@ -59,7 +58,7 @@ def parser_of(doc: str, minutes: float) -> argparse.ArgumentParser:
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
-    """Options with the device found. Raises UserError for what cannot work."""
+    """Options with the device resolved. Raises UserError for what cannot work."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: no CUDA device is here; type --device cpu")
     if args.device == "auto":
@@ -71,14 +70,6 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if re.search(r"[^\w.=-]", args.name):
         raise UserError(f"name={args.name} is part of a file's name; type letters and digits")
     return args
-
-
-def run(main: Callable[[], None]) -> None:
-    """main(), with a UserError as one line and exit code 1."""
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def label(device: str) -> str:
@@ -93,40 +84,31 @@ class Result:
     """One JSON file, `bench_<what>_<device><_name>.json`, written anew whenever something is added."""
 
     def __init__(self, what: str, args: argparse.Namespace, **more: Any) -> None:
-        words = [f"bench_{what}", label(args.device), *([args.name] if args.name else [])]
+        words = filter(None, (f"bench_{what}", label(args.device), args.name))
         self.path = args.out / ("_".join(words) + ".json")
-        known = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
-        known["versions"] = known["versions"] | {"triton": _triton()}
-        self.found: dict[str, Any] = {
-            "command": " ".join([f"python experiments/bench_{what}.py", *_words()]),
-            **known,
-            "load_average": [round(x, 2) for x in os.getloadavg()],
-            "finished": False,
-            **more,
-        }
+        self.data = result(f"bench_{what}", _words(), args.device, load_average=load())
+        self.data["versions"] = self.data["versions"] | {"triton": _triton()}
+        self.data |= {"finished": False, **more}
         self.end = time.monotonic() + 60 * args.minutes
         try:
-            args.out.mkdir(parents=True, exist_ok=True)
+            self.write()
         except OSError as error:
             raise UserError(
                 f"out={args.out}: {error.strerror}; type a folder to write to"
             ) from None
-        self.write()
 
     def write(self) -> None:
-        """To a temporary name, then renamed."""
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.path)
+        """Whole or not at all."""
+        write_result(self.path, self.data)
 
     def add(self, key: str, *rows: Any) -> None:
         """More rows of a list."""
-        self.found.setdefault(key, []).extend(rows)
+        self.data.setdefault(key, []).extend(rows)
         self.write()
 
     def put(self, key: str, value: Any) -> None:
         """One entry."""
-        self.found[key] = value
+        self.data[key] = value
         self.write()
 
     def left(self) -> float:
@@ -143,7 +125,7 @@ class Result:
 
     def finish(self, draw: str) -> None:
         """Mark as finished; then the picture, if matplotlib is here."""
-        self.found["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
+        self.data["load_average_after"] = load()
         self.put("finished", True)
         print(self.path)
         try:
@@ -151,11 +133,11 @@ class Result:
         except ModuleNotFoundError as error:
             print(f"no picture: {error}; type python experiments/bench_plots.py {self.path}")
             return
-        getattr(bench_plots, draw)(self.found, self.path.with_suffix(""))
+        getattr(bench_plots, draw)(self.data, self.path.with_suffix(""))
 
 
 def _words() -> list[str]:
-    """What was typed, without --out: results name no folder of a machine."""
+    """The words typed, without --out: results name no folder of a machine."""
     words = sys.argv[1:]
     if "--out" in words:
         i = words.index("--out")
@@ -165,10 +147,9 @@ def _words() -> list[str]:
 
 def _triton() -> str | None:
     try:
-        import triton
-    except ImportError:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
         return None
-    return triton.__version__
 
 
 # -- timing -----------------------------------------------------------------------------------
@@ -210,35 +191,36 @@ def interleaved(
             clock(call, 0)  # compiles, tunes, allocates
             took = clock(call, 1)
         except (RuntimeError, NotImplementedError, UserError, ImportError) as error:
-            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            failed[name] = reason(error)
             continue
         inner[name] = 1 if timed else max(math.ceil(LEAST[device] / max(took, 1e-6)), 1)
         once += took * inner[name]
+
+    def one(name: str, i: int) -> Any:
+        if timed:
+            return timed(calls[name], i)
+        n = inner[name]
+        return clock(lambda start: [calls[name](start + j) for j in range(n)], i * n) / n
+
     affordable = min(seconds / max(once, 1e-9), 1e6) - 1
     rounds = max(min(repeats, int(affordable)), min(3, repeats))
-    found: dict[str, list[Any]] = {name: [] for name in inner}
+    times: dict[str, list[Any]] = {name: [] for name in inner}
     for i in range(rounds):
-        for name, n in inner.items():
-            if timed:
-                found[name].append(timed(calls[name], i))
-                continue
-            many = [clock(lambda i, name=name, n=n: _loop(calls[name], i, n), i * n)]
-            found[name].append(many[0] / n)
-    return found, failed
+        for name in inner:
+            times[name].append(one(name, i))
+    return times, failed
 
 
-def _loop(call: Call, i: int, n: int) -> None:
-    for j in range(n):
-        call(i + j)
+def reason(error: Exception) -> str:
+    """Type and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def summed_up(seconds: list[float]) -> dict[str, Any]:
     """Median, spread and number of some timings."""
-    middle, spread = median(seconds), 0.0
-    if len(seconds) > 1:
-        low, _, high = quantiles(seconds, n=4, method="inclusive")
-        spread = (high - low) / middle
-    return {"seconds": sig(middle), "spread": round(spread, 4), "repeats": len(seconds)}
+    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+    spread = round(float((high - low) / middle), 4)
+    return {"seconds": sig(middle), "spread": spread, "repeats": len(seconds)}
 
 
 def sig(x: float, digits: int = 5) -> float:
@@ -264,37 +246,33 @@ def random_qkv(shape: tuple, device: str, dtype: torch.dtype, seed: int = 0) -> 
     one = 3 * math.prod(shape) * dtype.itemsize
     generator = torch.Generator(device).manual_seed(seed)
     draw = {"generator": generator, "device": device, "dtype": dtype}
-    return [
-        tuple(torch.randn(shape, **draw) for _ in range(3))
-        for _ in range(max(min(math.ceil(ROTATED[device] / one), 8), 1))
-    ]
+    sets = max(min(math.ceil(ROTATED[device] / one), 8), 1)
+    return [tuple(torch.randn(shape, **draw) for _ in range(3)) for _ in range(sets)]
 
 
 def dense_kernels(q: Tensor, device: str) -> tuple[dict[str, Callable], dict[str, str]]:
     """({name: f(q, k, v)}, {name: why not}): dense attention that may run on such a q."""
-    found, missing = {"default": F.scaled_dot_product_attention}, {}
+    kernels, missing = {"default": F.scaled_dot_product_attention}, {}
     for name, backend in SDPA.items():
         if name == "math" and math.prod(q.shape[:-1]) * q.shape[2] * 4 > QUADRATIC:
             missing[name] = "its logits would take too much memory"
-            continue
-        found[name] = lambda q, k, v, b=backend: _forced(q, k, v, b)
+        else:
+            kernels[name] = lambda q, k, v, b=backend: _forced(q, k, v, b)
     try:
         from flash_attn.cute import flash_attn_func
     except Exception as error:  # an optional package, which may fail in its own ways
-        missing["flash-attn-4"] = (
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
-        )
-        return found, missing
+        missing["flash-attn-4"] = reason(error)
+        return kernels, missing
 
     def fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
         return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
     if device == "cuda":
-        found["flash-attn-4"] = fa4
+        kernels["flash-attn-4"] = fa4
     else:
         missing["flash-attn-4"] = "it needs a CUDA device"
-    return found, missing
+    return kernels, missing
 
 
 def _forced(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
@@ -316,7 +294,7 @@ def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
         call(0)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before + given
-    from s2flow.costs import tracing
+    from s2flow.costs import tracing  # heavy, and of no use on a GPU
 
     with tracing(fused=False) as trace:
         call(0)

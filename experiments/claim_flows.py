@@ -20,7 +20,7 @@ confirmed.
 import math
 from typing import Any
 
-from claim_rules import CONFIRMED, REFUTED, UNDECIDED, Found, decide
+from claim_rules import CONFIRMED, REFUTED, UNDECIDED, WORDS, Decision, decide
 from gaussian_flow import GaussianCascade
 from reference import reference_flow
 from torch import Tensor
@@ -34,26 +34,29 @@ PROMPTS, SEEDS = 64, 3
 UTILISATION = 1.25  # windows run at 0.8 to 1.25 of the utilisation of dense attention
 
 
+def _row(source: str, sentence: str, measure: str, rule: str, d: Decision) -> dict[str, Any]:
+    row = {"source": source, "claim": sentence, "measure": measure, "rule": rule, "runs": []}
+    return row | d.rounded()
+
+
 # -- order ------------------------------------------------------------------------------------
 
 
 def order_claims(make: Any) -> list[dict[str, Any]]:
     """make(words) -> recipe of the embedded schedule with handoff=latent."""
-    rows = []
     coarse, fine = (twin_errors(make, N) for N in (40, 80))
     slopes = {k: math.log2(coarse[k] / fine[k]) for k in coarse}
-    found = decide("over", 1.75, slopes, None, PROMPTS, SEEDS)
-    say = "Eq. 12 with K = 2 is of second order, if the LR flow is the HR flow"
-    rows.append(
-        _row("Eq. 12", say, "order of the global error, N = 40 to 80", "over", 1.75, found)
-    )
     euler, second = (half_size_errors(make, order) for order in (1, 2))
     gain = {k: math.log(euler[k] / second[k]) for k in euler}
-    found = decide("above", 0.05, gain, None, PROMPTS, SEEDS)
-    say = "With an LR flow of half the size, order 2 is nearer the exact flow than Euler"
-    rows.append(
-        _row("Eq. 12", say, "log of Euler's error / order 2's, N = 20", "above", 0.05, found)
-    )
+    twin = "Eq. 12 with K = 2 is of second order, if the LR flow is the HR flow"
+    half = "With an LR flow of half the size, order 2 is nearer the exact flow than Euler"
+    rows = []
+    for sentence, measure, rule, margin, values in (
+        (twin, "order of the global error, N = 40 to 80", "over", 1.75, slopes),
+        (half, "log of Euler's error / order 2's, N = 20", "above", 0.05, gain),
+    ):
+        decision = decide(rule, margin, values, None, PROMPTS, SEEDS)
+        rows.append(_row("Eq. 12", sentence, measure, WORDS[rule].format(m=margin), decision))
     return rows
 
 
@@ -74,8 +77,8 @@ def twin_errors(make: Any, N: int) -> dict[tuple[str, int], float]:
     run, exact = (_engine(make, [f"steps={n}", f"t_i={n - 1}"]) for n in (N, 160))
     z = run.noise(run.low_shape, "low")
     path = run.high_flow(z, N, Euler())
-    found = run.high_flow(z, N, LRI(path, lambda d: d, 2)).z[0]
-    return _errors(run, found, reference_flow(exact, z, 160, 2))
+    end = run.high_flow(z, N, LRI(path, lambda d: d, 2)).z[0]
+    return _errors(run, end, reference_flow(exact, z, 160, 2))
 
 
 def half_size_errors(make: Any, order: int) -> dict[tuple[str, int], float]:
@@ -83,8 +86,8 @@ def half_size_errors(make: Any, order: int) -> dict[tuple[str, int], float]:
     run, exact = (_engine(make, [f"steps={n}", f"t_i={2 * n // 5}"]) for n in (20, 80))
     low = run.low_flow()
     z = run.hand_off(low)
-    found = run.high_flow(z, run.recipe.t_i, run.lri(low, order)).z[0]
-    return _errors(run, found, reference_flow(exact, z, exact.recipe.t_i, 2))
+    end = run.high_flow(z, run.recipe.t_i, run.lri(low, order)).z[0]
+    return _errors(run, end, reference_flow(exact, z, exact.recipe.t_i, 2))
 
 
 # -- speed ------------------------------------------------------------------------------------
@@ -97,41 +100,27 @@ def speed_claims() -> list[dict[str, Any]]:
     readings = {"volume": "s of the volume, the text", "per_axis": "s per axis, s³ of the volume"}
     for density, reading in readings.items():
         f = fraction_of_volume(clock.setting["sparsity"], density)
-        say = f"HR steps are 7.6 times as fast as with full attention (f = {f:g}: {reading})"
-        rows.append(_model("Figure 6", say, 7.6, clock.speedup(f), bound=False))
-        say = f"A whole clip is 4 times as fast as the backbone at HR (f = {f:g}: {reading})"
-        rows.append(_model("Table 1", say, 4.0, native / clock.minutes(f), bound=True))
+        words = f"HR steps are 7.6 times as fast as with full attention (f = {f:g}: {reading})"
+        rows.append(_speed("Figure 6", words, 7.6, clock.speedup(f), bound=False))
+        words = f"A whole clip is 4 times as fast as the backbone at HR (f = {f:g}: {reading})"
+        rows.append(_speed("Table 1", words, 4.0, native / clock.minutes(f), bound=True))
     rival = native / clock.minutes(1.0)
-    say = "Rivals with full attention are 1.4 times as fast as the backbone at HR"
-    return [*rows, _model("Table 1", say, 1.4, rival, bound=True)]
+    words = "Rivals with full attention are 1.4 times as fast as the backbone at HR"
+    return [*rows, _speed("Table 1", words, 1.4, rival, bound=True)]
 
 
-def _model(
+def _speed(
     source: str, sentence: str, claimed: float, ratio: float, bound: bool
 ) -> dict[str, Any]:
     """bound: the ratio leaves out what is not the transformer, so it is at most this."""
     low, high = ratio / UTILISATION, ratio * UTILISATION
-    verdict = CONFIRMED if low <= claimed <= high else REFUTED
-    why, rule = "", "confirmed if the claimed ratio is in the range, refuted if not"
+    verdict, why = CONFIRMED if low <= claimed <= high else REFUTED, ""
+    rule = "confirmed if the claimed ratio is in the range, refuted if not"
     if bound:
         verdict = REFUTED if claimed > high else UNDECIDED
+        why = "" if verdict == REFUTED else "autoencoder and data are not in the model"
         rule = (
             "refuted if the claimed ratio is above the range: the transformer alone takes longer"
         )
-        why = "" if verdict == REFUTED else "autoencoder and data are not in the model"
-    found = Found(verdict, why, ratio, low, high)
     measure = "runtime model (FLOPs) at the paper's size; the range is assumed, not sampled"
-    return _said(source, sentence, measure, rule, found)
-
-
-def _row(
-    source: str, sentence: str, measure: str, rule: str, margin: float, found: Found
-) -> dict[str, Any]:
-    from claim_rules import WORDS
-
-    return _said(source, sentence, measure, WORDS[rule].format(m=margin), found)
-
-
-def _said(source: str, sentence: str, measure: str, rule: str, found: Found) -> dict[str, Any]:
-    words = {"source": source, "claim": sentence, "measure": measure, "rule": rule}
-    return words | {"runs": []} | found.rounded()
+    return _row(source, sentence, measure, rule, Decision(verdict, why, ratio, low, high))

@@ -18,19 +18,23 @@ So a gain that is certainly smaller than what counts refutes a claim of gain, ev
 certainly there, and a wide interval decides nothing. A claim without its prompts and seeds is
 undecided, whatever its interval.
 
-Each claim stands alone: of twenty that are false, about one is confirmed by chance.
+Each claim stands alone: of twenty that are false, about one is confirmed by chance. The claims
+themselves are in claims.yaml.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from s2flow.metrics import ClipKey, PairedDifference, paired_clips
+import yaml
+
+from s2flow.metrics import ClipKey, paired_clips
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
-RULES = ("above", "below", "no loss", "drops", "alike", "over", "under")
 WORDS = {
     "above": "refuted if all of the interval is below +{m:g}, else confirmed if it is above 0",
     "below": "refuted if all of the interval is above −{m:g}, else confirmed if it is below 0",
@@ -40,31 +44,68 @@ WORDS = {
     "over": "confirmed if the interval is above {m:g}, refuted if below",
     "under": "confirmed if the interval is below {m:g}, refuted if above",
 }
+LIST = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 
 Values = Mapping[ClipKey, float | None]
 
 
 @dataclass(frozen=True)
-class Found:
-    """An estimate with its interval, what is behind it, and what follows."""
+class Measure:
+    """A quantity of a clip's scores on both kinds of backbone; vbench: None if it has no such."""
+
+    own: str
+    vbench: str | None
+    gain: tuple[float, float]  # own, VBench
+    loss: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """a, b: names of RUNS; measure: of the scores, or a word that claims.py reads from records."""
+
+    source: str
+    sentence: str
+    rule: str
+    a: str
+    measure: Measure | str
+    b: str | None = None
+    margin: float | None = None
+    prompts: int = 64
+    seeds: int = 3
+    note: str = ""
+
+    @property
+    def sides(self) -> list[str]:
+        """The runs that it reads."""
+        return [s for s in (self.a, self.b) if s is not None]
+
+
+RUNS = {name: tuple(words) for name, words in LIST["runs"].items()}
+MEASURES = {name: Measure(**fields) for name, fields in LIST["measures"].items()}
+CLAIMS = [
+    Claim(**(fields | {"measure": MEASURES.get(fields["measure"], fields["measure"])}))
+    for fields in LIST["claims"]
+]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An estimate with its interval, what is behind it, and what follows; why: of an undecided one."""
 
     verdict: str
-    why: str  # of an undecided one
+    why: str
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
     prompts: int = 0
-    clips: int = 0
+    clips: int = 0  # pairs of clips, for a difference
 
     def rounded(self) -> dict[str, Any]:
         """For JSON."""
         numbers = {k: getattr(self, k) for k in ("estimate", "low", "high")}
         numbers = {k: None if v is None else round(v, 5) for k, v in numbers.items()}
-        return {"verdict": self.verdict, "why": self.why, **numbers, **self.behind()}
-
-    def behind(self) -> dict[str, int]:
-        """Prompts and clips (pairs of clips, for a difference)."""
-        return {"prompts": self.prompts, "clips": self.clips}
+        behind = {"prompts": self.prompts, "clips": self.clips}
+        return {"verdict": self.verdict, "why": self.why, **numbers, **behind}
 
 
 def judge(rule: str, low: float, high: float, m: float, real: bool = True) -> str:
@@ -72,8 +113,8 @@ def judge(rule: str, low: float, high: float, m: float, real: bool = True) -> st
 
     Raises `ValueError` for an unknown rule, or an interval that is none.
     """
-    if rule not in RULES or not low <= high:
-        raise ValueError(f"rule {rule!r} on [{low}, {high}]; rules are {', '.join(RULES)}")
+    if rule not in WORDS or not low <= high:
+        raise ValueError(f"rule {rule!r} on [{low}, {high}]; rules are {', '.join(WORDS)}")
     holds, fails = {
         "above": (low > 0 and high >= m and real, high < m),
         "below": (high < 0 and low <= -m and real, low > -m),
@@ -88,25 +129,22 @@ def judge(rule: str, low: float, high: float, m: float, real: bool = True) -> st
 
 def decide(
     rule: str, margin: float, a: Values, b: Values | None, prompts: int, seeds: int
-) -> Found:
+) -> Decision:
     """A claim on a - b, or on a itself (b None), from values by (prompt, seed).
 
     Undecided unless so many prompts have so many seeds (on both sides).
     """
     reference = dict.fromkeys(a, 0.0) if b is None else b
-    d: PairedDifference = paired_clips(a, reference)
-    whole = complete_prompts(a, reference, seeds)
+    d = paired_clips(a, reference)
     behind = (d.mean, d.low, d.high, d.n, d.clips)
-    if whole < prompts:
-        why = f"{whole} of the {prompts} prompts have {seeds} seed{'s' * (seeds > 1)}"
-        return Found(UNDECIDED, why, *behind)
+    if why := _too_few(a, reference, prompts, seeds):
+        return Decision(UNDECIDED, why, *behind)
     if d.low is None:
-        return Found(UNDECIDED, "one prompt has no interval", *behind)
-    verdict = judge(rule, d.low, d.high, margin, d.is_real)
-    return Found(verdict, "interval too wide" if verdict == UNDECIDED else "", *behind)
+        return Decision(UNDECIDED, "one prompt has no interval", *behind)
+    return _decision(judge(rule, d.low, d.high, margin, d.is_real), behind)
 
 
-def decide_share(rule: str, threshold: float, a: Values, prompts: int, seeds: int) -> Found:
+def decide_share(rule: str, threshold: float, a: Values, prompts: int, seeds: int) -> Decision:
     """A claim on a share of clips, `over` or `under`: Wilson's interval with prompts as the witnesses.
 
     A bootstrap of clips that all ended alike has no width; Wilson's has. Seeds of a prompt count as
@@ -116,27 +154,29 @@ def decide_share(rule: str, threshold: float, a: Values, prompts: int, seeds: in
     for (prompt, _), value in a.items():
         if value is not None:
             by_prompt.setdefault(prompt, []).append(value)
-    n, clips = len(by_prompt), sum(map(len, by_prompt.values()))
-    if n == 0:
-        return Found(UNDECIDED, "no clips")
-    p = sum(sum(v) / len(v) for v in by_prompt.values()) / n
-    low, high = wilson(p, n)
-    whole = complete_prompts(a, a, seeds)
-    if whole < prompts:
-        why = f"{whole} of the {prompts} prompts have {seeds} seeds"
-        return Found(UNDECIDED, why, p, low, high, n, clips)
-    verdict = judge(rule, low, high, threshold)
-    return Found(
-        verdict, "interval too wide" if verdict == UNDECIDED else "", p, low, high, n, clips
-    )
+    if not by_prompt:
+        return Decision(UNDECIDED, "no clips")
+    p = fmean(map(fmean, by_prompt.values()))
+    low, high = wilson(p, len(by_prompt))
+    behind = (p, low, high, len(by_prompt), sum(map(len, by_prompt.values())))
+    if why := _too_few(a, a, prompts, seeds):
+        return Decision(UNDECIDED, why, *behind)
+    return _decision(judge(rule, low, high, threshold), behind)
 
 
-def complete_prompts(a: Values, b: Values, seeds: int) -> int:
-    """Prompts with at least so many seeds that have a value on both sides."""
+def _decision(verdict: str, behind: tuple) -> Decision:
+    return Decision(verdict, "interval too wide" if verdict == UNDECIDED else "", *behind)
+
+
+def _too_few(a: Values, b: Values, prompts: int, seeds: int) -> str:
+    """Why the clips do not suffice: too few prompts with so many seeds on both sides; or ""."""
     shared = Counter(
         prompt for prompt, s in a if a[prompt, s] is not None and b.get((prompt, s)) is not None
     )
-    return sum(n >= seeds for n in shared.values())
+    whole = sum(n >= seeds for n in shared.values())
+    if whole >= prompts:
+        return ""
+    return f"{whole} of the {prompts} prompts have {seeds} seed{'s' * (seeds > 1)}"
 
 
 def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -1,72 +1,109 @@
-"""Finished clips of every run as plain rows, for the tables and for paired differences.
-
-A row is a dict: what `s2flow.store.load_records` gives, with the knobs that a run ignores blanked.
-"""
+"""Runs of a store as tables, figures and paired differences read them: knobs, and a frame of clips."""
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from s2flow.metrics import ClipKey, Row
-from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+from s2flow.store.recipes import ADDED_FIELDS
 
 GROUP = ("backbone", "steps", "height", "width", "frames")
 WINDOW_KNOBS = ("sparsity", "density", "windows")
 SOLVER_KNOBS = ("solver", "order")
 KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
+FIRST_VALUES = {  # of knobs that the first records lack
+    k: "none" if v in (None, []) else v for k, v in ADDED_FIELDS.items() if k != "params"
+}
 OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
 OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
-OTHER_KNOBS += ("attention", "fidelity_reference")  # all held too, where they are recorded
-USUAL = {
-    k: "none" if v in (None, []) else v for k, v in DEFAULT_WHEN_ABSENT.items() if k != "params"
-}
-OTHER_KNOBS += tuple(USUAL)
-BESIDE = dict.fromkeys(("rope", "temperature", "shift_high"), "t_i")
-BESIDE |= dict.fromkeys(("adain", "stages"), "handoff")
-READ = (*KNOBS, *USUAL, "handoff")  # what decides which of the others count
+OTHER_KNOBS += ("attention", "fidelity_reference", *FIRST_VALUES)
+READ_WITH = {"shift_high": "t_i", "adain": "handoff", "stages": "handoff"}  # by the same methods
+DEFAULTS = {"sparsity": 0.5, "windows": "adaptive", "density": "volume", "solver": "lri"}
+DEFAULTS |= {"order": 2, "handoff": "x0", "noise": "fresh"}  # of run.py
 CLIP = ("prompt", "original_prompt", "seed")
 FAILED = ("failed", "error")
 
 Record = dict[str, Any]
 
 
-def read_records(frame: "DataFrame") -> list[Record]:
-    """One dict per clip, None where a column or value is missing, and ignored knobs blanked.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The clips of one recipe.
 
-    A knob that a run ignores must not tell equal runs apart: methods other than S2Flow have no
-    windows and no solver, `native` and `bicubic` no hand-off, full attention no window shape,
-    the window policy `coverage` no sparsity, `order` belongs to the solver `lri`, whose order 1
-    is `euler`.
+    knobs: plain values by name; None where one is not recorded, or is ignored by the run.
+    clips: a row per clip, with the columns of `s2flow.store.load_records`; done: the finished ones.
     """
-    seen, records, blanked = set(), [], {}
-    names = [str(name) for name in frame.columns]
-    columns = [_plain_column(frame[name]) for name in frame.columns]
-    lacking = {*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "run_id", "status"} - set(names)
-    names, columns = [*names, *sorted(lacking)], [*columns, *[[None] * len(frame)] * len(lacking)]
-    for cells in zip(*columns, strict=True):
-        r = dict(zip(names, cells, strict=True))  # as small as can be: there may be many
-        knobs = tuple(r[k] for k in READ)
-        if knobs not in blanked:  # the clips of a run have them in common
-            counted = _without_ignored(dict(zip(READ, knobs, strict=True)))
-            blanked[knobs] = [(k, v) for k, v in counted.items() if v is not r[k]]
-        for name, value in blanked[knobs]:
-            r[name] = value
-        key = tuple(r[k] for k in ("run_id", *CLIP))
-        unnamed = None in (r["run_id"], r["prompt"], r["seed"])
-        if unnamed or key not in seen:
-            records.append(r)
-        seen.add(key)
-    return records
+
+    id: str
+    knobs: Record
+    clips: pd.DataFrame
+    done: pd.DataFrame
+
+    def values(self, column: str) -> pd.Series:
+        """The numbers of a column over finished clips; empty where there are none."""
+        if column not in self.done:
+            return pd.Series(dtype=float)
+        return pd.to_numeric(self.done[column], errors="coerce").dropna()
+
+    def mean(self, column: str) -> float | None:
+        """Mean over the finished clips that have a value."""
+        values = self.values(column)
+        return float(values.mean()) if len(values) else None
+
+    def clip_keys(self) -> list[ClipKey]:
+        """((prompt, original prompt or None), seed) of finished clips.
+
+        An augmented prompt and the entry that it stands for are together one prompt.
+        """
+        originals = _without_nan(self.done["original_prompt"])
+        prompts = zip(self.done["prompt"], originals, strict=True)
+        return list(zip(prompts, self.done["seed"].tolist(), strict=True))
+
+    def scores(self) -> dict[ClipKey, Row]:
+        """The scores of finished clips, as `metrics.paired_runs` takes them."""
+        names = {c: c.removeprefix("score_") for c in self.done if c.startswith("score_")}
+        rows = _without_nan(self.done[list(names)].rename(columns=names)).to_dict("records")
+        return dict(zip(self.clip_keys(), rows, strict=True))
+
+
+def _without_nan(table: Any) -> Any:
+    return table.astype(object).where(table.notna(), None)
+
+
+def read_runs(frame: pd.DataFrame) -> list[Run]:
+    """The runs of a frame of `load_records`; a clip that is recorded twice counts once.
+
+    A run whose clips were compared with two references (scorer `fidelity`) is two of them.
+    """
+    columns = (*GROUP, *KNOBS, *OTHER_KNOBS, *CLIP, "variant", "run_id", "status")
+    missing = [c for c in dict.fromkeys(columns) if c not in frame]
+    frame = frame.reindex(columns=[*frame.columns, *missing])
+    frame = frame.drop_duplicates(["run_id", *CLIP])
+    reference = frame["fidelity_reference"].astype(object)
+    usual = reference.groupby(frame["run_id"]).transform("first")
+    runs = []
+    for (run_id, _), clips in frame.groupby(
+        ["run_id", reference.fillna(usual).fillna("")], sort=False
+    ):
+        done = clips[~clips["status"].isin(FAILED)]
+        first = (done if len(done) else clips).iloc[0]
+        knobs = {k: _plain(first[k]) for k in (*GROUP, *KNOBS, *OTHER_KNOBS, "variant")}
+        runs.append(Run(str(run_id), _without_ignored(knobs), clips, done))
+    return runs
 
 
 def _without_ignored(r: Record) -> Record:
-    """The knobs of a row as they count; see `read_records`."""
-    r |= {k: v for k, v in USUAL.items() if r[k] in (None, "") and _reads(r, k)}
+    """The knobs of a run without those that it ignores, which must not tell equal runs apart.
+
+    Methods other than S2Flow have no windows and no solver, `native` and `bicubic` no hand-off,
+    full attention no window shape, the policy `coverage` no sparsity; `order` belongs to the solver
+    `lri`, whose order 1 is `euler`.
+    """
+    r = r | {k: v for k, v in FIRST_VALUES.items() if r[k] in (None, "") and reads(r, k)}
     if r["windows"] == "full":
         r["sparsity"] = 1
     if r["method"] != "s2flow":
@@ -84,59 +121,26 @@ def _without_ignored(r: Record) -> Record:
     return r
 
 
-def _reads(r: Record, knob: str) -> bool:
-    """Whether a clip's pixels depend on a knob of DEFAULT_WHEN_ABSENT.
+def reads(r: Mapping[str, Any], knob: str) -> bool:
+    """Whether a run's pixels depend on a knob of ADDED_FIELDS.
 
-    Told from the knob that a method always has beside it, since asking the method means loading torch.
+    Inferred from a knob that the same methods read, since asking the method means loading torch.
     """
-    return r["method"] is None or knob not in BESIDE or r[BESIDE[knob]] is not None
-
-
-def _plain_column(column: "Series") -> list[Any]:
-    """The cells of a column as plain values, each different one made once."""
-    if column.isna().all():
-        return [None] * len(column)
-    if column.dtype == object:  # where True and 1, or lists, may stand side by side
-        return [_plain(value) for value in column.tolist()]
-    codes, values = column.factorize()
-    plain = np.empty(len(values) + 1, dtype=object)  # the last one, None, is where nothing is
-    for i, value in enumerate(values):
-        plain[i] = _plain(value)
-    return plain[codes].tolist()
+    if r["method"] is None:
+        return True
+    if knob in ("rope", "temperature"):  # of all but `bicubic`, which has no HR forward
+        return r["method"] != "bicubic"
+    return knob not in READ_WITH or r[READ_WITH[knob]] is not None
 
 
 def _plain(value: Any) -> Any:
-    """A pandas cell as a plain value: NaN is None, 12.0 is 12, 0.30000000000000004 is 0.3."""
+    """A cell as a plain value: NaN is None, 12.0 is 12, 0.30000000000000004 is 0.3."""
+    if isinstance(value, list):
+        return tuple(value)
     if isinstance(value, np.generic):
         value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
     if isinstance(value, float):
-        if math.isnan(value):
-            return None
         return int(value) if value.is_integer() else round(value, 12)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def is_done(record: Record) -> bool:
-    """Whether the clip was finished, rather than recorded as failed."""
-    return record["status"] not in FAILED
-
-
-def scores_by_clip(records: Iterable[Record]) -> dict[ClipKey, Row]:
-    """The scores of finished clips by (prompt, seed), as `metrics.paired_runs` takes them.
-
-    An augmented prompt and the entry that it stands for are together one prompt.
-    """
-    done = [r for r in records if is_done(r)]
-    names = {k: k.removeprefix("score_") for k in score_columns(done)}
-    return {
-        ((r["prompt"], r["original_prompt"]), r["seed"]): {
-            name: r[k] for k, name in names.items() if k in r
-        }
-        for r in done
-    }
-
-
-def score_columns(records: list[Record]) -> list[str]:
-    """The scores that records are asked for; those of `read_records` have their columns in common."""
-    kinds = {len(r): r for r in records}
-    return list(dict.fromkeys(k for r in kinds.values() for k in r if k.startswith("score_")))
+    return value

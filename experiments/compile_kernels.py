@@ -46,18 +46,7 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     floats = ("Lse",) if kernel is not coverage_kernel.brick_sums else ("Out",)
     if kernel is window_kernel.of_text:
         floats = ("Out", "Lse")
-    types = {}
-    for name in names:
-        if name in fixed:
-            types[name] = "constexpr"
-        elif name in floats:
-            types[name] = "*fp32"
-        elif name in NUMBERS:
-            types[name] = f"*{TYPES[dtype]}"
-        elif name in ("windows", "offsets", "chosen", "slots"):
-            types[name] = "*i32"
-        else:  # strides over clips may pass 2^31
-            types[name] = "i64" if re.fullmatch("[qkvo]_b", name) else "i32"
+    types = {n: _type(n, fixed, floats, dtype) for n in names}
     aligned = [n for n in names if types[n].startswith("*") or re.fullmatch("[qkvo]_[bhl]", n)]
     source = ASTSource(
         fn=kernel,
@@ -69,19 +58,32 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=rest)
 
 
+def _type(name: str, fixed: dict, floats: tuple[str, ...], dtype: torch.dtype) -> str:
+    """Triton's word for the type of an argument."""
+    if name in fixed:
+        return "constexpr"
+    if name in floats:
+        return "*fp32"
+    if name in NUMBERS:
+        return f"*{TYPES[dtype]}"
+    if name in ("windows", "offsets", "chosen", "slots"):
+        return "*i32"
+    return "i64" if re.fullmatch("[qkvo]_b", name) else "i32"  # strides over clips may pass 2^31
+
+
 def looked_at(kernel) -> dict[str, Any]:
     """Registers, spilled bytes, shared KiB and matrix instructions of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        said = subprocess.run(
+        usage = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     ptx = kernel.asm["ptx"]
     return {
-        "registers": int(re.search(r"REG:(\d+)", said)[1]),
-        "spilled": int(re.search(r"STACK:(\d+)", said)[1]),
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared_kib": round(kernel.metadata.shared / 1024, 1),
         "matrix": {name: n for name in MATRIX if (n := ptx.count(name))},
         "async_copies": ptx.count("cp.async.cg") + ptx.count("cp.async.ca"),
@@ -112,15 +114,15 @@ def main() -> None:
     rows, wrong = [], 0
     for chip, d, dtype in itertools.product(SHARED, dims, types):
         for name, kernel, options in cases(chip, d, dtype):
-            found = looked_at(compiled(kernel, chip, dtype, options))
-            bad = found["spilled"] > 0 or found["shared_kib"] > SHARED[chip]
+            facts = looked_at(compiled(kernel, chip, dtype, options))
+            bad = facts["spilled"] > 0 or facts["shared_kib"] > SHARED[chip]
             wrong += bad
             tiles = [options.get(x) for x in ("BLOCK_M", "BLOCK_R", "BLOCK_N")]
             config = "x".join(str(x) for x in tiles if x)
             config += f" warps {options['num_warps']} stages {options['num_stages']}"
             of = {"chip": f"sm_{chip}", "head_dim": d, "dtype": TYPES[dtype], "kernel": name}
-            rows.append(of | {"config": config} | found)
-            print(*of.values(), config, *found.values(), "TOO MUCH" if bad else "", flush=True)
+            rows.append(of | {"config": config} | facts)
+            print(*of.values(), config, *facts.values(), "TOO MUCH" if bad else "", flush=True)
     if not quick:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         RESULTS.write_text(json.dumps({"versions": versions, "kernels": rows}, indent=1) + "\n")

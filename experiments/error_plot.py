@@ -1,8 +1,7 @@
 """Error curves as a picture: |z_0 - z_ref| / |z_ref| over the step count, both logarithmic.
 
-One panel per hand-off noise, at the first guidance; at the end of each line its solver and the
-slope over the last doubling of N, -1 for a first-order solver. Column width (3.4 inches), Okabe and
-Ito's colours for the colour-blind, a marker of its own for each line.
+One panel per hand-off noise, at the first guidance; its legend has, from the largest last error to the
+smallest, each solver with the slope over the last doubling of N, -1 for a first-order solver.
 """
 
 import math
@@ -13,10 +12,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt
+from figures import COLUMN, plain_numbers, plt, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 LOOK = {  # solver -> (name on the page, colour, marker, dashes)
     "euler": ("Euler", "#000000", "o", "-"),
@@ -30,76 +28,39 @@ LOOK = {  # solver -> (name on the page, colour, marker, dashes)
     "heun": ("Heun (2 calls)", "#7F7F7F", "x", "--"),
 }
 
-LEADER = {"arrowstyle": "-", "lw": 0.4, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
-
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Write path.png and path.pdf from the rows of one result file."""
-    figure = drawn(rows)
-    for end in ("png", "pdf"):
-        figure.savefig(f"{path}.{end}", dpi=220)
-    plt.close(figure)
+    write(drawn(rows), path)
 
 
 def drawn(rows: list[dict[str, Any]]) -> Figure:
     """The figure of one result file, not yet written."""
     rows = [r for r in rows if r["guidance"] == rows[0]["guidance"]]
     noises = list(dict.fromkeys(r["noise"] for r in rows))
-    plt.rcParams.update({"font.size": 7, "axes.linewidth": 0.6, "pdf.fonttype": 42})
-    figure, axes = plt.subplots(len(noises), figsize=(3.4, 2.35 * len(noises)), squeeze=False)
+    size = {"figsize": (COLUMN, 2.35 * len(noises)), "layout": "constrained"}
+    figure, axes = plt.subplots(len(noises), squeeze=False, **size)
     for ax, noise in zip(axes[:, 0], noises, strict=True):
         panel(ax, [r for r in rows if r["noise"] == noise])
-        title = f"guidance {rows[0]['guidance']:g}, {noise} noise at the hand-off"
-        ax.set_title(title, fontsize=7, loc="left", pad=3)
+        ax.set_title(f"guidance {rows[0]['guidance']:g}, {noise} noise at the hand-off", pad=3)
     axes[-1, 0].set_xlabel("steps N of the whole grid")
-    figure.subplots_adjust(left=0.185, right=0.7, top=0.95, bottom=0.09, hspace=0.28)
     return figure
 
 
 def panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """The curves of one hand-off noise."""
     steps = [r["steps"] for r in rows]
-    ends = {}
-    for name, (label, colour, marker, dashes) in LOOK.items():
+    for name in sorted(LOOK, key=lambda name: -rows[-1]["error"][name]):
+        label, colour, marker, dashes = LOOK[name]
         error = [r["error"][name] for r in rows]
-        ax.loglog(steps, error, dashes, color=colour, marker=marker, ms=3, lw=1, mew=0.8)
         slope = f" {_slope(steps, error):+.1f}".replace("-", "−") if len(rows) > 1 else ""
-        ends[f"{label}{slope}"] = (error[-1], colour)
-    ax.set_xticks(steps, [str(N) for N in steps])
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.minorticks_off()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        look = {"color": colour, "marker": marker, "ms": 3, "mew": 0.8}
+        ax.loglog(steps, error, dashes, label=label + slope, **look)
+    plain_numbers(ax, "x", steps)
+    plain_numbers(ax, "y")
     ax.set_ylabel("relative error of z₀")
-    ax.grid(True, lw=0.3, color="#DDDDDD")
-    for text, place in zip(ends, spread(ax, [e for e, _ in ends.values()]), strict=True):
-        error, colour = ends[text]
-        ax.annotate(
-            text,
-            xy=(1, _height(ax, error)),
-            xytext=(1.08, place),
-            xycoords="axes fraction",
-            color=colour,
-            va="center",
-            fontsize=6.5,
-            arrowprops=LEADER | {"color": colour},
-        )
-
-
-def spread(ax: Axes, values: list[float], gap: float = 0.085) -> list[float]:
-    """Heights of labels beside their values, as fractions of the axis, at least `gap` apart."""
-    placed = [_height(ax, v) for v in values]
-    order = sorted(range(len(placed)), key=placed.__getitem__)
-    for _ in range(300):  # neighbours that are too close push each other away
-        for a, b in zip(order[:-1], order[1:], strict=True):
-            push = max(gap - (placed[b] - placed[a]), 0) / 2
-            placed[a], placed[b] = placed[a] - push, placed[b] + push
-    return placed
-
-
-def _height(ax: Axes, value: float) -> float:
-    low, high = (math.log(y) for y in ax.get_ylim())
-    return (math.log(value) - low) / (high - low)
+    ax.grid(True)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
 
 
 def _slope(steps: list[int], error: list[float]) -> float:

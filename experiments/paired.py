@@ -17,17 +17,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clips import read_records, scores_by_clip
+from clips import read_runs
+from script import RESULTS, result, run, write_result
 
-from s2flow.metrics import AGGREGATES, ClipKey, PairedDifference, Row, paired_runs
-from s2flow.process.provenance import provenance
+from s2flow.errors import UserError
+from s2flow.metrics import AGGREGATES, ClipKey, Row, paired_runs
 from s2flow.store import load_records
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read, compare, print, write; 1 where nothing can be compared."""
+    """Read, compare, print, write. Raises UserError where nothing can be compared."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -36,28 +35,23 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = scored_runs(args.runs, args.score)
         if args.run not in runs:
-            raise ValueError(
+            raise UserError(
                 f"{args.run} has no clip scored with {args.score} below {args.runs}; "
                 f"there are {', '.join(runs) or 'none'}"
             )
         base, recipe = runs[args.run], read_recipe(args.runs, args.run)
         rows = [
-            compare(run, clips, base, args.score) | {"differs": differing(args.runs, run, recipe)}
-            for run, clips in runs.items()
+            {"run": name}
+            | compare(clips, base, args.score)
+            | {"differs": differing(read_recipe(args.runs, name), recipe)}
+            for name, clips in runs.items()
             if clips.keys() & base.keys()
         ]
-    except (OSError, ValueError) as error:  # a score on another scale, or no recipe.json
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    result = {
-        "command": " ".join(["python", "experiments/paired.py", *(argv or sys.argv[1:])]),
-        "score": args.score,
-        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
-        "recipe": recipe,
-        "rows": rows,
-    }
-    path = RESULTS / f"{recipe['backbone']}_paired.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except ValueError as error:  # a score on another scale, or no recipe.json
+        raise UserError(str(error)) from error
+    words = sys.argv[1:] if argv is None else argv
+    data = result("paired", words, score=args.score, recipe=recipe, rows=rows)
+    write_result(RESULTS / f"{recipe['backbone']}_paired.json", data)
     for row in rows:
         print(_line(row, args.run))
     return 0
@@ -65,40 +59,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def scored_runs(runs_dir: Path, score: str) -> dict[str, dict[ClipKey, Row]]:
     """The scores of all clips that have this one, by run id and clip."""
-    by_run: dict[str, list[dict[str, Any]]] = {}
-    for record in read_records(load_records(runs_dir)):
-        by_run.setdefault(record["run_id"], []).append(record)
     get = AGGREGATES.get(score, lambda row: row.get(score))
-    found = {
-        run: {clip: row for clip, row in scores_by_clip(records).items() if get(row) is not None}
-        for run, records in by_run.items()
-    }
-    return {run: clips for run, clips in found.items() if clips}
+    by_run: dict[str, dict[ClipKey, Row]] = {}
+    for r in read_runs(load_records(runs_dir)):
+        scored = {clip: row for clip, row in r.scores().items() if get(row) is not None}
+        by_run.setdefault(r.id, {}).update(scored)
+    return {run_id: clips for run_id, clips in by_run.items() if clips}
 
 
-def read_recipe(runs_dir: Path, run: str) -> dict[str, Any]:
-    """What a run is, without the version of the recipe's format."""
-    recipe = json.loads((runs_dir / run / "recipe.json").read_text(encoding="utf-8"))
+def read_recipe(runs_dir: Path, run_id: str) -> dict[str, Any]:
+    """The recipe of a run, without the version of the recipe's format."""
+    recipe = json.loads((runs_dir / run_id / "recipe.json").read_text(encoding="utf-8"))
     return {k: v for k, v in recipe.items() if k != "version"}
 
 
-def differing(runs_dir: Path, run: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def differing(own: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     """The knobs of a run that are others than in `recipe`; None where it has no such knob."""
-    own = read_recipe(runs_dir, run)
-    knobs = sorted({*own, *recipe})
-    return {k: own.get(k) for k in knobs if own.get(k) != recipe.get(k)}
+    return {k: own.get(k) for k in sorted({*own, *recipe}) if own.get(k) != recipe.get(k)}
 
 
-def compare(
-    run: str, clips: dict[ClipKey, Row], base: dict[ClipKey, Row], score: str
-) -> dict[str, Any]:
-    """One row: `clips` minus `base` over the clips that both have."""
-    d: PairedDifference = paired_runs(clips, base, [score])[score]
+def compare(clips: dict[ClipKey, Row], base: dict[ClipKey, Row], score: str) -> dict[str, Any]:
+    """`clips` minus `base` over the clips that both have."""
+    d = paired_runs(clips, base, [score])[score]
     shared = [clips[clip] for clip in clips if clip in base]
     get = AGGREGATES.get(score, lambda row: row[score])
     counts = [row["object_count"] for row in shared if row.get("object_count") is not None]
     return {
-        "run": run,
         "clips": d.clips,
         "prompts": d.n,
         "mean": round(fmean(map(get, shared)), 4),
@@ -113,17 +99,15 @@ def compare(
 
 def _line(row: dict[str, Any], base: str) -> str:
     own = {k: v for k, v in row["differs"].items() if v is not None}
-    own = ", ".join(
-        f"{k}={v.get('name', v) if isinstance(v, dict) else v}" for k, v in own.items()
-    )
+    own = {k: v.get("name", v) if isinstance(v, dict) else v for k, v in own.items()}
     interval = "" if row["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*row["interval"])
     alone = "" if row["one_object"] is None else f"  one object {row['one_object']:.0%}"
     return (
         f"{row['run']}  {row['clips']:4} clips  {row['mean']:.3f}{alone}  minus {base}: "
         f"{row['minus']:+.3f}{'*' if row['real'] else ''}{interval} over {row['prompts']} prompts, "
-        f"wins {row['wins']:.0%}  {own}"
+        f"wins {row['wins']:.0%}  {', '.join(f'{k}={v}' for k, v in own.items())}"
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

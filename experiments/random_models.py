@@ -1,6 +1,6 @@
 """Published video models with random weights: time and memory do not depend on the weights' values.
 
-`configs` writes a checkpoint folder without weights, which `s2flow.costs.blank` and `s2flow.costs`
+`model` writes a checkpoint folder without weights, which `s2flow.costs.blank` and `s2flow.costs`
 read like any other; `build` makes the parts that a benchmark runs, and leaves the others on the meta
 device. Text encoders have no size, and text states are drawn at random. toy=True: the same classes at
 a width that a CPU computes in seconds.
@@ -17,45 +17,19 @@ from typing import Any
 
 import diffusers
 import torch
+import yaml
 from torch import Tensor
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.published import PUBLISHED
 from s2flow.costs import RATES, forward_cost
 from s2flow.costs.blank import FAMILIES, blank, cast
+from s2flow.grid import Box
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.schema import BackboneConf
-from s2flow.windows import Box
 
-NO_TEXT = {  # text encoders of no size, by part
-    "wan": {
-        "text_encoder": {"vocab_size": 8, "d_model": 8, "d_kv": 8, "d_ff": 8}
-        | {"num_layers": 1, "num_heads": 1}
-    },
-    "hunyuan": {
-        "text_encoder": {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
-        | {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1},
-        "text_encoder_2": {"hidden_size": 8, "intermediate_size": 8, "projection_dim": 8}
-        | {"num_hidden_layers": 1, "num_attention_heads": 1},
-    },
-}
-TOY = {
-    "wan": {
-        "transformer": {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 512}
-        | {"text_dim": 64, "freq_dim": 64},
-        "vae": {"base_dim": 8, "num_res_blocks": 1},
-    },
-    "hunyuan": {
-        "transformer": {"num_attention_heads": 4, "attention_head_dim": 32}
-        | {"rope_axes_dim": (8, 12, 12), "num_refiner_layers": 1, "text_embed_dim": 64}
-        | {"pooled_projection_dim": 32},
-        "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
-    },
-}
-ONE_OF_EACH = {
-    "wan": {"num_layers": 1},
-    "hunyuan": {"num_layers": 1, "num_single_layers": 1},
-}
+CHANGES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+NO_TEXT, TOY, ONE_OF_EACH = (CHANGES[name] for name in ("no_text", "toy", "one_of_each"))
 
 
 @dataclass(frozen=True)
@@ -74,10 +48,8 @@ class Model:
         c = self.configs["transformer"]
         if self.family == "wan":
             return {"blocks": c["num_layers"]}
-        return {
-            "transformer_blocks": c["num_layers"],
-            "single_transformer_blocks": c["num_single_layers"],
-        }
+        single = {"single_transformer_blocks": c["num_single_layers"]}
+        return {"transformer_blocks": c["num_layers"]} | single
 
 
 @contextmanager

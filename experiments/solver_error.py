@@ -14,32 +14,24 @@ matplotlib, of the extra `analysis`.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from configs import composed, recipe_of, weights_of
 from gaussian_flow import GaussianCascade
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from reference import reference_flow
+from script import RESULTS, markdown, result, run, write_result
 from torch import Tensor
 
-import s2flow.recipe.resolve
-from s2flow import methods
-from s2flow.backbones.checkpoint import Origin
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory
 from s2flow.process import loading
-from s2flow.process.provenance import provenance
 from s2flow.solver import LRI, derivative_cosines, difference_weights
 from s2flow.store.tasks import clip_tasks
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 SOLVERS = {
     "euler": ["solver=euler"],
     "lri order 2": ["solver=lri", "order=2"],
@@ -51,6 +43,7 @@ SOLVERS = {
     "unipc": ["solver=unipc"],
     "heun": ["solver=heun"],
 }
+SOURCES = {"lri": "LR", "snr": "LR at SNR", "history": "HR past"}  # of v'
 Make = Callable[[list[str]], Cascade]
 Row = dict[str, Any]
 
@@ -58,29 +51,27 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure all settings, print, write and draw them."""
     args = parsed()
-    make = gaussian(args) if args.flow == "gaussian" else embedded(args)
-    guidances = (1.0,) if args.flow == "gaussian" else args.guidance
+    is_gaussian = args.flow == "gaussian"
+    make = gaussian(args) if is_gaussian else embedded(args)
+    guidances = (1.0,) if is_gaussian else args.guidance
     settings = [(g, noise) for g in guidances for noise in ("fresh", "aligned")]
     rows = [r for g, noise in settings for r in measure(args, make, g, noise)]
-    name = f"gaussian_{args.power:g}" if args.flow == "gaussian" else args.backbone
-    name = "_".join([name, "solver_error", *args.words])
-    where = {k: v for k, v in provenance(args.device).items() if k not in ("command", "host")}
-    command = "python experiments/solver_error.py " + " ".join(sys.argv[1:])
-    result = {"command": command.strip(), "weights": make(_finest(args)).recipe.weights}
-    result |= {**where, "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    show(rows)
+    name = f"gaussian_{args.power:g}" if is_gaussian else args.backbone
+    path = RESULTS / "_".join([name, "solver_error", *args.words])
+    weights = make(_finest(args)).recipe.weights
+    data = result("solver_error", sys.argv[1:], args.device, weights=weights, rows=rows)
+    write_result(path.with_name(path.name + ".json"), data)
+    print("\n".join(table(rows)))
     try:
         from error_plot import draw
     except ModuleNotFoundError as missing:
         print(f"no picture, {missing.name} is not installed; type pip install -e '.[analysis]'")
     else:
-        draw(rows, RESULTS / name)
+        draw(rows, path)
 
 
 def parsed() -> argparse.Namespace:
-    """What was typed; ends with one line for what cannot work."""
+    """The command line; ends with one line for what cannot work."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--steps", default="10,20,40", help="N, separated by commas")
@@ -107,26 +98,19 @@ def parsed() -> argparse.Namespace:
 # -- the two kinds of flow --------------------------------------------------------------------
 
 
-def composed(args: argparse.Namespace, words: list[str]):
-    """Config of some knobs."""
-    base = [f"backbone={args.backbone}", "windows=full", f"prompts.count={args.prompts}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        try:
-            return compose("config", overrides=["prompts=world", *base, *args.words, *words])
-        except HydraException as error:
-            said = str(error).splitlines()[0]
-            raise UserError(f"{said} Type knobs of python run.py --help") from error
+def config(args: argparse.Namespace, words: list[str]) -> Any:
+    """The config of some knobs beside those of the command line."""
+    base = ["prompts=world", f"backbone={args.backbone}", "windows=full"]
+    return composed([*base, f"prompts.count={args.prompts}", *args.words, *words])
 
 
 def embedded(args: argparse.Namespace) -> Make:
     """Engines around a backbone, for its whole prompt list at once."""
 
     def make(words: list[str]) -> Cascade:
-        cfg = composed(args, words)
-        weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
-        recipe = s2flow.recipe.resolve.resolve(cfg, weights, methods.method("s2flow").KNOBS)
+        cfg = config(args, words)
+        recipe, tasks = recipe_of(cfg, weights_of(cfg)), clip_tasks(cfg)
         backbone = loading.load_backbone(cfg.backbone, args.device)
-        tasks = clip_tasks(cfg)
         return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
 
     return make
@@ -136,8 +120,7 @@ def gaussian(args: argparse.Namespace) -> Make:
     """Engines around the closed-form pair; schedule and hand-off level are the backbone's."""
 
     def make(words: list[str]) -> Cascade:
-        cfg = composed(args, ["handoff=latent", *words])
-        recipe = s2flow.recipe.resolve.resolve(cfg, "", methods.method("s2flow").KNOBS)
+        recipe = recipe_of(config(args, ["handoff=latent", *words]))
         return GaussianCascade(args.power, recipe, args.prompts)
 
     return make
@@ -161,15 +144,15 @@ def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -
         row: Row = {"guidance": guidance, "noise": noise, "steps": N, "t_i": t}
         row |= {"sigma": float(finest.sigma_high[t_i[-1]]), "reference_error": trust, "error": {}}
         for name, extra in SOLVERS.items():
-            run = make(here + extra)
-            solver = run.solver(low)
-            flow = run.high_flow(z, t, solver)
+            engine = make(here + extra)
+            solver = engine.solver(low)
+            flow = engine.high_flow(z, t, solver)
             row["error"][name] = _relative(flow.z[0], reference)
             if name == "lri_cv":
                 row["lambda"] = _mean(solver.report["lambda"])
             if name == "euler":
                 snr = make([*here, "lr_time=snr"]).lri(low, 2)
-                row |= sources(flow, run.lri(low, 2), snr, t)
+                row |= sources(flow, engine.lri(low, 2), snr, t)
         rows.append(row)
         print(f"guidance {guidance:g}, {noise}, N = {N}:", row["error"], file=sys.stderr)
     return rows
@@ -181,19 +164,18 @@ def _finest(args: argparse.Namespace) -> list[str]:
 
 def hand_off_steps(t_i: int, steps: list[int]) -> list[int]:
     """t_i of every grid at one noise level. Raises UserError if they do not share it."""
-    found = [t_i * N / steps[-1] for N in steps]
-    if any(t != int(t) or t < 1 for t in found):
+    each = [t_i * N / steps[-1] for N in steps]
+    if any(t != int(t) or t < 1 for t in each):
         words = ",".join(str(N) for N in steps)
         raise UserError(
             f"--steps {words}: the hand-off, t_i={t_i} of {steps[-1]}, is a node of the finest "
             "grid and not of all; type --steps 10,20,40"
         )
-    return [int(t) for t in found]
+    return [int(t) for t in each]
 
 
 def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
     """Cosine and relative error of each source of v' with the HR central difference, by step."""
-    row: Row = {}
     both = {"lri": derivative_cosines(high, lri, t_i), "snr": derivative_cosines(high, snr, t_i)}
     cosines = {**both["lri"], "snr": both["snr"]["lri"]}
     errors: dict[str, dict[int, list[float]]] = {name: {} for name in cosines}
@@ -202,19 +184,16 @@ def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
         nodes = (n + 1, n, n - 1)
         weights = difference_weights([sigma[m] for m in nodes], sigma[n], 1)
         truth = sum(w * high.v[m] for w, m in zip(weights, nodes, strict=True))
-        found = {
-            k: s.derivatives(n, sigma, None, None, None)[0]
-            for k, s in (("lri", lri), ("snr", snr))
-        }
-        found["history"] = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
-        for name, d in found.items():
+        past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
+        borrowed = (s.derivatives(n, sigma, None, None, None)[0] for s in (lri, snr))
+        for name, d in zip(("lri", "snr", "history"), (*borrowed, past), strict=True):
             errors[name][n] = _errors(d.cpu(), truth).tolist()
+    row: Row = {}
     for name in cosines:
         row[f"cosine_{name}"] = _mean(cosines[name])
         row[f"derivative_error_{name}"] = _mean(errors[name])
-        row[f"cosine_{name}_by_step"] = {
-            str(n): round(fmean(c), 4) for n, c in cosines[name].items()
-        }
+        by_step = {str(n): round(fmean(c), 4) for n, c in cosines[name].items()}
+        row[f"cosine_{name}_by_step"] = by_step
     return row
 
 
@@ -228,28 +207,24 @@ def _relative(z: Tensor, reference: Tensor) -> float:
 
 
 def _mean(by_step: dict[int, list[float]]) -> float | None:
-    found = [x for clips in by_step.values() for x in clips]
-    return fmean(found) if found else None
+    values = [x for clips in by_step.values() for x in clips]
+    return fmean(values) if values else None
 
 
 # -- showing ----------------------------------------------------------------------------------
 
 
-def show(rows: list[Row]) -> None:
-    """The table, and who wins each row among the solvers of one model call a step."""
-    columns = [*SOLVERS, "reference", "cos LR", "cos LR at SNR", "cos HR past"]
-    columns += ["v' err LR", "at SNR", "HR past", "lambda"]
-    print("| guidance, noise, N |", " | ".join(columns), "| wins |")
-    print("|---|" + "---|" * (len(columns) + 1))
+def table(rows: list[Row]) -> list[str]:
+    """Lines of markdown, with who wins each row among the solvers of one model call a step."""
+    columns = [f"cosine_{s}" for s in SOURCES] + [f"derivative_error_{s}" for s in SOURCES]
+    head = ["guidance, noise, N", *SOLVERS, "reference", *(f"cos {s}" for s in SOURCES.values())]
+    head += [*(f"v' err {s}" for s in SOURCES.values()), "lambda", "wins"]
+    lines = []
     for r in rows:
-        names = [
-            f"{kind}_{s}"
-            for kind in ("cosine", "derivative_error")
-            for s in ("lri", "snr", "history")
-        ]
-        cells = [*r["error"].values(), r["reference_error"], *(r[n] for n in names), r["lambda"]]
-        shown = " | ".join("" if c is None else f"{c:.4f}" for c in cells)
-        print(f"| {r['guidance']:g}, {r['noise']}, {r['steps']} | {shown} | {winner(r)} |")
+        cells = [*r["error"].values(), r["reference_error"], *map(r.get, columns), r["lambda"]]
+        shown = ["" if c is None else f"{c:.4f}" for c in cells]
+        lines.append([f"{r['guidance']:g}, {r['noise']}, {r['steps']}", *shown, winner(r)])
+    return markdown(head, lines)
 
 
 def winner(row: Row) -> str:
@@ -258,7 +233,4 @@ def winner(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -25,24 +25,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s2flow.attention import dispatch
+from s2flow.attention import Problem, dispatch
 from s2flow.backbones import rope
 from s2flow.backbones.base import Backbone
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
+from s2flow.grid import brick_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
 from s2flow.plan import Plan, Windows
 from s2flow.policies import decide
+from s2flow.policies.base import Case
 from s2flow.process.timing import Clock
-from s2flow.recipe.identity import BY_VOLUME
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, derivative_cosines
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 from s2flow.unipc import UniPC
-from s2flow.windows import (
-    brick_grid,
-    coverage_by_heads,
-    fraction_of_volume,
-    sample_rows,
-)
+from s2flow.windows import fraction_of_volume
 
 if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe
@@ -166,7 +163,9 @@ class Cascade:
 
     def _low_key(self, prompt: str, seed: int) -> str:
         ranks = self.backbone.router.ranks
-        return low_key(self.recipe, prompt, seed, None if ranks is None else ranks.k)
+        return low_key(
+            self.recipe.low_identity(), prompt, seed, None if ranks is None else ranks.k
+        )
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""
@@ -257,11 +256,14 @@ class Cascade:
         """Windows of every HR step, layer and head, by the recipe's policy (Eqs. 8-9: LR attention)."""
         r = self.recipe
         grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
-        f = fraction_of_volume(r.sparsity, r.density) if r.windows.name in BY_VOLUME else None
+        f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
         for report in self.reports:
-            report["density_requested"] = 1.0 if r.whole_grid else f
+            asked = r.whole_grid or r.windows.module.BY_VOLUME
+            report["density_requested"] = f if asked else None
         with self.clock("plan"):
-            plan = decide(r, low.coverage, low.bricks, *grids, self.n_from)
+            bricked = (grids[0], r.brick_low, grids[1], r.brick_high)
+            case = Case(f, *bricked, self.n_from, r.coverage_rows)
+            plan = decide(r.windows, case, low.coverage)
             if isinstance(plan, Plan) and self.backbone.router.order is not None:
                 # kernels are compiled and checked here, not in the HR flow
                 attention_of(self.backbone, r, self.size)
@@ -420,9 +422,8 @@ def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) ->
     """
     model = backbone.transformer
     tokens = backbone.token_grid(backbone.latent_shape(*size, recipe.frames))
-    options = {"device": backbone.device, "dtype": model.dtype}
-    q = torch.empty(0, model.config.attention_head_dim, **options)
-    return dispatch.resolve(recipe.attention, q, recipe.brick_high, tokens)
+    kind = (model.config.attention_head_dim, model.dtype, torch.device(backbone.device))
+    return dispatch.resolve(recipe.attention, Problem(tokens, recipe.brick_high, *kind))
 
 
 def _merged(report: dict[str, Any], level: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Where the attention of some query rows goes, brick by brick: what Eq. 8 is summed from.
+"""Coverage: the share of its attention that a head gives to each window (Eq. 8).
 
+    r(w)       = sum_ij A_ij M_ij(w) / sum_ij A_ij                over R sampled query rows i  (Eq. 8)
     mass(i, b) = sum_{j in b} exp(q_i k_j^T / sqrt(d)) / sum_j exp(q_i k_j^T / sqrt(d))
 
-One pass over the keys. Only the R sampled rows are computed, and of these only a sum for each brick is
-kept: as a logarithm by the Triton kernel (`coverage_kernel.py`), with a softmax over bricks at the end;
-beside the running maximum in plain torch. Text stands behind the bricks: it takes part in the softmax,
-and its share is left out. The outcome stays on the device, and the host never waits for it.
+One pass over the keys gives the mass of every brick b; three small contractions of these give r of
+every box size of the brick grid at once. A is never formed: only the R sampled rows are computed, and
+of these only a sum per brick is kept: as a logarithm by the Triton kernel
+(`attention/coverage_kernel.py`), with a softmax over bricks at the end; beside the running maximum in
+plain torch. Text keys are further bricks: they take part in the softmax, and their share is left out.
+Results stay on the device, and the host never waits for it.
 
 Tokens are row-major, as the LR model has them.
 """
@@ -18,15 +21,111 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.windows import Box, brick_grid, brick_ids
+from s2flow.attention import Problem, triton
+from s2flow.attention.order import to_device
+from s2flow.grid import Box, brick_grid, brick_ids, brick_slots, window_starts
 
+COVERAGE_BYTES = 2**30  # of attention rows that exist at once
 KEYS = 2**12  # of a piece in plain torch
 LARGEST = 256  # tokens of a brick, for the kernel
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU, without making the host wait for the device."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+def coverage_bytes(
+    k: tuple[int, int, int, int],
+    rows: int,
+    limit: int = COVERAGE_BYTES,
+    bricks: int | None = None,
+) -> int:
+    """Bytes that `coverage_by_heads` needs at once, at most, for k of this shape (B, heads, L, d).
+
+    bricks: of the grid; None: as many as tokens. The Triton kernel needs no logits, and so less.
+    """
+    B, heads, L, d = k
+    pieces = min(L, KEYS) * (2 * rows + d)  # logits, their exponentials, and k in float32
+    one = 4 * B * (pieces + 4 * rows * (bricks or L))  # masses, and sums over one axis and another
+    return one * min(max(limit // one, 1), heads)
+
+
+def coverage_by_heads(
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor,
+    tokens: Box,
+    brick: Box,
+    text: Sequence[int] | None = None,
+    limit: int = COVERAGE_BYTES,
+) -> Tensor:
+    """Eq. 8 for every box size from q and k, where they are, as many heads at once as fit `limit`.
+
+    Logits are formed for one piece of the keys at a time, or not at all: see `brick_masses`.
+    """
+    one = coverage_bytes(
+        (len(k), 1, *k.shape[2:]), len(rows), 1, math.prod(brick_grid(tokens, brick))
+    )
+    n = max(limit // one, 1)
+    return torch.cat(
+        [
+            coverage_of_masses(
+                brick_masses(q[:, h : h + n], k[:, h : h + n], rows, tokens, brick, text),
+                *(rows, tokens, brick),
+            )
+            for h in range(0, k.shape[1], n)
+        ],
+        1,
+    )
+
+
+def sample_rows(length: int, rows: int, seed: int) -> Tensor:
+    """Stratified query rows: one at a random place in each of `rows` equal stretches, sorted."""
+    if rows >= length:
+        return torch.arange(length)
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(rows, generator=generator)
+    return ((torch.arange(rows) + u) * length / rows).long().clamp(max=length - 1)
+
+
+@functools.lru_cache(maxsize=64)
+def axis_windows(g: int) -> Tensor:
+    """(g, g, g) 0/1: entry [i, w-1, j] says whether the window of width w around brick i holds j."""
+    out = torch.zeros(g, g, g)
+    for w in range(1, g + 1):
+        for i, start in enumerate(window_starts(g, w)):
+            out[i, w - 1, start : start + w] = 1
+    return out
+
+
+def attention_rows(
+    q: Tensor, k: Tensor, rows: Tensor, n_video: int, text: Sequence[int] | None = None
+) -> Tensor:
+    """Softmax weights of some query rows over all keys, video keys only.
+
+    q, k: (B, heads, L, d); returns (B, heads, R, n_video) float32. Text keys take part in the
+    softmax and are then left out; text: how many of each clip's are real, None for all.
+    """
+    scale = q.shape[-1] ** -0.5
+    logits = (q[:, :, rows].float() * scale) @ k.float().transpose(-1, -2)
+    for i, n_text in enumerate(text or ()):
+        logits[i, ..., n_video + n_text :] = -math.inf
+    return logits.softmax(-1)[..., :n_video]
+
+
+def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
+    """Eq. 8 for every box size from (B, heads, R, bricks), what the rows give to every brick.
+
+    rows: (R,) on the CPU; nothing waits for the device of `pooled`, where the outcome stays.
+    """
+    g = brick_grid(tokens, brick)
+    mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
+    mine = torch.stack(torch.unravel_index(rows.cpu(), tokens), -1) // torch.tensor(brick)
+    inside_of = (axis_windows(n)[mine[:, i]] for i, n in enumerate(g))
+    I_t, I_h, I_w = (to_device(x, pooled.device) for x in inside_of)
+    inside = torch.einsum("bmrthw,rzw->bmrthz", mass, I_w)
+    inside = torch.einsum("bmrthz,ryh->bmrtyz", inside, I_h)
+    inside = torch.einsum("bmrtyz,rxt->bmxyz", inside, I_t)
+    return inside / pooled.sum((-1, -2))[..., None, None, None]
+
+
+# -- what each brick receives ------------------------------------------------------------------
 
 
 def brick_masses(
@@ -68,7 +167,7 @@ def masses(q, k, rows, tokens: Box, brick: Box, text=None, keys: int = KEYS) -> 
 
 def masses_by_kernel(q, k, rows, tokens: Box, brick: Box, text=None) -> Tensor:
     """`brick_masses` by the Triton kernel: text is a few more bricks."""
-    from s2flow.attention import coverage_kernel
+    from s2flow.attention import coverage_kernel  # needs the package triton
 
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (B, heads, L, d), n_video = k.shape, math.prod(tokens)
@@ -111,8 +210,6 @@ def _brick_of_keys(tokens: Box, brick: Box, L: int, device: torch.device) -> Ten
 @functools.lru_cache(maxsize=16)
 def _padded_slots(tokens: Box, brick: Box, L: int, device: torch.device) -> tuple[Tensor, int]:
     """(bricks and those of text, volume) int32, the volume a power of two; and how many bricks."""
-    from s2flow.attention.bricks import brick_slots
-
     slots = brick_slots(tokens, brick)
     n, volume = slots.shape
     behind = torch.arange(math.prod(tokens), L)
@@ -126,11 +223,8 @@ def _padded_slots(tokens: Box, brick: Box, L: int, device: torch.device) -> tupl
 @functools.cache
 def _kernel_is_right(device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> bool:
     """Whether the kernel can be used and agrees with plain torch on small grids, one of them ragged."""
-    from s2flow.attention import triton
-
     try:
-        probe = torch.empty(0, 1, 1, d, device=device, dtype=dtype)
-        if triton.unusable(probe, brick) is not None:
+        if triton.unusable(Problem(brick, brick, d, dtype, device)) is not None:
             return False
         return all(
             _kernel_agrees(device, dtype, d, brick, tuple(3 * b - cut * (b // 2) for b in brick))

@@ -1,4 +1,6 @@
-"""The one exception that is meant for the person at the terminal."""
+"""The one exception that is meant for the person at the terminal, and how a command prints it."""
+
+import sys
 
 
 class UserError(ValueError):
@@ -12,3 +14,8 @@ WANTED = {  # what OmegaConf says of a value -> what to type
     "not a valid bool": "true or false",
     "not Optional": "a value other than null",
 }
+
+
+def print_error(error: BaseException) -> None:
+    """`error: ...` on one line of standard error."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Video files and pictures: H.264 mp4 that plays anywhere, and contact sheets."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ QUALITY = ("-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "
 def write_video(path: Path, video: Tensor, fps: int) -> None:
     """Write (T, H, W, 3) in [0, 1] as H.264, yuv420p, high quality; sides must be even.
 
-    What is NaN or infinite becomes black; `s2flow.store.outcome` counts it, the file cannot tell.
+    NaN and infinity become black; `s2flow.store.outcome` counts them beforehand.
     Raises ValueError for odd sides and OSError if ffmpeg could not finish the file.
     """
     if video.shape[1] % 2 or video.shape[2] % 2:
@@ -32,7 +32,7 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
         pixelformat="yuv420p",
         macro_block_size=1,
         ffmpeg_log_level="error",
-        # one thread: x264's bits depend on how many encode, and the same pixels are to be one file
+        # one thread: x264's output depends on their number, and equal pixels must give equal files
         output_params=["-threads", "1", *QUALITY],
     )
     if b"moov" not in path.read_bytes():  # the index, written last; ffmpeg's errors are silent
@@ -40,7 +40,7 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
 
 
 def to_bytes(video: Tensor) -> Tensor:
-    """Values in [0, 1] at 8 bits, as they are saved; NaN and infinity are 0, uint8 stays as it is."""
+    """Values in [0, 1] at 8 bits, as they are saved; NaN and infinity become 0, uint8 is kept."""
     if video.dtype == torch.uint8:
         return video
     finite = video.nan_to_num(0.0, 0.0, 0.0)
@@ -54,8 +54,13 @@ def luminance(video: Tensor) -> Tensor:
     return video.float() @ weights
 
 
+def size_text(shape: Sequence[int]) -> str:
+    """ "3 frames of 64x96" of (frames, height, width, ...)."""
+    return f"{shape[0]} frames of {shape[1]}x{shape[2]}"
+
+
 class Undecodable(ValueError):
-    """A file that is no video, or one that breaks off."""
+    """A file that is no video, or a truncated one."""
 
 
 def read_video(path: Path) -> Tensor:
@@ -66,32 +71,31 @@ def read_video(path: Path) -> Tensor:
 def read_frames(path: Path) -> Tensor:
     """Read a video file as (T, H, W, 3), uint8; in this process, by PyAV.
 
-    Raises Undecodable if it is missing, empty or broken.
+    Raises Undecodable if it is missing, empty or truncated.
     """
-    with _opened(path) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-        stated = container.streams.video[0].frames
-    if not frames or len(frames) < stated:
-        raise Undecodable(f"{path} breaks off after {len(frames)} of {stated} frames")
-    return torch.from_numpy(np.stack(frames))
+    return torch.from_numpy(np.stack([f.to_ndarray(format="rgb24") for f in _frames(path)]))
 
 
 def frame_count(path: Path) -> int:
-    """Frames of a video file: all are decoded, none is kept. Raises Undecodable as `read_video`."""
-    with _opened(path) as container:
-        found = sum(1 for _ in container.decode(video=0))
-        stated = container.streams.video[0].frames
-    if found < max(stated, 1):
-        raise Undecodable(f"{path} breaks off after {found} of {stated} frames")
-    return found
+    """Number of frames of a video file, by decoding all. Raises Undecodable as `read_video`."""
+    return sum(1 for _ in _frames(path))
 
 
 def first_frame(path: Path) -> np.ndarray:
     """The first frame of a video file, (H, W, 3) uint8. Raises Undecodable as `read_video` does."""
+    return next(_frames(path)).to_ndarray(format="rgb24")
+
+
+def _frames(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames; at their end raises Undecodable if there are fewer than the header states."""
     with _opened(path) as container:
+        count = 0
         for frame in container.decode(video=0):
-            return frame.to_ndarray(format="rgb24")
-    raise Undecodable(f"{path} holds no frame")
+            count += 1
+            yield frame
+        stated = container.streams.video[0].frames
+    if count < max(stated, 1):
+        raise Undecodable(f"{path} is truncated after {count} of {stated} frames")
 
 
 def stated_size(path: Path) -> tuple[int, int, int]:

@@ -1,16 +1,12 @@
 """LRG-WinAttn: which 3-D window is enough for each head, as LR attention tells it (Eqs. 7-9).
 
-Tokens live on a grid (T, H, W), grouped in *bricks* (b_t, b_h, b_w); windows are boxes of whole bricks.
-Each query brick i attends the box centred on it, shifted inward at the borders, per axis of g bricks
-
-    start = clamp(i - floor(w/2), 0, g - w),        keys = bricks start ... start + w - 1,
-
-so that every query sees the same number of keys on grids that the brick divides. Brick (1,1,1) is the
-exact per-token definition and the reference for everything else.
+Windows are boxes of whole bricks (`grid.py`). Each query brick attends the box centred on it, shifted
+inward at the borders, so that every query sees the same number of keys on grids that the brick
+divides. Brick (1,1,1) is the exact per-token definition and the reference for everything else.
 
     candidates   boxes of equal volume f: sides g f^a, g f^b, g f^c with a + b + c = 1
-    coverage     r(w) = sum A M(w) / sum A per step, layer, head, from R sampled rows     (Eq. 8)
-    choice       argmax over candidates                                                    (Eq. 9)
+    coverage     r(w) = sum A M(w) / sum A per step, layer, head, in `coverage.py`          (Eq. 8)
+    choice       argmax over candidates                                                     (Eq. 9)
     plan         the chosen boxes of all steps, layers and heads, in `plan.py`
 
 Coverage is recorded once for *every* box size of the brick grid (three small contractions give them
@@ -22,17 +18,14 @@ Deviation: Eq. 7 multiplies logits by a 0/1 mask, which leaves masked keys the w
 means -inf, and every window holds the query's own brick, so that no row is empty.
 """
 
-import functools
 import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from s2flow.errors import UserError
-
-Box = tuple[int, int, int]
+from s2flow.grid import Box, brick_grid, realised_density
 
 CUBE = (1 / 3, 1 / 3, 1 / 3)
 DEFAULT_EXPONENTS = (
@@ -44,39 +37,12 @@ DEFAULT_EXPONENTS = (
     (0, 1 / 2, 1 / 2),
     CUBE,
 )
-COVERAGE_BYTES = 2**30  # of attention rows that exist at once
 TOLERANCE = 0.05  # relative deviation of a candidate's volume from f
 
 
 def fraction_of_volume(sparsity: float, density: str) -> float:
     """Requested f: the share of query-key pairs that a sparsity s keeps, under each reading."""
     return sparsity if density == "volume" else sparsity**3
-
-
-def brick_grid(tokens: Box, brick: Box) -> Box:
-    """Number of bricks per axis, the last ones partly empty on ragged grids."""
-    return tuple(math.ceil(n / b) for n, b in zip(tokens, brick, strict=True))
-
-
-def window_starts(g: int, w: int) -> list[int]:
-    """First brick of the window of each query brick along one axis, shifted inward."""
-    return [min(max(i - w // 2, 0), g - w) for i in range(g)]
-
-
-def realised_density(tokens: Box, brick: Box, box: Box) -> float:
-    """Exact share of valid query-key pairs inside the window, in (0, 1]."""
-    f = 1.0
-    for n, b, w in zip(tokens, brick, box, strict=True):
-        starts = window_starts(math.ceil(n / b), w)
-        pairs = sum(
-            (min((i + 1) * b, n) - i * b) * (min((s + w) * b, n) - s * b)
-            for i, s in enumerate(starts)
-        )
-        f *= pairs / n**2
-    return f
-
-
-# -- candidates -------------------------------------------------------------------------------
 
 
 def ideal_sides(f: float, exponents: tuple[float, float, float], g: Box) -> list[float]:
@@ -129,157 +95,6 @@ def candidates(f: float, exponents: list, g: Box) -> list[Box]:
             f"density=volume, sparsity={nearest ** (1 / 3):.4g} with density=per_axis)"
         )
     return found
-
-
-# -- coverage (Eq. 8) -------------------------------------------------------------------------
-
-
-def sample_rows(length: int, rows: int, seed: int) -> Tensor:
-    """Stratified query rows: one at a random place in each of `rows` equal stretches, sorted."""
-    if rows >= length:
-        return torch.arange(length)
-    generator = torch.Generator().manual_seed(seed)
-    u = torch.rand(rows, generator=generator)
-    return ((torch.arange(rows) + u) * length / rows).long().clamp(max=length - 1)
-
-
-def brick_of_token(tokens: Box, brick: Box) -> Tensor:
-    """(L, 3) brick coordinates of every token, row-major in (t, h, w)."""
-    axes = [torch.arange(n) // b for n, b in zip(tokens, brick, strict=True)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-
-
-def brick_ids(tokens: Box, brick: Box) -> Tensor:
-    """(L,) the brick of every token, tokens and bricks row-major."""
-    g, where = brick_grid(tokens, brick), brick_of_token(tokens, brick)
-    return (where[:, 0] * g[1] + where[:, 1]) * g[2] + where[:, 2]
-
-
-@functools.lru_cache(maxsize=64)
-def axis_windows(g: int) -> Tensor:
-    """(g, g, g) 0/1: entry [i, w-1, j] says whether the window of width w around brick i holds j."""
-    out = torch.zeros(g, g, g)
-    for w in range(1, g + 1):
-        for i, start in enumerate(window_starts(g, w)):
-            out[i, w - 1, start : start + w] = 1
-    return out
-
-
-def attention_rows(
-    q: Tensor, k: Tensor, rows: Tensor, n_video: int, text: Sequence[int] | None = None
-) -> Tensor:
-    """Softmax weights of some query rows over all keys, video keys only.
-
-    q, k: (B, heads, L, d); returns (B, heads, R, n_video) float32. Text keys take part in the
-    softmax and are then left out; text: how many of each clip's are real, None for all.
-    """
-    scale = q.shape[-1] ** -0.5
-    logits = (q[:, :, rows].float() * scale) @ k.float().transpose(-1, -2)
-    for i, n_text in enumerate(text or ()):
-        logits[i, ..., n_video + n_text :] = -math.inf
-    return logits.softmax(-1)[..., :n_video]
-
-
-def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
-    """Eq. 8 for every box size at once: (B, heads, g_t, g_h, g_w), entry [w_t-1, w_h-1, w_w-1].
-
-    A: (B, heads, R, L) attention of the sampled rows, from `attention_rows`. The twin, with its rows
-    written out, of `coverage_by_heads`.
-    """
-    ids, bricks = brick_ids(tokens, brick).to(A.device), math.prod(brick_grid(tokens, brick))
-    pooled = A.new_zeros(*A.shape[:-1], bricks).index_add_(-1, ids, A)
-    return coverage_of_masses(pooled, rows, tokens, brick)
-
-
-def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) -> Tensor:
-    """Eq. 8 for every box size from (B, heads, R, bricks), what the rows give to every brick.
-
-    rows: (R,) on the CPU; nothing waits for the device of `pooled`, where the outcome stays.
-    """
-    from s2flow.coverage import to_device
-
-    g = brick_grid(tokens, brick)
-    mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
-    mine = torch.stack(torch.unravel_index(rows.cpu(), tokens), -1) // torch.tensor(brick)
-    inside_of = (axis_windows(n)[mine[:, i]] for i, n in enumerate(g))
-    I_t, I_h, I_w = (to_device(x, pooled.device) for x in inside_of)
-    inside = torch.einsum("bmrthw,rzw->bmrthz", mass, I_w)
-    inside = torch.einsum("bmrthz,ryh->bmrtyz", inside, I_h)
-    inside = torch.einsum("bmrtyz,rxt->bmxyz", inside, I_t)
-    return inside / pooled.sum((-1, -2))[..., None, None, None]
-
-
-def coverage_bytes(
-    k: tuple[int, int, int, int],
-    rows: int,
-    limit: int = COVERAGE_BYTES,
-    bricks: int | None = None,
-) -> int:
-    """Bytes that `coverage_by_heads` needs at once, at most, for k of this shape (B, heads, L, d).
-
-    bricks: of the grid; None: as many as tokens. The Triton kernel needs no logits, and so less.
-    """
-    from s2flow.coverage import KEYS
-
-    B, heads, L, d = k
-    pieces = min(L, KEYS) * (2 * rows + d)  # logits, their exponentials, and k in float32
-    one = 4 * B * (pieces + 4 * rows * (bricks or L))  # masses, and sums over one axis and another
-    return one * min(max(limit // one, 1), heads)
-
-
-def coverage_by_heads(
-    q: Tensor,
-    k: Tensor,
-    rows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: Sequence[int] | None = None,
-    limit: int = COVERAGE_BYTES,
-) -> Tensor:
-    """Eq. 8 for every box size from q and k, where they are, as many heads at once as fit `limit`.
-
-    Logits are formed for one piece of the keys at a time, or not at all: see `attention/coverage.py`.
-    """
-    from s2flow.coverage import brick_masses
-
-    one = coverage_bytes(
-        (len(k), 1, *k.shape[2:]), len(rows), 1, math.prod(brick_grid(tokens, brick))
-    )
-    n = max(limit // one, 1)
-    return torch.cat(
-        [
-            coverage_of_masses(
-                brick_masses(q[:, h : h + n], k[:, h : h + n], rows, tokens, brick, text),
-                *(rows, tokens, brick),
-            )
-            for h in range(0, k.shape[1], n)
-        ],
-        1,
-    )
-
-
-def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
-    """Eq. 8 to the letter for one box, from the whole attention map: the oracle of the tests.
-
-    A: (B, heads, L, L), rows summing to 1 or less; returns (B, heads).
-    """
-    M = window_mask(tokens, brick, box).to(A)
-    return (A * M).sum((-1, -2)) / A.sum((-1, -2))
-
-
-def window_mask(tokens: Box, brick: Box, box: Box, rows: Tensor | None = None) -> Tensor:
-    """M of Eq. 7: (L, L) bool, entry [i, j] says whether query i may see key j; rows: of these i."""
-    where = brick_of_token(tokens, brick)
-    mine = where if rows is None else where[rows]
-    mask = torch.ones(len(mine), len(where), dtype=torch.bool)
-    for axis, (g, w) in enumerate(zip(brick_grid(tokens, brick), box, strict=True)):
-        start = torch.tensor(window_starts(g, w))[mine[:, axis]][:, None]
-        key = where[:, axis][None, :]
-        mask &= (key >= start) & (key < start + w)
-    return mask
-
-
-# -- choice (Eq. 9) ---------------------------------------------------------------------------
 
 
 def choose(coverage: Tensor, boxes: list[Box]) -> Tensor:

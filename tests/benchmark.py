@@ -28,7 +28,7 @@ def refused(monkeypatch, folder, capsys, name: str, *words: str) -> str:
     """The one line on stderr of a script that will not run."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, "--out", str(folder)])
     try:
-        script("benching").run(script(name).main)
+        script("script").run(script(name).main)
     except SystemExit as stop:
         return str(stop.code) if isinstance(stop.code, str) else capsys.readouterr().err
     raise AssertionError("it ran")

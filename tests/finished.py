@@ -1,5 +1,6 @@
 """Runs of finished clips made without a model: mp4s, records, recipe, as the runner leaves them."""
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,3 +68,12 @@ def fresh_flows():
     """For `loading.low_flows`: an LR cache that knows nothing yet, in memory only."""
     own = LowFlowCache()
     return lambda cfg: own
+
+
+def at_once(*calls):
+    """Run these in threads of their own and wait for all of them."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

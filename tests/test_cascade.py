@@ -11,10 +11,10 @@ from s2flow import plan as planning
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import noise, sigma_grid
+from s2flow.grid import window_mask
 from s2flow.methods import method
 from s2flow.solver import Heun
 from s2flow.store.lowflow import LowFlowCache
-from s2flow.windows import window_mask
 
 PROMPTS = [
     "a red circle moves right on a blue background",
@@ -88,9 +88,9 @@ def test_forced_bricks_do_replace_the_models_own_attention(run, monkeypatch):
     passes = 2  # of guidance: one plan for both
     assert len(calls) == engine.recipe.t_i * engine.backbone.router.layers * passes
     assert all(
-        {tuple(b) for b in c[0].flatten(0, 1).tolist()} == {(8, 4, 6)}
-        and c[1:4] == ((8, 8, 12), (1, 2, 2), "tiled")
-        for c in calls
+        {tuple(b) for b in problem.windows.flatten(0, 1).tolist()} == {(8, 4, 6)}
+        and (problem.tokens, problem.brick, backend) == ((8, 8, 12), (1, 2, 2), "tiled")
+        for problem, backend in calls
     )
 
 
@@ -102,9 +102,9 @@ def test_windows_are_those_of_the_plan_step_by_step_and_clip_by_clip(run, monkey
     assert not torch.equal(plan.boxes[:, :, 0], plan.boxes[:, :, 1])  # clips differ
     seen, real = [], planning.window_attention
 
-    def spy(q, k, v, boxes, *rest, **more):
-        seen.append(boxes)
-        return real(q, k, v, boxes, *rest, **more)
+    def spy(q, k, v, problem, *rest):
+        seen.append(problem.windows)
+        return real(q, k, v, problem, *rest)
 
     monkeypatch.setattr(planning, "window_attention", spy)
     engine.high_flow(engine.hand_off(low), 3, plan=plan)

@@ -71,12 +71,17 @@ def test_a_target_elsewhere_is_refused_and_not_called(target, monkeypatch):
 
 
 def test_a_scorer_of_ones_own_is_allowed_by_name(monkeypatch, tmp_path):
-    (tmp_path / "mylab.py").write_text("class Mine:\n    names = ('mine',)\n")
+    (tmp_path / "mylab.py").write_text(
+        "from s2flow.scorers import Scorer\nclass Mine(Scorer):\n    names = ('mine',)\n"
+        "class Old:\n    names = ('old',)\n    def __call__(self, clip): return {'old': 1.0}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="S2FLOW_SCORERS"):
         build("mine", {"_target_": "mylab.Mine"})
     monkeypatch.setenv("S2FLOW_SCORERS", "mylab")
     assert build("mine", {"_target_": "mylab.Mine"}).names == ("mine",)
+    with pytest.raises(UserError, match=r"it has no .*, score; derive .* s2flow.scorers.Scorer"):
+        build("old", {"_target_": "mylab.Old"})
 
 
 def test_a_target_inside_a_scorers_arguments_is_not_built(monkeypatch):

@@ -6,12 +6,16 @@ import re
 
 import pytest
 import torch
+from plain import coverage_exact, coverage_of_all_boxes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2flow import windows
+from s2flow import coverage as cov
+from s2flow import grid, windows
 from s2flow.coverage import KEYS, masses
 from s2flow.errors import UserError
-from s2flow.plan import Plan, Policy, make_plan
+from s2flow.plan import Plan
+from s2flow.policies import decide
+from s2flow.policies.base import Case, Policy
 
 BRICK_GRIDS = [(8, 4, 6), (8, 8, 12), (15, 12, 20)]
 GRIDS = [  # tokens, brick
@@ -114,32 +118,32 @@ def test_density_has_two_readings():
 
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_mask_is_a_centred_box_shifted_inward(tokens, brick):
-    g = windows.brick_grid(tokens, brick)
+    g = grid.brick_grid(tokens, brick)
     for box in all_boxes(g)[:: 5 if math.prod(g) > 50 else 1]:
         expected = explicit_mask(tokens, brick, box)
-        assert torch.equal(windows.window_mask(tokens, brick, box), expected)
+        assert torch.equal(grid.window_mask(tokens, brick, box), expected)
 
 
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_every_query_sees_its_own_brick_and_equally_many_keys(tokens, brick):
-    g = windows.brick_grid(tokens, brick)
-    where = windows.brick_of_token(tokens, brick)
+    g = grid.brick_grid(tokens, brick)
+    where = grid.brick_of_token(tokens, brick)
     own = (where[:, None] == where[None]).all(-1)
     ragged = any(n % b for n, b in zip(tokens, brick, strict=True))
     for box in all_boxes(g):
-        M = windows.window_mask(tokens, brick, box)
+        M = grid.window_mask(tokens, brick, box)
         assert (M | ~own).all()  # so that no row is empty, ragged grids included
         keys = M.sum(-1)
         if not ragged:
             assert (keys == math.prod(box) * math.prod(brick)).all()
-    assert windows.window_mask(tokens, brick, g).all()
+    assert grid.window_mask(tokens, brick, g).all()
 
 
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_realised_density_is_the_mean_of_the_mask(tokens, brick):
-    for box in all_boxes(windows.brick_grid(tokens, brick)):
-        mean = float(windows.window_mask(tokens, brick, box).double().mean())
-        assert windows.realised_density(tokens, brick, box) == pytest.approx(mean, rel=1e-12)
+    for box in all_boxes(grid.brick_grid(tokens, brick)):
+        mean = float(grid.window_mask(tokens, brick, box).double().mean())
+        assert grid.realised_density(tokens, brick, box) == pytest.approx(mean, rel=1e-12)
 
 
 # -- coverage (Eq. 8) -------------------------------------------------------------------------
@@ -158,8 +162,8 @@ def random_attention(tokens, heads=3, batch=2, n_text=0, seed=0):
 def test_coverage_of_all_boxes_is_equation_8_for_each(tokens, brick, n_text):
     A = random_attention(tokens, n_text=n_text)
     rows = torch.arange(math.prod(tokens))
-    g = windows.brick_grid(tokens, brick)
-    every = windows.coverage_of_all_boxes(A, rows, tokens, brick)
+    g = grid.brick_grid(tokens, brick)
+    every = coverage_of_all_boxes(A, rows, tokens, brick)
     assert every.shape == (2, 3, *g)
     boxes = all_boxes(g)
     for box in boxes[:: max(len(boxes) // 12, 1)]:
@@ -167,7 +171,7 @@ def test_coverage_of_all_boxes_is_equation_8_for_each(tokens, brick, n_text):
         truth = (A.double() * M).sum((-1, -2)) / A.double().sum((-1, -2))
         t, h, w = box
         assert torch.allclose(every[..., t - 1, h - 1, w - 1].double(), truth, atol=1e-6)
-        exact = windows.coverage_exact(A.double(), tokens, brick, box)
+        exact = coverage_exact(A.double(), tokens, brick, box)
         assert torch.allclose(exact, truth, atol=1e-12)
     assert torch.allclose(every[..., -1, -1, -1], torch.tensor(1.0), atol=1e-6)
 
@@ -175,7 +179,7 @@ def test_coverage_of_all_boxes_is_equation_8_for_each(tokens, brick, n_text):
 def test_coverage_of_sampled_rows_is_that_of_these_rows():
     tokens, brick, box = (4, 4, 6), (1, 2, 2), (2, 1, 2)
     A, rows = random_attention(tokens), torch.tensor([0, 17, 18, 60, 95])
-    part = windows.coverage_of_all_boxes(A[:, :, rows], rows, tokens, brick)[..., 1, 0, 1]
+    part = coverage_of_all_boxes(A[:, :, rows], rows, tokens, brick)[..., 1, 0, 1]
     M = explicit_mask(tokens, brick, box)[rows]
     truth = (A[:, :, rows] * M).sum((-1, -2)) / A[:, :, rows].sum((-1, -2))
     assert torch.allclose(part, truth, atol=1e-6)
@@ -186,21 +190,21 @@ def test_attention_rows_are_the_rows_of_softmax_attention():
     q, k = torch.randn(2, 2, 3, 40, 16, generator=generator)
     A = (q @ k.transpose(-1, -2) / 4).softmax(-1)
     rows = torch.tensor([0, 3, 30])
-    found = windows.attention_rows(q, k, rows, n_video=36)
+    found = cov.attention_rows(q, k, rows, n_video=36)
     assert torch.allclose(found, A[:, :, rows, :36], atol=1e-6)  # text is in the softmax only
-    half = windows.attention_rows(q.bfloat16(), k.bfloat16(), rows, n_video=36)
+    half = cov.attention_rows(q.bfloat16(), k.bfloat16(), rows, n_video=36)
     assert half.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("length", "rows"), [(1536, 128), (1000, 128), (192, 128), (130, 128)])
 def test_sampled_rows_are_stratified_and_reproducible(length, rows):
-    found = windows.sample_rows(length, rows, seed=3)
-    assert torch.equal(found, windows.sample_rows(length, rows, seed=3))
-    assert not torch.equal(found, windows.sample_rows(length, rows, seed=4))
+    found = cov.sample_rows(length, rows, seed=3)
+    assert torch.equal(found, cov.sample_rows(length, rows, seed=3))
+    assert not torch.equal(found, cov.sample_rows(length, rows, seed=4))
     assert len(found) == rows and (found.diff() >= 0).all()
     for i, row in enumerate(found.tolist()):
         assert i * length / rows - 1 < row < (i + 1) * length / rows
-    assert windows.sample_rows(50, 128, seed=0).tolist() == list(range(50))
+    assert cov.sample_rows(50, 128, seed=0).tolist() == list(range(50))
 
 
 # -- choice (Eq. 9) ---------------------------------------------------------------------------
@@ -228,10 +232,8 @@ def test_chosen_window_has_maximal_coverage():
     """Brute force: every candidate's coverage from the full map and an explicit mask."""
     tokens, brick = (4, 4, 6), (1, 1, 1)
     q, k = local_heads(tokens, 16, seed=0)
-    A = torch.cat(
-        [windows.attention_rows(q, k, torch.arange(96), 96), random_attention(tokens, 16)]
-    )
-    every = windows.coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
+    A = torch.cat([cov.attention_rows(q, k, torch.arange(96), 96), random_attention(tokens, 16)])
+    every = coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
     winners = set()
     for f in (0.5, 0.25, 0.125):
         boxes = windows.candidates(f, windows.DEFAULT_EXPONENTS, tokens)
@@ -256,16 +258,14 @@ def test_first_candidate_wins_among_equals():
 def test_sampled_choice_agrees_with_the_exact_one():
     """R = 128 of 1536 rows: the same winner in >= 95 % of heads, or almost the same coverage."""
     tokens, brick, heads, rounds = (8, 12, 16), (1, 2, 2), 8, 5
-    g, L = windows.brick_grid(tokens, brick), math.prod(tokens)
+    g, L = grid.brick_grid(tokens, brick), math.prod(tokens)
     agree, losses, gains = [], [], []
     for seed in range(rounds):
         q, k = local_heads(tokens, heads, seed)
-        A = windows.attention_rows(q, k, torch.arange(L), L)
-        exact = windows.coverage_of_all_boxes(A, torch.arange(L), tokens, brick)
-        rows = windows.sample_rows(L, 128, seed)
-        sampled = windows.coverage_of_all_boxes(
-            windows.attention_rows(q, k, rows, L), rows, tokens, brick
-        )
+        A = cov.attention_rows(q, k, torch.arange(L), L)
+        exact = coverage_of_all_boxes(A, torch.arange(L), tokens, brick)
+        rows = cov.sample_rows(L, 128, seed)
+        sampled = coverage_of_all_boxes(cov.attention_rows(q, k, rows, L), rows, tokens, brick)
         for f in (0.5, 0.25, 0.125):
             boxes = windows.candidates(f, windows.DEFAULT_EXPONENTS, g)
             r = torch.stack([exact[0, :, a - 1, b - 1, c - 1] for a, b, c in boxes], -1)
@@ -286,10 +286,10 @@ def test_sampled_choice_agrees_with_the_exact_one():
 
 def test_target_takes_the_smallest_window_that_reaches_it():
     tokens, brick = (4, 4, 6), (1, 2, 2)
-    g = windows.brick_grid(tokens, brick)
+    g = grid.brick_grid(tokens, brick)
     q, k = local_heads(tokens, 12, seed=1)
-    A = windows.attention_rows(q, k, torch.arange(96), 96)
-    every = windows.coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
+    A = cov.attention_rows(q, k, torch.arange(96), 96)
+    every = coverage_of_all_boxes(A, torch.arange(96), tokens, brick)
     for target in (0.5, 0.8, 0.95, 1.0):
         chosen = windows.choose_by_target(every, target)
         for head in range(12):
@@ -340,7 +340,7 @@ def test_a_ragged_grid_keeps_the_density_that_was_asked_for():
         found = windows.candidates(f, windows.DEFAULT_EXPONENTS, LOW)
         moved = windows.to_grid(torch.tensor(found, dtype=torch.int16), LOW, tokens, brick, f)
         for box in moved.tolist():
-            realised = windows.realised_density(tokens, brick, tuple(box))
+            realised = grid.realised_density(tokens, brick, tuple(box))
             assert realised == pytest.approx(f, rel=0.06)
 
 
@@ -372,14 +372,14 @@ def coverage():
     table = []
     for seed in range((STEPS + 1) * LAYERS):
         q, k = local_heads(LOW, 4, seed)
-        A = windows.attention_rows(q, k, torch.arange(192), 192)
-        table.append(windows.coverage_of_all_boxes(A, torch.arange(192), LOW, (1, 1, 1)))
+        A = cov.attention_rows(q, k, torch.arange(192), 192)
+        table.append(coverage_of_all_boxes(A, torch.arange(192), LOW, (1, 1, 1)))
     return torch.stack(table).unflatten(0, (STEPS + 1, LAYERS))
 
 
 def plan_of(coverage, f=0.25, **policy):
     policy = Policy(**{"name": "adaptive", **policy})
-    return make_plan(policy, f, coverage, LOW, TOKENS, BRICK, T_I)
+    return decide(policy, Case(f, LOW, (1, 1, 1), TOKENS, BRICK, T_I), coverage)
 
 
 def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
@@ -394,14 +394,14 @@ def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
 
 
 def test_plan_density_is_the_mean_over_heads_of_the_realised_one(coverage):
-    ragged = make_plan(
-        Policy("adaptive"), 0.25, coverage, LOW, (8, 7, 11), BRICK, T_I
-    )  # the same bricks, some of them partly empty
+    # the same bricks, some of them partly empty
+    case = Case(0.25, LOW, (1, 1, 1), (8, 7, 11), BRICK, T_I)
+    ragged = decide(Policy("adaptive"), case, coverage)
     for plan, tokens in ((plan_of(coverage), TOKENS), (ragged, (8, 7, 11))):
         assert plan.grid == LOW
         for n in range(1, T_I + 1):
             boxes = [tuple(b) for b in plan.boxes[n].flatten(0, -2).tolist()]
-            mean = sum(windows.realised_density(tokens, BRICK, b) for b in boxes) / len(boxes)
+            mean = sum(grid.realised_density(tokens, BRICK, b) for b in boxes) / len(boxes)
             assert plan.density(n) == pytest.approx(mean)
             assert plan.density(n) == pytest.approx(0.25, rel=0.15)
         assert plan.density(T_I + 1) == 1
@@ -463,15 +463,15 @@ def test_coverage_by_heads_is_the_coverage():
     g = torch.Generator().manual_seed(0)
     tokens, brick, text = (2, 4, 4), (1, 2, 2), (3, 5)
     q, k = (torch.randn(2, 5, 32 + 5, 8, generator=g) for _ in range(2))
-    rows = windows.sample_rows(32, 8, seed=1)
-    A = windows.attention_rows(q, k, rows, 32, text)
-    whole = windows.coverage_of_all_boxes(A, rows, tokens, brick)
+    rows = cov.sample_rows(32, 8, seed=1)
+    A = cov.attention_rows(q, k, rows, 32, text)
+    whole = coverage_of_all_boxes(A, rows, tokens, brick)
     logits, masses = 37 * (2 * 8 + 8), 4 * 8 * 8  # of 37 keys; of 8 rows and 8 bricks
     one = 4 * 2 * (logits + masses)
     for limit in (1, 2 * one, 4 * one + 1, 100 * one):
-        found = windows.coverage_by_heads(q, k, rows, tokens, brick, text, limit)
+        found = cov.coverage_by_heads(q, k, rows, tokens, brick, text, limit)
         assert torch.allclose(found, whole, atol=1e-6)
-        need = windows.coverage_bytes((2, 5, 37, 8), 8, limit, bricks=8)
+        need = cov.coverage_bytes((2, 5, 37, 8), 8, limit, bricks=8)
         assert need == one * min(max(limit // one, 1), 5)
 
 
@@ -481,13 +481,13 @@ def test_masses_are_pooled_attention_however_few_keys_at_a_time(tokens, brick, k
     """Logits in the hundreds, whose maximum moves from piece to piece, and poison in the padding."""
     g, n = torch.Generator().manual_seed(0), math.prod(tokens)
     q, k = (10 * torch.randn(2, 3, n + 5, 8, generator=g) for _ in range(2))
-    rows, text = windows.sample_rows(n, 11, seed=1), [3, 0]
+    rows, text = cov.sample_rows(n, 11, seed=1), [3, 0]
     logits = q[:, :, rows].double() @ k.double().transpose(-1, -2) / math.sqrt(8)
     for clip, real in enumerate(text):
         logits[clip, ..., n + real :] = -math.inf
     A = logits.softmax(-1)[..., :n]
-    pooled = A.new_zeros(2, 3, 11, math.prod(windows.brick_grid(tokens, brick)))
-    pooled.index_add_(-1, windows.brick_ids(tokens, brick), A)
+    pooled = A.new_zeros(2, 3, 11, math.prod(grid.brick_grid(tokens, brick)))
+    pooled.index_add_(-1, grid.brick_ids(tokens, brick), A)
     for clip, real in enumerate(text):
         k[clip, :, n + real :] = math.nan
     found = masses(q, k, rows, tokens, brick, text, keys)
@@ -499,7 +499,7 @@ def test_no_row_of_logits_exists_at_once(monkeypatch):
     tokens, brick, rows = (4, 64, 64), (1, 8, 8), torch.arange(0, 16384, 256)
     q, k = torch.randn(2, 1, 2, 16384, 8, generator=torch.Generator().manual_seed(0))
     with Largest() as largest:
-        windows.coverage_by_heads(q, k, rows, tokens, brick)
+        cov.coverage_by_heads(q, k, rows, tokens, brick)
     assert largest.elements <= 2 * 64 * KEYS < 2 * 64 * 16384
 
 

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import coverage_exact, of_backend
 
-from s2flow import coverage, windows
+from s2flow import coverage, grid
 from s2flow.attention import reference, triton, window_kernel
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
@@ -38,7 +39,7 @@ def by_kernel(q, k, v, table, tokens, brick, text=None, lse=False):
     """The backend called as the dispatcher does, without its self-check."""
     order, inverse = brick_order(tokens, brick, q.device)
     q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, sums = triton.window_attention(q, k, v, table, tokens, brick, text, lse)
+    out, sums = of_backend(triton, q, k, v, table, tokens, brick, text, lse)
     return reordered(out, inverse), sums if sums is None else reordered(sums, inverse)
 
 
@@ -51,7 +52,7 @@ def exact(q, k, v, table, tokens, brick, text=None):
     M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
     for clip, head in itertools.product(range(2), range(q.shape[1])):
         n, box = math.prod(tokens), tuple(table[clip, head].tolist())
-        M[clip, head, :n, :n] = windows.window_mask(tokens, brick, box)
+        M[clip, head, :n, :n] = grid.window_mask(tokens, brick, box)
     double = (x.double() for x in (q, k, v))
     return (
         F.scaled_dot_product_attention(*double, M),
@@ -85,8 +86,8 @@ def small_tiles(monkeypatch):
 def test_equals_the_reference(tokens, brick, n_text, text):
     """Every element is written, and the poison in padded text is neither seen nor answered."""
     q, k, v = inputs(tokens, n_text)
-    table, n = table_of(windows.brick_grid(tokens, brick)), math.prod(tokens)
-    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, text, True)
+    table, n = table_of(grid.brick_grid(tokens, brick)), math.prod(tokens)
+    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, text, True)
     for x, (clip, real) in itertools.product((q, k, v), enumerate(text or ())):
         x[clip, :, n + real :] = math.nan
     found, lse = by_kernel(q, k, v, table, tokens, brick, text, True)
@@ -101,8 +102,8 @@ def test_equals_the_reference(tokens, brick, n_text, text):
 def test_many_tiles(small_tiles, tokens, brick):
     """Runs and bricks of several tiles, neither a multiple of the other; one clip has no text."""
     q, k, v = inputs(tokens, 19, heads=2)
-    table = table_of(windows.brick_grid(tokens, brick))
-    truth, sums = reference.window_attention(q, k, v, table, tokens, brick, [19, 0], True)
+    table = table_of(grid.brick_grid(tokens, brick))
+    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, [19, 0], True)
     found, lse = by_kernel(q, k, v, table, tokens, brick, [19, 0], True)
     assert off(found, truth) < 1e-5 and torch.allclose(lse, sums, atol=1e-5)
 
@@ -113,7 +114,7 @@ def test_flat_peaked_and_large_logits(scale, shift):
     tokens, brick = (2, 4, 6), (1, 2, 2)
     q, k, v = inputs(tokens, 5)
     q, k = q * scale + shift, k + shift / 10
-    table = table_of(windows.brick_grid(tokens, brick))
+    table = table_of(grid.brick_grid(tokens, brick))
     truth, own = exact(q, k, v, table, tokens, brick)
     found, _ = by_kernel(q, k, v, table, tokens, brick)
     assert off(found, truth) < max(1e-5, 2 * off(own, truth))  # float32 logits round beyond 100
@@ -124,7 +125,7 @@ def test_flat_peaked_and_large_logits(scale, shift):
 def test_half_precision_is_as_good_as_a_dense_kernels(dtype, scale):
     tokens, brick = (2, 4, 6), (1, 2, 2)
     q, k, v = inputs(tokens, 5, dtype)
-    table = table_of(windows.brick_grid(tokens, brick))
+    table = table_of(grid.brick_grid(tokens, brick))
     truth, own = exact(q * scale, k, v, table, tokens, brick)
     found, _ = by_kernel(q * scale, k, v, table, tokens, brick)
     assert found.dtype == dtype and off(found, truth) < 2 * off(own, truth)
@@ -135,8 +136,8 @@ def test_half_precision_is_as_good_as_a_dense_kernels(dtype, scale):
 def test_head_dims_and_volumes(d, brick):
     tokens = (brick[0], brick[1], 2 * brick[2])
     q, k, v = inputs(tokens, 3, d=d, heads=1)
-    table = table_of(windows.brick_grid(tokens, brick), heads=1)
-    truth, _ = reference.window_attention(q, k, v, table, tokens, brick)
+    table = table_of(grid.brick_grid(tokens, brick), heads=1)
+    truth, _ = of_backend(reference, q, k, v, table, tokens, brick)
     assert off(by_kernel(q, k, v, table, tokens, brick)[0], truth) < 1e-5
 
 
@@ -152,7 +153,7 @@ def test_offsets_pass_two_to_the_31():
     truth, _ = by_kernel(*near, table, tokens, brick)
     q, _, v = (reordered(x, order) for x in near)
     far.copy_(reordered(near[1], order))
-    found, _ = triton.window_attention(q, far, v, table, tokens, brick)
+    found, _ = of_backend(triton, q, far, v, table, tokens, brick)
     assert torch.equal(found, reordered(truth, order))
 
 
@@ -160,11 +161,11 @@ def test_strides_are_taken_as_they_are(monkeypatch):
     """q, k, v as views of one (B, L, heads, d): no copy is made, and out has q's layout."""
     tokens, brick = (1, 2, 6), (1, 2, 2)
     q, k, v = inputs(tokens, 4)
-    table = table_of(windows.brick_grid(tokens, brick))
+    table = table_of(grid.brick_grid(tokens, brick))
     copies = (x.contiguous() for x in (q, k, v))
-    truth, _ = triton.window_attention(*copies, table, tokens, brick)
+    truth, _ = of_backend(triton, *copies, table, tokens, brick)
     monkeypatch.setattr(torch.Tensor, "contiguous", None)
-    found, _ = triton.window_attention(q, k, v, table, tokens, brick)
+    found, _ = of_backend(triton, q, k, v, table, tokens, brick)
     assert torch.equal(found, truth) and found.stride() == q.stride()
 
 
@@ -187,14 +188,14 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
     for box in itertools.product((1, 2), (1, 2), (1, 2, 3)):
         table = torch.tensor(box, dtype=torch.int32).expand(2, 2, 3)
         for some in (slice(2), slice(1)):
-            triton.window_attention(*(x[some] for x in (q, k, v)), table[some], tokens, brick)
+            of_backend(triton, *(x[some] for x in (q, k, v)), table[some], tokens, brick)
     assert len(launched) == 24 and all(x == launched[0] for x in launched)
 
 
 def test_a_gradient_is_refused():
     q, k, v = (x.requires_grad_() for x in inputs((2, 2, 2)))
     with pytest.raises(UserError, match="attention=tiled"):
-        triton.window_attention(q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
+        of_backend(triton, q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
 
 
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
@@ -202,19 +203,19 @@ def test_coverage_is_equation_8(tokens, brick, n_text, text):
     """All rows at once, against the whole map and explicit masks; poison in the padding."""
     q, k, _ = inputs(tokens, n_text)
     n, rows = math.prod(tokens), torch.arange(math.prod(tokens))
-    A = windows.attention_rows(3 * q, k, rows, n, text)
+    A = coverage.attention_rows(3 * q, k, rows, n, text)
     for clip, real in enumerate(text or ()):
         k[clip, :, n + real :] = math.nan
     mass = coverage.masses_by_kernel(3 * q, k, rows, tokens, brick, text)
     assert torch.allclose(mass, coverage.masses(3 * q, k, rows, tokens, brick, text), atol=1e-6)
-    every = windows.coverage_of_masses(mass, rows, tokens, brick)
+    every = coverage.coverage_of_masses(mass, rows, tokens, brick)
     for t, h, w in list(itertools.product(*(range(1, n + 1) for n in every.shape[2:])))[::3]:
-        truth = windows.coverage_exact(A, tokens, brick, (t, h, w))
+        truth = coverage_exact(A, tokens, brick, (t, h, w))
         assert torch.allclose(every[..., t - 1, h - 1, w - 1], truth, atol=1e-5)
 
 
 def test_coverage_of_sampled_rows_in_half_precision():
     tokens, brick = (2, 16, 16), (2, 4, 4)  # several programs, several rows to a tile
     q, k, _ = inputs(tokens, 40, torch.bfloat16)
-    call = (q, k, windows.sample_rows(512, 131, seed=0), tokens, brick, [33, 40])
+    call = (q, k, coverage.sample_rows(512, 131, seed=0), tokens, brick, [33, 40])
     assert torch.allclose(coverage.masses_by_kernel(*call), coverage.masses(*call), atol=1e-6)

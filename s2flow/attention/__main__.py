@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2flow.attention import dispatch
+from s2flow.attention.problem import Problem
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,17 +32,17 @@ def main() -> None:
         parser.error("--device cuda: no CUDA device is here; type --device cpu")
     if not 1 <= args.head_dim <= 1024 or not all(1 <= b <= 1024 for b in args.brick):
         parser.error("--head-dim and --brick must be from 1 to 1024")
-    q = torch.empty(0, args.head_dim, device=args.device, dtype=TYPES[args.dtype])
-    brick = tuple(args.brick)
+    brick, device = tuple(args.brick), torch.empty(0, device=args.device).device
+    problem = Problem(brick, brick, args.head_dim, TYPES[args.dtype], device)
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("attention", "usable", "why not"):
         table.add_column(column)
     for name in dispatch.NAMES:
-        reason = dispatch.why_not(name, q, brick)
+        reason = dispatch.why_not(name, problem)
         table.add_row(name, "no" if reason else "yes", reason or "")
     console = Console()
     console.print(table)
-    console.print(f"attention=auto is {dispatch.choose(q, brick)} on {args.device}")
+    console.print(f"attention=auto is {dispatch.choose(problem)} on {args.device}")
 
 
 if __name__ == "__main__":

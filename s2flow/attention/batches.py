@@ -1,48 +1,50 @@
-"""For backends that know one window a head and no padding: a batch, cut into what they know."""
+"""A batch in the parts that a backend computes at once, and what every backend's results start from."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from s2flow.windows import Box
+from s2flow.attention.problem import Problem
+from s2flow.grid import Box
 
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
+Part = tuple[slice, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
-def clip_by_clip(
-    attend: Attend,
+def results(q: Tensor, problem: Problem, lse: bool) -> tuple[Tensor, Tensor | None]:
+    """(out, lse or None) for a backend to write to; where there is padding, out is 0 and lse -inf."""
+    if problem.text is None:
+        return torch.empty_like(q), torch.empty(q.shape[:-1], device=q.device) if lse else None
+    sums = torch.full(q.shape[:-1], -math.inf, device=q.device) if lse else None
+    return q.new_zeros(q.shape), sums
+
+
+def parts(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    n_video: int,
-    text: list[int] | None,
-    lse: bool = False,
-    alike: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """attend(clips, q, k, v) of the whole batch, or of each clip cut to its own text.
+    out: Tensor,
+    lse: Tensor | None,
+    problem: Problem,
+    together: bool = True,
+) -> Iterator[Part]:
+    """(clips, q, k, v, out, lse): views of the whole batch, or of each clip cut to its own text.
 
-    clips: the slice of the batch that it is given; alike: whether clips may go together. What comes
-    out for padding is 0, and its lse is -inf.
+    together: whether clips may go together. For backends that know no padding.
     """
-    if text is None and (alike or len(q) == 1):
-        return attend(slice(None), q, k, v)
-    out = q.new_zeros(q.shape)
-    sums = torch.full(q.shape[:-1], -math.inf, device=q.device) if lse else None
+    if problem.text is None and (together or len(q) == 1):
+        yield slice(None), q, k, v, out, lse
+        return
     for i in range(len(q)):
-        n = q.shape[2] if text is None else n_video + text[i]
-        one, real = slice(i, i + 1), slice(n)
-        found, found_sums = attend(one, *(x[one, :, real] for x in (q, k, v)))
-        out[one, :, real] = found
-        if sums is not None:
-            sums[one, :, real] = found_sums
-    return out, sums
+        n = q.shape[2] if problem.text is None else problem.n_video + problem.text[i]
+        one = slice(i, i + 1)
+        yield one, *(x if x is None else x[one, :, :n] for x in (q, k, v, out, lse))
 
 
-def boxes_of(table: Tensor) -> tuple[list[Box], bool]:
-    """The first clip's boxes of a (B, heads, 3) table, and whether all clips have the same."""
-    return [tuple(b) for b in table[0].tolist()], bool((table == table[:1]).all())
+def boxes_of(windows: Tensor) -> tuple[list[Box], bool]:
+    """The first clip's boxes of (B, heads, 3) windows, and whether all clips have the same."""
+    return [tuple(b) for b in windows[0].tolist()], bool((windows == windows[:1]).all())
 
 
 def log_sum_exp(q: Tensor, k: Tensor, at_once: int = 2**24) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.batches import log_sum_exp
-from s2flow.windows import Box, window_starts
+from s2flow.grid import Box, window_starts
 
 COPIED = 2**30  # bytes of the queries, keys and values copied at once
 

@@ -11,27 +11,17 @@ its choice, so that its keys are gathered once, and video is not causal.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import clip_by_clip
-from s2flow.windows import Box, brick_grid
+from s2flow.attention.batches import parts, results
+from s2flow.attention.problem import Problem
+from s2flow.grid import Box, brick_slots
 
 # bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
 GATHERED = {"cpu": 2**22, "cuda": 2**28}
-
-
-def brick_slots(tokens: Box, brick: Box) -> Tensor:
-    """(bricks, prod(brick)) tokens of every brick, row-major; -1 where a ragged brick has none."""
-    g = brick_grid(tokens, brick)
-    volume = torch.full([n * b for n, b in zip(g, brick, strict=True)], -1)
-    T, H, W = tokens
-    volume[:T, :H, :W] = torch.arange(math.prod(tokens)).view(tokens)
-    sides = [n for pair in zip(g, brick, strict=True) for n in pair]
-    return volume.view(sides).permute(0, 2, 4, 1, 3, 5).reshape(math.prod(g), -1)
 
 
 def pooled(x: Tensor, slots: Tensor) -> Tensor:
@@ -57,31 +47,23 @@ def brick_density(chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
 
 
 def brick_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    chosen: Tensor,
-    tokens: Box,
-    brick: Box,
-    backend: str = "auto",
-    text: Sequence[int] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, problem: Problem, backend: str = "auto"
 ) -> Tensor:
     """Attention of every query brick over its chosen key bricks, and text.
 
-    q, k, v, text and result as in `s2flow.attention.window_attention`; chosen: (B, heads, bricks,
-    keep); backend: "reference" for the masked twin, else the gathering one.
+    q, k, v and result as in `s2flow.attention.window_attention`, video tokens row-major; chosen:
+    (B, heads, bricks, keep); backend: "reference" for the masked twin, else the gathering one.
     """
     attend = masked if backend == "reference" else gathering
-    lengths = None if text is None else list(text)
-    return clip_by_clip(
-        lambda clips, *qkv: (attend(*qkv, chosen[clips], tokens, brick), None),
-        *(q, k, v, math.prod(tokens), lengths),
-    )[0]
+    out, _ = results(q, problem, False)
+    for clips, *qkvo, _ in parts(q, k, v, out, None, problem):
+        attend(*qkvo, chosen[clips], problem)
+    return out
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
+def masked(q: Tensor, k: Tensor, v: Tensor, out: Tensor, chosen: Tensor, problem: Problem) -> None:
     """The twin: a mask over all pairs, in float32. Memory is quadratic in the number of tokens."""
-    slots, n_video = brick_slots(tokens, brick), math.prod(tokens)
+    slots, n_video = brick_slots(problem.tokens, problem.brick), problem.n_video
     where = torch.empty(n_video, dtype=torch.long)
     for i, slot in enumerate(slots):
         where[slot[slot >= 0]] = i
@@ -91,21 +73,20 @@ def masked(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: 
     M[:, :, :n_video, :n_video] = allowed[:, :, where][..., where]
     logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
     A = logits.masked_fill(~M.to(q.device), -math.inf).softmax(-1)
-    return (A @ v.float()).to(q.dtype)
+    out[:] = (A @ v.float()).to(q.dtype)
 
 
-def gathering(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, brick: Box) -> Tensor:
+def gathering(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, chosen: Tensor, problem: Problem
+) -> None:
     """One dense call over (clip, head, query brick), with the keys of each gathered beside it.
 
     Only ragged grids need a mask. Query bricks are taken so many at once as memory allows.
     """
-    slots, n_video = brick_slots(tokens, brick), math.prod(tokens)
-    there = slots >= 0
-    ragged = not bool(there.all())
-    there, index = there.to(q.device), slots.clamp(min=0).to(q.device)
+    slots, n_video = brick_slots(problem.tokens, problem.brick), problem.n_video
+    real, index = (slots >= 0).to(q.device), slots.clamp(min=0).to(q.device)
     B, heads, bricks, keep = chosen.shape
     d, slot, n_text = q.shape[-1], slots.shape[1], q.shape[2] - n_video
-    out = torch.empty_like(q)
     if n_text:  # text queries attend everything
         out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
     K, V = (x[:, :, index].flatten(0, 1) for x in (k, v))  # (B heads, bricks, slot, d)
@@ -114,17 +95,16 @@ def gathering(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, tokens: Box, bric
     one = 2 * B * heads * (keep * slot + n_text) * d * q.element_size()
     n = max(GATHERED.get(q.device.type, 2**28) // one, 1)
     for i in range(0, bricks, n):
-        mine = chosen.flatten(0, 1)[:, i : i + n]
-        c = mine.shape[1]
+        key_bricks = chosen.flatten(0, 1)[:, i : i + n]
+        c = key_bricks.shape[1]
         keys, values = (
-            torch.cat([x[pair, mine].flatten(2, 3), t.expand(-1, c, -1, -1)], 2)
+            torch.cat([x[pair, key_bricks].flatten(2, 3), t.expand(-1, c, -1, -1)], 2)
             for x, t in zip((K, V), text, strict=True)
         )
         mask = None
-        if ragged:
-            mask = F.pad(there[mine].flatten(2, 3), (0, n_text), value=True)[:, :, None]
+        if problem.ragged:
+            mask = F.pad(real[key_bricks].flatten(2, 3), (0, n_text), value=True)[:, :, None]
         queries = q[:, :, index[i : i + n]].flatten(0, 1)
         found = F.scaled_dot_product_attention(queries, keys, values, mask)
-        valid = there[i : i + n]
+        valid = real[i : i + n]
         out[:, :, index[i : i + n][valid]] = found.unflatten(0, (B, heads))[:, :, valid]
-    return out

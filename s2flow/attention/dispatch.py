@@ -5,9 +5,8 @@ A backend is a module of this package with
     IN_BRICKS                     whether it takes its video tokens in brick order (`order.py`)
     AUTO                          the device types on which `auto` considers it
     RAGGED                        False: only grids that the brick divides (default True)
-    unusable(q, brick)            why it cannot be used for such q (device, dtype, head_dim), or None
-    window_attention(q, k, v, windows, tokens, brick, text, lse) -> (out, lse or None)
-                                  windows: (B, heads, 3) int32 on the CPU, checked before
+    unusable(problem)             why its device, dtype, head_dim or brick cannot be used, or None
+    window_attention(q, k, v, problem, lse) -> (out, lse or None)
 
 `unusable` asks for devices and packages. Before the first use, small problems are computed and compared
 with the reference: kernels exist that return dense attention where they cannot do better, and say
@@ -20,11 +19,11 @@ import math
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from s2flow.attention.order import brick_order, reordered
+from s2flow.attention.problem import Problem
 from s2flow.errors import UserError
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 FASTEST_FIRST = ("fa4", "triton", "flex", "tiled")
 NAMES = (*FASTEST_FIRST, "reference")
@@ -37,38 +36,38 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"s2flow.attention.{name}")
 
 
-def resolve(backend: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str:
-    """The backend that `attention=backend` means for such q, bricks and grid; see `demand`."""
-    call = (q, brick, tokens)
-    return choose(*call) if backend == "auto" else demand(backend, *call)
+def resolve(backend: str, problem: Problem) -> str:
+    """The backend that `attention=backend` means for a problem, whatever its windows.
+
+    Raises UserError, with the reason, for one that is unknown or cannot be used.
+    """
+    if backend == "auto":
+        return choose(problem)
+    if backend not in NAMES:
+        raise UserError(
+            f"attention={backend} is unknown; type attention=auto or one of {list(NAMES)}"
+        )
+    reason = why_not(backend, problem)
+    if reason is not None:
+        raise UserError(f"attention={backend} cannot be used: {reason}; type attention=auto")
+    return backend
 
 
-def choose(q: Tensor, brick: Box, tokens: Box | None = None) -> str:
-    """The fastest backend that is usable for such q, bricks and grid."""
+def choose(problem: Problem) -> str:
+    """The fastest backend that is usable for a problem."""
     for name in FASTEST_FIRST:
-        if q.device.type in module(name).AUTO and why_not(name, q, brick, tokens) is None:
+        if problem.device.type in module(name).AUTO and why_not(name, problem) is None:
             return name
     return "tiled"  # plain torch
 
 
-def demand(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str:
-    """`name`, if it is usable for such q. Raises UserError with the reason if it is not."""
-    if name not in NAMES:
-        raise UserError(
-            f"attention={name} is unknown; type attention=auto or one of {list(NAMES)}"
-        )
-    reason = why_not(name, q, brick, tokens)
-    if reason is not None:
-        raise UserError(f"attention={name} cannot be used: {reason}; type attention=auto")
-    return name
-
-
-def why_not(name: str, q: Tensor, brick: Box, tokens: Box | None = None) -> str | None:
-    """Why a backend cannot be used for such q, bricks and grid, in a line; None if it can."""
-    whole = tokens is None or not any(n % b for n, b in zip(tokens, brick, strict=True))
-    if not whole and not getattr(module(name), "RAGGED", True):
-        return f"bricks {tuple(brick)} do not divide the {tokens[0]}x{tokens[1]}x{tokens[2]} grid"
-    return _why_not(name, q.device, q.dtype, q.shape[-1], tuple(brick))
+def why_not(name: str, problem: Problem) -> str | None:
+    """Why a backend cannot be used for a problem, in a line; None if it can."""
+    if problem.ragged and not getattr(module(name), "RAGGED", True):
+        grid = "x".join(map(str, problem.tokens))
+        return f"bricks {tuple(problem.brick)} do not divide the {grid} grid"
+    key = (problem.device, problem.dtype, problem.head_dim, tuple(problem.brick))
+    return _why_not(name, *key)
 
 
 @functools.cache
@@ -76,8 +75,7 @@ def _why_not(
     name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box
 ) -> str | None:
     try:
-        probe = torch.empty(0, 1, 1, d, device=device, dtype=dtype)
-        reason = module(name).unusable(probe, brick)
+        reason = module(name).unusable(Problem(brick, brick, d, dtype, device))
         if reason is not None or name == "reference":
             return reason
         if math.prod(brick) > CHECKED:
@@ -110,26 +108,19 @@ def _worst(off: float) -> float:
 
 
 def _off(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    d: int,
-    brick: Box,
-    tokens: Box,
-    lse: bool,
+    name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box, tokens: Box, lse: bool
 ) -> float:
     attend = module(name)
-    n_text, windows = 7, torch.tensor([[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]).int()
+    windows = [[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]
     generator = torch.Generator().manual_seed(0)
-    shape = (3, 2, 2, math.prod(tokens) + n_text, d)
+    shape = (3, 2, 2, math.prod(tokens) + 7, d)  # 7 text tokens
     q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
-    call = (windows, tokens, brick)
-    text = [5, 7]
-    truth, sums = module("reference").window_attention(q, k, v, *call, text, lse)
+    problem = Problem.of(q, tokens, brick, torch.tensor(windows), [5, 7])
+    truth, sums = module("reference").window_attention(q, k, v, problem, lse)
     if attend.IN_BRICKS:
         order, inverse = brick_order(tokens, brick, device)
         q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, found = attend.window_attention(q, k, v, *call, text, lse)
+    out, found = attend.window_attention(q, k, v, problem, lse)
     if attend.IN_BRICKS:
         out, found = (x if x is None else reordered(x, inverse) for x in (out, found))
     off = float((out.float() - truth.float()).norm() / truth.float().norm())

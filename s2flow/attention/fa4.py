@@ -22,25 +22,26 @@ import math
 import torch
 from torch import Tensor
 
-from s2flow.attention.batches import clip_by_clip
+from s2flow.attention.batches import parts, results
 from s2flow.attention.blocks import COPIED, attend_text, pairs_by_window, window_blocks
-from s2flow.windows import Box, brick_grid
+from s2flow.attention.problem import Problem
+from s2flow.grid import Box
 
 IN_BRICKS = True
 AUTO = ("cuda",)
 RAGGED = False
 
 
-def unusable(q: Tensor, brick: Box) -> str | None:
-    """Why it cannot be used for such q and bricks, or None."""
-    if q.device.type != "cuda":
-        return f"flash-attn-4 runs on CUDA, not on {q.device.type}"
+def unusable(problem: Problem) -> str | None:
+    """Why it cannot be used for such a problem, or None."""
+    if problem.device.type != "cuda":
+        return f"flash-attn-4 runs on CUDA, not on {problem.device.type}"
     try:
         importlib.metadata.version("flash-attn-4")
     except importlib.metadata.PackageNotFoundError:
         return "flash-attn-4 is not installed (pip install -e .[fa4])"
-    major = torch.cuda.get_device_capability(q.device)[0]
-    return unsupported(major, q.dtype, q.shape[-1], math.prod(brick))
+    major = torch.cuda.get_device_capability(problem.device)[0]
+    return unsupported(major, problem.dtype, problem.head_dim, problem.volume)
 
 
 def unsupported(capability: int, dtype: torch.dtype, d: int, n: int) -> str | None:
@@ -78,37 +79,27 @@ def arguments(blocks: Tensor, n: int) -> dict[str, Tensor | tuple[int, int]]:
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    windows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: list[int] | None = None,
-    lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See `s2flow.attention`; inference only, on grids that the brick divides."""
+    # an optional extra
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
     from flash_attn.cute.interface import flash_attn_func
 
-    n_video, n, g = math.prod(tokens), math.prod(brick), brick_grid(tokens, brick)
-
-    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = torch.empty_like(q)
-        sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
-        attend_text(q, k, v, n_video, out, sums)
-        one = 3 * q.shape[2] * q.shape[3] * q.element_size()
-        for box, *pairs in pairs_by_window(windows[clips], COPIED // one):
-            pairs = tuple(i.to(q.device) for i in pairs)
-            blocks = block_list(g, box, q.shape[2] - n_video, n, q.device)
-            lists = BlockSparseTensorsTorch(**arguments(blocks, n))
-            # its layout is (batch, L, heads, d): each pair is a batch of one head
-            Q, K, V = (x[pairs][:, :, None] for x in (q[:, :, :n_video], k, v))
-            found = flash_attn_func(Q, K, V, block_sparse_tensors=lists, return_lse=lse)
-            out[(*pairs, slice(n_video))] = found[0][:, :, 0]
-            if sums is not None:
-                sums[(*pairs, slice(n_video))] = found[1][:, 0]
-        return out, sums
-
+    n_video, n = problem.n_video, problem.volume
     with torch.no_grad():
-        return clip_by_clip(attend, q, k, v, n_video, text, lse)
+        out, sums = results(q, problem, lse)
+        for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
+            attend_text(Q, K, V, n_video, O, S)
+            one = 3 * Q.shape[2] * Q.shape[3] * Q.element_size()
+            for box, *pairs in pairs_by_window(problem.windows[clips], COPIED // one):
+                pairs = tuple(i.to(q.device) for i in pairs)
+                blocks = block_list(problem.grid, box, Q.shape[2] - n_video, n, q.device)
+                lists = BlockSparseTensorsTorch(**arguments(blocks, n))
+                # its layout is (batch, L, heads, d): each pair is a batch of one head
+                qkv = (x[pairs][:, :, None] for x in (Q[:, :, :n_video], K, V))
+                found = flash_attn_func(*qkv, block_sparse_tensors=lists, return_lse=lse)
+                O[(*pairs, slice(n_video))] = found[0][:, :, 0]
+                if S is not None:
+                    S[(*pairs, slice(n_video))] = found[1][:, 0]
+    return out, sums

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from s2flow.attention.batches import clip_by_clip
+from s2flow.attention.batches import parts, results
 from s2flow.attention.blocks import (
     COPIED,
     attend_text,
@@ -42,7 +42,8 @@ from s2flow.attention.blocks import (
     window_blocks,
 )
 from s2flow.attention.order import brick_offsets
-from s2flow.windows import Box, brick_grid
+from s2flow.attention.problem import Problem
+from s2flow.grid import Box
 
 IN_BRICKS = True
 AUTO = ("cuda",)  # on a CPU only by name: it would compile for longer than `tiled` computes
@@ -55,17 +56,18 @@ def tile(n: int) -> int:
     return min(n & -n, 128)
 
 
-def unusable(q: Tensor, brick: Box) -> str | None:
-    """Why it cannot be used for such q and bricks, or None."""
-    n, d = math.prod(brick), q.shape[-1]
-    if q.dtype not in DTYPES:
-        return f"FlexAttention takes float32, float16 or bfloat16, not {q.dtype}"
-    if q.device.type == "cpu":
+def unusable(problem: Problem) -> str | None:
+    """Why it cannot be used for such a problem, or None."""
+    n, d, device = problem.volume, problem.head_dim, problem.device.type
+    if problem.dtype not in DTYPES:
+        return f"FlexAttention takes float32, float16 or bfloat16, not {problem.dtype}"
+    if device == "cpu":
+        # takes three seconds to load
         from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported
 
         return None if check_cpu_supported() else "FlexAttention on a CPU needs x86 with AVX2"
-    if q.device.type != "cuda":
-        return f"FlexAttention was never tried on {q.device.type}"
+    if device != "cuda":
+        return f"FlexAttention was never tried on {device}"
     if not importlib.util.find_spec("triton"):
         return "FlexAttention on CUDA needs Triton, which is not installed"
     if d < 16:
@@ -112,39 +114,30 @@ def _compiled():
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    windows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: list[int] | None = None,
-    lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See `s2flow.attention`; inference only. Copies so many heads at once as fit COPIED bytes."""
-    n_video, n, g = math.prod(tokens), math.prod(brick), brick_grid(tokens, brick)
-    places = None if math.prod(g) * n == n_video else real_places(tokens, brick, q.device)
-
-    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = torch.empty_like(q)
-        sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
-        attend_text(q, k, v, n_video, out, sums)
-        numbers = (*tokens, *brick, *g[1:], math.prod(g), math.prod(g) * n + q.shape[2] - n_video)
-        grid = torch.tensor(numbers, dtype=torch.int32).to(q.device)
-        one = 3 * q.shape[2] * q.shape[3] * q.element_size()
-        for box, *pairs in pairs_by_window(windows[clips], COPIED // one):
-            pairs = tuple(i.to(q.device) for i in pairs)
-            whole = (x[pairs] for x in (q[..., :n_video, :], k, v))
-            Q, K, V = (in_blocks(x, n_video, places, math.prod(g), n) for x in whole)
-            lists = block_lists(g, box, K, places is not None)
-            for x, parts in zip((out, sums), _computed(Q, K, V, lists, grid, lse), strict=True):
-                if x is not None:
-                    parts = parts.flatten(1, 2)
-                    x[(*pairs, slice(n_video))] = parts if places is None else parts[:, places]
-        return out, sums
-
+    n_video, n, g = problem.n_video, problem.volume, problem.grid
+    tokens, brick, bricks = problem.tokens, problem.brick, math.prod(g)
+    places = real_places(tokens, brick, q.device) if problem.ragged else None
     with torch.inference_mode(False), torch.no_grad():  # one mode, one graph
-        return clip_by_clip(attend, q, k, v, n_video, text, lse)
+        out, sums = results(q, problem, lse)
+        for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
+            attend_text(Q, K, V, n_video, O, S)
+            numbers = (*tokens, *brick, *g[1:], bricks, bricks * n + Q.shape[2] - n_video)
+            grid = torch.tensor(numbers, dtype=torch.int32).to(q.device)
+            one = 3 * Q.shape[2] * Q.shape[3] * Q.element_size()
+            for box, *pairs in pairs_by_window(problem.windows[clips], COPIED // one):
+                pairs = tuple(i.to(q.device) for i in pairs)
+                whole = (x[pairs] for x in (Q[..., :n_video, :], K, V))
+                blocks = [in_blocks(x, n_video, places, bricks, n) for x in whole]
+                lists = block_lists(g, box, blocks[1], problem.ragged)
+                for x, found in zip((O, S), _computed(*blocks, lists, grid, lse), strict=True):
+                    if x is not None:
+                        found = found.flatten(1, 2)
+                        found = found if places is None else found[:, places]
+                        x[(*pairs, slice(n_video))] = found
+    return out, sums
 
 
 def _computed(Q, K, V, lists, grid, lse: bool) -> tuple[Tensor, Tensor | None]:

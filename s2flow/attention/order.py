@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from s2flow.windows import Box, brick_ids
+from s2flow.grid import Box, brick_ids
 
 
 @functools.lru_cache(maxsize=16)
@@ -38,3 +38,8 @@ def reordered(x: Tensor, index: Tensor, dim: int = 2) -> Tensor:
     video.copy_(x.index_select(dim, index))
     text.copy_(x.narrow(dim, n, x.shape[dim] - n))
     return out
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU, without making the host wait for the device."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

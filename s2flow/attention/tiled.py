@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import boxes_of, clip_by_clip, log_sum_exp
-from s2flow.windows import Box, brick_grid, realised_density, window_mask, window_starts
+from s2flow.attention.batches import boxes_of, log_sum_exp, parts, results
+from s2flow.attention.problem import Problem
+from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
 IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")
@@ -35,8 +36,8 @@ COPIED = {"cpu": 2**20, "cuda": 2**28}  # bytes of keys and values copied at onc
 ROWS = {"cpu": 2**20, "cuda": 2**27}  # bytes of queries at once
 
 
-def unusable(q: Tensor, brick: Box) -> str | None:
-    """Why it cannot be used for such q; never."""
+def unusable(problem: Problem) -> str | None:
+    """Why it cannot be used for such a problem: never."""
     return None
 
 
@@ -52,42 +53,30 @@ def axis_spans(n: int, b: int, w: int) -> list[tuple[slice, slice]]:
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    windows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: list[int] | None = None,
-    lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See `s2flow.attention`."""
-    n_video = math.prod(tokens)
-
-    def attend(clips: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        boxes, _ = boxes_of(windows[clips])
-        whole, len_text = brick_grid(tokens, brick), q.shape[2] - n_video
-        out = torch.empty_like(q)
-        sums = torch.empty(q.shape[:-1], device=q.device) if lse else None
-        if len_text:  # text queries attend everything
-            out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
-            if sums is not None:
-                sums[:, :, n_video:] = log_sum_exp(q[:, :, n_video:], k)
+    tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
+    out, sums = results(q, problem, lse)
+    alike = boxes_of(problem.windows)[1]
+    for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem, alike):
+        boxes, n_text = boxes_of(problem.windows[clips])[0], Q.shape[2] - n_video
+        if n_text:  # text queries attend everything
+            O[:, :, n_video:] = F.scaled_dot_product_attention(Q[:, :, n_video:], K, V)
+            if S is not None:
+                S[:, :, n_video:] = log_sum_exp(Q[:, :, n_video:], K)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
-            width = q.shape[-1] * len(heads)
-            plain = not lse and (box == whole or masked(box, tokens, brick, width))
-            M = _mask(tokens, brick, box, len_text, q.device) if plain and box != whole else None
-            for some in _at_once(heads, k, tokens):
-                if plain:
-                    qkv = q[:, some, :n_video], k[:, some], v[:, some]
-                    out[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
+            whole = box == problem.grid
+            dense = not lse and (whole or masked(box, tokens, brick, q.shape[-1] * len(heads)))
+            M = _mask(tokens, brick, box, n_text, q.device) if dense and not whole else None
+            for some in _at_once(heads, K, tokens):
+                if dense:
+                    qkv = Q[:, some, :n_video], K[:, some], V[:, some]
+                    O[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
                 else:
-                    _windowed(q, k, v, some, box, tokens, brick, out, sums)
-        return out, sums
-
-    alike = boxes_of(windows)[1]
-    return clip_by_clip(attend, q, k, v, n_video, text, lse, alike)
+                    _windowed(Q, K, V, some, box, tokens, brick, O, S)
+    return out, sums
 
 
 def masked(box: Box, tokens: Box, brick: Box, width: int) -> bool:
@@ -135,13 +124,15 @@ def _windowed(q, k, v, heads, box: Box, tokens: Box, brick: Box, out: Tensor, su
         keys, values = (x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V))
         one = Q[:, heads, :1, qa, qb]
         rows = max(ROWS.get(q.device.type, 2**27) // (one.numel() * one.element_size()), 1)
-        for mine, ours, pieces, step in _runs(spans[inner], brick[inner], rows):
-            queries = Q[:, heads, mine, qa, qb]
-            call = (keys[:, :, ours], values[:, :, ours], texts, pieces, step)
-            found, found_sums = _positions(queries.flatten(2, 4), *call, S is not None)
-            O[:, heads, mine, qa, qb] = found.view(queries.shape)
+        for here, there, pieces, step in _runs(spans[inner], brick[inner], rows):
+            queries = Q[:, heads, here, qa, qb]
+            stretch = (keys[:, :, there], values[:, :, there], texts, pieces, step)
+            X, Y = _positions(*stretch)
+            rows_of = queries.flatten(2, 4).reshape(X.shape[0], pieces, -1, q.shape[-1])
+            found = F.scaled_dot_product_attention(rows_of, X, Y)
+            O[:, heads, here, qa, qb] = found.reshape(queries.shape)
             if S is not None:
-                S[:, heads, mine, qa, qb] = found_sums.view(queries.shape[:-1])
+                S[:, heads, here, qa, qb] = log_sum_exp(rows_of, X).view(queries.shape[:-1])
 
 
 def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, int]]:
@@ -164,11 +155,11 @@ def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, i
         yield slice(queries.start, last_queries.stop), slice(keys.start, last_keys.stop), pieces, b
 
 
-def _positions(Q, K, V, texts, pieces: int, step: int, lse: bool):
-    """`pieces` positions at once: Q (B, heads, rows, d), K and V (B, heads, inner, rest, d).
+def _positions(K: Tensor, V: Tensor, texts: list[Tensor], pieces: int, step: int):
+    """Keys and values of `pieces` positions: (B, heads, inner, rest, d) -> (B heads, pieces, keys, d).
 
-    Each takes its share of the rows and a stretch of the keys. Returns like Q, and lse. Text stands
-    behind the keys of every position, which then are copied.
+    Each position takes a stretch of the keys: a view. Text stands behind the keys of every position,
+    which then are copied.
     """
     rest, d = K.shape[3:]
     size = (K.shape[2] - (pieces - 1) * step) * rest
@@ -178,7 +169,4 @@ def _positions(Q, K, V, texts, pieces: int, step: int, lse: bool):
     if texts[0].shape[2]:
         more = (x.flatten(0, 1)[:, None].expand(-1, pieces, -1, -1) for x in texts)
         views = [torch.cat(both, 2) for both in zip(views, more, strict=True)]
-    queries = Q.reshape(-1, pieces, Q.shape[2] // pieces, d)
-    found = F.scaled_dot_product_attention(queries, *views)
-    sums = log_sum_exp(queries, views[0]).view(Q.shape[:-1]) if lse else None
-    return found.reshape(Q.shape), sums
+    return views

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2flow.attention.order import brick_offsets
-from s2flow.coverage import to_device
+from s2flow.attention.order import brick_offsets, to_device
+from s2flow.attention.problem import Problem
 from s2flow.errors import UserError
-from s2flow.windows import Box, brick_grid
 
 IN_BRICKS = True
 AUTO = ("cuda",)
@@ -67,6 +66,7 @@ def _power_of_2(n: int) -> int:
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which was chosen when they were first imported."""
+    # needs the package triton
     from triton.runtime.interpreter import InterpretedFunction
 
     from s2flow.attention import window_kernel
@@ -74,21 +74,22 @@ def interpreted() -> bool:
     return isinstance(window_kernel.windowed, InterpretedFunction)
 
 
-def unusable(q: Tensor, brick: Box) -> str | None:
-    """Why the kernel cannot be used for such q, or None."""
+def unusable(problem: Problem) -> str | None:
+    """Why the kernel cannot be used for such a problem, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (pip install triton, on Linux)"
-    if q.device.type != "cuda" and not interpreted():
+    device, on_gpu = problem.device, problem.device.type == "cuda"
+    if not on_gpu and not interpreted():
         return "no CUDA device; TRITON_INTERPRET=1 runs it slowly on a CPU"
-    if q.device.type == "cuda" and interpreted():
+    if on_gpu and interpreted():
         return "TRITON_INTERPRET is set, so that kernels run on the CPU; unset it"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
-        found = "{}.{}".format(*torch.cuda.get_device_capability(q.device))
+    if on_gpu and torch.cuda.get_device_capability(device) < (8, 0):
+        found = "{}.{}".format(*torch.cuda.get_device_capability(device))
         return f"compute capability {found} is below 8.0"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"head_dim {q.shape[-1]} is none of {', '.join(map(str, HEAD_DIMS))}"
-    if q.dtype not in DTYPES:
-        return f"{str(q.dtype).removeprefix('torch.')} is none of float16, bfloat16, float32"
+    if problem.head_dim not in HEAD_DIMS:
+        return f"head_dim {problem.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
+    if problem.dtype not in DTYPES:
+        return f"{str(problem.dtype).removeprefix('torch.')} is none of float16, bfloat16, float32"
     return None
 
 
@@ -99,30 +100,22 @@ def no_offsets(device: torch.device) -> Tensor:
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    windows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: list[int] | None = None,
-    lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See `s2flow.attention`; tokens in brick order. Raises UserError if a gradient is wanted."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise UserError("attention=triton has no backward pass; type attention=tiled")
     q, k, v = (x if _fits(x) else x.contiguous() for x in (q, k, v))
-    B, heads, L, d = q.shape
-    n_video = math.prod(tokens)
-    real = torch.tensor(text or [L - n_video] * B, dtype=torch.int32)
-    table = torch.cat([windows.int(), real[:, None, None].expand(B, heads, 1)], -1)
+    B, heads, L, _ = q.shape
+    real = torch.tensor(problem.text or [problem.n_text] * B, dtype=torch.int32)
+    table = torch.cat([problem.windows.int(), real[:, None, None].expand(B, heads, 1)], -1)
     table = to_device(table, q.device)
     out = torch.empty_like(q)
     sums = torch.empty(B, heads, L, device=q.device, dtype=torch.float32) if lse else None
     with torch.cuda.device(q.device if q.is_cuda else -1):
-        _video(q, k, v, out, sums, table, tokens, brick)
-        if n_video < L:
-            _text(q, k, v, out, sums, table, n_video)
+        _video(q, k, v, out, sums, table, problem)
+        if problem.n_text:
+            _text(q, k, v, out, sums, table, problem.n_video)
     return out, sums
 
 
@@ -135,14 +128,15 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [s for x in tensors for s in x.stride()[:3]]
 
 
-def _video(q, k, v, out, sums, table, tokens: Box, brick: Box) -> None:
+def _video(q, k, v, out, sums, table, problem: Problem) -> None:
     """The launch of video queries."""
+    # needs the package triton
     from s2flow.attention import window_kernel
 
     B, heads, L, d = q.shape
-    g, n_video, volume = brick_grid(tokens, brick), math.prod(tokens), math.prod(brick)
-    ragged = any(n % b for n, b in zip(tokens, brick, strict=True))
-    offsets = brick_offsets(tokens, brick, q.device) if ragged else no_offsets(q.device)
+    g, n_video, volume, ragged = problem.grid, problem.n_video, problem.volume, problem.ragged
+    layout = (problem.tokens, problem.brick, q.device)
+    offsets = brick_offsets(*layout) if ragged else no_offsets(q.device)
     lse = table if sums is None else sums  # not written without LSE
     arguments = (q, k, v, out, lse, table, offsets, *_strides(q, k, v, out), *g, L, n_video)
     fixed = {
@@ -154,18 +148,20 @@ def _video(q, k, v, out, sums, table, tokens: Box, brick: Box) -> None:
         "D_PADDED": _power_of_2(d),
     }
 
-    def launch(config: Config, most: int | None = None) -> None:
-        tiles = math.prod(g) * math.ceil(volume / config.BLOCK_M)
-        grid = (tiles, heads, B) if most is None else (min(tiles, most), heads, 1)
+    def tiles(config: Config) -> int:
+        return math.prod(g) * math.ceil(volume / config.BLOCK_M)
+
+    def launch(config: Config, most: int) -> None:
+        grid = (min(tiles(config), most), heads, 1)
         window_kernel.windowed[grid](*arguments, **fixed, **config._asdict())
 
-    found = configs(d, q.dtype, volume, ragged, _chip(q.device))
-    if n_video < TUNED_FROM or not q.is_cuda:
-        return launch(found[0])
-    key = (q.device, d, q.dtype, volume, ragged)
-    if key not in _tuned:
-        _tuned[key] = _fastest(launch, found, q.device, heads, out[:1, :, :1])
-    return launch(_tuned[key])
+    known = configs(d, q.dtype, volume, ragged, _chip(q.device))
+    key, config = (q.device, d, q.dtype, volume, ragged), known[0]
+    if n_video >= TUNED_FROM and q.is_cuda:
+        if key not in _tuned:
+            _tuned[key] = _fastest(launch, known, q.device, heads, out[:1, :, :1])
+        config = _tuned[key]
+    window_kernel.windowed[(tiles(config), heads, B)](*arguments, **fixed, **config._asdict())
 
 
 @functools.cache
@@ -212,6 +208,7 @@ def _fastest(
 
 def _text(q, k, v, out, sums, table, n_video: int) -> None:
     """The launch of text queries, and its chunks put together: dense over all real keys."""
+    # needs the package triton
     from s2flow.attention import window_kernel
 
     B, heads, L, d = q.shape

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from s2flow.backbones.routing import AttentionRouter
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s2flow.attention.order import brick_order
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 
 class TokenOrder:

@@ -146,12 +146,22 @@ class AttentionRouter:
         """One self-attention in diffusers' layout (B, L, heads, d); stock(q, k, v): the model's own."""
         if self._temperature != 1.0:
             q = q * self._temperature
-        if self.ranks is None:
-            return self._attend(layer, q, k, v, stock)
+        if self._observer is not None:
+            self._observer(layer, q.transpose(1, 2), k.transpose(1, 2))
+        if self._replacer is not None:
+            out = self._replacer(layer, *(x.transpose(1, 2) for x in (q, k, v)))
+            if out is not None:
+                return out.transpose(1, 2)
+        return stock(q, k, v)
+
+    def share(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
+    ) -> Tensor:
+        """`attend` for one of several ranks: its heads over all tokens, from and to its tokens."""
         heads = self._dealt = self.ranks.deal(q.shape[2], self._work and self._work(layer))
         self.heads = heads[self.ranks.rank]
         try:
-            return self.ranks.attend(q, k, v, heads, lambda *qkv: self._attend(layer, *qkv, stock))
+            return self.ranks.attend(q, k, v, heads, lambda *qkv: self.attend(layer, *qkv, stock))
         finally:
             self.heads = None
 
@@ -160,15 +170,6 @@ class AttentionRouter:
         if self.ranks is None:
             return x
         return self.ranks.gather_heads(x, 1, self._dealt)
-
-    def _attend(self, layer, q, k, v, stock):
-        if self._observer is not None:
-            self._observer(layer, q.transpose(1, 2), k.transpose(1, 2))
-        if self._replacer is not None:
-            out = self._replacer(layer, *(x.transpose(1, 2) for x in (q, k, v)))
-            if out is not None:
-                return out.transpose(1, 2)
-        return stock(q, k, v)
 
     def _check(self, parallel_config: Any) -> None:
         if parallel_config is not None and (self._observer or self._replacer):
@@ -191,7 +192,8 @@ def routed(stock: Callable) -> Callable:
             tokens = 0 if ranks is None else ranks.tokens
             return attend(query, key, value, mask, at.number, at.router.handle, tokens)
         at.router._check(kwargs.get("parallel_config"))
-        return at.router.attend(
+        compute = at.router.attend if at.router.ranks is None else at.router.share
+        return compute(
             at.layer, query, key, value, lambda q, k, v: stock(q, k, v, *args, **kwargs)
         )
 
@@ -213,7 +215,8 @@ def attend(
     def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return router._stock(q, k, v, attn_mask=mask, backend=backend)
 
-    out = router.attend(own.layer, q, k, v, stock)
+    compute = router.attend if router.ranks is None else router.share
+    out = compute(own.layer, q, k, v, stock)
     return out.clone(memory_format=torch.contiguous_format)  # never one of the inputs
 
 

@@ -23,7 +23,7 @@ from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin
 from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.routing import AttentionRouter
-from s2flow.windows import Box
+from s2flow.grid import Box
 
 PARTS = {  # of the pipeline's folder, with their classes
     "transformer": "WanTransformer3DModel",

@@ -28,17 +28,14 @@ from s2flow.costs.forward import Forward, forward_cost
 from s2flow.costs.stages import GIB, Costs, Stage, Weights
 from s2flow.costs.trace import Moved
 from s2flow.costs.vae import Pass, vae_cost
+from s2flow.coverage import coverage_bytes
 from s2flow.flow import Trajectory, sigma_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.handoff import hand_off, resize_video
-from s2flow.plan import inward_box
+from s2flow.policies.base import HR
+from s2flow.policies.inward import inward_box
 from s2flow.recipe.identity import Recipe
-from s2flow.windows import (
-    Box,
-    brick_grid,
-    coverage_bytes,
-    fraction_of_volume,
-    realised_density,
-)
+from s2flow.windows import fraction_of_volume
 
 FIXED_HANDOFFS = {"macs": "latent"}  # hand-off of methods without the knob; default x0
 STATE_LATENTS = 6  # float32 latents of a flow: z, v, two derivatives, a step's temporaries
@@ -125,7 +122,8 @@ def high_stage(backbone: Any, r: Recipe, forward: Forward, shape: tuple, batch: 
     factor = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
     backend = "triton" if r.attention == "auto" else r.attention  # as on a GPU
     peak = forward.peak_with_windows(backend) if windowed else forward.peak
-    if windowed and r.windows.name in ("oracle", "svg"):  # rows of logits during the forward
+    rows = r.windows.module.READS == HR and "coverage_rows" not in r.windows.module.IGNORES
+    if windowed and rows:  # rows of logits during the forward
         peak = max(peak, forward.attending + 2 * coverage_bytes(forward.q, r.coverage_rows))
     held = STATE_LATENTS * 4 * batch * math.prod(shape)
     return flow_stage("hr", forward, factor * (steps - dense), factor * dense, f, peak + held)

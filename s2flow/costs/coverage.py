@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from s2flow.costs.trace import Moved, tracing
-from s2flow.coverage import launch_options
-from s2flow.windows import Box, brick_grid, coverage_of_masses, sample_rows
+from s2flow.coverage import coverage_of_masses, launch_options, sample_rows
+from s2flow.grid import Box, brick_grid
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2flow.backbones.base import Origin
+from s2flow.grid import brick_grid
 from s2flow.process import loading
 from s2flow.recipe.identity import Recipe
 from s2flow.store import Store, read_record
 from s2flow.store.lowflow import low_key
 from s2flow.store.tasks import Task
-from s2flow.windows import brick_grid
 
 BYTES_PER_PIXEL = 1 / 8  # of an mp4, if there are no records of this size
 SIDE_FILE_BYTES = 2**16  # record and contact sheet of a clip
@@ -56,7 +56,7 @@ def forecast(
     flows, missing_flows = loading.low_flows(cfg), []
     ranks = cfg.context_parallel
     for t in missing if "lr" in stages else ():
-        key = low_key(recipe, t.prompt, t.seed, ranks if ranks > 1 else None)
+        key = low_key(recipe.low_identity(), t.prompt, t.seed, ranks if ranks > 1 else None)
         cached = local and flows.folder is not None and flows.path(key).exists()
         missing_flows += [] if cached else [flows.name(key)]
     clip_bytes, bytes_from = _clip_bytes(cfg, recipe, store)

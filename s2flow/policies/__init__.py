@@ -1,40 +1,29 @@
-"""Window policies by name: a plan known before the HR flow, or one that decides inside it.
+"""Window policies, one file each, all of one shape:
 
-A new online policy is one file here with `replacer`, `work` and `report` (`plan.Windows`), a line in
-`decide`, and `conf/windows/<name>.yaml`.
+    READS       whose attention decides: LR (known before the HR flow), HR (inside it) or NOTHING
+    BY_VOLUME   whether it keeps the share f that sparsity and density ask for
+    OPTIONS     the fields of `Policy` that it reads, beside dense_steps and dense_layers
+    IGNORES     knobs of the recipe that change nothing under it
+    label(policy) -> str                        a word for tables
+    check(policy, case) -> Policy               the policy as it will run; raises UserError
+    decide(policy, case, coverage) -> Windows   a `Plan`, or a decider of `online.py`'s kind
+
+A new policy is one such file, its name in NAMES, and `conf/windows/<name>.yaml`.
 """
-
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from s2flow.plan import Plan, Windows, candidates_of, make_plan, whole_grid
-from s2flow.policies.moba import Moba
-from s2flow.policies.oracle import Oracle
-from s2flow.policies.svg import Svg
-from s2flow.windows import Box, brick_grid, fraction_of_volume
+from s2flow.plan import Plan, Windows, whole_grid
+from s2flow.policies.base import Case, Policy
 
-if TYPE_CHECKING:
-    from s2flow.recipe.identity import Recipe
+NAMES = ("adaptive", "fixed", "oracle", "svg", "moba", "sta", "coverage", "full", "inward")
 
 
-def decide(
-    r: "Recipe", coverage: Tensor, low_bricks: Box, low_tokens: Box, tokens: Box, t_i: int
-) -> Windows:
-    """The windows of the last t_i steps, given the LR flow's coverage.
+def decide(policy: Policy, case: Case, coverage: Tensor) -> Windows:
+    """The windows of the last `case.t_i` steps, given the LR flow's coverage.
 
-    coverage: (N+1, layers, B, heads, g_t, g_h, g_w).
-
-    low_bricks: bricks of the LR grid, low_tokens and tokens: the LR and HR grids.
+    coverage: (N+1, layers, B, heads, g_t, g_h, g_w) over the LR brick grid (Eq. 8).
     """
-    policy, high = r.windows, (tokens, r.brick_high)
-    f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
-    if policy.name == "moba" and f < 1:
-        return Moba(policy, f, *high, t_i)
-    if policy.name not in ("oracle", "svg") or f >= 1:
-        return make_plan(policy, f, coverage, low_bricks, *high, t_i, low_tokens)
-    empty = Plan(whole_grid(coverage.shape[:-3], brick_grid(*high)), *high)
-    online = (policy, empty, candidates_of(policy, f, low_bricks, *high), r.coverage_rows, t_i)
-    if policy.name == "svg":
-        return Svg(*online)
-    return Oracle(*online, make_plan(policy, f, coverage, low_bricks, *high, t_i))
+    if policy.whole(case.f):
+        return Plan(whole_grid(coverage.shape[:-3], case.grid), case.tokens, case.brick)
+    return policy.module.decide(policy, case, coverage)

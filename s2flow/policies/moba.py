@@ -16,11 +16,22 @@ import torch
 from torch import Tensor
 
 from s2flow.attention.bricks import brick_attention, brick_density, choose_bricks
+from s2flow.attention.problem import Problem
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.errors import UserError
-from s2flow.plan import Policy
+from s2flow.grid import Box, brick_grid
+from s2flow.policies.base import HR, Case, Policy
 from s2flow.policies.online import per_clip
-from s2flow.windows import Box, brick_grid
+
+READS = HR
+BY_VOLUME = True
+OPTIONS = ()
+IGNORES = frozenset({"brick_low", "coverage_rows"})
+
+
+def label(policy: Policy) -> str:
+    """It has no options."""
+    return policy.name
 
 
 class Moba:
@@ -45,7 +56,8 @@ class Moba:
             chosen = choose_bricks(q, k, keep, *grid)
             kept = router.all_heads(brick_density(chosen, *grid))
             self.pairs[n].append(kept.mean(1).cpu())
-            return brick_attention(q, k, v, chosen, *grid, attention, router.text)
+            problem = Problem.of(q, *grid, text=router.text)
+            return brick_attention(q, k, v, chosen, problem, attention)
 
         return replace
 
@@ -64,12 +76,18 @@ class Moba:
         """Bricks, not boxes."""
 
 
-def check(f: float, g: Box) -> None:
+def check(policy: Policy, case: Case) -> Policy:
     """Raises UserError if f is under half a brick of the HR grid, naming the nearest that is not."""
-    bricks = math.prod(g)
-    if f * bricks < 0.5:
+    g, bricks = case.grid, math.prod(case.grid)
+    if case.f * bricks < 0.5:
         raise UserError(
-            f"windows=moba keeps whole bricks of the {g[0]}x{g[1]}x{g[2]} grid, and f = {f:.4g} is "
-            f"less than half of one; the nearest reachable f is {1 / bricks:.4g} "
+            f"windows=moba keeps whole bricks of the {g[0]}x{g[1]}x{g[2]} grid, and f = {case.f:.4g} "
+            f"is less than half of one; the nearest reachable f is {1 / bricks:.4g} "
             f"(sparsity={1 / bricks:.4g} with density=volume)"
         )
+    return policy
+
+
+def decide(policy: Policy, case: Case, coverage: Tensor) -> "Moba":
+    """See the module."""
+    return Moba(policy, case.f, case.tokens, case.brick, case.t_i)

@@ -6,6 +6,7 @@ and for the second evaluation of heun. What was chosen is kept as a plan, so tha
 histograms are those of the windows that ran.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter, Replacer
-from s2flow.plan import Plan, Policy
-from s2flow.windows import Box, sample_rows
+from s2flow.coverage import sample_rows
+from s2flow.grid import Box
+from s2flow.plan import Plan, whole_grid
+from s2flow.policies.base import Case, Policy, candidates_of
 
 
 class Online:
@@ -45,14 +48,15 @@ class Online:
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
         """See `plan.Windows`."""
+        return functools.partial(self.plan.attend, n, attention, router, self.fill)
 
-        def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-            if (n, layer) in self.open:
-                self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
-                self.open.discard((n, layer))
-            return self.plan.attend(n, layer, q, k, v, attention, router)
-
-        return replace
+    def fill(
+        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
+    ) -> None:
+        """Write the boxes of a step and layer to the plan, once."""
+        if (n, layer) in self.open:
+            self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
+            self.open.discard((n, layer))
 
     def work(self, n: int) -> None:
         """Not known before the forward: ranks share heads in order."""
@@ -64,6 +68,12 @@ class Online:
     def kept(self, steps: Sequence[int], clip: int) -> Tensor:
         """See `plan.Windows`."""
         return self.plan.kept(steps, clip)
+
+
+def unfilled(policy: Policy, case: Case, coverage: Tensor) -> tuple:
+    """The arguments of `Online`: a plan of whole grids, and the candidates."""
+    plan = Plan(whole_grid(coverage.shape[:-3], case.grid), case.tokens, case.brick)
+    return policy, plan, candidates_of(policy, case), case.rows, case.t_i
 
 
 def per_clip(values: dict[int, list[Tensor]], clip: int) -> dict[str, float]:

@@ -14,9 +14,34 @@ from typing import Any
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
+from s2flow.coverage import coverage_by_heads
 from s2flow.plan import Plan
-from s2flow.policies.online import Online, per_clip
-from s2flow.windows import choose, coverage_by_heads
+from s2flow.policies import adaptive
+from s2flow.policies.base import HR, Case, Policy, check_candidates, spelt
+from s2flow.policies.online import Online, per_clip, unfilled
+from s2flow.windows import DEFAULT_EXPONENTS, choose
+
+READS = HR
+BY_VOLUME = True
+OPTIONS = ("exponents",)
+IGNORES = frozenset()
+
+
+def label(policy: Policy) -> str:
+    """With its exponents, unless they are the usual ones."""
+    return spelt(policy, DEFAULT_EXPONENTS)
+
+
+def check(policy: Policy, case: Case) -> Policy:
+    """Raises UserError if no candidate has a volume near f."""
+    check_candidates(policy, case)
+    return policy
+
+
+def decide(policy: Policy, case: Case, coverage: Tensor) -> "Oracle":
+    """See the module; the LR flow's choice is made beside it, for the regret."""
+    guided = adaptive.decide(policy, case, coverage)
+    return Oracle(*unfilled(policy, case, coverage), guided)
 
 
 class Oracle(Online):

@@ -3,6 +3,9 @@
 A file holds the boxes and what they are valid for: backbone, weights, HR grid, bricks and f must be
 those of the run, and the prompts of the run must not be those that the boxes were chosen on. The recipe
 holds the hash of what decides the pixels, so neither the file's name nor its date makes another run.
+
+Deviation: sliding-tile attention (Zhang et al. 2025) searches each head's window offline over
+calibration prompts; ours takes the equal-volume candidate of the highest mean coverage (Eq. 8).
 """
 
 import hashlib
@@ -11,15 +14,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from s2flow.errors import UserError
-from s2flow.plan import Calibration, Policy
+from s2flow.grid import Box, brick_grid
+from s2flow.plan import Plan
+from s2flow.policies.base import NOTHING, Calibration, Case, Policy, static
 from s2flow.store import write_json
-from s2flow.windows import Box, brick_grid
 
 if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe
 
 HOW = "python -m s2flow.calibrate windows.file=FILE"
+
+READS = NOTHING
+BY_VOLUME = True
+OPTIONS = ()
+IGNORES = frozenset({"brick_low", "coverage_rows"})
+
+
+def label(policy: Policy) -> str:
+    """With the hash of its file."""
+    return f"sta {policy.file}"
 
 
 def content_hash(c: Calibration) -> str:
@@ -91,27 +108,39 @@ def with_file(policy: Policy, path: str | None) -> Policy:
     return replace(policy, file=content_hash(c), calibration=c)
 
 
-def check(
-    policy: Policy, path: str, backbone: str, weights: str, tokens: Box, brick: Box, f: float
-) -> None:
-    """Raises UserError unless the file was made for this model, grid and f.
+def check(policy: Policy, case: Case) -> Policy:
+    """The policy with the boxes of its file.
 
-    weights: "" where they are not known yet.
+    Raises UserError unless the file was made for this model, grid and f, and for the only HR size.
     """
+    if case.sizes > 1:
+        raise UserError(
+            "windows=sta was calibrated for one HR size; leave scales out, or type windows=adaptive"
+        )
+    if case.f >= 1:
+        return policy
+    policy = with_file(policy, case.file)
     c = policy.calibration
     pairs = {
-        "backbone": (c.backbone, backbone),
-        "weights": (c.weights, weights or c.weights),
-        "HR grid": (_word(c.tokens), _word(tokens)),
-        "brick_high": (_word(c.brick), _word(brick)),
-        "f": (f"{c.f:.6g}", f"{f:.6g}"),
+        "backbone": (c.backbone, case.backbone),
+        "weights": (c.weights, case.weights or c.weights),
+        "HR grid": (_word(c.tokens), _word(case.tokens)),
+        "brick_high": (_word(c.brick), _word(case.brick)),
+        "f": (f"{c.f:.6g}", f"{case.f:.6g}"),
     }
-    for name, (theirs, here) in pairs.items():
-        if theirs != here:
+    for name, (calibrated, here) in pairs.items():
+        if calibrated != here:
             raise UserError(
-                f"windows.file={path} was calibrated for {name} {theirs}, and this run has {here}; "
-                f"calibrate again with {HOW} and the knobs of this run"
+                f"windows.file={case.file} was calibrated for {name} {calibrated}, and this run has "
+                f"{here}; calibrate again with {HOW} and the knobs of this run"
             )
+    return policy
+
+
+def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
+    """See the module."""
+    boxes = torch.tensor(policy.calibration.boxes, dtype=torch.int16)  # (layers, heads, 3)
+    return static(policy, case, boxes[None, :, None].expand(*coverage.shape[:-3], 3))
 
 
 def _word(sides: Box) -> str:

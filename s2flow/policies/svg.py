@@ -18,9 +18,23 @@ import torch
 from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
+from s2flow.coverage import COVERAGE_BYTES
 from s2flow.errors import UserError
-from s2flow.policies.online import Online
-from s2flow.windows import COVERAGE_BYTES, Box, candidates, window_mask
+from s2flow.grid import Box, window_mask
+from s2flow.policies.base import HR, Case, Policy, check_candidates, spelt
+from s2flow.policies.online import Online, unfilled
+from s2flow.windows import candidates
+
+PATTERNS = ((1, 0, 0), (0, 1 / 2, 1 / 2))  # the usual exponents
+READS = HR
+BY_VOLUME = True
+OPTIONS = ("exponents",)
+IGNORES = frozenset()
+
+
+def label(policy: Policy) -> str:
+    """With its exponents, unless they are the usual ones."""
+    return spelt(policy, PATTERNS)
 
 
 class Svg(Online):
@@ -66,8 +80,12 @@ def output_errors(
     return torch.cat(parts, 1)
 
 
-def check(exponents: tuple, f: float, g: Box) -> None:
+def check(policy: Policy, case: Case) -> Policy:
     """Raises UserError unless every pattern has a box of volume f, naming the nearest f that has."""
+    if case.f >= 1:
+        return policy
+    check_candidates(policy, case)
+    exponents, g, whole = policy.exponents, case.low_grid, math.prod(case.low_grid)
 
     def reachable(x: float) -> bool:
         try:
@@ -80,18 +98,22 @@ def check(exponents: tuple, f: float, g: Box) -> None:
             "windows=svg chooses between patterns and has one; type "
             "windows.exponents='[[1,0,0],[0,0.5,0.5]]'"
         )
-    if reachable(f):
-        return
-    whole = math.prod(g)
+    if reachable(case.f):
+        return policy
     volumes = {math.prod(b) for b in itertools.product(*(range(1, n + 1) for n in g))} - {whole}
-    for v in sorted(volumes, key=lambda v: abs(math.log(v / whole / f))):
+    for v in sorted(volumes, key=lambda v: abs(math.log(v / whole / case.f))):
         if reachable(v / whole):
             raise UserError(
                 f"windows=svg: not every pattern has a box of the {g[0]}x{g[1]}x{g[2]} brick grid "
-                f"that keeps f = {f:.4g}; the nearest f where each has is {v / whole:.4g} "
+                f"that keeps f = {case.f:.4g}; the nearest f where each has is {v / whole:.4g} "
                 f"(sparsity={v / whole:.4g} with density=volume)"
             )
     raise UserError(
         f"windows=svg: the patterns have no boxes of one volume on the {g[0]}x{g[1]}x{g[2]} brick "
         "grid; type windows=adaptive, or smaller bricks"
     )
+
+
+def decide(policy: Policy, case: Case, coverage: Tensor) -> "Svg":
+    """See the module."""
+    return Svg(*unfilled(policy, case, coverage))

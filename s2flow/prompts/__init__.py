@@ -1,20 +1,20 @@
-"""Where the prompts come from: `prompts=demo|world|file|vbench`, subsets of them, and shards.
+"""Sources of prompts, `prompts=demo|world|file|vbench`, their subsets, and shards.
 
     demo    six held-out captions of the embedded world, chosen by hand: one per background
     world   held-out captions of the embedded world (never trained on), in a seeded order
     file    your own: .txt (one prompt a line), .csv (column `prompt`), .json, .jsonl
     vbench  the 946 entries of `VBench_full_info.json`; the paper scores a random half, 473
 
-The list is cut in this order: `subset`, then `count` (the first n; of `world`, how many are drawn
-at all), then `shard` (every n-th of what is left, so that shards are disjoint and together
-complete). An entry keeps the index it has in its uncut source: 944 of VBench's 946 texts are
-distinct, so entries are told apart by index, and the runner merges clips by text. Text is taken
-literally: nothing in it is interpolated, and only the line end is stripped.
+The list is reduced in this order: `subset`, then `count` (the first n; for `world`, the number that
+is drawn), then `shard` (every n-th of the rest, so that shards are disjoint and together complete).
+An entry keeps its index in the full source: only 944 of VBench's 946 texts are distinct, so entries
+are identified by index, and the runner merges clips by text. Text is taken literally: nothing in it
+is interpolated, and only the line end is stripped.
 
-`augmented` names a second list, as long as the uncut source: its entry i is what the model is given
-in place of entry i (VBench's long prompts, say). What the clip is scored with stays entry i itself:
+`augmented` names a second list, as long as the full source: the model gets its entry i in place of
+entry i (such as VBench's long prompts). Scorers still get entry i of the source:
 
-    Prompt.text      what the model is given      record["prompt"], names the clip with the seed
+    Prompt.text      input of the model           record["prompt"]; with the seed the clip's key
     Prompt.original  entry i, where it differs    record["original_prompt"], Clip.prompt of a scorer
 
     python -m s2flow.prompts vbench half [--seed 0] [--out FILE]      # any subset with its hash
@@ -64,9 +64,9 @@ DEMO = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """One entry: its place in the uncut source, what the model is given, its VBench dimensions.
+    """One entry: its index in the full source, the input of the model, its VBench dimensions.
 
-    original: the entry's own text, which scorers see, where the model is given another; else None.
+    original: the entry's own text for scorers, where the model gets another one; else None.
     """
 
     index: int
@@ -91,14 +91,12 @@ def load_prompts(
     `subset` is "full", "half" (drawn by `seed`), "smoke" (8, evenly spread) or, for VBench, the
     name of a dimension. `shard` is "k/n", 1-based; with more shards than prompts the last ones
     are empty lists. `world` names the embedded world, and `seed` also orders its captions.
-    `augmented` is a file of what the model is given instead, one text per entry of the uncut source.
+    `augmented` is a file of texts for the model, one per entry of the full source.
 
-    Raises `UserError` for anything that the user can mend.
+    Raises `UserError` for anything that the user can correct.
     """
     if count is not None and count < 1:
-        raise UserError(
-            f"prompts.count={count} asks for no prompt; type 1 or more, or null for all"
-        )
+        raise UserError(f"prompts.count={count} gives no prompt; type 1 or more, or null for all")
     if source not in SOURCES:
         raise UserError(f"prompts={source} is unknown{_nearest(source, SOURCES)}")
     if file is not None and source not in ("file", "vbench"):
@@ -112,7 +110,7 @@ def load_prompts(
     elif source == "vbench":
         prompts = _read_vbench(file)
     elif source == "world":
-        # here `count` says how many captions are drawn, before any subset
+        # `count` captions are drawn, before any subset
         prompts = _numbered(_world_captions(world, WORLD_COUNT if count is None else count, seed))
     else:
         prompts = _numbered(DEMO)
@@ -122,14 +120,14 @@ def load_prompts(
 
 
 def augment(prompts: list[Prompt], file: str) -> list[Prompt]:
-    """The same entries, each with the text of its place in `file` for the model.
+    """The same entries, each with the text of the same index in `file` for the model.
 
     Raises UserError if the file holds more or fewer.
     """
     texts = read_list(file, "prompts.augmented")
     if len(texts) != len(prompts):
         raise UserError(
-            f"prompts.augmented={file} holds {len(texts)} prompts, the uncut source {len(prompts)}; "
+            f"prompts.augmented={file} holds {len(texts)} prompts, the full source {len(prompts)}; "
             "write one for each entry of the source, in its order, before any subset"
         )
     return [
@@ -198,17 +196,17 @@ def _read_vbench(file: str | None) -> list[Prompt]:
 
 def _warn_of_another_list(path: Path) -> None:
     """One line on stderr where the entries are not those of the published half."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != VBENCH["sha256"]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != VBENCH["sha256"]:
         print(
-            f"warning: {path} is not the list of {VBENCH['package']} (sha256 {found[:12]}, not "
-            f"{VBENCH['sha256'][:12]}): its indices and halves are not those of other people's runs",
+            f"warning: {path} is not the list of {VBENCH['package']} (sha256 {digest[:12]}, not "
+            f"{VBENCH['sha256'][:12]}): its indices and halves differ from those of other runs",
             file=sys.stderr,
         )
 
 
 def installed_vbench_file() -> Path:
-    """The JSON inside the installed package, found but not imported (slow, and needs CLIP)."""
+    """The JSON inside the installed package, located without importing it (slow, needs CLIP)."""
     spec = importlib.util.find_spec("vbench")
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / VBENCH_FILE).is_file():
@@ -219,7 +217,7 @@ def installed_vbench_file() -> Path:
     )
 
 
-# -- words ------------------------------------------------------------------------------------
+# -- parsing ----------------------------------------------------------------------------------
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -228,7 +226,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
     k, n = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= k <= n:
         raise UserError(
-            f"shard={shard} is no share; type shard=k/n with 1 <= k <= n, as in shard=1/8"
+            f"shard={shard} is not valid; type shard=k/n with 1 <= k <= n, as in shard=1/8"
         )
     return k, n
 

@@ -1,7 +1,7 @@
 """`python -m s2flow.prompts vbench half [--seed 0]`: a subset as indices, with hashes.
 
 Prints, or writes, one line of JSON: the hash of the source file, and of the indices as decimal numbers,
-one a line. The texts stay where they are. `vbench_half.json` beside this file was written by
+one a line. No text is copied. `vbench_half.json` beside this file was written by
 
     python -m s2flow.prompts vbench half --out s2flow/prompts/vbench_half.json
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.prompts import (
     SOURCES,
     SUBSETS,
@@ -26,22 +26,22 @@ from s2flow.prompts import (
 
 
 def published(source: Any, subset: str, seed: int, chosen: list[Prompt]) -> dict[str, Any]:
-    """What is written of a subset: everything that is needed to draw and to check it."""
+    """The published form of a subset, with all that is needed to draw and to check it."""
     indices = [p.index for p in chosen]
     digest = hashlib.sha256("".join(f"{i}\n" for i in indices).encode()).hexdigest()
-    found = {"source": source, "subset": subset, "seed": seed, "count": len(indices)}
-    return found | {"sha256": digest, "indices": indices}
+    about = {"source": source, "subset": subset, "seed": seed, "count": len(indices)}
+    return about | {"sha256": digest, "indices": indices}
 
 
 def described(path: Path, entries: int) -> dict[str, Any]:
     """A source file by name, hash and length."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    found = {"file": path.name, "sha256": digest, "entries": entries}
-    return VBENCH if digest == VBENCH["sha256"] else found
+    about = {"file": path.name, "sha256": digest, "entries": entries}
+    return VBENCH if digest == VBENCH["sha256"] else about
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print or write a subset; 2 for what cannot be."""
+    """Print or write a subset; returns 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m s2flow.prompts", description="The indices of a subset of prompts, hashed."
     )
@@ -53,18 +53,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     source, given = args.source, {"subset": "full", "seed": args.seed, "shard": "1/1"}
     try:
-        whole = load_prompts(source, file=args.file, count=None, **given)
-        chosen = select(whole, args.subset, args.seed)
+        prompts = load_prompts(source, file=args.file, count=None, **given)
+        chosen = select(prompts, args.subset, args.seed)
         if source in ("file", "vbench"):
             path = Path(args.file).expanduser() if args.file else installed_vbench_file()
-            source = described(path, len(whole))
+            source = described(path, len(prompts))
         text = json.dumps(published(source, args.subset, args.seed, chosen)) + "\n"
         if args.out is None:
             print(text, end="")
         else:
             args.out.write_text(text, encoding="utf-8")
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -1,7 +1,7 @@
 """Lists of prompts in files: .txt (one a line), .csv (column `prompt`), .json, .jsonl.
 
-Text is taken to the letter. Everything that is wrong with a file is one `UserError` that names the
-place in it; `knob` is what the user typed to name the file.
+Text is taken literally. Any error in a file is one `UserError` that names the line; `knob` is the
+option that named the file.
 """
 
 import csv
@@ -23,7 +23,7 @@ def read_list(file: str | None, knob: str) -> list[str]:
     readers = {".txt": _lines, ".csv": _csv_rows, ".json": _json_items, ".jsonl": _json_lines}
     if path.suffix.lower() not in readers:
         raise UserError(
-            f"{knob}={file} has a format that is not read here; "
+            f"{knob}={file} has an unsupported format; "
             f"type the name of a {', '.join(readers)} file"
         )
     read = readers[path.suffix.lower()]
@@ -41,7 +41,7 @@ def read_text(path: Path, knob: str) -> str:
         raise UserError(f"{knob}={path} does not exist below {Path.cwd()}") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 and type the same again"
+            f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 and try again"
         ) from None
     except OSError as error:
         raise UserError(f"{knob}={path} cannot be read: {error.strerror}") from None
@@ -108,13 +108,13 @@ def _prompt_of(item: Any, path: Path, where: str) -> Any:
 
 
 def parse_json(text: str, path: Path, where: str = "") -> Any:
-    """What JSON says; `where` it stands in the file, if not as a whole."""
+    """Parsed JSON; where: its position in the file, if it is not the whole."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = where or f", line {error.lineno}"
         raise UserError(
-            f"{path}{where}, column {error.colno} is not JSON: {error.msg}; mend it there"
+            f"{path}{where}, column {error.colno} is not JSON: {error.msg}; correct it there"
         ) from None
 
 
@@ -124,6 +124,6 @@ def checked(value: Any, path: Path, where: str) -> str:
         raise UserError(f"{path}, {where}: {value!r} is no text; write the prompt as a string")
     if not value.strip():
         raise UserError(f"{path}, {where}: the prompt is empty; write one there or remove it")
-    if any("\ud800" <= c <= "\udfff" for c in value):  # half an emoji, escaped in JSON
-        raise UserError(f"{path}, {where}: {value!r} holds half a character; write it as UTF-8")
+    if any("\ud800" <= c <= "\udfff" for c in value):  # as in an escaped half of an emoji
+        raise UserError(f"{path}, {where}: {value!r} holds a lone surrogate; write it as UTF-8")
     return value

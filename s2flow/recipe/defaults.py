@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2flow.backbones.base import Backbone
 from s2flow.errors import WANTED, UserError
+from s2flow.grid import Box
 from s2flow.recipe import CONF
 from s2flow.recipe.schema import BackboneConf, Config, WindowsConf
-from s2flow.windows import Box
 
 BRICK = 128  # most tokens of an HR brick
 BRICKS = 512  # and at least so many of them, where the grid allows it

@@ -6,31 +6,16 @@ tracker, prompt subset, scorers) and knobs that the method ignores (KNOBS of eac
 that it reads).
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from s2flow.methods.params import variant
+from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS, VERSION, id_of, label
 
-if TYPE_CHECKING:  # the store reads recipes without loading torch, which takes seconds
-    from s2flow.plan import Policy
-    from s2flow.windows import Box
-
-BY_VOLUME = ("adaptive", "fixed", "oracle", "svg", "moba", "sta")  # windows that read sparsity
-UNREAD_BY_POLICY = {  # knobs without effect, by window policy
-    **{"coverage": {"sparsity", "density"}, "moba": {"brick_low", "coverage_rows"}},
-    "sta": {"brick_low", "coverage_rows"},
-    "inward": {"sparsity", "density", "brick_low", "coverage_rows"},
-}
-VERSION = 1  # raise it when the same recipe gives other pixels
-DEFAULT_WHEN_ABSENT = {  # fields added after the first records, with the values of those records
-    **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
-    **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
-    "params": None,
-}
-LR_FLOW_FIELDS = ("backbone", "weights", "steps", "shift", "frames", "low")  # decide the LR flow
-LR_FLOW_FIELDS += ("guidance", "negative_prompt", "dtype", "fp8", "guidance_2")
+if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
+    from s2flow.grid import Box
+    from s2flow.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -77,9 +62,9 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """The dict that is hashed and stored: plain types, without what this method ignores.
 
-        Settings with the same pixels are made equal: a window that is the whole grid is "full", order
-        1 is "euler". Fields of DEFAULT_WHEN_ABSENT are left out at their values there, so that run ids
-        do not change.
+        Different words for the same pixels become one: a window that is the whole grid is "full",
+        order 1 is "euler". ADDED_FIELDS are left out at the value there, so that records keep
+        their names.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
@@ -95,14 +80,13 @@ class Recipe:
             values |= rope_range
         for name in getattr(self.params, "ignored", tuple)():
             del values["params"][name]
-        ignored = {k for k, default in DEFAULT_WHEN_ABSENT.items() if values.get(k) == default}
+        ignored = {k for k, default in ADDED_FIELDS.items() if values.get(k) == default}
         if self.vae_tile is not None and self.vae_tile[0] >= max(self.high):
             ignored |= {"vae_tile"}  # one tile is the whole frame
-        if "windows" in values and self.whole_grid:
-            values["windows"] = {"name": "full"}
-            ignored |= {"sparsity", "density", "brick_low", "brick_high", "coverage_rows"}
-        elif "windows" in values:
-            ignored |= UNREAD_BY_POLICY.get(self.windows.name, set())
+        if "windows" in values:
+            ignored |= self.windows.ignored(self.sparsity)
+            if self.whole_grid:
+                values["windows"] = {"name": "full"}
         if values.get("solver") == "lri" and self.order == 1:
             values["solver"] = "euler"
         if values.get("solver") != "lri":
@@ -123,8 +107,7 @@ class Recipe:
     @property
     def whole_grid(self) -> bool:
         """Whether every window is the whole grid, under any policy."""
-        by_volume = self.windows.name in BY_VOLUME and self.sparsity >= 1
-        return by_volume or self.windows.name == "full"
+        return self.windows.whole(self.sparsity)
 
     @property
     def windows_label(self) -> str | None:
@@ -145,38 +128,10 @@ class Recipe:
 
     def low_identity(self) -> str:
         """Key of the LR flow, shared by all HR variants."""
-        names = (*LR_FLOW_FIELDS, "brick_low", "coverage_rows")  # the last two decide its coverage
+        names = (*LOW_FIELDS, "brick_low", "coverage_rows")  # the last two decide its coverage
         return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
 
     @property
     def run_id(self) -> str:
         """Ten hexadecimal digits: hash of the identity and VERSION."""
         return id_of(VERSION, self.identity())
-
-
-def id_of(version: int, identity: dict[str, Any]) -> str:
-    """The run id of a stored recipe."""
-    text = json.dumps([version, identity], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def label(identity: dict[str, Any], windows: str | None = None, variant: str | None = None) -> str:
-    """Label of a stored recipe for tables; `?` for a missing method.
-
-    windows, variant: their labels, which the record stores separately.
-    """
-    parts = [" ".join(filter(None, (identity.get("method") or "?", variant)))]
-    windows = windows or (identity.get("windows") or {}).get("name")
-    if windows:
-        cubed = "³" if identity.get("density") == "per_axis" else ""
-        share = f" s={identity['sparsity']:g}{cubed}" if "sparsity" in identity else ""
-        parts.append(f"{windows}{share}")
-    if "solver" in identity:
-        order = f" K={identity['order']}" if "order" in identity else ""
-        parts.append(f"{identity['solver']}{order}")
-    if "t_i" in identity:
-        parts.append(f"t_i={identity['t_i']}/{identity.get('steps')}")
-        parts += [f"then {h}x{w} at {n}" for (h, w), n in identity.get("stages", [])[1:]]
-        parts += ["adain"] if identity.get("adain") else []
-    parts += [f"{k}={identity[k]}" for k in ("rope", "temperature", "shift_high") if k in identity]
-    return ", ".join(parts)

@@ -6,6 +6,7 @@ instead.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
+from s2flow.grid import Box
 from s2flow.methods import method
 from s2flow.methods.params import typed, usual_t_i, within
-from s2flow.plan import BY_CANDIDATES, Policy, candidates_of
-from s2flow.policies import moba, sta, svg
-from s2flow.recipe.identity import BY_VOLUME, Recipe
+from s2flow.policies import NAMES
+from s2flow.policies.base import Case, Policy
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
 from s2flow.recipe.schema import declared
-from s2flow.windows import Box, brick_grid, candidates, fraction_of_volume, realised_density
+from s2flow.windows import fraction_of_volume
 
 
 def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
@@ -58,26 +60,11 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         )
         for size in (low, high)
     )
-    if "windows" in knobs and policy.name == "coverage":
-        bricks = math.prod(brick_grid(tokens, brick_low))
-        check(
-            policy.cap * bricks >= 1 - 1e-9,
-            f"windows.cap={policy.cap:g} is less than one of the {bricks} bricks, which every query "
-            f"keeps; type windows.cap={1 / bricks:.4g} or more",
-        )
-    if "windows" in knobs and policy.name in BY_VOLUME and cfg.sparsity < 1:
+    if "windows" in knobs:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
-        grid, grid_high = brick_grid(tokens, brick_low), brick_grid(tokens_high, brick_high)
-        if policy.name in BY_CANDIDATES:
-            candidates(f, policy.exponents, grid)
-            _check_density(policy, f, grid, tokens_high, brick_high)
-        if policy.name == "svg":
-            svg.check(policy.exponents, f, grid)
-        if policy.name == "moba":
-            moba.check(f, grid_high)
-        if policy.name == "sta":
-            policy = sta.with_file(policy, cfg.windows.file)
-            sta.check(policy, cfg.windows.file, backbone.name, weights, tokens_high, brick_high, f)
+        case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
+        source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
+        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
     copied = {f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__}
     resolved = {
         "backbone": backbone.name,
@@ -118,18 +105,6 @@ def _default_t_i(cfg: DictConfig, filled: dict[str, Any], knobs: tuple[str, ...]
     """
     sigma = sigma_grid(filled["steps"], _shift_high(cfg, filled, knobs) or filled["shift"])
     return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
-
-
-def _check_density(policy: Policy, f: float, grid: Box, tokens: Box, brick: Box) -> None:
-    """Refuse HR bricks so coarse that no candidate realises about the requested share f."""
-    boxes = candidates_of(policy, f, grid, tokens, brick)
-    densities = [realised_density(tokens, brick, box) for box in boxes]
-    nearest = min(densities, key=lambda x: abs(math.log(x / f)))
-    check(
-        abs(math.log(nearest / f)) < math.log(1.25),
-        f"brick_high={list(brick)} cannot keep f = {f:.4g} of the {'x'.join(map(str, tokens))} tokens; "
-        f"the nearest that it reaches is {nearest:.4g}: type smaller bricks, or another sparsity",
-    )
 
 
 def _stages(
@@ -184,10 +159,6 @@ def _stages(
         all(a > b for a, b in pairwise([*steps, 0])),
         f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
         "fewer than the one before: type more steps, or other switches",
-    )
-    check(
-        levels == 1 or cfg.windows.policy != "sta" or "windows" not in knobs,
-        "windows=sta was calibrated for one HR size; leave scales out, or type windows=adaptive",
     )
     if cfg.noise == "aligned" and cfg.handoff != "noisy":
         fractional = [k for k in scales[1:] if k != int(k)]
@@ -257,10 +228,10 @@ def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
 
 
 def _policy(w: Any) -> Policy:
-    names = (*BY_VOLUME, "coverage", "full", "inward")
     check(
-        w.policy in names, f"windows.policy={w.policy} is unknown; type one of {'|'.join(names)}"
+        w.policy in NAMES, f"windows.policy={w.policy} is unknown; type one of {'|'.join(NAMES)}"
     )
+    options = Policy(w.policy).module.OPTIONS
     for e in w.exponents:
         check(
             _is_split(e),
@@ -268,11 +239,9 @@ def _policy(w: Any) -> Policy:
             "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
         )
     exponents = [tuple(float(a) for a in e) for e in w.exponents]
-    if w.policy in BY_CANDIDATES:
+    if "exponents" in options:
         check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
         exponents = [tuple(a / sum(e) for a in e) for e in exponents]
-    if w.policy == "fixed":
-        exponents = exponents[:1]  # the only one that is used
     check(
         0 < w.target <= 1,
         f"windows.target={w.target} is not in (0, 1]; type windows.target=0.95",
@@ -286,9 +255,9 @@ def _policy(w: Any) -> Policy:
     check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
     return Policy(
         w.policy,
-        tuple(exponents) if w.policy in BY_CANDIDATES else (),
-        float(w.target) if w.policy == "coverage" else 0.0,
-        float(w.cap) if w.policy == "coverage" else 1.0,
+        tuple(exponents) if "exponents" in options else (),
+        float(w.target) if "target" in options else 0.0,
+        float(w.cap) if "cap" in options else 1.0,
         w.dense_steps,
         tuple(sorted(set(w.dense_layers))),
     )

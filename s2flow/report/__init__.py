@@ -1,20 +1,19 @@
 """A folder of runs as one static page: clips side by side in step, scores, plots, and a blind vote.
 
     python -m s2flow.report runs/ -o page/       page/index.html with copies of clips and posters
-    python -m s2flow.report runs/                runs/report.html, which finds the clips where they are
-    python -m s2flow.report runs/ --embed        the same with the videos in it: one file to mail
+    python -m s2flow.report runs/                runs/report.html, which links to the clips
+    python -m s2flow.report runs/ --embed        the same with embedded videos: one file to mail
 
-The page opens from disk and asks nothing of any network. Its rows are prompts and seeds: the LR clip,
-then the clip of each run, labelled by what differs between the runs. All clips in view follow one
-clock. A clip that is missing, half-written, failed or badly recorded leaves a note in its place. Votes
-that the page hands out are read by `s2flow.report.preferences`.
+The page opens from disk and makes no network request. Its rows are prompts and seeds: the LR clip,
+then the clip of each run, labelled by what differs between the runs. All visible clips play on one
+clock. A clip that is missing, half-written, failed or has an invalid record is replaced by a note. The
+votes that the page saves are read by `s2flow.report.preferences`.
 
-    reading.py   runs as found on disk        media.py           where the page finds videos and posters
-    labels.py    what runs are called         page.html, .css    the frame
-    content.py   all that the page shows      *.js               what fills it: SCRIPTS
+    reading.py   runs read from disk          media.py           addresses of videos and posters
+    labels.py    labels of runs               page.html, .css    the frame
+    content.py   all data of the page         *.js               its scripts: SCRIPTS
 
-The scripts are put into the page one after the other, as one module: a browser that opens a page from
-disk may not import a second file.
+The scripts are concatenated to one module, because a browser may not import a second file from disk.
 """
 
 import base64
@@ -26,7 +25,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from s2flow.errors import UserError
-from s2flow.report.content import shown
+from s2flow.report.content import page_data
 from s2flow.report.labels import labels
 from s2flow.report.media import Media
 from s2flow.report.reading import read_runs
@@ -35,24 +34,24 @@ from s2flow.store import written_whole
 __all__ = ["labels", "read_runs", "write_report"]
 
 SCRIPTS = ("dom", "clock", "gallery", "compare", "plots", "table", "vote", "main")
-MARK = '<meta name="generator" content="s2flow.report">'  # by which a page of ours is known
+MARK = '<meta name="generator" content="s2flow.report">'  # marks a page as ours
 
 
 def write_report(runs_dir: Path, output: Path | None = None, embed: bool = False) -> str:
-    """Write the page, whole or not at all; returns what to tell the user.
+    """Write the page atomically; returns a line for the user.
 
-    output: a file *.html, or a folder, which then holds copies of the videos too and may be moved;
-    by default runs_dir/report.html. embed: the videos go into the page.
+    output: a file *.html, or a folder, which then also holds copies of the videos and may be moved;
+    by default runs_dir/report.html. embed: put the videos into the page.
     Raises UserError if runs_dir holds no finished clip or the page cannot be written.
     """
     output = output or runs_dir / "report.html"
     folder = output.suffix.lower() != ".html"
     page = output / "index.html" if folder else output
-    found = read_runs(runs_dir)
+    runs = read_runs(runs_dir)
     _refuse_to_overwrite(page, output, folder)
     how = "embed" if embed else "copy" if folder else "link"
     try:
-        content = shown(found, Media(page.parent, how))
+        content = page_data(runs, Media(page.parent, how))
         title = runs_dir.resolve().name
         with written_whole(page) as temporary:
             temporary.write_bytes(_render(content, title))
@@ -70,31 +69,33 @@ def _refuse_to_overwrite(page: Path, output: Path, folder: bool) -> None:
     try:
         foreign = folder and page.exists() and MARK not in page.read_text("utf-8", "replace")
     except OSError:
-        foreign = False  # the attempt to write says why
+        foreign = False  # writing it reports why
     if foreign:
-        raise UserError(f"{page} is another page than ours; type --output with another folder")
+        raise UserError(
+            f"{page} was not written by this command; type --output with another folder"
+        )
 
 
 def _render(content: dict[str, Any], title: str) -> bytes:
-    """The page: texts are data, which its scripts show as text; no other script is let run."""
+    """The page. Texts are data that its scripts show as text; no other script may run."""
     here = Path(__file__).parent
-    read = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
+    frame, style = ((here / f"page.{e}").read_text(encoding="utf-8") for e in ("html", "css"))
     script = "\n".join((here / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = jinja.from_string(read["page.html"]).render(
+    page = jinja.from_string(frame).render(
         mark=MARK,
         title=title,
         data=_data(content | {"title": title}),
-        style=read["page.css"],
+        style=style,
         script=script,
-        style_hash=_digest(read["page.css"]),
+        style_hash=_digest(style),
         script_hash=_digest(script),
     )
     return page.encode("utf-8", "replace")
 
 
 def _data(content: dict[str, Any]) -> str:
-    """JSON that no browser can take for markup."""
+    """JSON without characters of markup."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

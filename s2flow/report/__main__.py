@@ -1,13 +1,12 @@
-"""python -m s2flow.report: see the package."""
+"""`python -m s2flow.report`: see the package."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.report import __doc__ as what
 from s2flow.report import write_report
-from s2flow.terminal.cli import one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(write_report(args.runs, args.output, args.embed))
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""All that the page shows: runs with their means, rows of clips, and notes of what is wrong."""
+"""The data of the page: runs with their means, rows of clips, and notes of what is wrong."""
 
 import math
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from s2flow.metrics import bootstrap_interval
-from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT, LR_FLOW_FIELDS
 from s2flow.report.labels import differing, labels, natural, text_of
 from s2flow.report.media import Media
 from s2flow.report.reading import Row, Run
 from s2flow.store import STAGES, clip_key, generation_seconds
+from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
 
 RESAMPLES = 2000  # of the intervals in the plot
-EMBEDDED = ("micro", "tiny")  # backbones of a toy world, whose weights ship with the package
+EMBEDDED = ("micro", "tiny")  # backbones of the toy world, shipped with the package
 
 
-def shown(found: list[Run], media: Media) -> dict[str, Any]:
-    """Everything that the page shows, ready for JSON, in an order that only the runs decide."""
-    runs = [run for run in found if run.shown]
+def page_data(every: list[Run], media: Media) -> dict[str, Any]:
+    """All data of the page, ready for JSON, in an order that depends on the runs alone."""
+    runs = [run for run in every if run.shown]
     label = labels(runs)
     runs.sort(key=lambda run: (natural(label[run.id]), run.id))
     place = {row: math.inf for run in runs for row in run.failures}
@@ -43,43 +43,37 @@ def shown(found: list[Run], media: Media) -> dict[str, Any]:
     return {
         "runs": [_summary(run, label[run.id], scores) for run in runs],
         "differ": sorted(knobs),
-        "knobs": sorted(
-            knobs - {"method", "windows.exponents"}
-        ),  # to filter by; method comes first
+        "knobs": sorted(knobs - {"method", "windows.exponents"}),  # filters beside the method
         "scores": scores,
         "stages": list(STAGES),
         "rows": rows,
         "about": _about(runs, len(rows)),
-        "notes": _notes(found, {clip_key(*row) for row in place}),
+        "notes": _notes(every, {clip_key(*row) for row in place}),
     }
 
 
 def _about(runs: list[Run], rows: int) -> str:
-    """The line below the title: how much of what, and whose numbers they are."""
+    """The line below the title: counts, and whether the backbone is a toy."""
     names = sorted({str(run.recipe.get("backbone", "unknown")) for run in runs})
-    said = ", ".join(
-        f"{name} (embedded, of a toy world: no number here compares with the paper's)"
-        if name in EMBEDDED
-        else name
-        for name in names
-    )
-    return f"{len(runs)} run(s), {rows} row(s) of prompt and seed; backbone {said}"
+    toy = " (embedded, of a toy world: no number here compares with the paper's)"
+    names = ", ".join(name + toy * (name in EMBEDDED) for name in names)
+    return f"{len(runs)} run(s), {rows} row(s) of prompt and seed; backbone {names}"
 
 
-def _notes(found: list[Run], keys: set[str]) -> list[str]:
-    """What a reader of the table must know, and broken files that belong to no row."""
-    notes = [f"{run.id} has no finished clip." for run in found if not run.shown]
-    for run in found:
+def _notes(runs: list[Run], keys: set[str]) -> list[str]:
+    """Warnings about the table, and broken files that belong to no row."""
+    notes = [f"{run.id} has no finished clip." for run in runs if not run.shown]
+    for run in runs:
         lost = [file for key, file in run.broken.items() if key not in keys or not run.shown]
         notes += [f"{run.id}/{file} cannot be read." for file in lost]
-    clips = [set(run.records) for run in found if run.shown]
+    clips = [set(run.records) for run in runs if run.shown]
     common = set.intersection(*clips)
     if any(c != common for c in clips):
         notes.append(
             f"The runs do not hold the same clips ({len(common)} are in all of them): "
             "compare them row by row, not by their means."
         )
-    devices = sorted({str(r.get("device")) for run in found for r in run.records.values()})
+    devices = sorted({str(r.get("device")) for run in runs for r in run.records.values()})
     if len(devices) > 1:
         notes.append(f"Seconds are from different machines: {'; '.join(devices)}.")
     return notes
@@ -109,12 +103,12 @@ def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]
 
 
 def _low_knobs(run: Run) -> dict[str, Any]:
-    """What decides a run's LR clips: runs that agree in it share them."""
-    return {k: run.recipe.get(k, DEFAULT_WHEN_ABSENT.get(k)) for k in (*LR_FLOW_FIELDS, "version")}
+    """The fields that decide a run's LR clips; runs with equal ones share them."""
+    return {k: run.recipe.get(k, ADDED_FIELDS.get(k)) for k in (*LOW_FIELDS, "version")}
 
 
 def _low_cell(group: list[Run], differ: set[str], row: Row, media: Media) -> dict[str, Any]:
-    """The LR clip of a row, from the first run that has it of those that share it."""
+    """The LR clip of a row, from the first of the runs sharing it that has the file."""
     recipe = _low_knobs(group[0])
     words = [f"LR {'×'.join(map(str, recipe['low']))}"]
     words += [f"{k}={text_of(recipe[k])}" for k in sorted(differ - {"low"})]
@@ -132,20 +126,20 @@ def _low_cell(group: list[Run], differ: set[str], row: Row, media: Media) -> dic
 def _video(
     path: Path, size: Any, record: dict[str, Any], media: Media, full: int | None = None
 ) -> dict[str, Any]:
-    """Where a video is, in the page's terms, or a note of what is wrong with it."""
+    """The address of a video with its size, or a note of what is wrong with it."""
     try:
         with path.open("rb"):
-            found = path.stat().st_size
+            size_on_disk = path.stat().st_size
     except OSError as error:
         return {"note": f"clips/{path.name}: {error.strerror}"}
-    if found == 0 or full not in (None, found):
-        return {"note": f"clips/{path.name} is half-written ({found} bytes)"}
+    if size_on_disk == 0 or full not in (None, size_on_disk):
+        return {"note": f"clips/{path.name} is half-written ({size_on_disk} bytes)"}
     known = {k: record[k] for k in ("frames", "fps") if k in record}
     return {**media.addresses(path), "height": size[0], "width": size[1], **known}
 
 
 def _summary(run: Run, label: str, scores: list[str]) -> dict[str, Any]:
-    """A run's row of the table and its recipe; a mean is (value, over how many clips)."""
+    """A run's row of the table and its recipe; a mean is (value, number of clips)."""
     records = list(run.records.values())
     origin = {k: "; ".join(sorted({str(r.get(k)) for r in records})) for k in ("device", "commit")}
     return {
@@ -184,5 +178,5 @@ def _interval(run: Run, score: str) -> tuple[float, float, float, int] | None:
 
 
 def _short(value: float | None) -> float | None:
-    """Six digits: the page is a third smaller, and shows four at most."""
+    """Six digits make the page a third smaller; it shows four at most."""
     return None if value is None else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""What runs are called: the words in which they differ, and the knobs that a page can filter by."""
+"""Labels of runs: the knobs in which they differ."""
 
 import json
 import re
@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from s2flow.report.reading import Run
+from s2flow.store.recipes import order_suffix, sparsity_suffix
 
 
 def labels(runs: list[Run]) -> dict[str, str]:
-    """Run id -> the words in which these runs differ; equal ones are told apart by the id."""
+    """Run id -> the knobs in which these runs differ; the id distinguishes equal ones."""
     words = {run.id: _words(run) for run in runs}
     differ = differing(words.values())
     named = {
@@ -22,18 +23,15 @@ def labels(runs: list[Run]) -> dict[str, str]:
 
 
 def _words(run: Run) -> dict[str, str]:
-    """A run's knobs as words; windows and sparsity make one, solver and order another."""
+    """A run's knobs as texts; windows and sparsity are one of them, solver and order another."""
     recipe = dict(run.recipe)
     words = {"method": str(recipe.pop("method", run.id))}
     if windows := next((r.get("windows") for r in run.records.values()), None):
-        cubed = "³" if recipe.get("density") == "per_axis" else ""
-        kept = f" s={recipe['sparsity']}{cubed}" if "sparsity" in recipe else ""
-        words["windows"] = f"{windows}{kept}"
+        words["windows"] = windows + sparsity_suffix(recipe)
     if "solver" in recipe:
-        order = f" K={recipe['order']}" if "order" in recipe else ""
-        words["solver"] = f"{recipe['solver']}{order}"
-    said = ("sparsity", "density", "solver", "order")
-    rest = {k: v for k, v in recipe.items() if k not in said and not k.startswith("windows.")}
+        words["solver"] = recipe["solver"] + order_suffix(recipe)
+    merged = ("sparsity", "density", "solver", "order")
+    rest = {k: v for k, v in recipe.items() if k not in merged and not k.startswith("windows.")}
     return words | {k: f"{k}={text_of(v)}" for k, v in rest.items()}
 
 
@@ -44,7 +42,7 @@ def differing(knobs: Iterable[dict[str, Any]]) -> set[str]:
 
 
 def text_of(value: Any) -> str:
-    """A knob's value; [64, 96] is 64x96, and lists of fractions are cut to three places."""
+    """A knob's value; [64, 96] is 64x96, fractions in lists have three places."""
     if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
         return "x".join(map(str, value))
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -52,6 +50,6 @@ def text_of(value: Any) -> str:
 
 
 def natural(text: str) -> list[Any]:
-    """Sort key by which t_i=8 stands before t_i=12."""
+    """A sort key that puts t_i=8 before t_i=12."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [float(p) if i % 2 else p for i, p in enumerate(parts)]

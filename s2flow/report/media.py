@@ -1,4 +1,4 @@
-"""Videos and poster frames, in the page's terms: linked where they are, copied beside it, or in it."""
+"""Addresses of videos and poster frames: linked, copied beside the page, or embedded."""
 
 import base64
 import io
@@ -18,17 +18,17 @@ POSTER = 320  # pixels on the longer side: 2 KB of a 64x96 clip, some 15 KB of l
 
 @dataclass(frozen=True)
 class Media:
-    """Where a page in `folder` finds its videos: how is link, copy or embed.
+    """The media of a page in `folder`; how: link, copy or embed.
 
-    Copies lie in clips/<run>/ and posters/<run>/; those that are there with the clip's size and time
-    are left as they are. All methods raise OSError.
+    Copies are in clips/<run>/ and posters/<run>/; existing ones with the clip's size and time are not
+    copied again. All methods raise OSError.
     """
 
     folder: Path
     how: str
 
     def addresses(self, video: Path) -> dict[str, str]:
-        """`src` of a video and its `poster`, which is missing if the video cannot be decoded."""
+        """`src` of a video, and its `poster` if the video can be decoded."""
         run, name = video.parent.parent.name, video.name
         if self.how == "embed":
             src = _inline("video/mp4", video.read_bytes())

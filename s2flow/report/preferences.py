@@ -6,14 +6,14 @@ A vote says which of two clips of one prompt and seed was better, or neither. Of
 
     win rate of a = mean over prompts of (mean over the prompt's votes of 1 won, 1/2 tied, 0 lost)
 
-with a bootstrap interval over prompts (`s2flow.metrics`): votes on one prompt, by several people or
-of several seeds, share what the prompt favours and are no independent witnesses. Of more than two,
+with a bootstrap interval over prompts (`s2flow.metrics`), since votes on one prompt, by several people
+or of several seeds, are not independent. Of more than two,
 
     P(a beats b) = 1 / (1 + exp(theta_b - theta_a)),   sum of theta = 0
 
 (Bradley and Terry 1952), theta by maximum likelihood, a tie being half a win for each side. Its
-intervals are theta +- z * sqrt(V), V the sandwich of the Fisher information around the prompts'
-own scores, which holds however votes on one prompt hang together (White 1982; clustered).
+intervals are theta +- z * sqrt(V) with the cluster-robust sandwich estimator V (White 1982), which
+allows any dependence between the votes on one prompt.
 """
 
 import argparse
@@ -28,23 +28,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.metrics import bootstrap_interval
-from s2flow.terminal.cli import one_line
 
 FORMAT = "s2flow votes 1"
 POINTS = {"left": 1.0, "tie": 0.5, "right": 0.0}  # of the left side
-NAMES = ("run", "label", "method")  # what sides can be called
-STEPS, SMALL = 100, 1e-10  # of Newton's method: at most, and until a step is below
+NAMES = ("run", "label", "method")  # columns that can be compared
+STEPS, TOLERANCE = 100, 1e-10  # of Newton's method
 
 
 def read_votes(*paths: str | Path) -> pd.DataFrame:
-    """One row per vote: who, on what (prompt, seed), left and right by every name, and `points`.
+    """One row per vote.
 
     Columns: file, voter, session, prompt, original, seed, choice (left, right, tie), points (of the
-    left side: 1, 1/2, 0), seconds (from sight to vote), at, and left_<name>, right_<name> for run,
-    label and method. A session that was saved twice is counted once, at its fullest.
-    Raises UserError for a file that is no votes of the report page.
+    left side: 1, 1/2, 0), seconds (until the vote), at, and left_<name>, right_<name> for run,
+    label and method. Of a session that was saved twice the longer file counts.
+    Raises UserError for a file that the report page did not save.
     """
     sessions: dict[str, list[dict[str, Any]]] = {}
     for path in map(Path, paths):
@@ -59,16 +58,16 @@ def read_votes(*paths: str | Path) -> pd.DataFrame:
 
 def _read(path: Path) -> tuple[str, list[dict[str, Any]]]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; type a file that the page saved") from None
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        saved = None
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise UserError(f'{path} holds no votes (format "{FORMAT}"); save them from the page')
     try:
-        who = {"file": str(path), "voter": str(said["voter"]), "session": str(said["session"])}
-        return who["session"], [who | _vote(vote, said["runs"]) for vote in said["votes"]]
+        who = {"file": str(path), "voter": str(saved["voter"]), "session": str(saved["session"])}
+        return who["session"], [who | _vote(vote, saved["runs"]) for vote in saved["votes"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); save the votes again") from None
 
@@ -83,16 +82,16 @@ def _vote(vote: dict[str, Any], runs: dict[str, dict[str, Any]]) -> dict[str, An
     return row
 
 
-# -- two by two -------------------------------------------------------------------------------
+# -- pairs ------------------------------------------------------------------------------------
 
 
 def win_rates(
     votes: pd.DataFrame, by: str = "label", level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Of every two that met: votes, prompts, wins, ties, losses of `a`, its win rate, low and high.
+    """Of every compared pair: votes, prompts, wins, ties, losses of `a`, its win rate, low and high.
 
-    Rates are in [0, 1]. `decided`: the interval leaves out 1/2, with votes that are no ties on at
-    least 6 prompts. Below two prompts there is no interval (NaN).
+    Rates are in [0, 1]. `decided`: the interval excludes 1/2, with votes that are no ties on at least
+    6 prompts. Below two prompts there is no interval (NaN).
     """
     rows = []
     games = _games(votes, by)
@@ -100,12 +99,12 @@ def win_rates(
         of_prompt = met.groupby("cluster", sort=True)["points"].mean().to_numpy()
         low, high = _interval(of_prompt, level, seed)
         count = met["points"].map({1.0: "wins", 0.5: "ties", 0.0: "losses"}).value_counts()
-        spoken = met.loc[met["points"] != 0.5, "cluster"].nunique()
+        untied = met.loc[met["points"] != 0.5, "cluster"].nunique()
         rows.append(
             {"a": a, "b": b, "votes": len(met), "prompts": len(of_prompt)}
             | {k: int(count.get(k, 0)) for k in ("wins", "ties", "losses")}
             | {"rate": of_prompt.mean(), "low": low, "high": high}
-            | {"decided": bool((low > 0.5 or high < 0.5) and spoken >= 6)}
+            | {"decided": bool((low > 0.5 or high < 0.5) and untied >= 6)}
         )
     if not rows:
         raise UserError(f"no vote compares two different {by}s; type --by run")
@@ -113,13 +112,13 @@ def win_rates(
 
 
 def left_share(votes: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float]:
-    """How often the left side won, with its interval: 1/2 unless people lean to a side."""
+    """How often the left side won, with its interval; 1/2 without a bias to a side."""
     of_prompt = votes.groupby(_cluster(votes))["points"].mean().to_numpy()
     return (float(of_prompt.mean()), *_interval(of_prompt, level, 0))
 
 
 def _games(votes: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Votes as (a, b, points of a, cluster) with a < b; two of one name are no game."""
+    """Votes as (a, b, points of a, cluster) with a < b, without pairs of one name."""
     if by not in NAMES:
         raise UserError(f"by={by} is unknown; type one of {', '.join(NAMES)}")
     left, right = votes[f"left_{by}"], votes[f"right_{by}"]
@@ -136,7 +135,7 @@ def _games(votes: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def _cluster(votes: pd.DataFrame) -> pd.Series:
-    """The prompt; an augmented one and the entry that it stands for are together one."""
+    """The prompt, with the entry that it replaces if it is augmented."""
     both = zip(votes["prompt"], votes["original"], strict=True)
     return pd.Series([json.dumps([p, None if o != o else o]) for p, o in both], votes.index)
 
@@ -144,8 +143,8 @@ def _cluster(votes: pd.DataFrame) -> pd.Series:
 def _interval(d: np.ndarray, level: float, seed: int) -> tuple[float, float]:
     """Bootstrap interval of a rate over prompts, within [0, 1].
 
-    Where all n prompts say the same c, resamples cannot differ. Then the share of prompts that say
-    anything else is at most x = 1 - ((1 - level) / 2)^(1/n) at this level (Clopper and Pearson), and
+    Where all n prompts have the same rate c, resamples cannot differ. Then the share of prompts with
+    another rate is at most x = 1 - ((1 - level) / 2)^(1/n) at this level (Clopper and Pearson), and
     the mean is in [(1 - x) c, (1 - x) c + x].
     """
     n = len(d)
@@ -162,10 +161,10 @@ def _interval(d: np.ndarray, level: float, seed: int) -> tuple[float, float]:
 
 
 def ranking(votes: pd.DataFrame, by: str = "label", level: float = 0.95) -> pd.DataFrame:
-    """All that were compared, best first: theta (log odds, mean 0), low, high, beats, votes.
+    """Everything that was compared, best first: theta (log odds, mean 0), low, high, beats, votes.
 
     `beats`: the mean over the others of the modelled chance to be preferred. Raises UserError where
-    the likelihood has no maximum: some of them never lost to, or never met, the rest (Ford 1957).
+    the likelihood has no maximum: some never lost to, or never met, the others (Ford 1957).
     """
     games = _games(votes, by)
     names = sorted({*games["a"], *games["b"]})
@@ -205,8 +204,8 @@ def bradley_terry(
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(theta[None] - theta[:, None]))  # p[i, j]: i beats j
         step = np.linalg.pinv(_information(met, p)) @ (wins - met * p).sum(1)
-        theta += step / max(1.0, np.abs(step).max())  # never more than one unit at once
-        if np.abs(step).max() < SMALL:
+        theta += step / max(1.0, np.abs(step).max())  # at most one unit
+        if np.abs(step).max() < TOLERANCE:
             break
     theta -= theta.mean()
     p = 1 / (1 + np.exp(theta[None] - theta[:, None]))
@@ -231,15 +230,15 @@ def _information(met: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _require_maximum(wins: np.ndarray, names: list[str]) -> None:
-    """Everyone must reach everyone by a chain of (half) wins."""
+    """Every pair must be connected by a chain of (half) wins."""
     n = len(names)
     reach = (wins > 0) | np.eye(n, dtype=bool)
     for _ in range(max(n.bit_length(), 1)):
         reach = (reach.astype(int) @ reach.astype(int)) > 0
     for i, j in zip(*np.nonzero(~reach), strict=True):
         raise UserError(
-            f"no ranking: no chain of wins leads from {names[i]} to {names[j]}, so the best fit would "
-            "be infinitely far apart; vote on more pairs, or look at the win rates"
+            f"no ranking: no chain of wins leads from {names[i]} to {names[j]}, so the best fit is at "
+            "infinity; vote on more pairs, or look at the win rates"
         )
 
 
@@ -267,10 +266,10 @@ def main(argv: list[str] | None = None) -> None:
         if len({*rates["a"], *rates["b"]}) > 2:
             try:
                 print("\n" + ranking(votes, args.by).to_string(index=False, float_format="%.3f"))
-            except UserError as error:  # the win rates stand all the same
-                print(f"\n{one_line(error)}")
+            except UserError as error:  # the win rates are valid
+                print(f"\n{error}")
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 
@@ -280,5 +279,5 @@ def _summary(votes: pd.DataFrame) -> str:
     return (
         f"{len(votes)} votes on {votes['prompt'].nunique()} prompts in {votes['session'].nunique()} "
         f"session(s); {(votes['choice'] == 'tie').mean():.0%} ties; left side {share:.2f}{ends}, "
-        "1/2 where nobody leans to a side. Intervals are 95 %."
+        "1/2 without a bias to a side. Intervals are 95 %."
     )

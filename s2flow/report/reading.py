@@ -1,22 +1,23 @@
-"""Runs as found on disk: finished clips, errors of failed ones, files that say nothing."""
+"""Runs read from disk for the page: finished clips, errors of failed ones, broken files."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.recipe.identity import VERSION
 from s2flow.store import read_record
+from s2flow.store.files import read_json
+from s2flow.store.recipes import VERSION
 from s2flow.store.scorebook import ScoreBook
+from s2flow.store.verify import refuse_single_run
 
-Row = tuple[str, int, str | None]  # prompt, seed, the prompt that an augmented one stands for
+Row = tuple[str, int, str | None]  # prompt, seed, the entry that an augmented prompt replaces
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder as found: finished clips, errors of failed ones, files that say nothing."""
+    """A run's folder: finished clips, errors of failed ones, broken files."""
 
     folder: Path
     recipe: dict[str, Any]  # flat: windows.name, windows.exponents
@@ -37,25 +38,23 @@ class Run:
 
 def read_runs(runs_dir: Path) -> list[Run]:
     """The runs of a folder, by name. Raises UserError if they hold no finished clip."""
-    if (runs_dir / "records").is_dir():
-        above = runs_dir.resolve().parent
-        raise UserError(f"{runs_dir} is a single run; type the folder that holds it: {above}")
+    refuse_single_run(runs_dir)
     try:
         folders = sorted(p for p in runs_dir.iterdir() if (p / "records").is_dir())
     except OSError as error:
         raise UserError(f"{runs_dir}: {error.strerror}; type the folder of the runs") from None
     runs = [_read_run(folder) for folder in folders]
     if not any(run.records for run in runs):
-        found = f"{len(runs)} run(s) but" if runs else "no run and"
-        raise UserError(f"{runs_dir} holds {found} no finished clip; python run.py makes one")
+        held = f"{len(runs)} run(s) but" if runs else "no run and"
+        raise UserError(f"{runs_dir} holds {held} no finished clip; python run.py makes one")
     return runs
 
 
 def _read_run(folder: Path) -> Run:
-    recipe, book = _json(folder / "recipe.json"), ScoreBook(folder)
+    recipe, book = read_json(folder / "recipe.json") or {}, ScoreBook(folder)
     records, failures, broken = {}, {}, {} if recipe else {"recipe": "recipe.json"}
     for path in sorted(folder.glob("failures/[!.]*.json")):
-        failure = _json(path)
+        failure = read_json(path) or {}
         prompt, seed = failure.get("prompt"), failure.get("seed")
         if isinstance(prompt, str) and isinstance(seed, int):
             prompt = prompt.encode("utf-8", "replace").decode()
@@ -77,30 +76,22 @@ def _read_run(folder: Path) -> Run:
 
 
 def _row_of(record: dict[str, Any]) -> Row:
-    """Clips of one augmented text that stand for two prompts are two rows."""
+    """One augmented text that replaces two prompts gives two rows."""
     return record["prompt"], record["seed"], record.get("original_prompt")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = None
-    return value if isinstance(value, dict) else {}
-
-
 def _sound(record: dict[str, Any]) -> bool:
-    """Whether a record holds what the page shows, in the types that the rest relies on."""
+    """Whether a record holds the fields of the page, with the expected types."""
     try:
         record["prompt"].encode()
         Path(record["video"])
         height, width = record["recipe"].get("low", (1, 1))
-        whole = [record[k] for k in ("seed", "height", "width", "bytes")]
-        whole += [height, width, record.get("prompt_index", [0])[0]]
+        integers = [record[k] for k in ("seed", "height", "width", "bytes")]
+        integers += [height, width, record.get("prompt_index", [0])[0]]
         numbers = [*record["seconds"].values(), *(record.get("density") or {}).values()]
         numbers += [s for s in record.get("scores", {}).values() if s is not None]
         rates = [record.get("frames", 1), record.get("fps", 1)]
         sound = all(map(math.isfinite, numbers + rates)) and min(rates) > 0
-        return sound and all(isinstance(x, int) for x in whole)
+        return sound and all(isinstance(x, int) for x in integers)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return False

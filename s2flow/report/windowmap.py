@@ -1,12 +1,12 @@
-"""The windows of a finished clip: layer x head x HR step, as they ran; a picture (Figure 3).
+"""The windows of a finished clip by layer, head and HR step, and a picture of them (Figure 3).
 
     runs/<run_id>/windows/<key>.npz
         steps   (n,)                     steps remaining, t_i ... 1
         boxes   (n, layers, heads, 3)    window of each head, in bricks (t, h, w); uint8 if it fits
         grid    (n, 3)                   the whole grid in bricks; it grows between several HR sizes
 
-Clips whose windows are no boxes (methods without windows, `moba`) and clips made before this file was
-written have none; a clip is whole without it.
+Clips whose windows are no boxes (methods without windows, `moba`) and old clips have no such file; it
+is optional.
 """
 
 import zipfile
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Windows = dict[str, np.ndarray]
-# Okabe and Ito's colours, which colour-blind readers tell apart; grey: whatever is rarer
+# Okabe and Ito's colours for colour-blind readers; grey for rarer windows
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A5195")
 RARER, INK, PAPER = "#BBBBBB", "#222222", "#FFFFFF"
 
@@ -32,11 +32,11 @@ def save_windows(path: Path, windows: dict[str, Any]) -> None:
 
 
 def read_windows(folder: str | Path, record: dict[str, Any]) -> Windows | None:
-    """steps, boxes and grid of a clip of the run in `folder`; None if there is no such file, whole."""
+    """steps, boxes and grid of a clip of the run in `folder`; None without a complete file."""
     path = Path(folder) / "windows" / f"{Path(record['video']).stem}.npz"
     try:
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in ("steps", "boxes", "grid")}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("steps", "boxes", "grid")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -45,7 +45,7 @@ def in_words(windows: Windows) -> tuple[np.ndarray, dict[str, str], list[tuple[s
     """The windows as (n, layers, heads) words, the colour of each word, and a legend.
 
     legend: (colour, "8x4x3  41%"), the most frequent first. Clips with the same windows have the
-    same colours; windows rarer than the colours reach have none and are counted as others.
+    same colours; windows beyond the number of colours have none and are counted as others.
     """
     boxes, grid = windows["boxes"], windows["grid"]
     words = np.empty(boxes.shape[:3], object)
@@ -75,11 +75,8 @@ def window_picture(windows: Windows, title: str = "") -> Image.Image:
     width, height = n * wide, layers * heads * high
     tall = max(height, len(legend) * line)
     needed = max([font.getlength(t) for _, t in legend] + [0])
-    size = (
-        int(max(left + width + 44 + needed, 16 + font.getlength(title))),
-        top + tall + 40,
-    )
-    picture = Image.new("RGB", size, PAPER)
+    full_width = int(max(left + width + 44 + needed, 16 + font.getlength(title)))
+    picture = Image.new("RGB", (full_width, top + tall + 40), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((8, 6), title, INK, font)
     for i, layer, head in np.ndindex(n, layers, heads):

@@ -20,12 +20,13 @@ from omegaconf import DictConfig
 from s2flow.errors import UserError
 from s2flow.process.loading import device_here
 from s2flow.process.parallel import join
-from s2flow.recipe.identity import VERSION, Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import plain
 from s2flow.run.job import Job
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
+from s2flow.store.recipes import VERSION
 from s2flow.store.tasks import Task
 
 

@@ -23,9 +23,11 @@ from s2flow.backbones.base import Origin
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Cascade
+from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.errors import UserError
-from s2flow.plan import BY_CANDIDATES, Calibration, candidates_of
+from s2flow.grid import Box
 from s2flow.policies import sta
+from s2flow.policies.base import Calibration, Case, candidates_of
 from s2flow.policies.oracle import coverage_of
 from s2flow.process.loading import device_here, load_backbone, weights_hash
 from s2flow.process.provenance import provenance
@@ -34,14 +36,7 @@ from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
 from s2flow.store.tasks import clip_tasks
 from s2flow.terminal.cli import reported
-from s2flow.windows import (
-    Box,
-    brick_grid,
-    choose,
-    coverage_by_heads,
-    fraction_of_volume,
-    sample_rows,
-)
+from s2flow.windows import choose, fraction_of_volume
 
 
 class MeanCoverage:
@@ -136,7 +131,7 @@ def recipe_of(cfg: DictConfig, weights: str) -> Recipe:
         cfg.windows.policy = "adaptive"
     cfg.solver, cfg.method.name = "euler", "s2flow"
     r = resolve(cfg, weights, methods.method("s2flow").KNOBS)
-    if r.windows.name not in BY_CANDIDATES or r.whole_grid:
+    if "exponents" not in r.windows.module.OPTIONS or r.whole_grid:
         raise UserError(
             f"windows={r.windows.name} with sparsity={r.sparsity:g} has no candidates to choose "
             "from; type windows=sta and sparsity=0.5"
@@ -150,7 +145,7 @@ def chosen(
     """Per layer and head the candidate of the highest mean coverage (Eq. 9)."""
     f = fraction_of_volume(r.sparsity, r.density)
     grid = (coverage.tokens, coverage.brick)
-    boxes = candidates_of(r.windows, f, brick_grid(low, r.brick_low), *grid)
+    boxes = candidates_of(r.windows, Case(f, low, r.brick_low, *grid))
     table = choose(coverage.mean.float(), boxes).tolist()
     table = tuple(tuple(tuple(b) for b in heads) for heads in table)
     return Calibration(r.backbone, weights, *grid, f, prompts, table)

@@ -100,7 +100,7 @@ def make_all(job: Job, todo: list[Task], tasks: list[Task], clips: int) -> int:
             if isinstance(result, dict):
                 progress.clip_done(result)
                 if track is not None:
-                    track.again(result, folder)
+                    track.replay(result, folder)
                 continue
             failed += 1
             print_failure(task.prompt, result)

@@ -33,18 +33,19 @@ from s2flow import methods
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
 from s2flow.errors import UserError
-from s2flow.plan import Policy
 from s2flow.policies import sta
+from s2flow.policies.base import Policy
 from s2flow.process import loading
 from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.recipe.defaults import conf_file
-from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT, VERSION, Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check_choices
 from s2flow.recipe.schema import BackboneConf
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import read_record, sha256_of
 from s2flow.store.lowflow import LowFlowCache
+from s2flow.store.recipes import ADDED_FIELDS, VERSION
 from s2flow.video import read_frames, write_video
 
 # (least PSNR in dB, largest relative latent difference)
@@ -149,7 +150,7 @@ def backbone_conf(cfg: DictConfig, record: dict[str, Any]) -> DictConfig:
         given = cfg.backbone.source if not same or cfg.backbone.source != default.source else None
         conf.source = given or record.get("source") or conf.source
         conf.revision = cfg.backbone.revision if given else record.get("revision", conf.revision)
-    conf.dtype = record["recipe"].get("dtype", DEFAULT_WHEN_ABSENT["dtype"])
+    conf.dtype = record["recipe"].get("dtype", ADDED_FIELDS["dtype"])
     return conf
 
 
@@ -194,7 +195,7 @@ def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recip
         **{"sparsity": 1.0, "density": "volume", "windows": {"name": "full"}},
         **{"brick_low": conf.brick_low, "brick_high": conf.brick_high, "coverage_rows": 128},
         **{"attention": "auto", "solver": "euler", "order": 1, "stencil": "grid"},
-        **{"lr_time": "sigma", "upsample": "bilinear", **DEFAULT_WHEN_ABSENT},
+        **{"lr_time": "sigma", "upsample": "bilinear", **ADDED_FIELDS},
     }
     knobs = defaults | stored
     knobs["low"] = knobs.pop("rope_low", knobs["low"])

@@ -23,7 +23,7 @@ from s2flow.policies import sta
 from s2flow.process import loading
 from s2flow.process.parallel import Team
 from s2flow.process.stopping import Preempted
-from s2flow.recipe.identity import VERSION, Recipe
+from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import plain, resolve
 from s2flow.run import executor
 from s2flow.run.job import Job
@@ -31,6 +31,7 @@ from s2flow.run.reproduce import reproduce
 from s2flow.scorers import build
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store
+from s2flow.store.recipes import VERSION
 from s2flow.store.tasks import Task, clip_tasks, work
 from s2flow.terminal.plans import print_plan
 from s2flow.terminal.progress import check as check_progress

@@ -1,24 +1,10 @@
 """What is measured on a finished clip.
 
-A scorer is a small class, built from its config arguments and called with one clip:
-
-    scorer(clip) -> {"name of the score": value or None}        for every name in `scorer.names`
-
-It looks only at what was saved (the mp4, the prompt, the seed, the other runs beside it), never at
-the model, so a clip can be scored again years later, on another machine. None means "does not
-apply to this clip" and becomes JSON null; a scorer never guesses. Whatever is missing outside of
-the clip (another run, another package, weights) is an error that says what to type. What else a
-scorer may state of itself decides, beside its arguments, which scores are still valid:
-
-    names           the scores that it gives, always all of them
-    version         raised when its definition changes; 1 unless stated
-    weights         {file: sha256} or a short hash, of scorers that have weights
-    arguments       those that decide its scores, where not all do
-    preprocessing   what is done to the frames first, in words
-    depends(clip)   what its scores of a clip depend on beside the clip, such as a reference's hash
-    device          where it computes; "cpu" unless stated
-    parts()         {name: scorer} of one that is several, each scored and resumed on its own; such
-                    a one is never called itself, and has no `names`
+A scorer reads only what was saved (the mp4, the prompt, the seed, other runs in the same folder),
+never the model, so that a clip can be scored again later and on another machine. `Scorer` is the
+interface; `Suite` is a group of scorers that are built together but scored and resumed one by one.
+None means "does not apply to this clip" and becomes JSON null. Whatever is missing apart from the
+clip (another run, a package, weights) is an error that says what to type.
 
     builtin.py    temporal flickering as VBench defines it; needs nothing else
     fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
@@ -28,19 +14,21 @@ scorer may state of itself decides, beside its arguments, which scores are still
     vbench/       VBench's own code, six dimensions, here or in an environment of its own
     oracle.py     the trained classifier behind world.py
 
-A new scorer is a class in a file here and a yaml in conf/scorer/ that names it. What `_target_` names
-is only built if it is a class of `s2flow.scorers`, or of a package of yours that the environment names:
+A new scorer is a class in a file here, derived from `Scorer`, and a yaml in conf/scorer/ that names
+it. `_target_` must be a class of `s2flow.scorers`, or of a package of yours that the environment names:
 S2FLOW_SCORERS=mylab.scorers python run.py 'scorer=[mine]' --config-dir ...
 """
 
 import importlib
+import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from hydra.utils import instantiate
@@ -52,13 +40,13 @@ from s2flow.video import read_frames, read_video, to_bytes
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated clip as the scorers see it; decoded when first asked for, and once.
+    """A generated clip as the scorers see it, decoded once, on first use.
 
-    prompt: the list's own entry, also where the model was given an augmented text of it, which is
-    `record["prompt"]`: VBench's overall consistency must see the short one.
+    prompt: the entry of the list, even if the model got an augmented text of it (`record["prompt"]`),
+    since VBench's overall consistency needs the short one.
     path: the mp4; low_path: that of the cascade's LR flow, where there was one.
     runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
-    record: of the clip in the store; {} for a clip from elsewhere.
+    record: of the clip in the store; {} for a clip that is not in one.
     """
 
     path: Path
@@ -91,10 +79,47 @@ class Clip:
         return clip
 
 
-def build(name: str, conf: Any) -> Any:
-    """The scorer that a file of conf/scorer describes, or its arguments as typed.
+class Scorer(Protocol):
+    """What computes the scores of one clip. Deriving from it gives the defaults below.
 
-    Raises UserError for a `_target_` that is not allowed, whatever else is wrong as Hydra says it.
+    names: the scores, always all of them; version: raised when their definition changes; needs: what
+    is missing for them to be computed, each with what to do about it; weights: {file: sha256} or a
+    short hash; arguments: those that decide the scores, None for all that were typed. These decide
+    which stored scores are still valid, and so does `depends`, of a clip: whatever else its scores
+    depend on, such as the hash of a reference. preprocessing, protocol, versions and device (None: this
+    CPU) are stored beside the scores.
+    """
+
+    names: tuple[str, ...]
+    version: int | str = 1
+    needs: Sequence[str] = ()
+    weights: Mapping[str, str] | str | None = None
+    arguments: Mapping[str, Any] | None = None
+    preprocessing: str | None = None
+    protocol: str | None = None
+    versions: Mapping[str, str] = MappingProxyType({})
+    device: str | None = None
+    depends: Callable[[Clip], Any] | None = None
+
+    def score(self, clip: Clip) -> dict[str, float | None]:
+        """A value, or None where it does not apply, for every one of `names`."""
+
+
+@runtime_checkable
+class Suite(Protocol):
+    """Several scorers that are built from one config."""
+
+    def prepare(self) -> None:
+        """Check everything that the parts need. Raises UserError for what the user can provide."""
+
+    def parts(self) -> dict[str, Scorer]:
+        """The scorers by name."""
+
+
+def build(name: str, conf: Any) -> Scorer | Suite:
+    """The scorer that a file of conf/scorer describes.
+
+    Raises UserError for a `_target_` that is not allowed or no scorer; other errors are Hydra's.
     """
     target = str(conf.get("_target_") if isinstance(conf, Mapping) else None)
     packages = ("s2flow.scorers", *os.environ.get("S2FLOW_SCORERS", "").split(","))
@@ -103,7 +128,15 @@ def build(name: str, conf: Any) -> Any:
             f"scorer.{name}._target_={target} is no scorer of s2flow; type one of "
             "scorer=[builtin,world,fidelity,highres,...], or name your package in S2FLOW_SCORERS"
         )
-    return instantiate(conf, _recursive_=False)
+    scorer = instantiate(conf, _recursive_=False)
+    members, nothing = (*Scorer.__annotations__, "score"), object()
+    lacking = [m for m in members if inspect.getattr_static(scorer, m, nothing) is nothing]
+    if lacking and not isinstance(scorer, Suite):
+        raise UserError(
+            f"scorer.{name}._target_={target} is no scorer: it has no {', '.join(lacking)}; derive "
+            "the class from s2flow.scorers.Scorer"
+        )
+    return scorer
 
 
 def _is_class_of(target: str, packages: tuple[str, ...]) -> bool:
@@ -116,14 +149,14 @@ def _is_class_of(target: str, packages: tuple[str, ...]) -> bool:
     if not within(module):
         return False
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        scorer = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError:
         return False
-    return isinstance(found, type) and within(found.__module__)
+    return isinstance(scorer, type) and within(scorer.__module__)
 
 
 def device_of(knob: str, name: str) -> str:
-    """The device that `knob=name` means. Raises UserError if it is not here."""
+    """The device that `knob=name` selects. Raises UserError if it is not available."""
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
         raise UserError(f"{knob}={name} is unknown; type one of {knob}=auto|cpu|cuda|cuda:1")

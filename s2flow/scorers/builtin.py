@@ -19,16 +19,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer
 from s2flow.video import to_bytes
 
 
-class TemporalFlickering:
+class TemporalFlickering(Scorer):
     """{"temporal_flickering": in [0, 1], higher is steadier}; None for a single frame."""
 
     names = ("temporal_flickering",)
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         return {"temporal_flickering": temporal_flickering(clip.frames)}
 

@@ -1,4 +1,4 @@
-"""How near a clip is to the same prompt and seed in another run (say, full attention).
+"""Distance of a clip to the clip of the same prompt and seed in another run (say, full attention).
 
 With clip a and reference b, both (T, H, W, 3) in [0, 1], and z, z_b their final latents:
 
@@ -15,9 +15,9 @@ LPIPS needs `pip install --no-deps lpips torchvision` and AlexNet's weights wher
 them (nothing is downloaded); latents are there if both runs were made with keep_latents=true, and
 are compared if they have one shape. What is missing is None.
 
-Where it fails: it is distance, not quality. The reference is off-distribution itself when it runs
-beyond its training resolution, and a clip that repairs it is punished for doing so; a shift by
-one pixel costs more than a blur. Both clips went through a lossy mp4, which bounds PSNR from
+Where it fails: it is distance, not quality. The reference is itself out of distribution beyond the
+training resolution, and a clip that is better than it is scored lower; a shift by one pixel costs
+more than a blur. Both clips went through a lossy mp4, which bounds PSNR from
 above; the latents did not.
 """
 
@@ -33,9 +33,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer, Suite
 from s2flow.scorers.vbench import compat
-from s2flow.video import read_frames
+from s2flow.store import clip_key, sha256_of
+from s2flow.video import read_frames, size_text
 
 PSNR_OF_IDENTICAL = 100.0
 PATCH = (128, 192)  # of SSIM's map at once: what fits a core's cache
@@ -43,12 +44,12 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET}"
 
 
-class Fidelity:
+class Fidelity(Suite):
     """Distance to run `reference`, an id in the same runs folder; see the module.
 
-    reference="auto" is the clip of the same recipe with full attention and Euler steps, wherever it
-    lies in the runs folder; for methods other than s2flow and cascade every score is then None. The
-    parts raise UserError if the reference has no such clip, or one of another size.
+    reference="auto" is the clip of the same recipe with full attention and Euler steps, in any run of
+    the folder; for methods other than s2flow and cascade every score is then None. The parts raise
+    UserError if the reference has no such clip, or one of another size.
     """
 
     def __init__(self, reference: str):
@@ -63,8 +64,8 @@ class Fidelity:
         }
 
 
-class Compared:
-    """What pixels, latents and LPIPS have in common: a reference that may be made anew."""
+class Compared(Scorer):
+    """Common to pixels, latents and LPIPS: a reference that may be made again."""
 
     def __init__(self, reference: str):
         self.reference = reference
@@ -80,7 +81,7 @@ class Pixels(Compared):
     names = ("psnr", "ssim", "relative_error")
     version = 2  # 2: from bytes
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         if path is None:
@@ -94,7 +95,7 @@ class Latent(Compared):
 
     names = ("latent_relative_error",)
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         z, other = (None if p is None else _latent(p) for p in (clip.path, path))
@@ -103,12 +104,12 @@ class Latent(Compared):
 
 
 class Lpips(Compared):
-    """{"lpips"}, lower is nearer; `missing` names what it lacks, and then there is no score."""
+    """{"lpips"}, lower is nearer; no score while anything is in `needs`."""
 
     names = ("lpips",)
     preprocessing = "frames at their own size, in [-1, 1]"
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         path = find_reference(clip, self.reference)
         if path is None:
@@ -118,29 +119,27 @@ class Lpips(Compared):
         return {"lpips": sum(values) / len(values)}
 
     @property
-    def missing(self) -> list[str]:
-        """The package and the file that are not here, each with what to do about it."""
-        found = []
+    def needs(self) -> list[str]:
+        """The missing package and file, each with what to do about it."""
+        needs = []
         try:
             compat.torchvision_operators()
-            import lpips  # noqa: F401
+            import lpips  # noqa: F401 (optional)
         except Exception as error:  # torchvision for another torch raises RuntimeError
-            found.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
+            needs.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
         if not _alexnet().exists():
-            found.append(f"{_alexnet()} from {ALEXNET_URL}")
-        return found
+            needs.append(f"{_alexnet()} from {ALEXNET_URL}")
+        return needs
 
     @cached_property
     def weights(self) -> dict[str, str]:
         """{file: sha256} of the backbone; the linear heads are those of the package."""
-        from s2flow.store import sha256_of
-
         return {ALEXNET: sha256_of(_alexnet())} if _alexnet().exists() else {}
 
     @cached_property
     def model(self) -> nn.Module:
         """LPIPS 0.1 with AlexNet, read from its file: the package itself would download it."""
-        import lpips
+        import lpips  # optional
 
         with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an older way
             model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -190,11 +189,11 @@ def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
     """The run of the same recipe with full attention and Euler steps, as s2flow or as cascade."""
     wanted = _of_cascade(identity)
     for path in sorted(Path(runs_dir).glob("*/recipe.json")):
-        found = json.loads(path.read_text())
-        plain = found.get("method") == "cascade" or (
-            found.get("solver") == "euler" and found.get("windows") == {"name": "full"}
+        recipe = json.loads(path.read_text())
+        plain = recipe.get("method") == "cascade" or (
+            recipe.get("solver") == "euler" and recipe.get("windows") == {"name": "full"}
         )
-        if plain and _of_cascade(found) == wanted:
+        if plain and _of_cascade(recipe) == wanted:
             return path.parent.name
     raise UserError(
         "reference=auto finds no run of this recipe with full attention and Euler steps; "
@@ -203,7 +202,7 @@ def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
 
 
 def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
-    """What decides the pixels of a cascade that attends everything and takes Euler steps."""
+    """The fields that decide the pixels of a cascade with full attention and Euler steps."""
     own = {"method", "version", "windows", "sparsity", "density", "brick_low", "brick_high"}
     own |= {"coverage_rows", "attention", "solver", "order", "stencil", "lr_time", "upsample"}
     return {k: v for k, v in identity.items() if k not in own}
@@ -212,12 +211,10 @@ def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
 def find_clip(
     runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
 ) -> Path:
-    """The mp4 of a prompt and seed in a run; the UserError says what to type.
+    """The mp4 of a prompt and seed in a run; Raises UserError without one.
 
-    given: what the model was given in place of the prompt, if that was another text.
+    given: the augmented text that the model got in place of the prompt, if any.
     """
-    from s2flow.store import clip_key
-
     run = Path(runs_dir) / run_id
     named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
     record = run / "records" / f"{clip_key(*named)}.json"
@@ -226,7 +223,7 @@ def find_clip(
     if not video or not (run / video).exists():
         raise UserError(
             f"reference run {run_id} has no clip of prompt {prompt!r}, seed {seed}: generate it "
-            "with `python run.py ...` first, its run id stands in the end-of-run table"
+            "with `python run.py ...` first; the table at the end of a run names its id"
         )
     return run / video
 
@@ -236,24 +233,20 @@ def _frames_like(clip: Clip, path: Path) -> Tensor:
     other = read_frames(path)
     if other.shape != clip.frames.shape:
         raise UserError(
-            f"fidelity compares clips of one size: this one is {_size(clip.frames)}, that of run "
-            f"{path.parents[1].name} is {_size(other)}: name a reference of the same resolution"
+            f"fidelity compares clips of one size: this one is {size_text(clip.frames.shape)}, that of "
+            f"run {path.parents[1].name} is {size_text(other.shape)}: name a reference of the same "
+            "resolution"
         )
     return other
 
 
 def _latent(path: Path) -> Tensor | None:
-    """The final latent that was kept beside a run's mp4."""
+    """The final latent that was stored beside a run's mp4."""
     return load_file(_kept(path))["latent"] if _kept(path).exists() else None
 
 
 def _kept(path: Path) -> Path:
     return path.parent.parent / "latents" / f"{path.stem}.safetensors"
-
-
-def _size(video: Tensor) -> str:
-    frames, height, width = video.shape[:3]
-    return f"{frames} frames of {height}x{width}"
 
 
 # -- the numbers ------------------------------------------------------------------------------
@@ -323,7 +316,7 @@ def _smooth(x: Tensor) -> Tensor:
     """
     k = torch.arange(6, dtype=torch.float64) - 5
     half = torch.exp(-k.square() / (2 * 1.5**2))
-    half = (half / (2 * half.sum() - 1)).tolist()  # exp(0) = 1 stands in it once, not twice
+    half = (half / (2 * half.sum() - 1)).tolist()  # the centre occurs once, not twice
     for axis in (-2, -1):
         size = x.shape[axis] - 10
         out = x.narrow(axis, 5, size) * half[5]

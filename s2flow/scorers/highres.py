@@ -1,4 +1,4 @@
-"""What VBench, which shrinks every frame, cannot see: detail, doubling, seams and fine flicker.
+"""Scores that VBench, which downscales every frame, lacks: detail, doubling, seams, fine flicker.
 
 Of frames as they were saved, with luminance Y in [0, 1], (T, H, W). All are None where they do not
 apply, and none is a VBench score.
@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.errors import UserError
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer
 from s2flow.store.outcome import black_frames, frozen_frames
 from s2flow.video import luminance
 
@@ -54,10 +54,10 @@ QUARTER_LEVEL = 1 / 1020
 REPETITION_SIDE = 128
 
 
-class HighRes:
-    """The scores of the module, of any clip; see there.
+class HighRes(Scorer):
+    """The scores of the module docstring.
 
-    token_pixels: side of a token in pixels, for clips whose record is too old to tell.
+    token_pixels: side of a token in pixels, for old clips whose record does not hold it.
     """
 
     names = (
@@ -79,8 +79,8 @@ class HighRes:
             )
         self.token_pixels = token_pixels
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
-        """See the module."""
+    def score(self, clip: Clip) -> dict[str, float | None]:
+        """See the module docstring."""
         y = luminance(clip.frames)
         low = None if clip.low is None else luminance(clip.low)
         tile, brick, token = self._periods(clip.record)
@@ -134,7 +134,7 @@ def _energy(y: Tensor, cut_down: float, cut_across: float) -> tuple[float, float
     window = torch.outer(*(torch.hann_window(n, periodic=False) for n in (height, width)))
     down, across = torch.fft.fftfreq(height).abs(), torch.fft.rfftfreq(width)
     above = (down[:, None] > cut_down) | (across[None] > cut_across)
-    twice = torch.where((across == 0) | (across == 0.5), 1.0, 2.0)  # the half that is not computed
+    twice = torch.where((across == 0) | (across == 0.5), 1.0, 2.0)  # the conjugate half
     high = every = 0.0
     for frame in y:
         flat = frame.max() - frame.min() < QUARTER_LEVEL  # else rounding would be its detail
@@ -158,7 +158,7 @@ def spatial_repetition(y: Tensor) -> float | None:
     down = torch.arange(2 * height).sub(height)[:, None]
     across = torch.arange(2 * width).sub(width)[None]
     far = down.square() + across.square() > (short / 4) ** 2
-    found = []
+    peaks = []
     for x in y.split(1):
         x = x - _blurred(x, short / 8)
         x = x - x.mean()
@@ -167,8 +167,8 @@ def spatial_repetition(y: Tensor) -> float | None:
         spectrum = torch.fft.rfft2(x, s=(2 * height, 2 * width)).abs().square()
         r = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(2 * height, 2 * width)), dim=(1, 2))
         peak = (F.max_pool2d(r, 3, 1, 1) == r) & far
-        found.append((r[peak].max() / x.square().sum()).clamp(0, 1).item() if peak.any() else 0.0)
-    return sum(found) / len(found) if found else None
+        peaks.append((r[peak].max() / x.square().sum()).clamp(0, 1).item() if peak.any() else 0.0)
+    return sum(peaks) / len(peaks) if peaks else None
 
 
 # -- seams ------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def seams(y: Tensor, period: tuple[int, int], token: int) -> float | None:
         c = torch.arange(2, x.shape[-1] - 1)
         phase = c % side
         near = torch.minimum(phase, side - phase)
-        others = (c % token == 0) & (near > 2)  # nearer ones see the same jump
+        others = (c % token == 0) & (near > 2)  # nearer ones contain the same jump
         if side <= token or not others.any():
             continue
         on.append(jump[phase == 0] / 2)

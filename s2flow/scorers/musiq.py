@@ -1,36 +1,34 @@
-"""MUSIQ on native crops: image quality of the pixels that were made, not of a shrunken frame.
+"""MUSIQ on native crops: image quality at full resolution, not of a downscaled frame.
 
     musiq_512 = mean over frames f and crops c of MUSIQ(frame f, crop c) / 100           in 0 .. 1
 
-VBench's imaging quality is the same network with the same SPAQ weights, on frames brought to 512 on
-the longer side: of 2560x1536 it sees a fifth of each side's pixels. Here nothing is
-resized: at most 4 frames, evenly spaced, and on each at most 3 x 3 crops of 512 x 512, evenly spaced
-from border to border; a side under 512 is taken whole. (MUSIQ then looks at each crop at its own
-size and at two smaller ones, as it does with any image.)
+VBench's imaging quality is the same network with the same SPAQ weights, on frames resized to 512 on
+the longer side, a fifth of 2560x1536. Here nothing is resized: at most 4 frames, evenly spaced, and of
+each at most 3 x 3 crops of 512 x 512, evenly spaced from border to border; a side under 512 is taken
+whole. (MUSIQ evaluates each crop at its own size and at two smaller ones, as it does with any image.)
 
 It needs pyiqa (PolyForm Noncommercial) and VBench's weights file, which is never downloaded here:
-`missing` names what is not there, and then there is no score.
+`needs` names what is missing, and then there is no score.
 
 Where it fails: it judges photographs; a crop of sky or of blurred background counts as much as a
 face; it knows nothing of the prompt, of motion, or of the frame as a whole, and rewards sharpness.
 """
 
-import os
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from s2flow.scorers import Clip, device_of
-from s2flow.scorers.vbench import compat
+from s2flow.scorers import Clip, Scorer, device_of
+from s2flow.scorers.vbench import compat, weights
+from s2flow.store import sha256_of
 
-FILE = "musiq_spaq_ckpt-358bb6af.pth"
-URL = f"https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/{FILE}"
+MUSIQ = next(w for w in weights.TABLE if w.key == "musiq_spaq")
+FILE = MUSIQ.file.rpartition("/")[2]
 SIDE, FRAMES, CROPS = 512, 4, 3
 
 
-class Musiq:
+class Musiq(Scorer):
     """{"musiq_512": in [0, 1], higher is better}, with pyiqa and its weights; see the module.
 
     device: auto, cpu, cuda or cuda:n. cache_dir: of VBench's weights; None: $VBENCH_CACHE_DIR or its
@@ -42,12 +40,11 @@ class Musiq:
 
     def __init__(self, device: str = "cpu", cache_dir: str | None = None):
         self.device = device_of("scorer.musiq.device", device)
-        where = cache_dir or os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench"
-        self.path = Path(where).expanduser() / "pyiqa_model" / FILE
+        self.path = weights.cache_folder(cache_dir) / MUSIQ.file
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the module; None while something is missing."""
-        if self.missing:
+        if self.needs:
             return {"musiq_512": None}
         frames = clip.frames
         chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
@@ -55,24 +52,22 @@ class Musiq:
         return {"musiq_512": sum(values) / len(values) / 100}
 
     @cached_property
-    def missing(self) -> list[str]:
-        """The package and the file that are not here, each with what to do about it."""
-        found = []
+    def needs(self) -> list[str]:
+        """The missing package and file, each with what to do about it."""
+        needs = []
         try:
             _network()
         except Exception as error:  # torchvision for another torch raises RuntimeError
-            found.append(
+            needs.append(
                 f"pyiqa ({error}): pip install --no-deps pyiqa==0.1.16 and what it imports"
             )
         if not self.path.exists():
-            found.append(f"{self.path} from {URL}")
-        return found
+            needs.append(f"{self.path} from {MUSIQ.url}")
+        return needs
 
     @cached_property
     def weights(self) -> dict[str, str]:
         """{file: sha256}; empty while it is missing."""
-        from s2flow.store import sha256_of
-
         return {FILE: sha256_of(self.path)} if self.path.exists() else {}
 
     @cached_property
@@ -90,9 +85,9 @@ class Musiq:
 
 def _network() -> type[nn.Module]:
     compat.torchvision_operators()
-    from pyiqa.archs.musiq_arch import MUSIQ
+    from pyiqa.archs import musiq_arch  # optional, and its import takes seconds
 
-    return MUSIQ
+    return musiq_arch.MUSIQ
 
 
 def crops(frame: Tensor) -> list[Tensor]:

@@ -5,13 +5,13 @@
     python -m s2flow.score 'scorer=[vbench]' shard=1/2            half of the clips
     python -m s2flow.score export=scores.csv                      a row per (clip, dimension, metric)
 
-It reads only what was saved. Verdicts go to the score book (scorebook.py): what is there is not
-computed again, so a scoring that was killed goes on, and what two machines scored is merged by copying
-`runs/*/scores/*.jsonl` into one folder. A clip's shard follows from its key, whatever else is in the
-store. `python run.py scorer=[...]` scores through the same `Scoring`, clip by clip as they are made.
+It reads only what was saved. Verdicts go to the score book (scorebook.py). Existing ones are not
+computed again, so an interrupted scoring resumes, and scores from two machines are merged by copying
+`runs/*/scores/*.jsonl` into one folder. A clip's shard follows from its key alone. `python run.py
+scorer=[...]` scores through the same `Scoring`, clip by clip as they are made.
 
-A clip that cannot be decoded, is missing, or is not the file that was recorded keeps a verdict that
-says so, the others go on, and the exit code is not zero.
+A clip that cannot be decoded, is missing, or is not the file that was recorded gets a verdict that
+says so. The others are still scored, and the exit code is not zero.
 """
 
 import json
@@ -25,6 +25,7 @@ from statistics import fmean
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -37,95 +38,95 @@ from s2flow.prompts import parse_shard
 from s2flow.recipe import CONF
 from s2flow.recipe.limits import check_declared
 from s2flow.recipe.resolve import plain
-from s2flow.scorers import Clip, build
+from s2flow.scorers import Clip, Scorer, Suite, build
 from s2flow.store import read_record, sha256_of
 from s2flow.store.scorebook import FINAL, ScoreBook, Verdict, metric_hash, rows
 from s2flow.terminal.cli import reported
 from s2flow.terminal.summary import print_failure
-from s2flow.video import Undecodable, stated_size
+from s2flow.video import Undecodable, size_text, stated_size
 
-SCORED = ("ok", "missing_weights")  # the second only where the user asked to skip
-WHERE = ("versions", "device", "host", "commit")
+SCORED = ("ok", "missing_weights")  # the second only with on_missing=skip
 PLACEMENT = (
     "device",
     "cache_dir",
     "allow_download",
     "on_missing",
     "python",
-)  # not what is measured
+)  # do not change scores
 
 
 class Scoring:
-    """Scorers at work on the clips of one run.
+    """Scorers applied to the clips of one run.
 
-    scorers: {name: scorer}, arguments: {name: what it was built from}. Raises UserError at once if
-    one of them lacks something that the user can provide.
+    scorers: {name: scorer or suite}; arguments: {name: its config}; retry: score again whatever is not
+    ok. Raises UserError at once if a scorer needs something that the user can provide.
     """
 
     def __init__(
-        self, book: ScoreBook, scorers: dict[str, Any], arguments: dict[str, Any], retry=False
+        self,
+        book: ScoreBook,
+        scorers: dict[str, Scorer | Suite],
+        arguments: dict[str, Any],
+        retry: bool = False,
     ) -> None:
         self.folder, self.book, self.retry = book.folder.parent, book, retry
-        self.parts: dict[str, Any] = {}
-        self.known: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, Scorer] = {}
+        self.known: dict[str, dict[str, Any]] = {}  # what names the metric of each
         for name, scorer in scorers.items():
-            if hasattr(scorer, "prepare"):
+            typed = {k: v for k, v in (arguments[name] or {}).items() if k not in PLACEMENT}
+            if isinstance(scorer, Suite):
                 scorer.prepare()
-            own = {k: v for k, v in (arguments[name] or {}).items() if k not in PLACEMENT}
             for part, of in (
-                scorer.parts() if hasattr(scorer, "parts") else {name: scorer}
+                scorer.parts() if isinstance(scorer, Suite) else {name: scorer}
             ).items():
                 self.parts[part] = of
-                decisive = getattr(of, "arguments", own)
-                self.known[part] = {"arguments": decisive, "version": getattr(of, "version", 1)}
-                self.known[part]["weights"] = getattr(of, "weights", None)
+                decisive = typed if of.arguments is None else of.arguments
+                self.known[part] = {
+                    "arguments": decisive,
+                    "version": of.version,
+                    "weights": of.weights,
+                }
         self.metric = {part: metric_hash(part, known) for part, known in self.known.items()}
 
     def verdicts(self, record: dict[str, Any]) -> list[Verdict]:
-        """What these scorers have said of a clip so far; `Store.recorded` brings it along."""
-        said = record["said"] if "said" in record else self.book.of(record)
-        return [v for v in said if self.metric.get(v["scorer"]) == v["metric"]]
+        """The verdicts of these scorers on a clip; those of `Store.recorded` hold them already."""
+        known = record["verdicts"] if "verdicts" in record else self.book.of(record)
+        return [v for v in known if self.metric.get(v["scorer"]) == v["metric"]]
 
     def missing(self, record: dict[str, Any]) -> list[str]:
-        """The scorers whose verdict on a clip is still wanted."""
+        """The scorers that have no valid verdict on a clip."""
         final = ("ok",) if self.retry else FINAL
         settled = {v["scorer"]: v for v in self.verdicts(record) if v["status"] in final}
-        return [part for part in self.parts if self._open(part, settled.get(part), record)]
+        return [p for p in self.parts if p not in settled or self._stale(settled[p], record)]
 
-    def _open(self, part: str, said: Verdict | None, record: dict[str, Any]) -> bool:
-        """Whether a verdict is wanted: there is none, or what it was taken with has changed."""
-        if said is None:
-            return True
-        if said["status"] == "missing_weights" and not getattr(self.parts[part], "missing", None):
-            return True
-        return said.get("depends") != self._depends(part, record)
+    def _stale(self, verdict: Verdict, record: dict[str, Any]) -> bool:
+        """Whether its weights have arrived since, or its reference is another one now."""
+        arrived = (
+            verdict["status"] == "missing_weights" and not self.parts[verdict["scorer"]].needs
+        )
+        return arrived or verdict.get("depends") != self._depends(verdict["scorer"], record)
 
     def _depends(self, part: str, record: dict[str, Any]) -> Any:
-        """What a score depends on beside the clip: the reference that it is compared with."""
-        depends = getattr(self.parts[part], "depends", None)
+        depends = self.parts[part].depends
         return None if depends is None else depends(self._clip(record))
 
     def score(self, record: dict[str, Any]) -> bool:
-        """Enter the verdicts that a finished clip lacks; whether it has its scores now."""
-        wanted, clip = self.missing(record), None
-        path = self.folder / record["video"]
-        for part in wanted:
+        """Compute the verdicts that a finished clip lacks; whether all its verdicts are scores now."""
+        clip = None
+        for part in self.missing(record):
             started = time.perf_counter()
             status, scores, failure = "ok", {}, None
             try:
-                clip = clip or self._checked(record, path)
-                scores = self._ask(part, clip)
+                clip = clip or self._checked(record)
+                if self.parts[part].needs:
+                    status = "missing_weights"
+                else:
+                    scores = self._scores(part, clip)
                 if any(x is not None and not math.isfinite(x) for x in scores.values()):
                     status = "nan"
-                elif getattr(self.parts[part], "missing", None):
-                    status = "missing_weights"
-            except Altered as raised:
-                status, failure = "altered", raised
-            except Undecodable as raised:
-                status, failure = "undecodable", raised
             except Exception as raised:
-                status, failure = "failed", raised
-            if failure is not None:
+                known = {Altered: "altered", Undecodable: "undecodable"}
+                status, failure = known.get(type(raised), "failed"), raised
                 print_failure(record["prompt"], failure)
             scores = {n: _finite(scores.get(n)) for n in self.parts[part].names}
             seconds = round(time.perf_counter() - started, 4)
@@ -136,18 +137,19 @@ class Scoring:
 
     def scored(self, record: dict[str, Any]) -> bool:
         """Whether every verdict on a clip is a score."""
-        said = self.verdicts(record)
-        return len(said) == len(self.parts) and all(v["status"] in SCORED for v in said)
+        verdicts = self.verdicts(record)
+        return len(verdicts) == len(self.parts) and all(v["status"] in SCORED for v in verdicts)
 
-    def _checked(self, record: dict[str, Any], path: Path) -> Clip:
+    def _checked(self, record: dict[str, Any]) -> Clip:
         """The clip, if it is what was recorded. Raises Altered."""
+        path = self.folder / record["video"]
         if not path.exists() or sha256_of(path) != record["sha256"]:
             what = "is not the file that was recorded" if path.exists() else "is gone"
-            again = self.folder / "records" / f"{path.stem}.json"
-            raise Altered(f"{path} {what}; remove {again}, and run.py makes the clip again")
-        found, told = stated_size(path), tuple(record[k] for k in ("frames", "height", "width"))
-        if found != told:
-            raise Altered(f"{path} is {_size(found)}, and its record says {_size(told)}")
+            file = self.folder / "records" / f"{path.stem}.json"
+            raise Altered(f"{path} {what}; remove {file}, and run.py makes the clip again")
+        size, recorded = stated_size(path), tuple(record[k] for k in ("frames", "height", "width"))
+        if size != recorded:
+            raise Altered(f"{path} is {size_text(size)}, and its record has {size_text(recorded)}")
         return self._clip(record)
 
     def _clip(self, record: dict[str, Any]) -> Clip:
@@ -157,11 +159,9 @@ class Scoring:
         low = low if low.exists() else None
         return Clip(path, text, seed, self.folder.parent, low, record)
 
-    def _ask(self, part: str, clip: Clip) -> dict[str, float | None]:
+    def _scores(self, part: str, clip: Clip) -> dict[str, float | None]:
         scorer = self.parts[part]
-        if getattr(scorer, "missing", None):
-            return {}
-        scores = scorer(clip)
+        scores = scorer.score(clip)
         if set(scores) != set(scorer.names):
             raise ValueError(f"{part} gave {sorted(scores)} and names {sorted(scorer.names)}")
         return scores
@@ -169,9 +169,8 @@ class Scoring:
     def _verdict(
         self, record: dict, part: str, status: str, scores: dict, failure: Exception | None
     ) -> Verdict:
-        scorer, lacking = self.parts[part], getattr(self.parts[part], "missing", None)
+        scorer, here = self.parts[part], provenance("cpu")
         verdict = {k: record[k] for k in ("run_id", "prompt", "seed", "frames", "height", "width")}
-        here = provenance("cpu")
         return verdict | {
             "key": Path(record["video"]).stem,
             "clip": record["sha256"],
@@ -181,29 +180,26 @@ class Scoring:
             "metric": self.metric[part],
             "status": status,
             "scores": scores,
-            **({} if failure is None else {"error": _words(failure)}),
-            **({"missing": list(lacking)} if lacking else {}),
-            **({"depends": self._depends(part, record)} if hasattr(scorer, "depends") else {}),
+            **({} if failure is None else {"error": _error_text(failure)}),
+            **({"missing": list(scorer.needs)} if scorer.needs else {}),
+            **({} if scorer.depends is None else {"depends": self._depends(part, record)}),
             **self.known[part],
-            "preprocessing": getattr(scorer, "preprocessing", None),
-            "protocol": getattr(scorer, "protocol", None),
-            **{k: here[k] for k in WHERE},
-            "versions": here["versions"] | getattr(scorer, "versions", {}),
-            "device": str(getattr(scorer, "device", here["device"])),
+            "preprocessing": scorer.preprocessing,
+            "protocol": scorer.protocol,
+            "versions": here["versions"] | dict(scorer.versions),
+            "device": scorer.device or here["device"],
+            "host": here["host"],
+            "commit": here["commit"],
             "at": time.time(),
         }
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    return f"{shape[0]} frames of {shape[1]}x{shape[2]}"
 
 
 class Altered(Exception):
     """A clip that is not, or no longer, the file that its record names."""
 
 
-def _words(failure: Exception) -> str:
-    """A line where it says all, a traceback where it may not."""
+def _error_text(failure: Exception) -> str:
+    """One line for a known failure, a traceback for any other."""
     if isinstance(failure, (Altered, Undecodable, UserError)):
         return str(failure)
     return "".join(traceback.format_exception(failure))
@@ -223,17 +219,14 @@ def score(cfg: DictConfig) -> None:
     k, n = parse_shard(cfg.shard)
     check_declared(cfg)
     if cfg.threads is not None:
-        import torch
-
         torch.set_num_threads(cfg.threads)
-    built: dict[str, Any] = {}  # by arguments: heavy weights are loaded once for all runs
-    counts: Counter[str] = Counter()
+    built: dict[
+        str, Scorer | Suite
+    ] = {}  # by arguments: heavy weights are loaded once for all runs
     lines = []
     for folder in folders:
-        records = [
-            r for r in map(read_record, sorted((folder / "records").glob("[!.]*.json"))) if r
-        ]
-        records = [r for r in records if int(Path(r["video"]).stem, 16) % n == k - 1]
+        records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))
+        records = [r for r in records if r and int(Path(r["video"]).stem, 16) % n == k - 1]
         if not records:
             continue
         scoring = _scoring(cfg, folder, records[0], built)
@@ -242,21 +235,21 @@ def score(cfg: DictConfig) -> None:
         quiet = not sys.stderr.isatty()
         for record in track(todo, text, console=Console(stderr=True), disable=quiet):
             scoring.score(record)
-        said = [v for r in records for v in scoring.verdicts(r)]
-        counts.update(v["status"] for v in said)
-        lines.append((folder.name, len(todo), len(records), said))
+        verdicts = [v for r in records for v in scoring.verdicts(r)]
+        lines.append((folder.name, len(todo), len(records), verdicts))
     _print(lines)
-    lacking = {name for *_, said in lines for v in said for name in v.get("missing", ())}
-    if lacking:
-        print(f"null for want of weights: {'; '.join(sorted(lacking))}", file=sys.stderr)
+    verdicts = [v for *_, of_run in lines for v in of_run]
+    needs = {name for v in verdicts for name in v.get("missing", ())}
+    if needs:
+        print(f"null for want of weights: {'; '.join(sorted(needs))}", file=sys.stderr)
     if cfg.export is not None:
         _export(Path(cfg.export), folders)
-    bad = {s: m for s, m in counts.items() if s not in SCORED}
+    bad = Counter(v["status"] for v in verdicts if v["status"] not in SCORED)
     if bad:
         what = ", ".join(f"{m} {s}" for s, m in sorted(bad.items()))
         raise UserError(
-            f"of {counts.total()} verdicts {what}; which and why stands in {runs_dir}/*/scores/, "
-            "and retry=true asks again for all that are not ok"
+            f"of {len(verdicts)} verdicts {what}; {runs_dir}/*/scores/ holds which and why, "
+            "and retry=true scores all again that are not ok"
         )
 
 
@@ -297,9 +290,9 @@ def _print(lines: list[tuple[str, int, int, list[Verdict]]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("run", "score", "mean", "clips", "of", "new"):
         table.add_column(name, justify="left" if name in ("run", "score") else "right")
-    for run, new, clips, said in lines:
-        for name in dict.fromkeys(n for v in said for n in v["scores"]):
-            known = [v["scores"][name] for v in said if v["scores"].get(name) is not None]
+    for run, new, clips, verdicts in lines:
+        for name in dict.fromkeys(n for v in verdicts for n in v["scores"]):
+            known = [v["scores"][name] for v in verdicts if v["scores"].get(name) is not None]
             mean = f"{fmean(known):.4f}" if known else "—"
             table.add_row(run, name, mean, str(len(known)), str(clips), str(new))
         table.add_section()

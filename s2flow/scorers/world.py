@@ -45,7 +45,7 @@ from torch import Tensor
 from s2flow.embedded import world as toy
 from s2flow.embedded.model import SIZES as NETWORKS
 from s2flow.embedded.render import render
-from s2flow.scorers import Clip
+from s2flow.scorers import Clip, Scorer
 from s2flow.scorers.mask import load_mask, measure
 from s2flow.scorers.oracle import (
     OF_OBJECT,
@@ -62,7 +62,7 @@ RENDERS = 4
 BESIDE = 2  # neighbours on either side that a frequency of the lattice is compared with
 
 
-class WorldAgreement:
+class WorldAgreement(Scorer):
     """{"world_shape", ..., "world_agreement", "object_count", "repetition", "whole", "debris",
     "detail", "grid"} of a clip.
 
@@ -81,7 +81,7 @@ class WorldAgreement:
         asked = (*(f"world_{name}" for name in attributes(self.world)), "world_agreement")
         self.names = (*asked, "object_count", "repetition", "whole", "debris", "detail", "grid")
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         video = clip.video.float().cpu()
         seen = answers(self.oracle, video[None])[0]

@@ -1,15 +1,16 @@
-"""`python -m s2flow.store`: what is in a store, whether it is whole, and what may go.
+"""`python -m s2flow.store`: what a store holds, whether it is intact, and what can be removed.
 
     python -m s2flow.store ls [RUNS] [--json]              a line per run
     python -m s2flow.store verify [RUNS] [--fast]          what is wrong, a line each, with the remedy
     python -m s2flow.store gc [RUNS] [--yes] [--older-than 1h]   apply the remedies, after asking
-    python -m s2flow.store merge OTHER --into RUNS         bring another store's clips into this one
+    python -m s2flow.store merge OTHER --into RUNS         copy another store's clips into this one
     python -m s2flow.store export [RUNS] --to FILE.parquet a row per clip; or FILE.csv
 
-RUNS is the folder that run.py writes to [runs]. Exit code 0: done, nothing is wrong; 1: something was
-found, is left, or could not be written; 2: what was typed cannot be. `--fast` compares sizes and not
-hashes. `gc` leaves alone what is younger than --older-than (30s, 10min, 1h, 2d), since another worker
-may be writing it. A run's next start looks at sizes, too; tables and export read the records alone.
+RUNS is the folder that run.py writes to [runs]. Exit code 0: done, nothing is wrong; 1: something is
+wrong, remains, or could not be written; 2: the command cannot be carried out. `--fast` compares sizes
+instead of hashes. `gc` leaves alone what is younger than --older-than (30s, 10min, 1h, 2d), since
+another worker may be writing it. A run's next start also compares sizes; tables and export read only
+records.
 """
 
 import argparse
@@ -21,12 +22,16 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from s2flow.errors import UserError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from s2flow.errors import UserError, print_error
 from s2flow.store import gc as collect
 from s2flow.store import index
 from s2flow.store.listing import list_runs
 from s2flow.store.merge import merge
-from s2flow.store.verify import run_folders, verify
+from s2flow.store.verify import Finding, run_folders, verify
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -35,19 +40,19 @@ def arguments() -> argparse.ArgumentParser:
     """Everything that can be typed."""
     parser = argparse.ArgumentParser("python -m s2flow.store", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    of = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    ls = of.add_parser("ls", help="a line per run")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    ls = commands.add_parser("ls", help="a line per run")
     ls.add_argument("--json", action="store_true", help="as JSON, bytes and seconds unrounded")
-    check = of.add_parser("verify", help="what is wrong")
-    gc = of.add_parser("gc", help="remove what verify finds, after asking")
+    check = commands.add_parser("verify", help="what is wrong")
+    gc = commands.add_parser("gc", help="apply the remedies, after asking")
     gc.add_argument("--yes", action="store_true", help="do not ask")
     gc.add_argument("--older-than", type=_seconds, default=3600.0, metavar="AGE", help="[1h]")
     for one in (check, gc):
         one.add_argument("--fast", action="store_true", help="sizes instead of hashes")
-    join = of.add_parser("merge", help="bring another store's clips into this one")
+    join = commands.add_parser("merge", help="copy another store's clips into this one")
     join.add_argument("other", type=Path, metavar="OTHER")
     join.add_argument("--into", type=Path, required=True, metavar="RUNS")
-    out = of.add_parser("export", help="a row per clip as parquet or csv")
+    out = commands.add_parser("export", help="a row per clip as parquet or csv")
     out.add_argument("--to", type=Path, required=True, metavar="FILE")
     for one in (ls, check, gc, out):
         one.add_argument("runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS")
@@ -55,10 +60,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no age; type 30s, 10min, 1h or 2d")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,46 +74,48 @@ def main(argv: list[str] | None = None) -> int:
             args.command
         ](args)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 2
-    except BrokenPipeError:  # `... | head` has seen enough
+    except BrokenPipeError:  # of `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         return 130
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         why = error.strerror or str(error)
         print(
-            f"error: {args.command}:{_printable(where)} {why}; nothing is half written: free or "
-            "open the place and type the same command again",
+            f"error: {args.command}:{_printable(where)} {why}; nothing is half written: free space or "
+            "permit writing there, and type the same command again",
             file=sys.stderr,
         )
         return 1
 
 
 def _runs(args: argparse.Namespace) -> list[Path]:
-    found = run_folders(args.runs)
-    if not found:
+    folders = run_folders(args.runs)
+    if not folders:
         raise UserError(f"{args.runs} holds no run; type the folder that run.py wrote its runs to")
-    return found
+    return folders
 
 
 def _ls(args: argparse.Namespace) -> int:
     _runs(args)
-    found = list_runs(args.runs)
+    runs = list_runs(args.runs)
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(runs, indent=1))
         return 0
-    head = ("run", "clips", "failed", "twice", "size", "last made", "what")
-    lines = [head, *(_line(r) for r in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = zip(line, widths, (False, *[True] * 4, False, False), strict=True)
-        print("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells).rstrip())
-    clips, size = (sum(r[k] for r in found) for k in ("clips", "bytes"))
-    print(f"{len(found)} runs, {clips} clips, {_size(size)}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("run", "clips", "failed", "twice", "size", "last made", "what"):
+        right = name in ("clips", "failed", "twice", "size")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for run in runs:
+        table.add_row(*map(escape, _line(run)))
+    width = None if sys.stdout.isatty() else 400  # a file keeps every label in full
+    Console(highlight=False, width=width).print(table)
+    clips, size = (sum(r[k] for r in runs) for k in ("clips", "bytes"))
+    print(f"{len(runs)} runs, {clips} clips, {_size(size)}")
     return 0
 
 
@@ -124,23 +131,27 @@ def _line(run: dict) -> tuple[str, ...]:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    found, runs = 0, len(_runs(args))
+    count, runs = 0, len(_runs(args))
     for finding in verify(args.runs, args.fast):
-        found += 1
-        print(_printable(f"{finding.path}: {finding.what}; {finding.then}"))
+        count += 1
+        _print_finding(finding, finding.remedy)
     how = "by size" if args.fast else "by hash"
-    if found:
+    if count:
         print(
-            f"{found} found in {runs} runs, compared {how}; type {_again(args, 'gc')} (it leaves alone "
-            "what is younger than 1h, unless --older-than 0s says otherwise)"
+            f"{count} found in {runs} runs, compared {how}; type {_command(args, 'gc')} (it leaves "
+            "alone what is younger than 1h, unless --older-than 0s is given)"
         )
     else:
         print(f"{runs} runs are clean, compared {how}")
-    return int(found > 0)
+    return int(count > 0)
 
 
-def _again(args: argparse.Namespace, command: str, *more: str) -> str:
-    """What to type next, with what was typed before."""
+def _print_finding(finding: Finding, then: str) -> None:
+    print(_printable(f"{finding.path}: {finding.what}; {then}"))
+
+
+def _command(args: argparse.Namespace, command: str, *more: str) -> str:
+    """The command to type next, for the same store."""
     words = ["python", "-m", "s2flow.store", command, str(args.runs)]
     words += ["--fast"] if args.fast else []
     return _printable(shlex.join([*words, *more]))
@@ -148,36 +159,36 @@ def _again(args: argparse.Namespace, command: str, *more: str) -> str:
 
 def _gc(args: argparse.Namespace) -> int:
     _runs(args)
-    found = list(verify(args.runs, args.fast))
-    parted = collect.by_age(found, collect.clock(args.runs), args.older_than)
-    for finding, why in parted.young:
-        print(_printable(f"{finding.path}: {finding.what}; {why}: left alone"))
-    if parted.young:
-        again = _again(args, "gc", "--older-than", "0s")
-        print(f"{len(parted.young)} left alone; if nobody is writing, type {again}")
-    for finding in parted.old:
-        print(_printable(f"{finding.path}: {finding.what}; {finding.then}"))
-    if not parted.old:
-        print("nothing to remove" + (" yet" if parted.young else ""))
-        return int(bool(parted.young))
-    files = sum(len(f.files) for f in parted.old)
-    question = f"put {len(parted.old)} findings right, removing or mending {files} files?"
+    findings = list(verify(args.runs, args.fast))
+    old, young = collect.by_age(findings, collect.clock(args.runs), args.older_than)
+    for finding, why in young:
+        _print_finding(finding, f"{why}: left alone")
+    if young:
+        again = _command(args, "gc", "--older-than", "0s")
+        print(f"{len(young)} left alone; if nobody is writing, type {again}")
+    for finding in old:
+        _print_finding(finding, finding.remedy)
+    if not old:
+        print("nothing to remove" + (" yet" if young else ""))
+        return int(bool(young))
+    files = sum(len(f.files) for f in old)
+    question = f"apply {len(old)} remedies, which remove or rewrite {files} files?"
     if not args.yes and not _agreed(question, args):
         return 1
     left = 0
-    for finding in parted.old:
+    for finding in old:
         if (why := collect.clean(finding, args.runs)) is not None:
             left += 1
             print(_printable(f"{finding.path}: {why}: left alone"), file=sys.stderr)
-    print(f"{len(parted.old) - left} of {len(parted.old)} put right")
-    return int(left > 0 or bool(parted.young))
+    print(f"{len(old) - left} of {len(old)} remedies applied")
+    return int(left > 0 or bool(young))
 
 
 def _agreed(question: str, args: argparse.Namespace) -> bool:
     if not sys.stdin.isatty():
         print(
             f"error: {question} Nobody can answer here; nothing was removed: type "
-            f"{_again(args, 'gc', '--older-than', f'{args.older_than:g}s', '--yes')}",
+            f"{_command(args, 'gc', '--older-than', f'{args.older_than:g}s', '--yes')}",
             file=sys.stderr,
         )
         return False
@@ -224,7 +235,7 @@ def _size(n: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """On one line, whatever the name of a file holds."""
+    """On one line, whatever characters a file name has."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

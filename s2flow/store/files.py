@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, and what a kill leaves of those that were not.
+"""Atomic files: a file is complete or absent, and a killed process leaves only temporaries.
 
-A temporary is `.tmp-<host>-<pid>-<8 hex>-<name>` beside the file that it becomes.
+A temporary is `.tmp-<host>-<pid>-<8 hex>-<name>`, in the folder of the file that it becomes.
 """
 
 import contextlib
@@ -18,12 +18,21 @@ from typing import Any
 TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-(?P<name>.+)", re.DOTALL)
 
 
+def process_name() -> str:
+    """A name that no other process uses: host, process and eight random digits."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def is_alive(host: str, pid: str) -> bool | None:
+    """Whether a process of this machine runs; None for other machines."""
+    return Path(f"/proc/{pid}").exists() if host == socket.gethostname() else None
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` if the block succeeds and vanishes if it does not."""
+    """A temporary path that becomes `path` if the block succeeds and is removed if it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".tmp-{unique}-{path.name}")
+    temporary = path.with_name(f".tmp-{process_name()}-{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -34,19 +43,28 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; NaN is refused."""
+    """Write JSON atomically. Raises ValueError for NaN."""
     text = json_text(value)
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def json_text(value: Any) -> str:
-    """What files of the store hold. Raises ValueError for NaN."""
+    """The JSON of a file of the store. Raises ValueError for NaN."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def without_nan(value: Any) -> Any:
-    """The same nest of dicts and lists with None for every NaN and infinity, which JSON lacks."""
+    """A copy of nested dicts and lists with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -61,33 +79,35 @@ def sha256_of(path: Path) -> str:
 
 
 def entries(folder: Path) -> dict[str, os.DirEntry]:
-    """What a folder holds by name, temporaries too; nothing of a folder that is not there."""
+    """The entries of a folder by name, temporaries too; empty where there is no folder."""
     return {entry.name: entry for entry in scan(folder)}
 
 
 def scan(folder: Path) -> Iterator[os.DirEntry]:
-    """`entries` one by one: each remembers its state once asked, and that takes memory."""
+    """`entries` one by one, since an entry caches its stat result and that takes memory."""
     try:
-        with os.scandir(folder) as found:
-            yield from found
+        with os.scandir(folder) as iterator:
+            yield from iterator
     except (FileNotFoundError, NotADirectoryError):
         return
 
 
-def remove_temporaries_of_the_dead(
-    folder: Path, first: Callable[[Path], None] | None = None
-) -> None:
-    """Remove what processes of this machine that are no more left in a run's folder.
+def names_of(folder: Path, suffix: str) -> list[str]:
+    """The names of a folder's files with a suffix, sorted, without temporaries."""
+    return sorted(n for n in entries(folder) if n.endswith(suffix) and not n.startswith("."))
 
-    first: is shown each of them, and may put it in its place.
+
+def remove_dead_temporaries(folder: Path, before: Callable[[Path], None] | None = None) -> None:
+    """Remove the temporaries of dead processes of this machine from a run's folder.
+
+    before: called with each of them first; it may move the file to its place.
     """
-    here = socket.gethostname()
-    inside = (e.path for e in entries(folder).values() if e.is_dir(follow_symlinks=False))
-    for kind in (folder, *map(Path, inside)):
-        for name in entries(kind):
-            found = TEMPORARY.fullmatch(name)
-            if found and found["host"] == here and not Path(f"/proc/{found['pid']}").exists():
-                if first is not None:
+    subfolders = [e.path for e in entries(folder).values() if e.is_dir(follow_symlinks=False)]
+    for place in (folder, *map(Path, subfolders)):
+        for name in entries(place):
+            match = TEMPORARY.fullmatch(name)
+            if match and is_alive(match["host"], match["pid"]) is False:
+                if before is not None:
                     with contextlib.suppress(OSError):
-                        first(kind / name)
-                (kind / name).unlink(missing_ok=True)
+                        before(place / name)
+                (place / name).unlink(missing_ok=True)

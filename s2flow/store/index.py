@@ -1,19 +1,20 @@
 """The index: the rows of a run's records in one parquet file, so that many are read in a second.
 
-    runs/<run_id>/index.parquet    a line per whole record: rows.py says what it holds
+    runs/<run_id>/index.parquet    a row per complete record; see rows.py
 
-The records are the truth. Before a line is used, the record's file must still be the one that was
-read: its inode, size and both times stand in the line, and a record is always a new file that took
-the old one's name. Lines of new and of changed records are read from them; scores stand in the lines
-as long as the files of the score book have the sizes and times that they had. An index that is lost,
-cut off, altered (pages have checksums), of another version or of something else is made again, and a
-folder that cannot be written is read without: what comes out is the same, only later.
+The records are the source of truth. A row is used only while its record's file is the one that was
+read: the row holds its inode, size and both times, and a record is always a new file, renamed over the
+old one.
+Rows of new and changed records are read from the records; scores in the rows are valid while the files
+of the score book have the same sizes and times. An index that is missing, cut off, altered (pages have
+checksums) or of another version is rebuilt, and in a read-only folder the records are read instead: the
+result is the same, only slower.
 
-Parquet and not SQLite: the file is written whole and renamed, like everything in the store, so any
-number of workers on a network file system need no lock, which is what SQLite relies on and what NFS
-and Lustre do badly or not at all; of two writers the last one wins, and either is right. A file per
-run, so that a worker of one run neither reads nor writes what others are doing. Small runs have none:
-reading LEAST records takes less than keeping an index of them.
+Parquet instead of SQLite: the file is written and renamed atomically, like everything in the store, so
+any number of workers on a network file system need no lock, on which SQLite relies and which NFS and
+Lustre support badly or not at all; of two writers the last one wins, and both are right. One file per
+run, so that workers of different runs do not interfere. Runs with fewer than MIN_RECORDS have none:
+reading the records takes less time than keeping an index of them.
 """
 
 import contextlib
@@ -36,10 +37,11 @@ from s2flow.store.records import read_record
 from s2flow.store.scorebook import ScoreBook
 
 NAME = "index.parquet"
-LEAST = 256  # records of a run that is given an index
-SETTLED = 2.0  # seconds after which a folder's time tells one change from the next
-PART = 5000  # rows that are held as Python objects at once
-FORMAT = "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]  # a new knob: anew
+MIN_RECORDS = 256  # of a run with an index
+SETTLED = 2.0  # seconds after which a folder's time distinguishes two changes
+CHUNK = 5000  # rows held as Python objects at once
+# a new column makes old indexes invalid
+FORMAT = "1 " + hashlib.sha256(" ".join(rows.FIXED).encode()).hexdigest()[:12]
 
 
 def load_records(runs_dir: str | Path) -> pd.DataFrame:
@@ -48,20 +50,20 @@ def load_records(runs_dir: str | Path) -> pd.DataFrame:
 
 
 def export(runs_dir: Path, to: Path) -> int:
-    """Write the rows of `load_records` to one file, .parquet or .csv, whole; returns their number.
+    """Write the rows of `load_records` to one file, .parquet or .csv; returns their number.
 
-    Nothing is written where there is none. Cells of no common type are JSON in parquet.
+    No file is written for no rows. Cells without a common type are JSON in parquet.
     """
-    found = rows.joined(
+    table = rows.joined(
         [t for f in run_folders(runs_dir) if (t := rows.shown(read(f))).num_rows] or [pa.table({})]
     )
-    if found.num_rows:
+    if table.num_rows:
         with written_whole(to) as temporary:
             if to.suffix == ".csv":
-                rows.frame([found]).to_csv(temporary, index=False)
+                rows.frame([table]).to_csv(temporary, index=False)
             else:
-                pq.write_table(found.replace_schema_metadata(None), temporary)
-    return found.num_rows
+                pq.write_table(table.replace_schema_metadata(None), temporary)
+    return table.num_rows
 
 
 def run_folders(runs_dir: Path) -> list[Path]:
@@ -70,23 +72,24 @@ def run_folders(runs_dir: Path) -> list[Path]:
 
 
 def read(folder: Path, keep: bool = True, needed: Callable[[str], bool] | None = None) -> pa.Table:
-    """The rows of a run's whole records with their scores, by name; columns as rows.py has them.
+    """The rows of a run's complete records with their scores, by name; columns as in rows.py.
 
-    `_file` and `_stamp` are the records' names and states. Whether the clips are whole is not asked.
-    keep: write the index if it has changed. needed: of a column's name, whether it is asked for; the
-    others may be left out, which saves reading them.
+    The clips are not checked. keep: write the index if it has changed. needed: whether a column of this
+    name is needed; others may be left out, which saves reading them.
     """
-    said = _signature(folder / "scores")  # before what it stands for, so that it is never newer
-    found = _stamps(folder / "records")
+    signature = _signature(
+        folder / "scores"
+    )  # read first, so that it is never newer than the scores
+    current = _stamps(folder / "records")
     known, as_of = _kept(folder / NAME, needed)
     names, stamps = (rows.values_of(known, n) for n in ("_file", "_stamp"))
-    same = [found.get(n) == s for n, s in zip(names, stamps, strict=True)]
+    same = [current.get(n) == s for n, s in zip(names, stamps, strict=True)]
     seen = {n for n, kept in zip(names, same, strict=True) if kept}
-    new = {n: s for n, s in found.items() if n not in seen}
-    if needed is not None and (new or not all(same) or as_of != said):
-        return read(folder, keep)  # what is written anew has every column
+    new = {n: s for n, s in current.items() if n not in seen}
+    if needed is not None and (new or not all(same) or as_of != signature):
+        return read(folder, keep)  # a rebuilt index has every column
     fresh = list(_fresh(folder, new))
-    if not fresh and all(same) and as_of == said:
+    if not fresh and all(same) and as_of == signature:
         return known
     if not all(same):
         known = known.filter(pa.array(same, pa.bool_()))
@@ -95,30 +98,30 @@ def read(folder: Path, keep: bool = True, needed: Callable[[str], bool] | None =
         return table
     table = table.take(pa.compute.sort_indices(table["_file"]))
     table = _with_scores(table, ScoreBook(folder, slim=True))
-    if keep and table.num_rows >= LEAST:
-        _write(folder / NAME, table, said)
+    if keep and table.num_rows >= MIN_RECORDS:
+        _write(folder / NAME, table, signature)
     return table
 
 
 def _signature(scores: Path) -> str:
-    found = ((e.name, e.stat()) for e in scan(scores) if e.name.endswith(".jsonl"))
-    return json.dumps(sorted([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in found))
+    files = ((e.name, e.stat()) for e in scan(scores) if e.name.endswith(".jsonl"))
+    return json.dumps(sorted([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in files))
 
 
 def _stamps(records: Path) -> dict[str, str]:
-    """The records' names and states, by name."""
-    found = {}
+    """A stamp by record name; it changes whenever the file does."""
+    stamps = {}
     for entry in scan(records):
         if entry.name.endswith(".json") and not entry.name.startswith("."):
             with contextlib.suppress(OSError):  # removed since, or a link to nowhere
                 s = entry.stat()
-                found[entry.name[:-5]] = f"{s.st_mtime_ns} {s.st_ctime_ns} {s.st_size} {s.st_ino}"
-    return found
+                stamps[entry.name[:-5]] = f"{s.st_mtime_ns} {s.st_ctime_ns} {s.st_size} {s.st_ino}"
+    return stamps
 
 
 def _fresh(folder: Path, stamps: dict[str, str]) -> Iterator[pa.Table]:
-    """The rows of records with these states, without scores, PART by PART to save memory."""
-    found: list[rows.Row] = []
+    """The rows of these records without scores, in chunks to save memory."""
+    chunk: list[rows.Row] = []
     recipe, knobs = None, {}
     for name, stamp in stamps.items():
         record = read_record(folder / "records" / f"{name}.json")
@@ -127,21 +130,21 @@ def _fresh(folder: Path, stamps: dict[str, str]) -> Iterator[pa.Table]:
         try:
             if record["recipe"] != recipe:
                 recipe, knobs = record["recipe"], rows.knobs_of(record["recipe"])
-            found.append(rows.row_of(record, knobs) | {"_file": name, "_stamp": stamp})
+            chunk.append(rows.row_of(record, knobs) | {"_file": name, "_stamp": stamp})
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            continue  # JSON, but no record of ours: `verify` says so
-        if len(found) == PART:
-            yield rows.table_of(found)
-            found = []
-    if found:
-        yield rows.table_of(found)
+            continue  # JSON, but no record of ours; `verify` reports it
+        if len(chunk) == CHUNK:
+            yield rows.table_of(chunk)
+            chunk = []
+    if chunk:
+        yield rows.table_of(chunk)
 
 
 def _with_scores(table: pa.Table, book: ScoreBook) -> pa.Table:
     needed = ("_video", "_sha256", "_own", "_named", "outcome")
     parts = []
-    for start in range(0, table.num_rows, PART):
-        part = table.slice(start, PART)
+    for start in range(0, table.num_rows, CHUNK):
+        part = table.slice(start, CHUNK)
         lines = zip(*(rows.values_of(part, n) for n in needed), strict=True)
         given = (dict(zip(needed, line, strict=True)) for line in lines)
         parts.append(rows.table_of([rows.scores_of(row, book) for row in given]))
@@ -151,14 +154,14 @@ def _with_scores(table: pa.Table, book: ScoreBook) -> pa.Table:
 
 
 def _kept(path: Path, needed: Callable[[str], bool] | None = None) -> tuple[pa.Table, str | None]:
-    """The index that was written last, with the columns that are needed, and the scores' state then."""
+    """The columns of the stored index that are needed, and the signature of its scores."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names, about = file.schema_arrow.names, file.schema_arrow.metadata or {}
             if about.get(b"s2flow") == FORMAT.encode() and {*rows.FIXED} <= {*names}:
                 always = ("_file", "_stamp")
-                asked = [n for n in names if needed is None or n in always or needed(n)]
-                return file.read(asked), about[b"scores"].decode()
+                columns = [n for n in names if needed is None or n in always or needed(n)]
+                return file.read(columns), about[b"scores"].decode()
     except (OSError, ValueError, LookupError, pa.ArrowException):
         pass
     return pa.table({}), None
@@ -170,23 +173,25 @@ def _write(path: Path, table: pa.Table, scores: str) -> None:
         pq.write_table(table.replace_schema_metadata(about), temporary, write_page_checksum=True)
 
 
-# -- questions --------------------------------------------------------------------------------
+# -- queries ----------------------------------------------------------------------------------
 
 
-OF_CLIPS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_said")
+CLIP_COLUMNS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_verdicts")
 MEANS = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr", "all": "seconds_total"}
-ASKED = {*OF_CLIPS, *MEANS.values(), "_bytes", "_duplicates", "_named"}
+FINISHED_COLUMNS = {*CLIP_COLUMNS, *MEANS.values(), "_bytes", "_duplicates", "_named"}
 
 
 def finished(folder: Path, keep: bool = True) -> pa.Table:
-    """The rows of clips whose record and video are whole, with what `of_clips` and `tally` ask."""
-    return whole(folder, read(folder, keep, lambda n: n in ASKED or n.startswith("score_")))
+    """The rows of clips with complete record and video, with the columns of `of_clips` and `tally`."""
+    return with_video(
+        folder, read(folder, keep, lambda n: n in FINISHED_COLUMNS or n.startswith("score_"))
+    )
 
 
 def state(folder: Path) -> tuple | None:
-    """What has changed if anything has come to a run or gone; None if that was a moment ago.
+    """Changes whenever a file is added to a run or removed; None just after such a change.
 
-    For a file system may give two changes within a moment the same time.
+    A file system may give two changes in quick succession the same time.
     """
     try:
         times = [os.stat(folder / kind).st_mtime_ns for kind in ("records", "clips")]
@@ -197,17 +202,17 @@ def state(folder: Path) -> tuple | None:
 
 
 def of_clips(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Of `finished` rows, by key: what a scorer asks of a clip, and what was said of it."""
-    columns = [rows.values_of(table, n) for n in ("_file", *OF_CLIPS)]
-    names = [n.removeprefix("_") for n in OF_CLIPS]
-    found = {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
-    for of_clip in found.values():
-        of_clip["said"] = rows.verdicts_of(of_clip["said"])
-    return found
+    """The fields of `finished` rows that a scorer needs, and the verdicts, by key."""
+    columns = [rows.values_of(table, n) for n in ("_file", *CLIP_COLUMNS)]
+    names = [n.removeprefix("_") for n in CLIP_COLUMNS]
+    clips = {key: dict(zip(names, c, strict=True)) for key, *c in zip(*columns, strict=True)}
+    for clip in clips.values():
+        clip["verdicts"] = rows.verdicts_of(clip["verdicts"])
+    return clips
 
 
 def tally(table: pa.Table, keys: list[str]) -> dict[str, Any]:
-    """Of the clips with these keys among `finished` rows: how many there are, and means over them.
+    """The number of clips with these keys among `finished` rows, and means over them.
 
     {"clips", "duplicates", "f": realised density, "lr", "hr", "all": seconds, "scores": {name: mean},
     "video": of the only one}; a mean is None where no clip has the value.
@@ -216,11 +221,11 @@ def tally(table: pa.Table, keys: list[str]) -> dict[str, Any]:
     names = rows.values_of(table, "_file")
     table = table.filter(pa.array([n in wanted for n in names], pa.bool_()))
     scores = [n for n in rows.shown(table).column_names if n.startswith("score_")]
-    found = {k: _mean(table, n) for k, n in MEANS.items()}
-    found["scores"] = {n.removeprefix("score_"): _mean(table, n) for n in scores}
-    found["duplicates"] = sum(filter(None, rows.values_of(table, "_duplicates")))
-    only = rows.values_of(table, "_video")
-    return {"clips": len(only), "video": only[0] if len(only) == 1 else None, **found}
+    means = {k: _mean(table, n) for k, n in MEANS.items()}
+    means["scores"] = {n.removeprefix("score_"): _mean(table, n) for n in scores}
+    means["duplicates"] = sum(filter(None, rows.values_of(table, "_duplicates")))
+    videos = rows.values_of(table, "_video")
+    return {"clips": len(videos), "video": videos[0] if len(videos) == 1 else None, **means}
 
 
 def _mean(table: pa.Table, name: str) -> float | None:
@@ -228,17 +233,19 @@ def _mean(table: pa.Table, name: str) -> float | None:
     return fmean(known) if known else None
 
 
-def whole(folder: Path, table: pa.Table, clips: Iterable[os.DirEntry] | None = None) -> pa.Table:
-    """The rows whose video is there and has the size that its record says.
+def with_video(
+    folder: Path, table: pa.Table, clips: Iterable[os.DirEntry] | None = None
+) -> pa.Table:
+    """The rows whose video exists and has the size in its record.
 
-    clips: what its folder of clips holds, where somebody has looked.
+    clips: the entries of the folder of clips, where they were read before.
     """
     sizes: dict[str, int] = {}
     for entry in scan(folder / "clips") if clips is None else clips:
         with contextlib.suppress(OSError):
             sizes[f"clips/{entry.name}"] = entry.stat().st_size
     pairs = zip(*(rows.values_of(table, n) for n in ("_video", "_bytes")), strict=True)
-    same = [(sizes[v] if v in sizes else _size(folder / v)) == told for v, told in pairs]
+    same = [(sizes[v] if v in sizes else _size(folder / v)) == size for v, size in pairs]
     return table if all(same) else table.filter(pa.array(same, pa.bool_()))
 
 

@@ -1,18 +1,17 @@
-"""The LR flow of a clip, and where it is kept: computed once, shared by every HR variant.
+"""The LR flow of a clip and its cache: computed once, shared by every HR variant.
 
-It depends on backbone, weights, prompt, seed, LR size, steps, shift, guidance and what its coverage is
-counted with, and on nothing that the HR stage varies: no sparsity, order, solver, window set, t_i,
-hand-off or method. `LowFlowCache` keeps flows by the hash of just that: the last ones in memory, and
-in a folder
+It depends on backbone, weights, prompt, seed, LR size, steps, shift, guidance and the parameters of its
+coverage, and on nothing that the HR stage varies (sparsity, order, solver, windows, t_i, hand-off,
+method). `LowFlowCache` keeps flows by a hash of these: the most recent in memory, and in a folder
 
     <folder>/<key>.safetensors    sigma (N+1,) float64; z, v (N+1, C, T, h, w) and coverage
-                                  (N+1, layers, heads, g_t, g_h, g_w) float32; what it is the flow of
+                                  (N+1, layers, heads, g_t, g_h, g_w) float32; the key in full
 
-A file is written whole or not at all, is bounded with its neighbours by `limit` bytes (the one that
-was used longest ago goes first), and is believed only if its tensors have the hash that its header
-states and its header says what was asked for. Anything else is a miss, said in one line, and is
-written anew. All numbers are kept in full, so a flow from the cache gives the very same HR clip. (A
-clip that was made in a batch differs from one made alone by rounding; the first that was made stays.)
+Files are written atomically, and `limit` bounds their total bytes (least recently used first out). A
+file is used only if its tensors have the hash in its header and the header has the requested key.
+Anything else is a miss, reported in one line, and is written again. Numbers are stored in full
+precision, so a cached flow gives the identical HR clip. (A clip made in a batch differs from one made
+alone by rounding; the first one that was made is kept.)
 
 At 1280x768x117, 50 steps, HunyuanVideo's flow takes 3.2 GB and its coverage of every box size 1 GB.
 """
@@ -34,9 +33,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.flow import Trajectory
-from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT, VERSION, Recipe
-from s2flow.store.files import remove_temporaries_of_the_dead, written_whole
-from s2flow.windows import Box
+from s2flow.grid import Box
+from s2flow.store.files import remove_dead_temporaries, written_whole
+from s2flow.store.recipes import ADDED_FIELDS, VERSION
 
 FORMAT = "1"  # of the files; another one is a miss
 MEMORY = 2 * 2**30  # bytes kept in this process
@@ -47,7 +46,7 @@ class LowFlow:
     """The LR flow: its trajectory and the coverage of every box size.
 
     coverage: (N+1, layers, B, heads, g_t, g_h, g_w) float32, Eq. 8 at LR; bricks: (g_t, g_h, g_w);
-    seconds: what it took to make, which every variant that reuses it reports as its own.
+    seconds: the time it took, which every variant that reuses it reports as its own.
     """
 
     flow: Trajectory
@@ -98,15 +97,19 @@ def _part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
     return [None if x is None else x[i : i + 1].clone() for x in states]
 
 
-def low_key(recipe: Recipe, prompt: str, seed: int, ranks: int | None = None) -> str:
-    """What a clip's LR flow is the flow of. ranks: that made it together; all must have it, or none."""
+def low_key(low_identity: str, prompt: str, seed: int, ranks: int | None = None) -> str:
+    """The cache key of a clip's LR flow.
+
+    low_identity: `Recipe.low_identity()`; ranks: how many made it together, since all of them must
+    hold it, or none.
+    """
     together = {} if ranks is None else {"ranks": ranks}
-    of = {"prompt": prompt, "seed": seed, **together}
-    return json.dumps([VERSION, recipe.low_identity(), of], sort_keys=True)
+    clip = {"prompt": prompt, "seed": seed, **together}
+    return json.dumps([VERSION, low_identity, clip], sort_keys=True)
 
 
 class LowFlowCache:
-    """Flows of single clips by what they are the flow of (any text): in memory, and in a folder.
+    """Flows of single clips by key (any text; see `low_key`): in memory, and in a folder.
 
     folder: None for memory only; limit: bytes of the folder.
     """
@@ -115,79 +118,79 @@ class LowFlowCache:
         self.folder, self.limit, self.memory = folder and Path(folder), limit, memory
         self._held: OrderedDict[str, LowFlow] = OrderedDict()
 
-    def get(self, of: str) -> LowFlow | None:
-        """The flow, or None if it must be made."""
-        if of in self._held:
-            self._held.move_to_end(of)
-            return self._held[of]
-        if self.folder is None or not self.path(of).exists():
+    def get(self, key: str) -> LowFlow | None:
+        """The flow, or None if it must be computed."""
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key]
+        if self.folder is None or not self.path(key).exists():
             return None
         try:
-            low = _read(self.path(of), of)
-            os.utime(self.path(of))  # used just now
+            low = _read(self.path(key), key)
+            os.utime(self.path(key))  # used just now
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).split("\n")[0]
-            _say(f"{self.path(of)} is not usable ({reason}); the LR flow is made again")
+            _note(f"{self.path(key)} is not usable ({reason}); the LR flow is computed again")
             return None
-        self._hold(of, low)
+        self._hold(key, low)
         return low
 
-    def put(self, of: str, low: LowFlow) -> None:
-        """Keep a flow of one clip. A disk that is full or forbidden costs nothing but the reuse."""
-        self._hold(of, low)
+    def put(self, key: str, low: LowFlow) -> None:
+        """Keep a flow of one clip. Where the disk cannot be written, only the reuse is lost."""
+        self._hold(key, low)
         if self.folder is None:
             return
         if low.nbytes() > self.limit:
-            _say(
+            _note(
                 f"an LR flow of {low.nbytes() / 2**30:.3g} GiB is not kept on disk: it is over "
                 f"lr_cache_gib={self.limit / 2**30:g}"
             )
             return
         try:
             self._make_room(low.nbytes())
-            with written_whole(self.path(of)) as temporary:
-                _write(temporary, of, low)
+            with written_whole(self.path(key)) as temporary:
+                _write(temporary, key, low)
         except (OSError, SafetensorError) as error:
             reason = str(error).split("\n")[0]
-            _say(
+            _note(
                 f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
             )
 
     def tidy(self) -> None:
-        """Remove what killed processes of this machine left half written."""
+        """Remove the temporaries of dead processes of this machine."""
         if self.folder is not None:
             with contextlib.suppress(OSError):
-                remove_temporaries_of_the_dead(self.folder)
+                remove_dead_temporaries(self.folder)
 
     def drop(self) -> None:
-        """Hold no flow in memory but the one in use, from now on; the folder stays."""
+        """From now on hold only the flow in use in memory; the folder stays."""
         self.memory = 0
         self._held.clear()
 
-    def path(self, of: str) -> Path:
+    def path(self, key: str) -> Path:
         """The file of a flow."""
-        return self.folder / f"{self.name(of)}.safetensors"
+        return self.folder / f"{self.name(key)}.safetensors"
 
     @staticmethod
-    def name(of: str) -> str:
-        """The name of a flow's file."""
-        return hashlib.sha256(of.encode()).hexdigest()[:24]
+    def name(key: str) -> str:
+        """The name of a flow's file, without its ending."""
+        return hashlib.sha256(key.encode()).hexdigest()[:24]
 
-    def _hold(self, of: str, low: LowFlow) -> None:
-        self._held[of] = low
-        self._held.move_to_end(of)
+    def _hold(self, key: str, low: LowFlow) -> None:
+        self._held[key] = low
+        self._held.move_to_end(key)
         while len(self._held) > 1 and sum(f.nbytes() for f in self._held.values()) > self.memory:
             self._held.popitem(last=False)
 
     def _make_room(self, wanted: int) -> None:
-        found = []
+        files = []
         for path in self.folder.glob("*.safetensors"):
             try:
-                found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
             except OSError:  # another process removed it
                 continue
-        held = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+        held = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if held + wanted <= self.limit:
                 break
             path.unlink(missing_ok=True)
@@ -197,27 +200,25 @@ class LowFlowCache:
 def find_flow(
     folder: str | Path, prompt: str, seed: int, recipe: dict[str, Any]
 ) -> LowFlow | None:
-    """The kept LR flow of a finished clip, or None; its record's `recipe` says what it was made with.
+    """The cached LR flow of a finished clip, or None; recipe: of its record.
 
-    For those who only look: unlike `LowFlowCache`, it marks no file as used.
+    Unlike `LowFlowCache`, it marks no file as used.
     """
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                of = (file.metadata() or {}).get("of", "")
-            version, low, clip = json.loads(of)
+                key = (file.metadata() or {}).get("of", "")
+            version, low, clip = json.loads(key)
             stated = json.loads(low)
-            same = all(
-                recipe.get(k, DEFAULT_WHEN_ABSENT.get(k, v)) == v for k, v in stated.items()
-            )
+            same = all(recipe.get(k, ADDED_FIELDS.get(k, v)) == v for k, v in stated.items())
             if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
-                return _read(path, of)
+                return _read(path, key)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            continue  # a file that is not whole, or of another format
+            continue  # an incomplete file, or one of another format
     return None
 
 
-def _write(path: Path, of: str, low: LowFlow) -> None:
+def _write(path: Path, key: str, low: LowFlow) -> None:
     flow = low.flow
     tensors = {
         "sigma": flow.sigma,
@@ -225,18 +226,18 @@ def _write(path: Path, of: str, low: LowFlow) -> None:
         "v": torch.cat([torch.zeros_like(flow.z[0]), *flow.v[1:]]),
         "coverage": low.coverage[:, :, 0].contiguous(),
     }
-    header = {"format": FORMAT, "of": of, "sha256": _hash(tensors)}
+    header = {"format": FORMAT, "of": key, "sha256": _hash(tensors)}
     header |= {"bricks": json.dumps(low.bricks), "seconds": repr(low.seconds)}
     save_file(tensors, path, header)
 
 
-def _read(path: Path, of: str) -> LowFlow:
-    """Raises ValueError for a file that is not what it should be."""
+def _read(path: Path, key: str) -> LowFlow:
+    """Raises ValueError for a file of another format, flow or content."""
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise ValueError(f"it has format {header.get('format')}, not {FORMAT}")
-        if header.get("of") != of:
+        if header.get("of") != key:
             raise ValueError("it is the flow of something else")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _hash(tensors) != header["sha256"]:
@@ -256,5 +257,5 @@ def _hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""How a clip ended, as a whole: ok, not a number, black, or frozen.
+"""The outcome of a clip: ok, nan, black, or frozen.
 
 A window that is too small for its model can end in black frames (the paper's "50 %*"), and half
-precision in NaN. That is a result to record, not a crash, and it must be seen before the video is
+precision in NaN. That is a result to record, not a crash, and it must be detected before the video is
 written, because an mp4 cannot hold NaN. Of frames x_1 .. x_T with luminance Y at 8 bits,
 
     nan_share     = share of values that are NaN or infinite
@@ -13,7 +13,7 @@ and the outcome is the first of these that holds: "nan" (any such value, there o
 "black" (every frame), "frozen" (all neighbours), "ok".
 
 Where it fails: a night scene with few lights is black to these numbers, and a still scene frozen,
-whether the prompt asked for it or not; an object under 0.1 % of the frame moves unseen.
+whether the prompt calls for it or not; an object under 0.1 % of the frame moves unseen.
 """
 
 from typing import Any

@@ -1,16 +1,16 @@
-"""Records: what is known of a finished clip, one JSON file each."""
+"""Records: the metadata of a finished clip, one JSON file each."""
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from s2flow.store.files import read_json
 from s2flow.store.scorebook import ScoreBook
 
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
-WHOLE = {  # what every record holds, in the types that its readers rely on
+REQUIRED = {  # fields of every record, with the types that its readers rely on
     **{"run_id": str, "recipe": dict, "prompt": str, "seed": int},
     **{"video": str, "bytes": int, "seconds": dict},
 }
@@ -19,8 +19,8 @@ WHOLE = {  # what every record holds, in the types that its readers rely on
 def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
     """Sixteen hexadecimal digits of (prompt, seed): the clip's name within its run.
 
-    original: the entry that an augmented prompt stands for. It decides no pixel, but what the clip
-    is scored with, so that two entries with one augmented prompt are two clips.
+    original: the entry that an augmented prompt replaces. It decides no pixel, but it is what the clip
+    is scored with, so two entries with one augmented prompt are two clips.
     """
     entry = "" if original in (None, prompt) else f"\0{original}"
     return hashlib.sha256(f"{seed}\0{prompt}{entry}".encode()).hexdigest()[:16]
@@ -35,14 +35,11 @@ def key_of(record: dict[str, Any]) -> str | None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record that is whole, or None; its scores are in the score book."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    """A complete record, or None; its scores are in the score book."""
+    record = read_json(path)
+    if record is None or record.get("status") != "ok":
         return None
-    if not isinstance(record, dict) or record.get("status") != "ok":
-        return None
-    return record if all(isinstance(record.get(k), t) for k, t in WHOLE.items()) else None
+    return record if all(isinstance(record.get(k), t) for k, t in REQUIRED.items()) else None
 
 
 def read_run(folder: Path) -> list[dict[str, Any]]:
@@ -53,9 +50,9 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
 
 
 class Records(Sequence):
-    """Some records of a run with their scores, read when they are asked for.
+    """Some records of a run with their scores, read when they are accessed.
 
-    finished: asked once for the keys that are there.
+    finished: gives the keys of those that exist; called once.
     """
 
     def __init__(self, folder: Path, finished: Callable[[], list[str]]) -> None:
@@ -63,7 +60,7 @@ class Records(Sequence):
 
     @functools.cached_property
     def keys(self) -> list[str]:
-        """Of the clips that are there."""
+        """Of the clips that exist."""
         return self._finished()
 
     def __len__(self) -> int:
@@ -77,8 +74,8 @@ class Records(Sequence):
 
     def _read(self, keys: list[str]) -> Iterator[dict[str, Any]]:
         book = ScoreBook(self.folder)
-        found = (read_record(self.folder / "records" / f"{key}.json") for key in keys)
-        return (book.joined(record) for record in found if record is not None)
+        records = (read_record(self.folder / "records" / f"{key}.json") for key in keys)
+        return (book.joined(record) for record in records if record is not None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -87,8 +84,8 @@ class Records(Sequence):
 
 
 def generation_seconds(record: dict[str, Any]) -> float:
-    """Seconds from prompt to decoded video; writing, scoring and diagnostics are not in it.
+    """Seconds from prompt to decoded video, without writing, scoring and diagnostics.
 
-    The LR flow counts in full, also where a sweep reused it: it is part of what a clip costs.
+    The LR flow counts in full even where a sweep reused it, since it is part of a clip's cost.
     """
     return sum(record["seconds"].get(stage, 0.0) for stage in STAGES)

@@ -1,53 +1,59 @@
-"""A record as a row, and many rows as Arrow columns, the same however they were put together.
+"""Records as rows and Arrow columns, independent of the order in which they were assembled.
 
-A row has a cell per knob and per fact that tables, plots and exports ask for; `frame` makes
-a pandas frame of many. Columns that stand for the index alone begin with "_":
+A row has a cell per knob and per fact that tables, plots and exports need; `frame` makes a pandas frame
+of many. Columns that only the index uses begin with "_":
 
-    _file   name of the record without .json: the clip's key
-    _stamp  what tells that the record's file is another one now
+    _file       name of the record without .json: the clip's key
+    _stamp      changes whenever the record's file does
     _video, _bytes, _sha256, _at, _duplicates   from the record, to compare with the clip
-    _own    JSON of the scores that the record itself holds, and of its outcome
-    _named  JSON list of the stages and scores that the record has, be they null
-    _said   JSON list of the verdicts that count, each with SAID alone: what a scorer has to ask
+    _own        JSON of the scores inside the record itself (records older than the score book)
+    _named      JSON list of the stages and scores that the record has, null ones too
+    _verdicts   JSON list of the valid verdicts, reduced to VERDICT_FIELDS
 
-Cells of one column that are of no common type are kept as JSON, and the field's metadata says so.
+Cells of one column without a common type are stored as JSON, and the field's metadata says so.
 """
 
 import functools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from s2flow.recipe.identity import Recipe
+from s2flow.store.recipes import KNOBS
 from s2flow.store.records import generation_seconds
 from s2flow.store.scorebook import ScoreBook
 
 FACTS = ("run_id", "prompt", "original_prompt", "seed", "status", "height", "width", "frames")
 FACTS += ("device", "commit")
 OTHERS = ("windows", "variant", "outcome", "low_flow_reused")
-KEPT = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
-KEPT += ("_own", "_named", "_said")
-SAID = ("scorer", "metric", "status", "depends")
-KNOBS = [f.name for f in fields(Recipe) if f.name not in {"windows", "high", "knobs", *FACTS}]
-OF_SCORES = ("fidelity_reference", "metrics")
-FIXED = (*KEPT, *FACTS, *KNOBS, *OF_SCORES, *OTHERS, "realised_density", "seconds_total")
+INDEX_COLUMNS = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
+INDEX_COLUMNS += ("_own", "_named", "_verdicts")
+VERDICT_FIELDS = ("scorer", "metric", "status", "depends")
+SCORE_COLUMNS = ("fidelity_reference", "metrics")
+FIXED = (
+    *INDEX_COLUMNS,
+    *FACTS,
+    *KNOBS,
+    *SCORE_COLUMNS,
+    *OTHERS,
+    "realised_density",
+    "seconds_total",
+)
 AS_JSON = {b"json": b"1"}
 
 Row = dict[str, Any]
 
 
 def knobs_of(recipe: dict[str, Any]) -> Row:
-    """The cells of a recipe, which the records of a run share."""
+    """The cells of a recipe; the records of a run share them."""
     return {name: _cell(recipe.get(name)) for name in KNOBS}
 
 
 def row_of(record: dict[str, Any], knobs: Row) -> Row:
-    """Everything but the scores. Raises LookupError, TypeError, ValueError, AttributeError."""
+    """All cells but scores. Raises LookupError, TypeError, ValueError, AttributeError."""
     density, seconds = record.get("density") or {}, record["seconds"]
     row: Row = {name: record.get(name) for name in FACTS} | knobs
     row |= {name: record.get(name) for name in OTHERS}
@@ -67,24 +73,24 @@ def row_of(record: dict[str, Any], knobs: Row) -> Row:
 
 
 def scores_of(row: Row, book: ScoreBook) -> Row:
-    """The columns that hang on scores; `row` needs _video, _sha256, _own, _named and outcome."""
+    """The cells that depend on scores; `row` needs _video, _sha256, _own, _named and outcome."""
     record = {"video": row["_video"], "sha256": row["_sha256"], "outcome": row["outcome"]}
     record |= json.loads(row["_own"]) if row["_own"] else {}
     joined = book.joined(record)
     scores, scorers = joined["scores"], joined["scorers"]
-    found: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
+    cells: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
     stages = [k for k in _named(row["_named"]) if k.startswith("seconds_")]
-    found["_named"] = _names([*stages, *found])
-    said = [{k: v[k] for k in SAID if k in v} for v in book.of(record)]
-    found["_said"] = json.dumps(said)
+    cells["_named"] = _names([*stages, *cells])
+    verdicts = [{k: v[k] for k in VERDICT_FIELDS if k in v} for v in book.of(record)]
+    cells["_verdicts"] = json.dumps(verdicts)
     fidelity = scorers.get("fidelity", {})
-    found["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
-    found["metrics"] = " ".join(
+    cells["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
+    cells["metrics"] = " ".join(
         f"{name}:{how['metric']}"
         for name, how in sorted(scorers.items())
         if how.get("metric") and not name.startswith("fidelity")  # whose reference is a column
     )
-    return found
+    return cells
 
 
 def _cell(value: Any) -> Any:
@@ -101,8 +107,8 @@ def _number(value: Any) -> Any:
     return None if math.isnan(value) else float(value)
 
 
-def _names(found: Iterable[str]) -> str:
-    return json.dumps(sorted(found))
+def _names(names: Iterable[str]) -> str:
+    return json.dumps(sorted(names))
 
 
 @functools.lru_cache
@@ -111,16 +117,16 @@ def _named(text: str) -> list[str]:
 
 
 @functools.lru_cache
-def verdicts_of(said: str) -> list[dict[str, Any]]:
-    """What a cell of `_said` holds; many rows may share the list."""
-    return json.loads(said)
+def verdicts_of(cell: str) -> list[dict[str, Any]]:
+    """The verdicts in a cell of `_verdicts`; many rows may share the list."""
+    return json.loads(cell)
 
 
 # -- columns ----------------------------------------------------------------------------------
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    """Rows as columns, in an order of their own; a row may lack what others have."""
+    """Rows as columns in a fixed order; a row may lack cells that others have."""
     names = dict.fromkeys(k for row in rows for k in row)
     return _ordered({name: column_of([row.get(name) for row in rows]) for name in names})
 
@@ -128,10 +134,10 @@ def table_of(rows: list[Row]) -> pa.Table:
 def column_of(values: list[Any]) -> tuple[pa.Array, dict | None]:
     """One column and its field's metadata."""
     try:
-        found = pa.array(values)
-        if pa.types.is_nested(found.type):
-            raise pa.ArrowInvalid("a cell that holds cells")
-        return found, None
+        array = pa.array(values)
+        if pa.types.is_nested(array.type):
+            raise pa.ArrowInvalid("a nested cell")
+        return array, None
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError):
         return pa.array([None if v is None else json.dumps(v) for v in values]), AS_JSON
 
@@ -187,25 +193,27 @@ def _ordered(columns: dict[str, tuple[Any, dict | None]]) -> pa.Table:
 
 
 def shown(table: pa.Table) -> pa.Table:
-    """Without the index's own columns, and without stages and scores that no record names now."""
+    """Without the columns of the index, and without stages and scores that no record has any more."""
     if not table.num_rows:
         return pa.table({})
     named = {n for text in table["_named"].unique().to_pylist() for n in _named(text)}
     kept = [n for n in table.column_names if n in FIXED or n in named]
-    columns = {n: (table[n], table.schema.field(n).metadata) for n in kept if n not in KEPT}
+    columns = {
+        n: (table[n], table.schema.field(n).metadata) for n in kept if n not in INDEX_COLUMNS
+    }
     for name, (column, _) in columns.items():
-        if column.null_count == table.num_rows:  # of no type, whatever rows that went had there
+        if column.null_count == table.num_rows:  # no type, whatever type removed rows had
             columns[name] = pa.nulls(table.num_rows), None
     return _ordered(columns)
 
 
 def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    """Tables as a pandas frame, None or NaN where nothing is."""
-    found = joined([t for t in tables if t.num_rows] or [pa.table({})])
-    if not found.num_rows:
+    """Tables as a pandas frame, None or NaN where a cell is empty."""
+    table = joined([t for t in tables if t.num_rows] or [pa.table({})])
+    if not table.num_rows:
         return pd.DataFrame()
-    coded = {n: values_of(found, n) for n in found.column_names if _is_json(found, n)}
-    made = found.drop_columns(list(coded)).to_pandas()
+    coded = {n: values_of(table, n) for n in table.column_names if _is_json(table, n)}
+    frame = table.drop_columns(list(coded)).to_pandas()
     for name, values in coded.items():
-        made[name] = pd.Series(values, dtype=object)
-    return made[found.column_names]
+        frame[name] = pd.Series(values, dtype=object)
+    return frame[table.column_names]

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import time
 from pathlib import Path
@@ -13,9 +12,10 @@ import pyarrow as pa
 from s2flow.errors import UserError
 from s2flow.store import index
 from s2flow.store.files import (
-    entries,
     json_text,
-    remove_temporaries_of_the_dead,
+    names_of,
+    read_json,
+    remove_dead_temporaries,
     sha256_of,
     write_json,
     written_whole,
@@ -27,7 +27,7 @@ from s2flow.store.scorebook import ScoreBook
 class Store:
     """One run's folder. Raises UserError at once if it cannot be written.
 
-    write: False only looks (cache=read-only); the folder need not be there.
+    write: False for reading only (cache=read-only); the folder need not exist.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Store:
             for name in ("clips", "sheets", "records"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "recipe.json", recipe)
-            remove_temporaries_of_the_dead(self.folder, first=self._promote)
+            remove_dead_temporaries(self.folder, before=self._promote)
         except OSError as error:
             raise UserError(
                 f"runs_dir={self.runs_dir} cannot be written ({error.strerror}); "
@@ -56,12 +56,12 @@ class Store:
         """runs/<run_id>/<kind>/<name>."""
         return self.folder / kind / name
 
-    # -- what there is ------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a finished clip with its scores, or None.
 
-        A truncated record or video counts as none.
+        A truncated record or video counts as missing.
         """
         record = read_record(self.path("records", f"{key}.json"))
         if record is None:
@@ -71,10 +71,10 @@ class Store:
         return self.book.joined(record) if complete else None
 
     def recorded(self) -> dict[str, dict[str, Any]]:
-        """What a scorer asks of the finished clips, by key: all those that `record` would give.
+        """The fields of the finished clips that a scorer needs, by key.
 
-        For many clips at once; a moment old when it returns. prompt, original_prompt, seed, video,
-        sha256, outcome, and `said`: the verdicts that count, see store/rows.py.
+        prompt, original_prompt, seed, video, sha256, outcome, and the valid `verdicts` (store/rows.py),
+        of the clips that `record` would return, read for all of them at once.
         """
         return index.of_clips(self._finished())
 
@@ -83,9 +83,9 @@ class Store:
         return index.tally(self._finished(), keys)
 
     def _finished(self) -> pa.Table:
-        """The rows of `index.finished`, read again only if anything may have come or gone since.
+        """The rows of `index.finished`, read again only if a file may have been added or removed.
 
-        What is altered in its place is seen by the next job.
+        A file that is altered in place is noticed by the next job.
         """
         now = index.state(self.folder)
         if now is None or now != self._as_of:
@@ -93,11 +93,11 @@ class Store:
         return self._rows
 
     def records(self, keys: list[str]) -> Records:
-        """The records of those of these clips that are finished, read when they are asked for."""
+        """The records of those of these clips that are finished, read when they are accessed."""
         return Records(self.folder, functools.partial(_among, self, keys))
 
     def matches(self, key: str) -> bool:
-        """Whether record and video are of one making: two workers may have finished at once."""
+        """Whether record and video belong together: two workers may have finished at once."""
         record = read_record(self.path("records", f"{key}.json"))
         try:
             return record is not None and _is_of(record, self.folder)
@@ -105,19 +105,14 @@ class Store:
             return False
 
     def failed(self) -> set[str]:
-        """The keys of clips of which a failure is kept."""
-        names = entries(self.folder / "failures")
-        return {n[:-5] for n in names if n.endswith(".json") and not n.startswith(".")}
+        """The keys of clips with a stored failure."""
+        return {n[:-5] for n in names_of(self.folder / "failures", ".json")}
 
     def failure(self, key: str) -> dict[str, Any] | None:
-        """What is kept of a clip that failed, or None."""
-        try:
-            found = json.loads(self.path("failures", f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        """The failure of a clip, or None."""
+        return read_json(self.path("failures", f"{key}.json"))
 
-    # -- what is added ------------------------------------------------------------------------
+    # -- writing --------------------------------------------------------------------------------
 
     def commit(
         self,
@@ -126,15 +121,15 @@ class Store:
         files: contextlib.ExitStack | None = None,
         replaces: float | None = None,
     ) -> None:
-        """Write the record: from here on the clip is done.
+        """Write the record: from then on the clip is finished.
 
-        files: `written_whole` blocks of the clip, which take their places just before the record.
-        replaces: `at` of the record that was to be made again; any other one that is there by now is
-        a duplicate, and is counted.
+        files: open `written_whole` blocks of the clip, closed just before the record is written.
+        replaces: `at` of the record that was to be made again; any other record that exists by now is
+        counted as a duplicate.
         """
-        there = self.record(key)
-        if there is not None and there.get("at") != replaces:
-            record = record | {"duplicates": 1 + there.get("duplicates", 0)}
+        existing = self.record(key)
+        if existing is not None and existing.get("at") != replaces:
+            record = record | {"duplicates": 1 + existing.get("duplicates", 0)}
         text = json_text(record)
         with written_whole(self.path("records", f"{key}.json")) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -143,14 +138,14 @@ class Store:
         self.path("failures", f"{key}.json").unlink(missing_ok=True)
 
     def fail(self, key: str, record: dict[str, Any]) -> None:
-        """Keep the traceback of a clip that failed, how often it was tried, and when (`tried_at`)."""
+        """Store the traceback of a failed clip, the number of tries, and their times (`tried_at`)."""
         before = self.failure(key) or {}
         tried = {"tries": before.get("tries", 0) + 1}
         tried["tried_at"] = [*before.get("tried_at", []), round(time.time(), 3)][-20:]
         write_json(self.path("failures", f"{key}.json"), record | tried)
 
     def _promote(self, path: Path) -> None:
-        """Put a record in its place whose video is there and whose writer was killed in between."""
+        """Commit a record whose writer was killed after it had written the video."""
         record = read_record(path) if path.parent.name == "records" else None
         if record is None or not _is_of(record, self.folder):
             return
@@ -165,5 +160,5 @@ def _among(store: Store, keys: list[str]) -> list[str]:
 
 
 def _is_of(record: dict[str, Any], folder: Path) -> bool:
-    """Whether a record names the bytes of the video that is there."""
+    """Whether a record has the hash of the video on disk."""
     return sha256_of(folder / record["video"]) == record.get("sha256")

@@ -1,7 +1,7 @@
 """A wandb workspace that shows a project of s2flow runs: `python -m s2flow.tracking dashboard`.
 
-Built with `wandb-workspaces` (extra `wandb`) from the names that `tracking_rows` sends. Saving it
-needs a login; `--dry-run --out FILE` builds the same definition without one.
+Built with `wandb-workspaces` (extra `wandb`) from the names in rows.py. Saving it needs
+a login; `--dry-run --out FILE` builds the same definition without one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def dashboard(args: argparse.Namespace) -> None:
         raise UserError("--dry-run only builds the definition; type --out FILE to keep it")
     if not args.dry_run and not args.entity:
         raise UserError(
-            "a workspace belongs to somebody; type --entity E, or --dry-run --out FILE"
+            "a workspace belongs to an entity; type --entity E, or --dry-run --out FILE"
         )
     made = workspace(args.entity or "", args.project, args.name, args.videos, args.seeds)
     if args.out is not None:
@@ -30,7 +30,7 @@ def dashboard(args: argparse.Namespace) -> None:
         return
     try:
         made.save()
-    except Exception as error:  # of wandb, requests and gql, whichever they are
+    except Exception as error:  # of wandb, requests or gql
         reason = (str(error) or type(error).__name__).strip().split("\n")[0]
         raise UserError(
             f"the workspace was not saved: {reason}; `wandb login` first, or --dry-run --out FILE"
@@ -53,7 +53,7 @@ def workspace(entity: str, project: str, name: str, videos: int = 4, seeds: int 
     Raises UserError if wandb-workspaces is not installed.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.reports.v2 as wr  # the extra `wandb`
         import wandb_workspaces.workspaces as ws
     except ImportError:
         raise UserError(

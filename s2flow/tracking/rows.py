@@ -1,6 +1,6 @@
-"""What wandb is sent of a run: a history row per step and per clip, and the tables of its summary.
+"""The data that wandb receives: a history row per step and per clip, and the tables of the summary.
 
-Rows that are logged while clips are made and those that `publish` makes of their records are the same.
+Rows that are logged while clips are made equal those that `publish` makes from the records.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,12 @@ Row = dict[str, Any]
 
 def step_row(stage: str, n: int, sigma: float, seconds: float, density: float | None) -> Row:
     """A step of a flow: n steps remained before it, which was at noise level sigma."""
-    found = {"left": n, "sigma": sigma, "seconds": seconds, "density": density}
-    return {f"{stage}/{k}": v for k, v in found.items() if v is not None}
+    values = {"left": n, "sigma": sigma, "seconds": seconds, "density": density}
+    return {f"{stage}/{k}": v for k, v in values.items() if v is not None}
 
 
 def step_rows(record: Record) -> list[Row]:
-    """The steps of a recorded clip; those before `step_seconds` was recorded have only densities."""
+    """The steps of a recorded clip; old records without `step_seconds` have only densities."""
     rows, took, density = [], record.get("step_seconds") or {}, record.get("density") or {}
     for stage in ("lr", "hr"):
         sigmas = record.get("sigmas_high" if stage == "hr" else "sigmas") or record.get("sigmas")
@@ -34,7 +34,7 @@ def step_rows(record: Record) -> list[Row]:
 
 
 def clip_row(record: Record) -> Row:
-    """What is known of a clip as a whole; scores that are none are left out."""
+    """The row of a whole clip; scores that are None are left out."""
     density = list((record.get("density") or {}).values())
     return {
         "prompt": record["prompt"],
@@ -50,24 +50,24 @@ def clip_row(record: Record) -> Row:
 
 def summary(records: Sequence[Record]) -> Row:
     """Tables `clips`, `scores` and `steps` of a run and the means of its clips."""
-    import wandb
+    import wandb  # takes seconds to load; a run without it must not wait
 
     clips = [clip_row(r) | {"key": Path(r["video"]).stem} for r in records]
     columns = list(dict.fromkeys(k for row in clips for k in row))
-    found: Row = {"clips": wandb.Table(columns, [[row.get(c) for c in columns] for row in clips])}
+    fields: Row = {"clips": wandb.Table(columns, [[row.get(c) for c in columns] for row in clips])}
     numbers = [c for c in columns if c.startswith(("score/", "seconds/")) or c == "density"]
     known = {c: [row[c] for row in clips if row.get(c) is not None] for c in numbers}
-    found |= {f"mean/{c}": fmean(values) for c, values in known.items() if values}
+    fields |= {f"mean/{c}": fmean(values) for c, values in known.items() if values}
     of_score = {c[6:]: v for c, v in known.items() if v and c.startswith("score/")}
     scores = [[name, fmean(v), len(v)] for name, v in of_score.items()]
-    found["scores"] = wandb.Table(["score", "mean", "clips"], scores)
+    fields["scores"] = wandb.Table(["score", "mean", "clips"], scores)
     columns = ["stage", "steps left", "sigma", "seconds", "density", "clips"]
-    found["steps"] = wandb.Table(columns, _means_by_step(records))
-    return found | {"clips_recorded": len(records)}
+    fields["steps"] = wandb.Table(columns, _means_by_step(records))
+    return fields | {"clips_recorded": len(records)}
 
 
 def _means_by_step(records: Sequence[Record]) -> list[list[Any]]:
-    """Rows of the table `steps`: means over the clips that took a step."""
+    """Rows of the table `steps`: means over the clips that have the step."""
     of: dict[tuple[str, int], list[Row]] = {}
     for row in (row for r in records for row in step_rows(r)):
         stage = next(iter(row)).partition("/")[0]

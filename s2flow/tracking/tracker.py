@@ -1,7 +1,7 @@
-"""wandb as a view of the store: a wandb run per s2flow run, under the same id; `runs/` is the truth.
+"""wandb as a view of the store: one wandb run per s2flow run, with the same id.
 
     python run.py tracker=wandb ...                      while clips are made; offline, without a login
-    python -m s2flow.tracking publish runs/              all again from the store, later scores too
+    python -m s2flow.tracking publish runs/              everything from the store, with later scores
     python -m s2flow.tracking dashboard --entity E --project P      a workspace that shows it
 
     config      the recipe
@@ -10,13 +10,13 @@
                                     `tracker.videos` prompts video/p1-s0 and windows/p1-s0
     summary     tables `clips`, `scores` and `steps`; mean/*, the means over clips
 
-A step's row has the number 10000 x (the clip's place in its run) + its own place: what wandb has is not
-sent twice, and `publish` may be repeated; the tables in the summary are replaced. In a batch, steps
-stand in the rows of its first clip, with the mean density. Recorded clips log nothing, and a job
-without clips to make opens no wandb run. Of several processes at one run each has its own history:
-publish once they are done.
+The row of a step has the number 10000 x (the clip's index in its run) + its own index, so `publish`
+can be repeated: rows that wandb has are not sent again, and the tables of the summary are replaced. In
+a batch, steps are logged with the rows of its first clip, with the mean density. Clips that were
+recorded before log nothing, and a job without clips to make opens no wandb run. Of several processes
+that work on one run each has its own history: publish once they are done.
 
-Whatever wandb does after it has started costs no clip: one line says that it stopped.
+An error of wandb after its start costs no clip: one line reports that it stopped.
 """
 
 import argparse
@@ -34,25 +34,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from s2flow.cascade import Step
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.schema import TrackerConf
 from s2flow.report.windowmap import read_windows, window_picture
 from s2flow.store import read_run
-from s2flow.terminal.cli import one_line
 from s2flow.tracking.dashboard import dashboard
 from s2flow.tracking.rows import Record, Row, clip_row, step_row, step_rows, summary
 
 TRACKERS = ("none", "wandb")
 MODES = ("offline", "online", "disabled")
-PLACES = 10_000  # history rows per clip; more than two flows have steps
+ROWS_PER_CLIP = 10_000  # history rows reserved for a clip, more than its steps
 
 
 class Tracker:
-    """One wandb run that is open: steps and clips as they come. Nothing that wandb does is raised.
+    """An open wandb run that logs steps and clips. Errors of wandb are not raised.
 
-    run: of wandb; runs_dir: what `publish` would be told; names: {prompt index: "p1"} of those whose
-    videos are shown; place: where in its run the next clip stands.
+    run: of wandb; runs_dir: for the message that names `publish`; names: {prompt index: "p1"} of the
+    prompts whose videos are shown; place: index of the next clip in its run.
     """
 
     def __init__(self, run: Any, runs_dir: Path, names: dict[int, str], place: int) -> None:
@@ -61,22 +60,22 @@ class Tracker:
         self.open, self.rows = True, 0
 
     def step(self, step: Step) -> None:
-        """A step of a flow was taken."""
+        """Log a step of a flow."""
         density = fmean(step.density) if step.density else None
         row = step_row(step.stage, step.n, step.sigma, step.seconds, density)
         self.safely(lambda: self._next(row))
 
     def clip(self, record: Record, folder: Path) -> None:
-        """A clip is recorded and scored; its row ends its place."""
+        """Log a clip that is recorded and scored, and go on to the next."""
         self.safely(lambda: self._next(clip_row(record) | self._media(record, folder)))
         self.skip()
 
     def skip(self) -> None:
-        """On to the next place."""
+        """Go on to the next clip."""
         self.place, self.rows = self.place + 1, 0
 
-    def again(self, record: Record, folder: Path) -> None:
-        """All rows of a recorded clip, those apart that wandb has."""
+    def replay(self, record: Record, folder: Path) -> None:
+        """Log all rows of a recorded clip that wandb does not have."""
         for row in step_rows(record):
             self.safely(lambda row=row: self._next(row))
         self.clip(record, folder)
@@ -86,7 +85,7 @@ class Tracker:
         self.safely(lambda: self.run.summary.update(summary(records)))
 
     def safely(self, act: Callable[[], Any]) -> None:
-        """Act; if wandb fails, say so once and let clips go on without it."""
+        """Call; if wandb fails, report it once and log nothing more."""
         if not self.open:
             return
         try:
@@ -94,22 +93,22 @@ class Tracker:
         except Exception as error:
             self.open = False
             print(
-                f"wandb stopped ({_reason(error)}); clips go on, and when it works again "
+                f"wandb stopped ({_reason(error)}); clips are still made, and when it works again "
                 f"`python -m s2flow.tracking publish {self.runs_dir}` sends them",
                 file=sys.stderr,
             )
 
     def _next(self, row: Row) -> None:
-        number, self.rows = self.place * PLACES + self.rows, self.rows + 1
+        number, self.rows = self.place * ROWS_PER_CLIP + self.rows, self.rows + 1
         if number >= self.run.step:
             self.run.log({k: v for k, v in row.items() if v is not None}, step=number)
 
     def _media(self, record: Record, folder: Path) -> Row:
-        """Video and windows of a clip that is one of those shown, from its files."""
+        """Video and windows of a clip if it is one of those shown."""
         name, video = self.names.get(min(record["prompt_index"])), folder / record["video"]
-        if name is None or self.place * PLACES + self.rows < self.run.step:
+        if name is None or self.place * ROWS_PER_CLIP + self.rows < self.run.step:
             return {}
-        import wandb
+        import wandb  # takes seconds to load; a run without it must not wait
 
         caption, name = f"{record['prompt']} (seed {record['seed']})", f"{name}-s{record['seed']}"
         media: Row = {}
@@ -128,13 +127,13 @@ def shown(indices: Iterable[int], k: int) -> dict[int, str]:
 
 
 def experiment() -> str | None:
-    """The experiment that this job belongs to, experiment=table2; None if none was named."""
+    """The experiment of this job, as in experiment=table2; None without one."""
     config = HydraConfig.instance().cfg
     return None if config is None else config.hydra.runtime.choices.get("experiment")
 
 
 def sweep() -> str | None:
-    """What this job is part of: the experiment, else the sweep's folder; None for a single run."""
+    """The experiment of this job, else the folder of its sweep; None for a single run."""
     config = HydraConfig.instance().cfg
     if config is None:
         return None
@@ -149,7 +148,7 @@ def sweep() -> str | None:
 def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
     """Raises UserError for a tracker or mode that does not exist and a negative number of videos.
 
-    of: what stands before these words where they were typed.
+    of: the prefix of these words on the command line.
     """
     if conf.name not in TRACKERS:
         raise UserError(f"{of}name={conf.name} is unknown; type one of tracker=none|wandb")
@@ -166,7 +165,7 @@ def tracked(
 ) -> Iterator[Tracker | None]:
     """The tracker of a job, None for tracker=none. Raises UserError if wandb cannot start.
 
-    indices: the prompts of the job, by index; place: how many clips the run has.
+    indices: of the prompts of the job; place: number of clips that the run has.
     """
     if cfg.tracker.name == "none":
         yield None
@@ -175,7 +174,7 @@ def tracked(
     group = cfg.tracker.group or sweep() or recipe.method
     names, runs_dir = shown(indices, cfg.tracker.videos), Path(cfg.runs_dir)
     with _opened(cfg.tracker, recipe.run_id, recipe.identity(), group) as run:
-        behind = math.ceil(run.step / PLACES)  # run.step: the first row that wandb lacks
+        behind = math.ceil(run.step / ROWS_PER_CLIP)  # run.step: number of the next row
         tracker = Tracker(run, runs_dir, names, max(place, behind))
         try:
             yield tracker
@@ -187,8 +186,8 @@ def tracked(
 def _opened(
     conf: DictConfig | TrackerConf, run_id: str, recipe: Record, group: str | None
 ) -> Iterator[Any]:
-    """A wandb run by our id, closed at the end. Raises UserError if it cannot be opened."""
-    import wandb
+    """A wandb run with our id, closed at the end. Raises UserError if it cannot be opened."""
+    import wandb  # see above
 
     try:
         run = wandb.init(
@@ -200,7 +199,7 @@ def _opened(
             config=recipe,
             mode=conf.mode,
             resume="allow",
-            # its words would run into our live lines
+            # its output would break our progress lines
             settings=wandb.Settings(silent=True, console="off"),
         )
     except (wandb.errors.Error, OSError, ValueError) as error:
@@ -224,7 +223,7 @@ def _opened(
 
 
 def _near(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path relative to the current folder, if it is below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -245,12 +244,12 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
     for run_id in only:
         if run_id not in every:
             raise UserError(f"{runs_dir} has no run {run_id}; it has {', '.join(every) or 'none'}")
-    found = {run_id: _in_order(every[run_id]) for run_id in only or every}
-    if not any(found.values()):
+    runs = {run_id: _in_order(every[run_id]) for run_id in only or every}
+    if not any(runs.values()):
         raise UserError(
             f"{runs_dir} holds no finished clips; type the folder that run.py wrote its runs to"
         )
-    for run_id, records in found.items():
+    for run_id, records in runs.items():
         if not records:
             print(f"{run_id}: no finished clip, nothing to send")
             continue
@@ -261,15 +260,15 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
         with _opened(conf, run_id, recipe, group) as run:
             tracker = Tracker(run, runs_dir, names, 0)
             for record in records:
-                tracker.again(record, every[run_id])
+                tracker.replay(record, every[run_id])
             tracker.tables(records)
         if not tracker.open:
-            raise UserError(f"{run_id} was not sent whole; the same command sends the rest")
+            raise UserError(f"{run_id} was not sent completely; the same command sends the rest")
         print(f"{run_id}: {len(records)} clips")
 
 
 def _in_order(folder: Path) -> list[Record]:
-    """The clips of a run as they were made: a clip that is made later never moves another."""
+    """The clips of a run in the order they were made, so that later clips are appended."""
 
     def made(record: Record) -> float:
         path = folder / "records" / f"{Path(record['video']).stem}.json"
@@ -279,7 +278,7 @@ def _in_order(folder: Path) -> list[Record]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; exits with 2 and one line if something cannot work."""
+    """The command line; exits with 2 and one line for a UserError."""
     parser = argparse.ArgumentParser("python -m s2flow.tracking", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
@@ -308,5 +307,5 @@ def main(argv: list[str] | None = None) -> None:
         else:
             dashboard(args)
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)

@@ -8,13 +8,13 @@ sigma .7, so that all levels of a sampler are trained, also 1.0 and the low ones
 positions are stretched a little, each axis separately. Training from scratch starts with still frames:
 shape, colour and background are learned some five times faster than from clips. Then clips teach
 motion, first with one direction of time, then with both (`views.clips`). The last quarter has mostly
-plain views. Matrices in the transformer's blocks are trained by Muon, everything else by AdamW, with a
-linear decay over the last 45 % of the steps; weights are averaged.
+plain views. Matrices in the transformer's blocks are trained by Muon, everything else by AdamW, with
+a linear decay over the last 45 % of the steps; weights are averaged.
 
 A step depends on weights, optimisers and its number alone: scenes and noise come from generators seeded
 with the number. DIR/flow.pt holds the complete state; it is written to a temporary name and renamed
 every few minutes and when a signal ends the run. A run that is stopped and resumed ends with the same
-weights as an uninterrupted one. `--export` writes the averaged weights as a `WanPipeline` folder, with
+weights as an uninterrupted one. DIR/weights holds the averaged weights as a `WanPipeline` folder, with
 a card that lists every run that made them. `--init FOLDER` starts from such a folder, without the
 stages for training from scratch and at a lower rate.
 """

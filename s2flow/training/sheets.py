@@ -35,15 +35,18 @@ def draw(name: str, weights: Path, folder: Path, step: int, prompts: int = 6) ->
     return path
 
 
-def table(rows: dict[str, Tensor], texts: list[str], width: int = 192) -> Image.Image:
-    """The middle frame of each clip (N, T, H, W, 3), a row per name."""
-    height = width * 2 // 3
-    sheet = Image.new("RGB", (len(texts) * (width + 4), len(rows) * (height + 16)), "white")
+def table(rows: dict[str, Tensor], texts: list[str], columns: int = 8) -> Image.Image:
+    """The middle frame of each clip (N, T, H, W, 3), a row per name, in blocks of so many clips."""
+    width, height = 192, 128
+    blocks = [range(k, min(k + columns, len(texts))) for k in range(0, len(texts), columns)]
+    size = (min(columns, len(texts)) * (width + 4), len(blocks) * len(rows) * (height + 16))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for j, (name, videos) in enumerate(rows.items()):
+    lines = [(name, videos, block) for block in blocks for name, videos in rows.items()]
+    for j, (name, videos, block) in enumerate(lines):
         pen.text((2, j * (height + 16) + 2), name, fill="black")
-        for i, video in enumerate(videos):
-            frame = (video[len(video) // 2] * 255).round().byte().numpy()
+        for i, k in enumerate(block):
+            frame = (videos[k][len(videos[k]) // 2] * 255).round().byte().numpy()
             image = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(image, (i * (width + 4), j * (height + 16) + 14))
     return sheet

@@ -3,17 +3,20 @@
 import functools
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import kind, of_backend, windowed
 
-from s2flow.attention import dispatch, tiled, window_attention
+from s2flow.attention import dispatch, tiled
 from s2flow.attention.order import brick_order, reordered
 from s2flow.costs import tracing
 from s2flow.errors import UserError
-from s2flow.windows import DEFAULT_EXPONENTS, brick_grid, candidates, window_mask
+from s2flow.grid import brick_grid, window_mask
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 GRIDS = [  # tokens, brick
     ((4, 4, 6), (1, 1, 1)),
@@ -47,7 +50,7 @@ def test_tiled_equals_reference(tokens, brick, n_text):
     boxes.append(boxes[0])  # heads of equal windows that are not neighbours
     q, k, v = qkv(tokens, len(boxes), n_text)
     args = (q, k, v, boxes, tokens, brick)
-    found, truth = (window_attention(*args, backend=b) for b in ("tiled", "reference"))
+    found, truth = (windowed(*args, backend=b) for b in ("tiled", "reference"))
     assert found.shape == q.shape and found.dtype == q.dtype
     assert float((found - truth).abs().max()) < 1e-5
 
@@ -57,7 +60,7 @@ def test_tiled_equals_reference_with_one_window_for_all_heads(tokens, brick):
     for box in some_boxes(tokens, brick, 3):
         q, k, v = qkv(tokens, 2, n_text=3)
         args = (q, k, v, [box] * 2, tokens, brick)
-        found, truth = (window_attention(*args, backend=b) for b in ("tiled", "reference"))
+        found, truth = (windowed(*args, backend=b) for b in ("tiled", "reference"))
         assert float((found - truth).abs().max()) < 1e-5
 
 
@@ -81,7 +84,7 @@ def test_brick_of_one_token_is_masked_attention_per_token(backend, box):
         assert len(keys) == math.prod(box) and i in keys
         A = (k[0, 0, keys] @ q[0, 0, i] / math.sqrt(q.shape[-1])).softmax(0)
         expected[i] = A @ v[0, 0, keys]
-    found = window_attention(q, k, v, [box], tokens, (1, 1, 1), backend)
+    found = windowed(q, k, v, [box], tokens, (1, 1, 1), backend)
     assert float((found[0, 0] - expected).abs().max()) < 1e-5
 
 
@@ -90,14 +93,14 @@ def test_text_attends_everything_and_is_attended_by_everything(backend):
     tokens, brick, n_text = (4, 4, 6), (1, 2, 2), 4
     q, k, v = qkv(tokens, 2, n_text)
     boxes = [(1, 1, 1), (2, 1, 2)]
-    out = window_attention(q, k, v, boxes, tokens, brick, backend)
+    out = windowed(q, k, v, boxes, tokens, brick, backend)
     dense = F.scaled_dot_product_attention(q, k, v)
     assert float((out - dense)[:, :, -n_text:].abs().max()) < 1e-5
     # every text value reaches every video query
     for text in range(1, n_text + 1):
         changed = v.clone()
         changed[:, :, -text] += 10
-        moved = window_attention(q, k, changed, boxes, tokens, brick, backend) - out
+        moved = windowed(q, k, changed, boxes, tokens, brick, backend) - out
         assert float(moved.abs().amax(-1).min()) > 0
 
 
@@ -117,7 +120,7 @@ def test_padded_text_is_neither_seen_nor_answered(backend, tokens, brick):
     for x in (k, v):
         for clip, n in enumerate(text):
             x[clip, :, n_video + n :] = math.nan
-    found = window_attention(q, k, v, boxes, tokens, brick, backend, text)
+    found = windowed(q, k, v, boxes, tokens, brick, backend, text)
     for clip, n in enumerate(text):
         real = slice(n_video + n)
         assert float((found - truth)[clip, :, real].abs().max()) < 1e-5
@@ -128,7 +131,7 @@ def test_padded_text_is_neither_seen_nor_answered(backend, tokens, brick):
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_the_whole_grid_is_dense_attention(tokens, brick, n_text):
     q, k, v = qkv(tokens, 2, n_text)
-    out = window_attention(q, k, v, [brick_grid(tokens, brick)] * 2, tokens, brick, "tiled")
+    out = windowed(q, k, v, [brick_grid(tokens, brick)] * 2, tokens, brick, "tiled")
     assert float((out - F.scaled_dot_product_attention(q, k, v)).abs().max()) < 1e-5
 
 
@@ -159,7 +162,7 @@ def influence_of_masked_keys(attend, tokens, brick, boxes):
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
 def test_masked_keys_have_exactly_no_influence(backend, tokens, brick):
     def attend(*args):
-        return window_attention(*args, backend)
+        return windowed(*args, backend)
 
     boxes = some_boxes(tokens, brick, 3)
     assert influence_of_masked_keys(attend, tokens, brick, boxes) == 0
@@ -175,7 +178,7 @@ def test_no_gradient_reaches_a_masked_key(backend):
     tokens, brick, box = (4, 4, 6), (1, 2, 2), (2, 1, 2)
     q, k, v = (x.requires_grad_() for x in qkv(tokens, 1, batch=1).unbind())
     query = 40
-    window_attention(q, k, v, [box], tokens, brick, backend)[0, 0, query].sum().backward()
+    windowed(q, k, v, [box], tokens, brick, backend)[0, 0, query].sum().backward()
     inside = window_mask(tokens, brick, box)[query]
     for x in (k, v):
         assert float(x.grad[0, 0, ~inside].abs().max()) == 0
@@ -186,9 +189,9 @@ def test_reference_computes_in_float32_and_returns_the_models_type():
     tokens, brick = (4, 4, 6), (1, 2, 2)
     q, k, v = qkv(tokens, 2).bfloat16().unbind()
     boxes = [(1, 1, 1), (4, 2, 3)]
-    exact = window_attention(q.float(), k.float(), v.float(), boxes, tokens, brick, "reference")
+    exact = windowed(q.float(), k.float(), v.float(), boxes, tokens, brick, "reference")
     for backend in ("tiled", "reference"):
-        out = window_attention(q, k, v, boxes, tokens, brick, backend)
+        out = windowed(q, k, v, boxes, tokens, brick, backend)
         assert out.dtype == torch.bfloat16
         assert float((out.float() - exact).abs().max()) < 0.03
 
@@ -196,7 +199,7 @@ def test_reference_computes_in_float32_and_returns_the_models_type():
 def test_unknown_backend_says_what_to_type():
     q, k, v = qkv((2, 2, 2), 1)
     with pytest.raises(UserError, match="attention=flash") as error:
-        window_attention(q, k, v, [(1, 1, 1)], (2, 2, 2), (1, 1, 1), "flash")
+        windowed(q, k, v, [(1, 1, 1)], (2, 2, 2), (1, 1, 1), "flash")
     assert "tiled" in str(error.value) and "reference" in str(error.value)
 
 
@@ -227,21 +230,21 @@ def test_tiled_and_its_lse_on_hard_inputs(kind, tokens, brick):
     for n_text in (0, 5):
         q, k, v = hard(kind, tokens, 3, n_text)
         call = (q, k, v, boxes, tokens, brick)
-        truth, truth_lse = window_attention(*call, "reference", lse=True)
-        found, lse = window_attention(*call, "tiled", lse=True)
+        truth, truth_lse = windowed(*call, "reference", lse=True)
+        found, lse = windowed(*call, "tiled", lse=True)
         assert error(found, truth) < 1e-5 and lse.dtype == torch.float32
         assert float(((lse - truth_lse) / truth_lse.abs().clamp(min=1)).abs().max()) < 1e-5
-        assert error(window_attention(*call, "tiled"), truth) < 1e-5  # may take another path
+        assert error(windowed(*call, "tiled"), truth) < 1e-5  # may take another path
 
 
 def test_bfloat16_is_no_worse_than_dense_bfloat16_twice_over():
     tokens, brick = (4, 8, 6), (2, 4, 2)
     boxes = [(1, 1, 1), (2, 2, 2), (1, 2, 3)]
     q, k, v = (x.bfloat16() for x in hard("random", tokens, 3, 5))
-    exact = window_attention(*(x.double() for x in (q, k, v)), boxes, tokens, brick, "tiled")
+    exact = windowed(*(x.double() for x in (q, k, v)), boxes, tokens, brick, "tiled")
     dense = F.scaled_dot_product_attention(q, k, v)
     limit = 2 * error(dense, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v))))
-    assert error(window_attention(q, k, v, boxes, tokens, brick, "tiled"), exact) < limit
+    assert error(windowed(q, k, v, boxes, tokens, brick, "tiled"), exact) < limit
 
 
 @pytest.mark.parametrize("lse", [False, True])
@@ -253,7 +256,7 @@ def test_every_element_is_written(tokens, brick, lse, monkeypatch):
     real_like, real = torch.empty_like, torch.empty
     monkeypatch.setattr(torch, "empty_like", lambda *a, **b: real_like(*a, **b).fill_(math.nan))
     monkeypatch.setattr(torch, "empty", lambda *a, **b: real(*a, **b).fill_(math.nan))
-    found = window_attention(q, k, v, boxes, tokens, brick, "tiled", lse=lse)
+    found = windowed(q, k, v, boxes, tokens, brick, "tiled", lse=lse)
     for x in found if lse else (found,):
         assert torch.isfinite(x).all()
 
@@ -263,11 +266,11 @@ def test_padding_has_no_lse_and_clips_have_windows_of_their_own(backend):
     tokens, brick, text = (4, 4, 6), (1, 2, 2), (2, 0)
     boxes = torch.tensor([[(1, 1, 1), (4, 2, 3)], [(2, 1, 2), (1, 2, 1)]])
     q, k, v = qkv(tokens, 2, n_text=4)
-    out, lse = window_attention(q, k, v, boxes, tokens, brick, backend, text, lse=True)
+    out, lse = windowed(q, k, v, boxes, tokens, brick, backend, text, lse=True)
     for clip, n in enumerate(text):
         real = slice(math.prod(tokens) + n)
         one = [x[clip : clip + 1, :, real] for x in (q, k, v)]
-        alone, alone_lse = window_attention(*one, boxes[clip], tokens, brick, backend, lse=True)
+        alone, alone_lse = windowed(*one, boxes[clip], tokens, brick, backend, lse=True)
         assert error(out[clip, :, real], alone[0]) < 1e-6
         assert error(lse[clip, :, real], alone_lse[0]) < 1e-6
         assert torch.isneginf(lse[clip, :, real.stop :]).all()
@@ -280,8 +283,8 @@ def test_tokens_in_brick_order_stay_in_it(backend):
     order = brick_order(tokens, brick, torch.device("cpu"))[0]
     q, k, v = qkv(tokens, 2, n_text=3).unbind()
     call = ([(1, 2, 1), (3, 1, 2)], tokens, brick, backend)
-    truth = window_attention(q, k, v, *call)
-    found = window_attention(*(reordered(x, order) for x in (q, k, v)), *call, ordered=True)
+    truth = windowed(q, k, v, *call)
+    found = windowed(*(reordered(x, order) for x in (q, k, v)), *call, ordered=True)
     assert torch.equal(found, reordered(truth, order))
 
 
@@ -297,7 +300,7 @@ def test_tokens_in_brick_order_stay_in_it(backend):
 def test_a_plan_that_would_empty_a_row_is_refused(boxes, said):
     q, k, v = qkv((4, 4, 6), 2)
     with pytest.raises(UserError, match=said):
-        window_attention(q, k, v, boxes, (4, 4, 6), (1, 2, 2))
+        windowed(q, k, v, boxes, (4, 4, 6), (1, 2, 2))
 
 
 # -- the dispatcher ------------------------------------------------------------------------------
@@ -310,14 +313,8 @@ def fresh(monkeypatch):
 
 
 def stand_in(attend):
-    def window_attention(q, k, v, windows, tokens, brick, text=None, lse=False):
-        return attend(q, k, v, windows, tokens, brick, text, lse)
-
     return SimpleNamespace(
-        IN_BRICKS=False,
-        AUTO=("cpu",),
-        unusable=lambda q, brick: None,
-        window_attention=window_attention,
+        IN_BRICKS=False, AUTO=("cpu",), unusable=lambda problem: None, window_attention=attend
     )
 
 
@@ -331,12 +328,12 @@ def off_in_one_head(*args):
     return out, lse
 
 
-def dense_on_whole_grids(q, k, v, windows, tokens, brick, text, lse):
+def dense_on_whole_grids(q, k, v, problem, lse):
     """As a kernel whose path for full bricks ignores its lists."""
-    if any(n % b for n, b in zip(tokens, brick, strict=True)):
-        return tiled.window_attention(q, k, v, windows, tokens, brick, text, lse)
-    whole = torch.tensor(brick_grid(tokens, brick), dtype=torch.int32).expand(windows.shape)
-    return tiled.window_attention(q, k, v, whole, tokens, brick, text, lse)
+    if not problem.ragged:
+        whole = torch.tensor(problem.grid, dtype=torch.int32).expand(problem.windows.shape)
+        problem = replace(problem, windows=whole)
+    return tiled.window_attention(q, k, v, problem, lse)
 
 
 def wrong_lse(*args):
@@ -369,9 +366,9 @@ def test_a_backend_that_is_wrong_here_is_not_used(attend, said, fresh, monkeypat
     first = dispatch.FASTEST_FIRST[0]
     monkeypatch.setattr(dispatch, "module", lambda n: broken if n == first else real(n))
     q, k, v = qkv((4, 4, 6), 1)
-    assert dispatch.choose(q, (1, 2, 2)) == "tiled"
+    assert dispatch.choose(kind(q, (1, 2, 2))) == "tiled"
     with pytest.raises(UserError, match=said) as caught:
-        window_attention(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2), first)
+        windowed(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2), first)
     assert "attention=auto" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -386,7 +383,7 @@ def test_a_backend_that_is_right_is_used_and_checked_once(fresh, monkeypatch):
     monkeypatch.setattr(dispatch, "module", lambda n: stand_in(attend) if n == "good" else real(n))
     q, k, v = qkv((4, 4, 6), 1)
     for _ in range(3):
-        window_attention(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2))
+        windowed(q, k, v, [(1, 1, 1)], (4, 4, 6), (1, 2, 2))
     assert len(calls) == 3 + 3  # a whole grid, once more with lse, and a ragged one
 
 
@@ -399,7 +396,7 @@ def test_where_boxes_are_many_and_tiny_one_masked_call_takes_their_place(monkeyp
     both = []
     for limit in (0, 2048):
         monkeypatch.setattr(tiled, "MASKED", limit)
-        both.append(window_attention(q, k, v, [box, (1, 1, 1)], tokens, brick, "tiled"))
+        both.append(windowed(q, k, v, [box, (1, 1, 1)], tokens, brick, "tiled"))
     assert error(*both) < 1e-6 and not torch.equal(*both)
 
 
@@ -412,7 +409,7 @@ def test_tiled_needs_a_tenth_more_memory_than_dense_attention_at_most():
     boxes = candidates(0.5, list(DEFAULT_EXPONENTS), brick_grid(tokens, brick))
     table = torch.tensor([[boxes[i % 2 - 2] for i in range(24)]]).int()
     with tracing() as trace:
-        tiled.window_attention(q, k, v, table, tokens, brick)
+        of_backend(tiled, q, k, v, table, tokens, brick)
     dense = 4 * q.numel() * q.element_size()  # q, k, v and what comes out
     assert 3 / 4 * dense + trace.peak < 1.1 * dense
     pairs = trace.flops / (4 * 128 * 24)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from s2flow.attention.blocks import pairs_by_window, window_blocks
-from s2flow.windows import window_mask
+from s2flow.grid import window_mask
 
 
 @pytest.mark.parametrize("g", [(3, 4, 5), (1, 2, 6), (4, 1, 1)])

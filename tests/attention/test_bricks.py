@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s2flow.attention import bricks
-from s2flow.windows import brick_grid, brick_of_token
+from s2flow.attention import Problem, bricks
+from s2flow.grid import brick_grid, brick_of_token
 
 GRIDS = [  # tokens, brick
     ((4, 4, 6), (1, 2, 2)),
@@ -20,6 +20,11 @@ GRIDS = [  # tokens, brick
 def qkv(tokens, n_text=0, batch=2, heads=3, d=8):
     g = torch.Generator().manual_seed(sum(tokens))
     return torch.randn(3, batch, heads, math.prod(tokens) + n_text, d, generator=g) * 1.5
+
+
+def attended(q, k, v, chosen, tokens, brick, backend="auto", text=None):
+    problem = Problem.of(q, tokens, brick, text=text)
+    return bricks.brick_attention(q, k, v, chosen, problem, backend)
 
 
 def brick_numbers(tokens, brick):
@@ -57,7 +62,7 @@ def test_all_bricks_are_dense_attention(tokens, brick, n_text, backend):
     q, k, v = qkv(tokens, n_text)
     n = math.prod(brick_grid(tokens, brick))
     chosen = bricks.choose_bricks(q, k, n, tokens, brick)
-    out = bricks.brick_attention(q, k, v, chosen, tokens, brick, backend)
+    out = attended(q, k, v, chosen, tokens, brick, backend)
     assert float((out - F.scaled_dot_product_attention(q, k, v)).abs().max()) < 1e-5
     assert bricks.brick_density(chosen, tokens, brick) == pytest.approx(1)
 
@@ -70,7 +75,7 @@ def test_gathering_equals_masked_attention(tokens, brick, n_text, memory, monkey
     q, k, v = qkv(tokens, n_text)
     chosen = bricks.choose_bricks(q, k, 2, tokens, brick)
     args = (q, k, v, chosen, tokens, brick)
-    found, truth = (bricks.brick_attention(*args, b) for b in ("auto", "reference"))
+    found, truth = (attended(*args, b) for b in ("auto", "reference"))
     assert float((found - truth).abs().max()) < 1e-5
     # the twin itself, from the sentence: row by row over the tokens of the chosen bricks, and text
     number, video = brick_numbers(tokens, brick), math.prod(tokens)
@@ -90,14 +95,14 @@ def test_padded_text_is_neither_seen_nor_answered(backend):
     chosen = bricks.choose_bricks(q, k, 2, tokens, brick)
     n_video = math.prod(tokens)
     alone = [
-        bricks.brick_attention(
+        attended(
             *(x[i : i + 1, :, : n_video + n] for x in (q, k, v)),
             *(chosen[i : i + 1], tokens, brick, "reference"),
         )
         for i, n in enumerate(text)
     ]
     k[0, :, n_video + 2 :] = v[0, :, n_video + 2 :] = math.nan
-    found = bricks.brick_attention(q, k, v, chosen, tokens, brick, backend, text)
+    found = attended(q, k, v, chosen, tokens, brick, backend, text)
     for i, n in enumerate(text):
         assert float((found[i : i + 1, :, : n_video + n] - alone[i]).abs().max()) < 1e-5
         assert not found[i, :, n_video + n :].any()

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from plain import kind, windowed
 
-from s2flow.attention import dispatch, fa4, window_attention
+from s2flow.attention import dispatch, fa4
 from s2flow.errors import UserError
-from s2flow.windows import window_mask
+from s2flow.grid import window_mask
 
 
 @pytest.mark.parametrize(
@@ -37,13 +38,13 @@ def test_by_name_on_a_cpu_is_one_clear_line():
     with pytest.raises(
         UserError, match="fa4 cannot be used: flash-attn-4 runs on CUDA, not on cpu"
     ):
-        window_attention(q, q, q, [(1, 1, 1)], (4, 4, 4), (1, 2, 2), "fa4")
+        windowed(q, q, q, [(1, 1, 1)], (4, 4, 4), (1, 2, 2), "fa4")
 
 
 def test_ragged_grids_are_left_to_others():
     q = torch.empty(1, 1, 1, 64)
-    assert "do not divide the 4x8x9 grid" in dispatch.why_not("fa4", q, (2, 8, 8), (4, 8, 9))
-    assert "do not divide" not in dispatch.why_not("fa4", q, (2, 8, 8), (4, 8, 16))
+    assert "do not divide the 4x8x9 grid" in dispatch.why_not("fa4", kind(q, (2, 8, 8), (4, 8, 9)))
+    assert "do not divide" not in dispatch.why_not("fa4", kind(q, (2, 8, 8), (4, 8, 16)))
 
 
 @pytest.mark.parametrize("n_text", [0, 1, 128, 200])

@@ -10,9 +10,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import kind, of_backend, windowed
 from torch._dynamo.utils import counters
 
-from s2flow.attention import dispatch, flex, window_attention
+from s2flow.attention import dispatch, flex
 from s2flow.errors import UserError
 
 BRICK = (2, 4, 4)
@@ -21,7 +22,7 @@ WINDOWS = [(1, 1, 1), (2, 1, 2), (1, 2, 1), (2, 2, 2), (2, 1, 1), (1, 1, 2), (1,
 CPU = torch.device("cpu")
 
 usable = pytest.mark.skipif(
-    flex.unusable(torch.empty(1, 1, 1, 16), BRICK) is not None, reason="needs x86 with AVX2"
+    flex.unusable(kind(torch.empty(1, 1, 1, 16), BRICK)) is not None, reason="needs x86 with AVX2"
 )
 
 
@@ -34,7 +35,7 @@ def qkv(tokens, heads, n_text=0, batch=2, scale=1.5, seed=0):
 def both(q, k, v, boxes, tokens, text=None):
     """(out, lse) of flex and of the reference."""
     args = (q, k, v, torch.tensor(boxes), tokens, BRICK)
-    return [window_attention(*args, backend, text, lse=True) for backend in ("flex", "reference")]
+    return [windowed(*args, backend, text, lse=True) for backend in ("flex", "reference")]
 
 
 def off(found, truth):
@@ -70,7 +71,7 @@ def test_masked_keys_have_exactly_no_influence():
     tokens, box = GRIDS[2], (1, 1, 2)
     q, k, v = qkv(tokens, 2, 7)
     (before, _), _ = both(q, k, v, [box] * 2, tokens)
-    from s2flow.windows import window_mask
+    from s2flow.grid import window_mask
 
     for query in (0, 171, 349):
         outside = (~window_mask(tokens, BRICK, box, torch.tensor([query]))[0]).nonzero()[:, 0]
@@ -97,7 +98,7 @@ def test_bfloat16_is_within_twice_the_error_of_dense_bfloat16():
 def test_a_plan_of_seven_windows_on_three_grids_makes_two_graphs():
     """One for a window that one head has, one for windows that several share."""
     assert (
-        dispatch.why_not("flex", torch.empty(1, 1, 1, 16), BRICK) is None
+        dispatch.why_not("flex", kind(torch.empty(1, 1, 1, 16), BRICK)) is None
     )  # its graph is not ours
     flex._compiled.cache_clear()
     torch._dynamo.reset()
@@ -122,7 +123,7 @@ def test_the_self_check_refuses_flex_that_is_not_compiled(monkeypatch):
     tokens = GRIDS[0]
     q, k, v = qkv(tokens, 2)
     args = (torch.tensor([[(1, 1, 1)] * 2] * 2).int(), tokens, BRICK)
-    silent = flex.window_attention(q, k, v, *args)[0]
+    silent = of_backend(flex, q, k, v, *args)[0]
     assert off(silent, F.scaled_dot_product_attention(q, k, v)) < 1e-6
     assert dispatch.self_check("flex", CPU, torch.float32, 16, BRICK) > 0.1
     uncached = dispatch._why_not.__wrapped__
@@ -135,20 +136,20 @@ def test_inside_an_opaque_node_of_a_compiled_graph():
 
     @torch.library.custom_op("s2flow_tests::flex", mutates_args=())
     def node(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return window_attention(q, k, v, WINDOWS[1:3], GRIDS[0], BRICK, "flex")
+        return windowed(q, k, v, WINDOWS[1:3], GRIDS[0], BRICK, "flex")
 
     node.register_fake(lambda q, k, v: torch.empty_like(q))
     q, k, v = qkv(GRIDS[0], 2)
     model = torch.compile(
         lambda q, k, v: node(2 * q, k, v) + 1, backend="aot_eager", fullgraph=True
     )
-    truth = window_attention(2 * q, k, v, WINDOWS[1:3], GRIDS[0], BRICK, "reference")
+    truth = windowed(2 * q, k, v, WINDOWS[1:3], GRIDS[0], BRICK, "reference")
     assert off(model(q, k, v) - 1, truth) < 1e-6
 
 
 def test_auto_on_a_cpu_compiles_nothing(monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: pytest.fail("compiled"))
-    assert dispatch.choose(torch.empty(1, 1, 1, 16), BRICK, GRIDS[0]) == "tiled"
+    assert dispatch.choose(kind(torch.empty(1, 1, 1, 16), BRICK, GRIDS[0])) == "tiled"
 
 
 @pytest.mark.parametrize(
@@ -160,13 +161,13 @@ def test_auto_on_a_cpu_compiles_nothing(monkeypatch):
 )
 def test_what_it_cannot_take_has_a_reason(device, d, brick, dtype, reason):
     q = torch.empty(1, 1, 1, d, device=device, dtype=dtype)
-    assert reason in flex.unusable(q, brick)
+    assert reason in flex.unusable(kind(q, brick))
 
 
 def test_float64_by_name_is_one_clear_line():
     q, k, v = (x.double() for x in qkv(GRIDS[0], 1))
     with pytest.raises(UserError, match="attention=flex cannot be used: .*; type attention=auto"):
-        window_attention(q, k, v, WINDOWS[:1], GRIDS[0], BRICK, "flex")
+        windowed(q, k, v, WINDOWS[:1], GRIDS[0], BRICK, "flex")
 
 
 def test_tiles_divide_bricks():

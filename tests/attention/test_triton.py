@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain import kind
 
 from s2flow.attention import dispatch, triton
 
@@ -20,7 +21,8 @@ needed = pytest.mark.skipif(
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """Python in another process: Triton reads TRITON_INTERPRET when it is imported, and only then."""
     without = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INT", "PYTEST_"))}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    folders = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]
+    path = os.pathsep.join(filter(None, folders))
     variables |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -53,16 +55,17 @@ def test_by_name_in_the_interpreter_and_never_by_itself():
     """The dispatcher's self-check included; bad input is one line."""
     code = """
 import torch
-from s2flow.attention import dispatch, window_attention
+from plain import kind, windowed
+from s2flow.attention import dispatch
 from s2flow.errors import UserError
 q, k, v = torch.randn(3, 1, 2, 8, 16)
 call = ([(1, 2, 1), (2, 2, 2)], (2, 2, 2), (1, 1, 1))
-assert dispatch.choose(q, (1, 1, 1)) == "tiled"
-a, b = (window_attention(q, k, v, *call, backend) for backend in ("triton", "reference"))
+assert dispatch.choose(kind(q, (1, 1, 1))) == "tiled"
+a, b = (windowed(q, k, v, *call, backend) for backend in ("triton", "reference"))
 assert float((a - b).abs().max()) < 1e-5
 for bad in (q.double(), q[..., :12]):
     try:
-        window_attention(bad, bad, bad, *call, "triton")
+        windowed(bad, bad, bad, *call, "triton")
     except UserError as error:
         print(error)
 """
@@ -93,10 +96,10 @@ assert found["async_copies"] > 0  # keys are in flight while others are computed
 
 def test_without_a_gpu_it_says_so_and_auto_is_tiled(monkeypatch):
     q = torch.zeros(1, 1, 8, 16)
-    assert dispatch.choose(q, (1, 1, 1)) == "tiled"
+    assert dispatch.choose(kind(q, (1, 1, 1))) == "tiled"
     monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in triton.unusable(q, (1, 1, 1))
+    assert "not installed" in triton.unusable(kind(q, (1, 1, 1)))
     if "TRITON_INTERPRET" not in os.environ:
         monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: True)
         monkeypatch.setattr(triton, "interpreted", lambda: False)
-        assert "no CUDA device" in triton.unusable(q, (1, 1, 1))
+        assert "no CUDA device" in triton.unusable(kind(q, (1, 1, 1)))

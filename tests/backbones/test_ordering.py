@@ -14,8 +14,8 @@ from s2flow.attention import dispatch, reference
 from s2flow.attention.order import brick_offsets, brick_order, reordered
 from s2flow.backbones.compiled import compile_backbone
 from s2flow.cascade import Cascade
+from s2flow.grid import brick_grid, brick_of_token
 from s2flow.methods import method
-from s2flow.windows import brick_grid, brick_of_token
 
 every_family = pytest.mark.parametrize("case", list(BUILD), indirect=True)
 CPU = torch.device("cpu")
@@ -66,15 +66,15 @@ def test_a_forward_in_brick_order_is_the_same_forward(case, typed):  # noqa: F81
 def in_bricks(calls):
     """The reference as a backend that takes its tokens in brick order, as kernels do."""
 
-    def window_attention(q, k, v, windows, tokens, brick, text=None, lse=False):
+    def window_attention(q, k, v, problem, lse=False):
         calls.append(q.shape)
-        order, inverse = brick_order(tokens, brick, q.device)
+        order, inverse = brick_order(problem.tokens, problem.brick, q.device)
         q, k, v = (reordered(x, inverse) for x in (q, k, v))
-        out, sums = reference.window_attention(q, k, v, windows, tokens, brick, text, lse)
+        out, sums = reference.window_attention(q, k, v, problem, lse)
         return reordered(out, order), sums
 
     return SimpleNamespace(
-        IN_BRICKS=True, unusable=lambda q, brick: None, window_attention=window_attention
+        IN_BRICKS=True, unusable=lambda problem: None, window_attention=window_attention
     )
 
 

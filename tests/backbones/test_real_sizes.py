@@ -20,8 +20,9 @@ from s2flow.backbones import published
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
 from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone
 from s2flow.backbones.wan import WanBackbone
-from s2flow.plan import make_plan
-from s2flow.windows import brick_grid, realised_density
+from s2flow.grid import brick_grid, realised_density
+from s2flow.policies import decide
+from s2flow.policies.base import Case
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = {
@@ -140,7 +141,8 @@ def test_a_plan_maps_one_to_one_from_lr_to_hr(name, backbone, conf, recipe, spar
         assert bricks == (15, 12, 20) and r.t_i == 30
     layers, heads = LAYERS[name], HEADS[name]
     coverage = torch.rand(3, layers, 1, heads, *bricks, generator=torch.Generator().manual_seed(0))
-    plan = make_plan(r.windows, sparsity, coverage, bricks, high, r.brick_high, 2)
+    case = Case(sparsity, low, r.brick_low, high, r.brick_high, 2)
+    plan = decide(r.windows, case, coverage)
     assert plan.boxes.shape == (3, layers, 1, heads, 3)
     assert plan.boxes.dtype == torch.int16
     for box in {tuple(b) for b in plan.boxes[1:].flatten(0, -2).tolist()}:

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from plain import windowed
 from test_cli import run_here
 
-from s2flow.attention import window_attention
 from s2flow.backbones import rope
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory, sigma_grid
+from s2flow.grid import window_mask
 from s2flow.handoff import resize_video
 from s2flow.methods import method
-from s2flow.windows import window_mask
 
 CONF = {"wan": "wan_1_3b"}
 PROMPTS = ["a large red star spins on sand", "a blue cat"]
@@ -198,9 +198,7 @@ def test_temperature_is_a_factor_on_every_logit_of_self_attention(case, engine, 
     boxes = [(1, 3, 2), (2, 1, 5)] if path != "stock" else [TOKENS] * 2
 
     def replace(layer, q, k, v):
-        return (
-            None if path == "stock" else window_attention(q, k, v, boxes, TOKENS, (1, 1, 1), path)
-        )
+        return None if path == "stock" else windowed(q, k, v, boxes, TOKENS, (1, 1, 1), path)
 
     def written_out(layer, q, k, v):
         M = torch.ones(2, q.shape[2], k.shape[2], dtype=torch.bool)

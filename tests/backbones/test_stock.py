@@ -4,21 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
+from plain import coverage_exact, coverage_of_all_boxes, windowed
 from tiny_pipelines import BUILD
 
-from s2flow.attention import window_attention
 from s2flow.cascade import Cascade
+from s2flow.coverage import attention_rows, sample_rows
 from s2flow.flow import sigma_grid
+from s2flow.grid import window_mask
 from s2flow.methods import method
-from s2flow.windows import (
-    attention_rows,
-    candidates,
-    choose,
-    coverage_exact,
-    coverage_of_all_boxes,
-    sample_rows,
-    window_mask,
-)
+from s2flow.windows import candidates, choose
 
 # of different lengths; what is quoted goes to HunyuanVideo-1.5's second text encoder
 PROMPTS = ['a large red star spins on "sand" slowly', "a blue cat"]
@@ -206,7 +200,7 @@ def test_a_full_window_through_the_bricks_equals_the_models_own_attention(case, 
     router, tokens, brick = case.backbone.router, (2, 2, 3), (1, 2, 2)
 
     def replace(layer, q, k, v):
-        return window_attention(q, k, v, [(2, 1, 2)] * 2, tokens, brick, backend, router.text)
+        return windowed(q, k, v, [(2, 1, 2)] * 2, tokens, brick, backend, router.text)
 
     before = case.backbone.velocity(z, 0.7, condition)
     with router.replacing(replace):
@@ -237,7 +231,7 @@ def test_partial_windows_equal_masked_attention(case, typed, backend):
 
     def replace(layer, q, k, v):
         padded.append(router.text is not None)
-        return window_attention(q, k, v, boxes, tokens, brick, backend, router.text)
+        return windowed(q, k, v, boxes, tokens, brick, backend, router.text)
 
     dense = case.backbone.velocity(z, 0.7, condition)
     with router.replacing(masked_attention(router, boxes, tokens, brick)):
@@ -280,7 +274,7 @@ def test_windows_reach_every_layer(case, typed):
                 return None
             replaced.add(at)
             boxes = [tuple(b) for b in plan.boxes[1, at, 0].tolist()]
-            return window_attention(q, k, v, boxes, plan.tokens, plan.brick)
+            return windowed(q, k, v, boxes, plan.tokens, plan.brick)
 
         with case.backbone.router.replacing(only):
             assert relative(case.backbone.velocity(z, 0.5, engine.condition), dense) > 1e-4

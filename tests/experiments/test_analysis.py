@@ -15,10 +15,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from s2flow.coverage import axis_windows
+from s2flow.grid import brick_of_token
 from s2flow.report.windowmap import COLOURS, RARER, in_words, read_windows
 from s2flow.run import runner
 from s2flow.store import load_records, read_run
-from s2flow.windows import axis_windows, brick_of_token
 
 for needed in ("matplotlib", "jupytext", "nbconvert", "ipykernel"):
     pytest.importorskip(needed, reason=f'{needed} is missing: pip install -e ".[test]"')
@@ -304,35 +305,32 @@ def test_windows_have_the_colours_of_the_picture():
 
 
 def test_galleries_compare_like_with_like(runs):
-    group, rows = gallery_clips.group_with_most(runs)
+    group, fitting = gallery_clips.group_with_most(runs)
     assert group == ("micro", 5, 64, 96, 2)  # where most methods are, not the 50 steps
-    usual = gallery_clips.figure4_runs(rows)
+    usual = gallery_clips.figure4_runs(fitting)
     assert list(usual) == list(gallery_clips.METHODS)
-    own = usual["s2flow"]
+    own = usual["s2flow"].knobs
     assert (own["sparsity"], own["windows"], own["order"], own["t_i"]) == (0.5, "adaptive", 2, 3)
-    a, b, c = gallery_clips.figure5_runs(rows).values()
+    a, b, c = (run.knobs for run in gallery_clips.figure5_runs(fitting).values())
     assert (a["method"], b["order"], c["order"]) == ("cascade", 1, 2)
     for knob in ("sparsity", "windows", "density", "t_i"):
         assert b[knob] == c[knob]
-    without = [r for r in rows if r["order"] != 2]
+    without = [r for r in fitting if r.knobs["order"] != 2]
     assert [label[:3] for label in gallery_clips.figure5_runs(without)] == ["(a)", "(b)"]
 
 
 def test_galleries_show_the_pixels_of_the_files(runs):
     from s2flow.video import read_frames
 
-    _, rows = gallery_clips.group_with_most(runs)
-    chosen = gallery_clips.figure4_runs(rows)
-    clips = gallery_clips.shared_clips(rows, chosen, most=1)
-    assert len(clips) == 1
-    for row in chosen.values():
-        records = read_run(runs / row["run_id"])
-        (record,) = [r for r in records if r["prompt"] == clips[0]["prompt"]]
-        frames = read_frames(runs / row["run_id"] / record["video"]).numpy()
-        shown = gallery_clips.middle_frame(runs, row["run_id"], clips[0])
-        assert np.array_equal(shown, frames[1])
-    assert gallery_clips.middle_frame(runs, "no such run", clips[0]) is None
-    low = gallery_clips.middle_frame(runs, chosen["cascade"]["run_id"], clips[0], low=True)
+    _, fitting = gallery_clips.group_with_most(runs)
+    chosen = gallery_clips.figure4_runs(fitting)
+    ((prompt, _, key),) = gallery_clips.shared_clips(chosen, most=1)
+    for run in chosen.values():
+        (record,) = [r for r in read_run(runs / run.id) if r["prompt"] == prompt]
+        frames = read_frames(runs / run.id / record["video"]).numpy()
+        assert np.array_equal(gallery_clips.middle_frame(runs, run.id, key), frames[1])
+    assert gallery_clips.middle_frame(runs, "no such run", key) is None
+    low = gallery_clips.middle_frame(runs, chosen["cascade"].id, key, low=True)
     assert low.shape == (32, 48, 3)
 
 

@@ -295,7 +295,7 @@ def test_real_vbench_means_take_the_place_of_the_worlds_scores(notebook, tmp_pat
 
 def test_cosines_are_means_over_prompts_of_the_run_nearest_to_the_paper(shown, store):
     names, _, _ = shown("solver")
-    run, clips = names["found"]["micro", 20]
+    run, clips = names["best"]["micro", 20]
     assert run == "half" and len(clips) == 7
     assert names["cosines"](clips, "lri") == {11: pytest.approx((0.1,) * 3), 2: (0.3, 0.3, 0.3)}
     changed = [dict(r, derivative_cosine={"lri": {"2": i / 10}}) for i, r in enumerate(clips)]

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from benchmark import EVERYWHERE, benched, refused, script
-
-from s2flow.attention import window_attention
+from plain import windowed
 
 benching, rows_of, bench = (script(n) for n in ("benching", "attention_rows", "bench_attention"))
 SMALL = ("--device", "cpu", "--tokens", "3", "7", "8", "--brick", "1", "4", "4", "--heads", "3")
@@ -57,11 +56,11 @@ def test_each_ratio_is_of_its_own_group(monkeypatch, tmp_path):
         if "dense" in calls:
             of["dense"] = [10.0 * len(groups)] * 3
         for k in calls:
-            if k == (1.0, False) or k == ((1.0, (3, 2, 2)), False):  # our kernel run dense
+            if getattr(k, "words", "") == "whole grid" and not k.ordered:  # our kernel run dense
                 of[k] = [2.0] * 3
         return of, {}
 
-    monkeypatch.setattr(rows_of, "interleaved", timed)
+    monkeypatch.setattr(benching, "interleaved", timed)
     found = benched(monkeypatch, tmp_path, "bench_attention", *SMALL)
     assert len({r["dense_seconds"] for r in found["rows"]}) > 3
     for r in found["rows"]:
@@ -88,12 +87,12 @@ def test_calls_take_turns_and_failing_ones_say_why():
 @pytest.mark.parametrize("text", [0, 3])
 def test_the_exact_rows_are_those_of_the_reference(text, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "--device", "cpu", "--out", str(tmp_path)])
-    args = benching.checked(benching.parser_of("x", 1).parse_args())
+    args = benching.checked(benching.parser_of("x").parse_args())
     size = rows_of.Size((3, 7, 8), (1, 4, 4), 2, 8, text, torch.float32)
     one = rows_of.Bench("own", size, args, benching.Result("attention", args, sizes={}))
     rows, windows = torch.tensor([0, 5, 100, 167]), [(1, 2, 1), (3, 1, 2)]
     q, k, v = one.sets[0]
-    truth = window_attention(q, k, v, windows, size.tokens, size.brick, "reference")
+    truth = windowed(q, k, v, windows, size.tokens, size.brick, "reference")
     assert rows_of.rel_l2(one.exact(windows, rows), truth[:, :, rows]) < 1e-6
     assert rows_of.rel_l2(one.exact([(3, 2, 2)] * 2, rows), truth[:, :, rows]) > 0.1
 

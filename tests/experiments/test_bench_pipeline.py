@@ -6,7 +6,8 @@ import pytest
 import torch
 from benchmark import EVERYWHERE, benched, refused, script
 
-from s2flow.windows import DEFAULT_EXPONENTS, brick_grid, candidates
+from s2flow.grid import brick_grid
+from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 bench, models = script("bench_pipeline"), script("random_models")
 VARIANTS = ["native", "cascade", "s2flow s=0.5", "s2flow s=0.5 per axis"]

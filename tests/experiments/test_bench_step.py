@@ -59,9 +59,9 @@ def test_blocks_are_timed_inside_and_windows_are_used(monkeypatch, small):
         text = models.random_condition(backbone, 1, 5.0)
         seen, attend = [], plan_module.window_attention
 
-        def counted(q, k, v, windows, *rest, **more):
-            seen.append(windows)
-            return attend(q, k, v, windows, *rest, **more)
+        def counted(q, k, v, problem, *rest):
+            seen.append(problem.windows)
+            return attend(q, k, v, problem, *rest)
 
         monkeypatch.setattr(plan_module, "window_attention", counted)
         plan = bench.plan_of(backbone, tokens, (1, 1, 1), 0.25)

@@ -64,9 +64,10 @@ def test_runs_are_compared_over_shared_clips_with_prompts_as_the_unit(runs, caps
         (["base", "--score", "nonsense"], "no clip scored with nonsense"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(runs, words, says, capsys):
-    assert paired.main([*words, "--runs", str(runs / "runs")]) == 1
-    out, err = capsys.readouterr()
-    assert not out and says in err and err.startswith("error: ") and err.count("\n") == 1
-    assert paired.main([words[0], "--runs", str(runs / "none")]) == 1
-    assert "there are none" in capsys.readouterr().err
+def test_what_cannot_be_compared_is_one_line(runs, words, says):
+    with pytest.raises(SystemExit) as stop:
+        paired.run(lambda: paired.main([*words, "--runs", str(runs / "runs")]))
+    assert says in stop.value.code and stop.value.code.startswith("error: ")
+    assert "\n" not in stop.value.code
+    with pytest.raises(paired.UserError, match="there are none"):
+        paired.main([words[0], "--runs", str(runs / "none")])

@@ -14,7 +14,7 @@ from test_tables import PAPER, ROOT, by_setting, clips, make, run_main, sparsity
 
 from s2flow import metrics
 
-marks, output, sheet = (sys.modules[name] for name in ("marks", "output", "sheet"))
+notes, sheet = sys.modules["notes"], sys.modules["sheet"]
 
 REAL = {
     "backbone": "hunyuan",
@@ -56,10 +56,10 @@ def test_the_papers_rows_come_out_of_the_same_code_within_1e_4(name):
             theirs = row.get(tables.PAPER + title)
             if row["clips"] and theirs is not None:
                 assert row[title] == pytest.approx(theirs, abs=1e-4 + 1e-9)
-                assert abs(row[output.MINUS + title]) < 1e-4 + 1e-9
+                assert abs(row[sheet.MINUS + title]) < 1e-4 + 1e-9
                 compared += 1
     assert compared == {"table1": 5, "table2": 12, "table3": 9, "table4": 12}[name]
-    assert not output.embedded_note(table.group)
+    assert not notes.embedded_note(table.group)
 
 
 def test_a_missing_dimension_leaves_blanks_also_in_the_difference():
@@ -67,7 +67,7 @@ def test_a_missing_dimension_leaves_blanks_also_in_the_difference():
     (table,) = make("table2", records)
     for row in table.rows:
         assert row["Visual"] is None and row["Mean"] is None
-        assert row[output.MINUS + "Mean"] is None
+        assert row[sheet.MINUS + "Mean"] is None
         if row["clips"]:
             assert row["Temporal"] == pytest.approx(row[tables.PAPER + "Temporal"], abs=1e-9)
     assert table.counts["s=0.5 adaptive"]["Mean"] == 0
@@ -78,7 +78,7 @@ def test_clips_are_counted_of_the_papers_473_or_of_what_was_asked_for():
     (table,) = make("table2", of_the_paper("table2"))
     assert by_setting(table)["s=0.5 adaptive"]["clips"] == "2 of 473"
     assert any("473" in note and "--of" in note for note in table.notes)
-    (other,) = tables.make_tables("table2", pd.DataFrame(of_the_paper("table2")), PAPER, of=8)
+    (other,) = tables.make_tables("table2", pd.DataFrame(of_the_paper("table2")), of=8)
     assert by_setting(other)["s=0.5 adaptive"]["clips"] == "2 of 8"
     (toy,) = make("table2", sparsity_sweep())
     assert by_setting(toy)["s=0.5 adaptive"]["clips"] == "2 of 2"
@@ -94,7 +94,7 @@ def test_embedded_backbones_are_those_of_the_family_tiny():
         for p in folder.glob("*.yaml")
         if yaml.safe_load(p.read_text()).get("family") == "tiny"
     }
-    assert tiny == set(output.EMBEDDED)
+    assert tiny == set(notes.EMBEDDED)
 
 
 @pytest.mark.parametrize("form", ["text", "md", "tex", "html"])
@@ -125,12 +125,12 @@ def test_a_table_of_an_embedded_backbone_says_so_and_takes_no_difference_to_the_
     ],
 )
 def test_best_and_second_best(column, cells, expected):
-    assert marks.marks(column, cells, [4] * len(cells)) == expected
+    assert sheet.marks(column, cells, [4] * len(cells)) == expected
 
 
 def test_means_over_fewer_clips_are_not_ranked():
-    assert marks.marks("Mean", [0.9, 0.3, 0.2], [1, 4, 4]) == ["", "best", "second"]
-    assert marks.marks("Mean", [0.9, 0.3, 0.2], [0, 4, 4]) == ["", "best", "second"]
+    assert sheet.marks("Mean", [0.9, 0.3, 0.2], [1, 4, 4]) == ["", "best", "second"]
+    assert sheet.marks("Mean", [0.9, 0.3, 0.2], [0, 4, 4]) == ["", "best", "second"]
 
 
 def test_ours_and_the_papers_are_ranked_apart():
@@ -188,7 +188,7 @@ def test_every_number_of_ours_is_traced_to_a_run_and_its_clips():
         r[:2] for r in page if r[:1] == ["s=0.5 fixed"]
     ][-1]
     line = next(
-        r for r in csv.DictReader(io.StringIO(output.to_csv([table]))) if r["clips"] == "3 of 3"
+        r for r in csv.DictReader(io.StringIO(sheet.to_csv([table]))) if r["clips"] == "3 of 3"
     )
     assert line["run"] == run_of["s=0.5 fixed"] and line["own world_agreement clips"] == "3"
     assert line["embedded"] == "1"

@@ -15,8 +15,8 @@ import pytest
 from finished import finished_run
 
 from s2flow import methods, metrics
-from s2flow.recipe.identity import DEFAULT_WHEN_ABSENT
 from s2flow.store import load_records
+from s2flow.store.recipes import ADDED_FIELDS
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
@@ -25,8 +25,10 @@ tables = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = tables  # dataclasses look their module up
 spec.loader.exec_module(tables)
 
-output = sys.modules["output"]
+sheet = sys.modules["sheet"]
 
+clips_module = sys.modules["clips"]
+PAPER_METHODS = [name for name in methods.names() if hasattr(methods.method(name), "KNOBS")]
 PAPER = json.loads((ROOT / "experiments" / "paper.json").read_text(encoding="utf-8"))
 BASE = {
     "status": "done",
@@ -63,7 +65,7 @@ def clips(count=2, **changed):
 
 
 def make(name, *runs):
-    return tables.make_tables(name, pd.DataFrame([r for run in runs for r in run]), PAPER)
+    return tables.make_tables(name, pd.DataFrame([r for run in runs for r in run]))
 
 
 def by_setting(table):
@@ -251,31 +253,31 @@ def stored(runs_dir, run_id, count, recipe, **record):
         path.write_text(json.dumps(made | record))
 
 
-@pytest.mark.parametrize("knob", sorted(set(DEFAULT_WHEN_ABSENT) - {"params"}))
+@pytest.mark.parametrize("knob", sorted(set(ADDED_FIELDS) - {"params"}))
 def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path):
     """Where it is not recorded, it has the value that the first records mean."""
     for order, count in ((1, 1), (2, 1)):
         stored(tmp_path, f"old{order}", count, {"order": order})
     stored(tmp_path, "new3", 1, {"order": 3, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == ["old1", "old2", None]
     assert "left out: 1 finished clips made with other settings" in table.notes
     assert not any(f"{knob}=" in n for n in table.notes)
 
     stored(tmp_path, "new2", 2, {"order": 2, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == [None, "new2", "new3"]
     assert any(n.startswith("held: ") and f"{knob}=" in n for n in table.notes)
 
 
-@pytest.mark.parametrize("knob", sorted(set(DEFAULT_WHEN_ABSENT) - {"params"}))
+@pytest.mark.parametrize("knob", sorted(set(ADDED_FIELDS) - {"params"}))
 def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
     stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
     stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})
     stored(tmp_path, "other", 1, {"method": "native", "t_i": None, "handoff": None})
-    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table1", load_records(tmp_path))
     row = by_setting(table)["native"]
-    assert row["run"] == (None if knob in EVERY else "other")
+    assert row["run"] == (None if knob in (*EVERY, *methods.native.KNOBS) else "other")
 
 
 def test_failed_clips_are_counted_but_never_averaged():
@@ -309,7 +311,7 @@ def test_a_reused_lr_flow_is_said_because_its_seconds_are_of_another_time(tmp_pa
     for name, reused in methods.items():
         lr = {} if reused is None else {"low_flow_reused": reused}
         stored(tmp_path, name, 2, {"method": name}, **lr)
-    (table,) = tables.make_tables("table1", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table1", load_records(tmp_path))
     assert any(n.startswith("2 of 4 clips reused an LR flow") for n in table.notes)
     (table,) = make("table1", clips(low_flow_reused=False), clips(method="cascade"))
     assert not any("reused" in n for n in table.notes)
@@ -321,7 +323,7 @@ def test_clips_that_ended_badly_are_flagged(word, tmp_path):
     stored(tmp_path, "two", 3, {"order": 2}, outcome="ok")
     path = next(tmp_path.glob("two/records/*.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": word}))
-    (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+    (table,) = tables.make_tables("table3", load_records(tmp_path))
     cautions = [n for n in table.notes if n.startswith("CAUTION")]
     assert cautions == [f"CAUTION: of the 3 clips of order 2 1 {word}"]
 
@@ -333,7 +335,7 @@ def test_scores_by_different_metrics_are_flagged(tmp_path):
             stored(
                 tmp_path, f"run{order}", 1, {"order": order}, scorers={name: {"metric": metric}}
             )
-        (table,) = tables.make_tables("table3", load_records(tmp_path), PAPER)
+        (table,) = tables.make_tables("table3", load_records(tmp_path))
         return [n for n in table.notes if n.startswith("CAUTION")]
 
     assert cautions("abc", "abc") == []
@@ -398,10 +400,10 @@ def test_absent_columns_leave_dashes():
             "solver",
         ]
     )
-    (table,) = tables.make_tables("table2", frame, PAPER)
+    (table,) = tables.make_tables("table2", frame)
     row = by_setting(table)["s=0.5 adaptive"]
     assert row["f"] is None and row["clips"] == "2 of 2"
-    assert output.DASH in tables.to_markdown(table)
+    assert sheet.DASH in sheet.to_text([table])
 
 
 # -- what is a real difference ----------------------------------------------------------------
@@ -434,7 +436,7 @@ def test_real_differences_from_the_papers_setting_are_marked():
     assert worse.mean == pytest.approx(-0.0235) and worse.n == 8 and worse.wins == 0
     assert worse.is_real and worse.high < 0
     assert not table.differences["s=0.75 adaptive"]["own world_agreement"].is_real
-    text = output.to_markdown(table)
+    text = sheet.to_text([table])
     assert "| minus s=0.5 adaptive |" in text
     first, second = (
         [line for line in text.splitlines() if line.startswith(f"| {s} adaptive")]
@@ -460,7 +462,7 @@ def test_each_table_is_compared_with_its_row_of_the_papers_setting():
     (table,) = make("table2", clips(sparsity=0.75), clips(sparsity=0.25))
     assert table.reference == "s=0.25 adaptive"  # the first row, where nobody ran the paper's
     (table,) = make("table2", clips())
-    assert not table.differences and "minus" not in output.to_markdown(table)
+    assert not table.differences and "minus" not in sheet.to_text([table])
 
 
 def test_seeds_of_a_prompt_are_one_witness():
@@ -475,7 +477,7 @@ def test_only_shared_clips_are_compared_and_lost_prompts_counted():
     (table,) = make("table2", scored(HARD[:6], sparsity=0.25), scored(EASY))
     found = table.differences["s=0.25 adaptive"]["own world_agreement"]
     assert (found.n, found.dropped) == (6, 2)
-    assert "| 6 (2 dropped) " in output.to_markdown(table)
+    assert "| 6 (2 dropped) " in sheet.to_text([table])
 
 
 def test_mean_is_compared_only_where_all_six_dimensions_are_there():
@@ -486,7 +488,7 @@ def test_mean_is_compared_only_where_all_six_dimensions_are_there():
     found = table.differences["s=0.25 adaptive"]
     assert found["Mean"].mean == pytest.approx(0.1)
     assert [found[c].n for c in ("Mean", "Visual", "Temporal")] == [7, 7, 8]
-    assert ", 7 prompts" in output.to_markdown(table)
+    assert ", 7 prompts" in sheet.to_text([table])
 
 
 def test_augmented_prompts_of_two_entries_stay_two_prompts():
@@ -591,8 +593,9 @@ def test_a_score_on_another_scale_is_one_line(monkeypatch, tmp_path, capsys):
     assert "divide by 100" in capsys.readouterr().err
 
 
-def test_knobs_that_tables_tell_by_another_are_in_the_same_methods():
-    for name in methods.names():
-        knobs = methods.method(name).KNOBS
-        for knob, beside in sys.modules["clips"].BESIDE.items():
-            assert (knob in knobs) == (beside in knobs), f"{name}: {knob}, {beside}"
+def test_knobs_that_tables_infer_from_another_are_read_by_the_same_methods():
+    modules = {name: methods.method(name) for name in PAPER_METHODS}
+    for name, module in modules.items():
+        row = {"method": name} | {k: k in module.KNOBS or None for k in ("t_i", "handoff")}
+        for knob in ("rope", "temperature", "shift_high", "adain", "stages"):
+            assert clips_module.reads(row, knob) == (knob in module.KNOBS), f"{name}: {knob}"

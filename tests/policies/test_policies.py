@@ -1,36 +1,41 @@
 """Windows decided inside the HR flow, or offline: each policy takes what its own measure says."""
 
+import inspect
 import itertools
 import json
 import math
-from dataclasses import asdict, replace
+import pkgutil
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
+from plain import coverage_exact
 
 from s2flow import plan as planning
-from s2flow.attention import bricks
+from s2flow import policies
+from s2flow.attention import Problem, bricks
 from s2flow.cascade import Cascade, LowFlowCache
 from s2flow.errors import UserError
+from s2flow.grid import brick_grid, realised_density, window_mask
 from s2flow.methods import method
-from s2flow.plan import Calibration, Plan, Policy, candidates_of, make_plan, whole_grid
-from s2flow.policies import sta, svg
+from s2flow.plan import Plan, whole_grid
+from s2flow.policies import adaptive, sta, svg
+from s2flow.policies.base import HR, LR, NOTHING, Calibration, Case, Policy, candidates_of
+from s2flow.policies.inward import inward_box
 from s2flow.policies.oracle import Oracle, coverage_of
 from s2flow.policies.svg import Svg
+from s2flow.recipe import CONF
+from s2flow.recipe.identity import Recipe
 from s2flow.run import calibrate
-from s2flow.windows import (
-    DEFAULT_EXPONENTS,
-    brick_grid,
-    coverage_exact,
-    realised_density,
-    window_mask,
-)
+from s2flow.windows import DEFAULT_EXPONENTS
 
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
 GRID = (4, 2, 3)
+CASE = Case(F_KEPT, GRID, (1, 1, 1), TOKENS, BRICK, 2)
 ONE = SimpleNamespace(
     text=None, heads=None, ordered=False, all_heads=lambda x: x
 )  # a router of one process
@@ -55,7 +60,7 @@ def empty_plan(steps=2, layers=1, batch=2, heads=4):
 
 def oracle(guided, rows=96, policy=None):
     policy = policy or Policy("oracle")
-    boxes = candidates_of(policy, F_KEPT, GRID, TOKENS, BRICK)
+    boxes = candidates_of(policy, CASE)
     return Oracle(policy, empty_plan(), boxes, rows, 2, guided)
 
 
@@ -84,7 +89,7 @@ def test_oracle_covers_what_brute_force_does_and_never_less_than_the_lr_plan():
     """Every row sampled: Eq. 8 to the letter for every candidate, head by head."""
     q, k, v = peaked()
     coverage = torch.rand(3, 1, 2, 4, *GRID, generator=torch.Generator().manual_seed(0))
-    guided = make_plan(Policy("adaptive"), F_KEPT, coverage, GRID, TOKENS, BRICK, 2)
+    guided = adaptive.decide(Policy("adaptive"), CASE, coverage)
     found = oracle(guided)
     out = found.replacer(1, "auto", ONE)(0, q, k, v)
     A = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
@@ -153,7 +158,7 @@ def test_text_keys_take_part_and_padding_does_not():
         def decider(batch, kind=kind):
             plan = Plan(whole_grid((3, 1, batch, 4), GRID), TOKENS, BRICK)
             if kind == "oracle":
-                boxes = candidates_of(Policy("oracle"), F_KEPT, GRID, TOKENS, BRICK)
+                boxes = candidates_of(Policy("oracle"), CASE)
                 return Oracle(Policy("oracle"), plan, boxes, 32, 2, plan)
             return Svg(Policy("svg"), plan, [(2, 2, 3), (4, 1, 3)], 32, 2)
 
@@ -280,12 +285,12 @@ def test_the_bricks_of_a_clip_do_not_depend_on_its_batch():
     """From the same q, k, v: choice and outcome."""
     q, k, v = peaked(n_text=3)
     both = bricks.choose_bricks(q, k, 5, TOKENS, BRICK)
-    out = bricks.brick_attention(q, k, v, both, TOKENS, BRICK)
+    out = bricks.brick_attention(q, k, v, both, Problem.of(q, TOKENS, BRICK))
     for i in range(2):
         one = [x[i : i + 1] for x in (q, k, v)]
         chosen = bricks.choose_bricks(*one[:2], 5, TOKENS, BRICK)
         assert torch.equal(chosen[0], both[i])
-        alone = bricks.brick_attention(*one, chosen, TOKENS, BRICK)
+        alone = bricks.brick_attention(*one, chosen, Problem.of(one[0], TOKENS, BRICK))
         assert float((alone[0] - out[i]).abs().max()) < 1e-6
 
 
@@ -318,11 +323,11 @@ def test_full_windows_and_guards_leave_the_model_alone(run, name, monkeypatch):
 
 def test_inward_windows_are_the_lr_grid_around_every_query(run):
     """Brick of one token: as many keys as the model saw in training, the query's own among them."""
-    assert planning.inward_box((8, 4, 6), (8, 8, 12), (1, 1, 1)) == (8, 4, 6)
+    assert inward_box((8, 4, 6), (8, 8, 12), (1, 1, 1)) == (8, 4, 6)
     M = window_mask((2, 8, 12), (1, 1, 1), (2, 4, 6))
     assert (M.sum(1) == 2 * 4 * 6).all() and M.diagonal().all()
-    assert planning.inward_box((8, 4, 6), (8, 7, 11), (1, 2, 4)) == (8, 2, 2)  # whole bricks
-    assert planning.inward_box((8, 9, 9), (8, 10, 10), (1, 16, 16)) == (8, 1, 1)
+    assert inward_box((8, 4, 6), (8, 7, 11), (1, 2, 4)) == (8, 2, 2)  # whole bricks
+    assert inward_box((8, 9, 9), (8, 10, 10), (1, 16, 16)) == (8, 1, 1)
 
 
 # -- sta --------------------------------------------------------------------------------------
@@ -383,7 +388,7 @@ def test_a_file_of_another_model_grid_or_f_is_refused(recipe, made, tmp_path, ch
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"boxes": [["9x9"]]}', "\0"])
 def test_what_is_no_calibration_is_refused(recipe, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match="s2flow.run.calibrate"):
+    with pytest.raises(UserError, match="s2flow.calibrate"):
         recipe("windows=sta", f"windows.file={tmp_path / 'a.json'}")
 
 
@@ -405,7 +410,7 @@ def test_calibration_takes_what_the_average_says(recipe):
     """Two clips and two steps, every row: the mean of Eq. 8, head by head, and its argmax."""
     watched = calibrate.MeanCoverage(TOKENS, BRICK, 96)
     exact, steps = [], ((2, 0), (1, 7))
-    boxes = candidates_of(Policy("oracle"), F_KEPT, GRID, TOKENS, BRICK)
+    boxes = candidates_of(Policy("oracle"), CASE)
     for n, seed in steps:
         q, k, v = peaked(seed=seed)
         q = q if n == 2 else q.roll(1, 1)  # heads change from step to step
@@ -432,7 +437,6 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
 
     from s2flow.backbones.base import Origin
     from s2flow.process import loading
-    from s2flow.recipe import CONF
     from s2flow.recipe.resolve import resolve
     from s2flow.store.tasks import clip_tasks
 
@@ -446,7 +450,9 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
     weights = loading.weights_hash("tiny", Origin.of(cfg.backbone))
     r = resolve(cfg, weights, method("s2flow").KNOBS)
     assert r.windows.calibration == found and len(found.boxes) == 6 and len(found.prompts) == 2
-    boxes = candidates_of(Policy("adaptive"), 0.5, (8, 4, 6), (8, 8, 12), (1, 2, 2))
+    boxes = candidates_of(
+        Policy("adaptive"), Case(0.5, (8, 4, 6), (1, 1, 1), (8, 8, 12), (1, 2, 2))
+    )
     assert {b for heads in found.boxes for b in heads} <= set(boxes)
     stored = json.loads((tmp_path / "a.json").read_text())
     assert {"commit", "prompts", "coverage", "weights"} <= set(stored)
@@ -457,6 +463,23 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
         refused[word] = value
         with pytest.raises(UserError, match=f"leave {word} out"):
             calibrate.calibrate(refused)
+
+
+# -- what each file states ----------------------------------------------------------------------
+
+
+def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
+    files = {m.name for m in pkgutil.iter_modules(policies.__path__)} - {"base", "online"}
+    assert files == set(policies.NAMES)
+    for name in policies.NAMES:
+        module = Policy(name).module
+        assert module.READS in (LR, HR, NOTHING) and isinstance(module.BY_VOLUME, bool)
+        assert set(module.OPTIONS) <= {"exponents", "target", "cap"}
+        assert {f.name for f in fields(Recipe)} >= module.IGNORES
+        for function, takes in (("label", 1), ("check", 2), ("decide", 3)):
+            assert len(inspect.signature(getattr(module, function)).parameters) == takes
+    for path in (CONF / "windows").glob("*.yaml"):
+        assert OmegaConf.load(path).policy in policies.NAMES
 
 
 # -- bad input --------------------------------------------------------------------------------

@@ -18,6 +18,13 @@ NASTY = (
     "a,b=[1,2]",
     "null",
 )
+LINES = ("first\r\nsecond",)  # in one prompt
+
+
+needs_vbench = pytest.mark.skipif(
+    importlib.util.find_spec("vbench") is None,
+    reason=f"vbench is not installed ({prompts.INSTALL_VBENCH})",
+)
 
 
 def load(source, **given):
@@ -89,6 +96,8 @@ def as_csv(texts):
         ("p.txt", "\n".join(NASTY)),
         ("p.TXT", "\r\n".join(NASTY) + "\r\n\r\n"),
         ("p.csv", as_csv(NASTY)),
+        ("p.csv", as_csv(LINES)),
+        ("p.json", json.dumps(LINES)),
         ("p.json", json.dumps(NASTY)),
         ("p.json", json.dumps([{"prompt": t, "id": 1} for t in NASTY], ensure_ascii=False)),
         ("p.jsonl", "".join(json.dumps({"prompt": t}) + "\n" for t in NASTY)),
@@ -97,14 +106,8 @@ def as_csv(texts):
 )
 def test_text_is_literal_in_every_format(tmp_path, name, text, encoding):
     got = load("file", file=write(tmp_path / name, text, encoding))
-    assert tuple(p.text for p in got) == NASTY
-    assert [p.index for p in got] == [0, 1, 2]
-
-
-def test_a_newline_inside_a_prompt_survives_csv_and_json(tmp_path):
-    text = "first\r\nsecond"
-    for name, content in (("p.csv", as_csv([text])), ("p.json", json.dumps([text]))):
-        assert load("file", file=write(tmp_path / name, content))[0].text == text
+    assert tuple(p.text for p in got) in (NASTY, LINES)
+    assert [p.index for p in got] == list(range(len(got)))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_newline_inside_a_prompt_survives_csv_and_json(tmp_path):
         ("p.json", '["a",\n "b"', "line 2, column 5 is not JSON"),
         ("p.json", '["a", ""]', "entry 1: the prompt is empty"),
         ("p.json", '["a", 7]', "entry 1: 7 is no text"),
-        ("p.json", '["a", "\\ud83e"]', "half a character"),
+        ("p.json", '["a", "\\ud83e"]', "a lone surrogate"),
         ("p.json", '[{"text": "a"}]', 'an object without "prompt"'),
         ("p.json", '[{"prompt_en": "a", "dimension": []}]', "prompts=vbench prompts.file="),
         ("p.jsonl", '"a"\n{"prompt": \n', "line 2"),
@@ -139,28 +142,28 @@ def test_bad_files_are_refused_with_the_place(tmp_path, name, text, says):
 def test_unreadable_files_are_refused(tmp_path):
     assert "does not exist" in refused("file", file=str(tmp_path / "none.txt"))
     assert "prompts.file=prompts.txt" in refused("file")
+    assert "prompts=file prompts.file=x.txt" in refused("demo", file="x.txt")  # not ignored
+    mine = write(tmp_path / "mine.json", '[{"prompt": "a"}]')
+    assert f"prompts=file prompts.file={mine}" in refused("vbench", file=mine)
+    assert "did you mean vbench?" in refused("vbemch")
     assert "UTF-8" in refused("file", file=write(tmp_path / "p.txt", "café", "latin-1"))
     (tmp_path / "d.txt").mkdir()
     assert "cannot be read" in refused("file", file=str(tmp_path / "d.txt"))
 
 
-def test_a_file_beside_another_source_is_not_silently_ignored():
-    assert "prompts=file prompts.file=x.txt" in refused("demo", file="x.txt")
-
-
 # -- VBench -----------------------------------------------------------------------------------
 
 
-def test_entries_with_one_text_stay_apart_by_index(vbench):
+def test_entries_with_one_text_stay_apart_by_index_and_another_list_is_reported(vbench, capsys):
     got = load("vbench", file=vbench)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.count("\n") == 1
+    assert vbench in warning and prompts.VBENCH["sha256"][:12] in warning
+    of_dimension = load("vbench", file=vbench, subset="temporal_flickering")
+    assert [p.index for p in of_dimension] == [3, 30]
     assert [p.index for p in got] == list(range(40))
     assert got[5].text == got[30].text and got[5] != got[30]
     assert got[17].dimensions == ("overall_consistency", "imaging_quality")
-
-
-def test_a_dimension_is_a_subset(vbench):
-    got = load("vbench", file=vbench, subset="temporal_flickering")
-    assert [p.index for p in got] == [3, 30]
 
 
 def test_the_half_is_seeded_sorted_and_keeps_indices(vbench):
@@ -173,7 +176,10 @@ def test_the_half_is_seeded_sorted_and_keeps_indices(vbench):
     assert half != load("vbench", file=vbench, subset="half", seed=1)
 
 
-def test_smoke_is_eight_entries_spread_over_the_list(vbench):
+def test_count_takes_the_first_and_smoke_eight_spread_over_the_list(vbench):
+    assert load("demo", count=2) == load("demo")[:2] and load("demo", count=99) == load("demo")
+    for source in ("demo", "world"):
+        assert "prompts.count=0" in refused(source, count=0)
     assert [p.index for p in load("vbench", file=vbench, subset="smoke")] == list(range(2, 40, 5))
     assert load("demo", subset="smoke") == load("demo")
 
@@ -190,11 +196,6 @@ def test_a_missing_vbench_names_the_one_command(monkeypatch):
     assert "python -m pip install --no-deps vbench==0.1.5" in refused("vbench")
 
 
-def test_a_list_of_another_kind_is_not_taken_for_vbench(tmp_path):
-    path = write(tmp_path / "mine.json", '[{"prompt": "a"}]')
-    assert f"prompts=file prompts.file={path}" in refused("vbench", file=path)
-
-
 def test_the_installed_package_is_read_without_importing_it(tmp_path, monkeypatch):
     package = tmp_path / "vbench"
     package.mkdir()
@@ -204,10 +205,7 @@ def test_the_installed_package_is_read_without_importing_it(tmp_path, monkeypatc
     assert load("vbench") == [prompts.Prompt(0, "a", ("color",))]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("vbench") is None,
-    reason=f"vbench is not installed ({prompts.INSTALL_VBENCH})",
-)
+@needs_vbench
 def test_the_real_list_has_946_entries_and_a_half_of_473():
     everything = load("vbench")
     assert len(everything) == 946 and len({p.text for p in everything}) == 944
@@ -229,14 +227,11 @@ def test_the_published_half_is_what_its_seed_draws_of_any_946_entries():
     lines = "".join(f"{i}\n" for i in PUBLISHED["indices"])
     assert hashlib.sha256(lines.encode()).hexdigest() == PUBLISHED["sha256"]
     assert PUBLISHED["source"] == prompts.VBENCH and set(PUBLISHED) == {
-        *("source", "subset", "seed", "count", "sha256", "indices"),
+        *("source", "subset", "seed", "count", "sha256", "indices")
     }
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("vbench") is None,
-    reason=f"vbench is not installed ({prompts.INSTALL_VBENCH})",
-)
+@needs_vbench
 def test_the_command_writes_the_published_half_of_the_installed_list(tmp_path, capsys):
     assert main(["vbench", "half", "--out", str(tmp_path / "half.json")]) == 0
     assert json.loads((tmp_path / "half.json").read_text()) == PUBLISHED
@@ -272,13 +267,6 @@ def test_the_command_refuses_in_one_line(words, says, capsys):
     assert says in err and err.startswith("error: ") and err.count("\n") == 1 and not out
 
 
-def test_another_list_than_the_known_one_is_said(vbench, capsys):
-    load("vbench", file=vbench)
-    warning = capsys.readouterr().err
-    assert warning.startswith("warning: ") and warning.count("\n") == 1
-    assert vbench in warning and prompts.VBENCH["sha256"][:12] in warning
-
-
 # -- augmented prompts ------------------------------------------------------------------------
 
 
@@ -312,7 +300,7 @@ def test_dimensions_and_entries_of_one_text_keep_their_own_long_prompts(vbench, 
 def test_an_augmented_list_of_another_length_is_refused(count, tmp_path):
     file = write(tmp_path / "long.txt", "x\n" * count)
     message = refused("demo", augmented=file, subset="smoke", count=count)
-    assert f"prompts.augmented={file} holds {count} prompts, the uncut source 6" in message
+    assert f"prompts.augmented={file} holds {count} prompts, the full source 6" in message
     assert "prompts.augmented=none.txt does not exist" in refused("demo", augmented="none.txt")
     bad = write(tmp_path / "bad.txt", "a\n\nb")
     assert "bad.txt, line 2: the prompt is empty" in refused("demo", augmented=bad)
@@ -333,14 +321,3 @@ def test_shards_are_disjoint_complete_and_cut_last(vbench, n):
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1/0", "1", "a/b", "-1/4", "1.5/4", "", "1/2/3"])
 def test_shards_that_are_none_are_refused(shard):
     assert f"shard={shard}" in refused("demo", shard=shard)
-
-
-def test_count_takes_the_first_and_zero_is_refused():
-    assert load("demo", count=2) == load("demo")[:2]
-    assert load("demo", count=99) == load("demo")
-    for source in ("demo", "world"):
-        assert "prompts.count=0" in refused(source, count=0)
-
-
-def test_an_unknown_source_names_the_nearest():
-    assert "did you mean vbench?" in refused("vbemch")

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from s2flow.methods import diffusehigh, hiflow
-from s2flow.plan import Policy
+from s2flow.policies.base import Policy
 from s2flow.recipe.identity import Recipe
 
 FIXED = Recipe(

@@ -44,9 +44,8 @@ def drawn(theta, prompts, each, rng, spread=0.0):
 def table(a, b, points, clusters):
     """The same as `read_votes` gives it, as far as rates and ranking look."""
     sides = {"left_run": [NAMES[i] for i in a], "right_run": [NAMES[i] for i in b]}
-    return pd.DataFrame(
-        sides | {"points": points, "prompt": clusters.astype(str), "original": None}
-    )
+    own = {"points": points, "prompt": clusters.astype(str), "original": None}
+    return pd.DataFrame(sides | own)
 
 
 def test_votes_are_read_with_every_name_and_a_session_saved_twice_counts_once(tmp_path):
@@ -67,9 +66,8 @@ def test_votes_are_read_with_every_name_and_a_session_saved_twice_counts_once(tm
 def test_the_win_rate_is_a_mean_over_prompts_whichever_side_it_was_on(tmp_path):
     votes = [("p", "a", "b", "left"), ("p", "b", "a", "right"), ("p", "a", "b", "tie")]
     votes += [("q", "b", "a", "left")]
-    (row,) = preferences.win_rates(
-        preferences.read_votes(saved(tmp_path / "v", votes)), "run"
-    ).to_dict("records")
+    read = preferences.read_votes(saved(tmp_path / "v", votes))
+    (row,) = preferences.win_rates(read, "run").to_dict("records")
     assert row["rate"] == pytest.approx((2.5 / 3 + 0) / 2)
     assert (row["votes"], row["prompts"]) == (4, 2)
     assert (row["wins"], row["ties"], row["losses"]) == (2, 1, 1)
@@ -86,10 +84,15 @@ def test_votes_on_one_prompt_are_no_independent_witnesses():
 
 
 def test_unanimous_prompts_have_the_exact_interval_of_clopper_and_pearson():
-    assert preferences._interval(np.ones(8), 0.95, 0) == (pytest.approx(0.025 ** (1 / 8)), 1.0)
-    low, high = preferences._interval(np.full(8, 0.5), 0.95, 0)
+    def ends(n, points):
+        frame = table(*(np.full(n, x) for x in (0, 1, points)), np.arange(n))
+        row = preferences.win_rates(frame, "run").iloc[0]
+        return row["low"], row["high"]
+
+    assert ends(8, 1.0) == (pytest.approx(0.025 ** (1 / 8)), 1.0)
+    low, high = ends(8, 0.5)
     assert low + high == pytest.approx(1) and high == pytest.approx(1 - 0.025 ** (1 / 8) / 2)
-    assert all(map(math.isnan, preferences._interval(np.ones(1), 0.95, 0)))
+    assert all(map(math.isnan, ends(1, 1.0)))
 
 
 def test_two_methods_have_the_closed_form_with_ties_as_halves():
@@ -150,9 +153,8 @@ def test_no_ranking_where_the_best_fit_is_infinitely_far(tmp_path, capsys):
 def test_the_command_prints_rates_ranking_and_the_table_of_votes(tmp_path, capsys):
     rng = np.random.default_rng(4)
     pairs = [("a", "b"), ("b", "c"), ("c", "a")]
-    votes = [
-        (str(i), x, y, rng.choice(["left", "right", "tie"])) for i in range(20) for x, y in pairs
-    ]
+    choices = iter(rng.choice(["left", "right", "tie"], 60))
+    votes = [(str(i), x, y, next(choices)) for i in range(20) for x, y in pairs]
     path = saved(tmp_path / "v.json", votes)
     preferences.main([str(path), "--csv", str(tmp_path / "v.csv")])
     out = capsys.readouterr().out

@@ -289,9 +289,7 @@ def test_the_sides_are_random(opened):
 
 
 def test_five_hundred_clips_have_videos_only_where_one_looks(opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "os.fsync", lambda file: None
-    )  # a thousand of them take longer than the rest
+    monkeypatch.setattr("os.fsync", lambda file: None)  # a thousand of them take long
     runs = {f"{i:010d}": ("s2flow", i + 1) for i in range(4)}
     make_runs(tmp_path / "runs", [f"prompt {i}" for i in range(128)], runs=runs)
     report.write_report(tmp_path / "runs")

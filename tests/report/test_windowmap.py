@@ -14,6 +14,9 @@ SMALL = ("steps=4", "t_i=3", "frames=2")
 PROMPTS = ["a large red ball moves left on grass", "a small blue star"]
 
 
+STEPS = [("hr", n) for n in (3, 2, 1)]
+
+
 def rgb(colour):
     return ImageColor.getrgb(colour)
 
@@ -31,12 +34,9 @@ def test_what_is_kept_is_what_ran(windows, micro, recipe, tmp_path):
         assert found["boxes"].shape[:2] == (3, router.layers) and found["boxes"].dtype == np.uint8
         words = ["x".join(map(str, box)) for box in found["boxes"].reshape(-1, 3)]
         counted = {w: words.count(w) for w in set(words)}
-        assert (
-            counted == made.reports[i]["window_histogram"]
-        )  # which test_policies holds to account
-        share = (
-            found["boxes"].prod(-1, dtype=int) / found["grid"].prod(-1, dtype=int)[:, None, None]
-        )
+        assert counted == made.reports[i]["window_histogram"]  # tested by test_policies
+        boxes, grids = (found[k].prod(-1, dtype=int) for k in ("boxes", "grid"))
+        share = boxes / grids[:, None, None]
         assert (share <= 1).all() and (windows != "full" or (share == 1).all())
 
 
@@ -63,9 +63,7 @@ def test_seconds_of_every_step_are_kept_per_clip_and_add_up(micro, recipe):
     for stage in ("lr", "hr"):
         total = clock.seconds[stage] / 2  # clips
         assert 0.5 * total < sum(clock.steps[stage].values()) <= total + 1e-4
-    assert [(s.stage, s.n) for s in seen] == [("lr", n) for n in (4, 3, 2, 1)] + [
-        ("hr", n) for n in (3, 2, 1)
-    ]
+    assert [(s.stage, s.n) for s in seen] == [*(("lr", n) for n in (4, 3, 2, 1)), *STEPS]
     assert [s.density for s in seen] == [[]] * 4 + [[1.0, 1.0]] * 3
 
 

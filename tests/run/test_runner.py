@@ -201,10 +201,10 @@ def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
 
 def test_augmented_prompts_are_given_to_the_model_and_the_entry_to_scorers(tmp_path, monkeypatch):
     seen = []
-    flickering = TemporalFlickering.__call__
+    flickering = TemporalFlickering.score
     monkeypatch.setattr(
         TemporalFlickering,
-        "__call__",
+        "score",
         lambda s, clip: seen.append(clip.prompt) or flickering(s, clip),
     )
     (tmp_path / "short.txt").write_text("a red ball\na blue star\na blue star\n")
@@ -446,7 +446,7 @@ def test_a_scorer_whose_definition_changed_scores_recorded_clips_again(tmp_path,
 
     first = job()
     monkeypatch.setattr(
-        WorldAgreement, "__call__", lambda self, clip: dict.fromkeys(self.names, -1.0)
+        WorldAgreement, "score", lambda self, clip: dict.fromkeys(self.names, -1.0)
     )
     assert job() == first  # the same definition: what is recorded stands
     monkeypatch.setattr(WorldAgreement, "version", first[0] + 1)

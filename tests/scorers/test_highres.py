@@ -184,7 +184,7 @@ def saved(folder: Path, y: torch.Tensor, name: str) -> Path:
 def test_every_name_of_a_clip_with_everything(tmp_path):
     path, low = saved(tmp_path, tiled(0.2), "a.mp4"), saved(tmp_path, smooth(3, 32, 48), "l.mp4")
     record = {"recipe": {"vae_tile": [40, 32], "brick_high": [1, 2, 4]}, "token_pixels": 8}
-    scores = HighRes()(Clip(path, "", 0, tmp_path, low, record))
+    scores = HighRes().score(Clip(path, "", 0, tmp_path, low, record))
     assert tuple(scores) == HighRes.names
     assert all(isinstance(x, float) and math.isfinite(x) for x in scores.values())
     assert scores["window_seams"] > 1 and scores["tile_seams"] > 0.5
@@ -192,16 +192,16 @@ def test_every_name_of_a_clip_with_everything(tmp_path):
 
 
 def test_what_does_not_apply_is_none():
-    scores = HighRes()(Clip.of(blobs((32, 30))[:1, ..., None].expand(-1, -1, -1, 3), ""))
+    scores = HighRes().score(Clip.of(blobs((32, 30))[:1, ..., None].expand(-1, -1, -1, 3), ""))
     unknown = {"high_frequency_gain", "tile_seams", "window_seams", "high_frequency_flicker"}
     assert {k for k, v in scores.items() if v is None} == unknown | {"frozen_frames"}
-    black = HighRes()(Clip.of(torch.zeros(3, 64, 96, 3), ""))
+    black = HighRes().score(Clip.of(torch.zeros(3, 64, 96, 3), ""))
     assert black["black_frames"] == black["frozen_frames"] == 1
     old = {"recipe": {"brick_high": [1, 2, 2]}}  # a record that does not tell the token's side
     clip = Clip(Path(), "", 0, Path(), None, old)
     vars(clip)["frames"] = (tiled(0.2)[..., None].expand(-1, -1, -1, 3) * 255).byte()
-    assert HighRes()(clip)["window_seams"] is None
-    assert HighRes(token_pixels=8)(clip)["window_seams"] is not None
+    assert HighRes().score(clip)["window_seams"] is None
+    assert HighRes(token_pixels=8).score(clip)["window_seams"] is not None
 
 
 @pytest.mark.parametrize("value", [0, -8, "8px", 7.5])

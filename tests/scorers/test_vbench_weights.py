@@ -1,4 +1,4 @@
-"""Weights of VBench: found, hashed, fetched only when asked, opened as code only when vouched for."""
+"""Weights of VBench: located, hashed, fetched only when asked, opened as code only when trusted."""
 
 import argparse
 import hashlib
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from finished import encoded
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
+from s2flow.scorers.musiq import Musiq
 from s2flow.scorers.vbench import VBench, __main__, compat, twin, weights
 
 FIVE = [w for w in weights.TABLE if w.key != "bpe"]
@@ -26,20 +28,22 @@ needs_vbench = pytest.mark.skipif(
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(VBench, "find_package", lambda self: None)
+    monkeypatch.setattr(VBench, "check_package", lambda self: None)
 
 
-@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99"])
-def test_a_device_that_is_not_here_costs_a_line(device):
-    for scorer, key in (
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "cuda:-1"])
+@pytest.mark.parametrize(
+    ("scorer", "key"),
+    [
         (VBench, "vbench"),
-        (partial(twin.VBenchSubprocess, "python"), "vbench_subprocess"),
-    ):
-        with pytest.raises(
-            UserError, match=rf"^scorer\.{key}\.device={device}\b.* type "
-        ) as raised:
-            scorer(device=device)
-        assert "\n" not in str(raised.value)
+        (partial(twin.VBenchSubprocess, "x"), "vbench_subprocess"),
+        (Musiq, "musiq"),
+    ],
+)
+def test_an_unavailable_device_is_refused_in_one_line(scorer, key, device):
+    with pytest.raises(UserError, match=rf"^scorer\.{key}\.device={device}\b.* type ") as raised:
+        scorer(device=device)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_skip_marks_the_dimensions_and_scores_the_rest(installed, offline, tmp_p
     digest = put(tmp_path, "amt_s", b"weights")
     made = VBench(cache_dir=tmp_path, on_missing="skip", device="cpu")
     made.prepare()
-    missing = {name.split(".")[1]: part.missing for name, part in made.parts().items()}
+    missing = {name.split(".")[1]: part.needs for name, part in made.parts().items()}
     assert missing.pop("temporal_flickering") == missing.pop("motion_smoothness") == []
     assert sorted(sum(missing.values(), [])) == sorted(w.file for w in FIVE if w.key != "amt_s")
     assert made.parts()["vbench.motion_smoothness"].weights == {"amt_model/amt-s.pth": digest}
@@ -124,10 +128,10 @@ def test_a_file_with_another_hash_is_refused_whatever_on_missing_says(installed,
 def test_a_file_that_changes_is_hashed_again(tmp_path):
     first = put(tmp_path, "amt_s", b"weights")
     (found,) = weights.look(["motion_smoothness"], tmp_path)
-    assert (found.state, found.sha256, found.vouched) == ("there", first, False)
+    assert (found.state, found.sha256, found.trusted) == ("present", first, False)
     second = put(tmp_path, "amt_s", b"other weights")
     (found,) = weights.look(["motion_smoothness"], tmp_path, {"amt_s": second})
-    assert (found.sha256, found.vouched) == (second, True)
+    assert (found.sha256, found.trusted) == (second, True)
 
 
 # -- fetching -----------------------------------------------------------------------------------
@@ -140,29 +144,24 @@ def served(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     for key, path in paths.items():
         path.write_bytes(key.encode() * 1000)
-    table = tuple(
-        replace(
-            w, url=paths[w.key].as_uri(), sha256=hashlib.sha256(w.key.encode() * 1000).hexdigest()
-        )
-        for w in weights.TABLE
-    )
-    monkeypatch.setattr(weights, "TABLE", table)
+    digest = {key: weights.sha256_of(path) for key, path in paths.items()}
+    table = [replace(w, url=paths[w.key].as_uri(), sha256=digest[w.key]) for w in weights.TABLE]
+    monkeypatch.setattr(weights, "TABLE", tuple(table))
     return paths
 
 
 def test_what_is_missing_is_fetched_when_allowed(installed, served, tmp_path):
     made = VBench(cache_dir=tmp_path / "cache", allow_download=True, device="cpu")
     made.prepare()
-    states = {f.weight.key: f.state for f in made.found()}
+    states = {f.weight.key: f.state for f in made.files()}
     assert states.pop("bpe") == "bundled"
-    assert set(states.values()) == {"there"}
+    assert set(states.values()) == {"present"}
 
 
 def test_a_wrong_file_that_arrives_is_not_kept(installed, served, tmp_path):
     served["amt_s"].write_bytes(b"an error page")
-    made = VBench(
-        ["motion_smoothness"], cache_dir=tmp_path / "c", allow_download=True, device="cpu"
-    )
+    how = {"cache_dir": tmp_path / "c", "allow_download": True, "device": "cpu"}
+    made = VBench(["motion_smoothness"], **how)
     with pytest.raises(UserError, match="instead of"):
         made.prepare()
     served["amt_s"].unlink()
@@ -187,15 +186,17 @@ class Harmful:
 def scored(cache, clip, **how):
     made = VBench(["motion_smoothness"], cache_dir=cache, device="cpu", **how)
     made.prepare()
-    return made.parts()["vbench.motion_smoothness"](clip)
+    return made.parts()["vbench.motion_smoothness"].score(clip)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encoded(3, 128, 128))
+    return Clip(tmp_path / "clip.mp4", "a cat", 0, tmp_path)
 
 
 @needs_vbench
-def test_code_in_a_checkpoint_does_not_run(tmp_path):
-    from finished import encoded
-
-    (tmp_path / "clip.mp4").write_bytes(encoded(3, 128, 128))
-    clip = Clip(tmp_path / "clip.mp4", "a cat", 0, tmp_path)
+def test_code_in_a_checkpoint_does_not_run(tmp_path, clip):
     mark = tmp_path / "harm"
     put(tmp_path, "amt_s", pickle.dumps(Harmful(mark)))
     with pytest.raises(UserError, match="sha256.amt_s"):
@@ -204,12 +205,9 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
 
 
 @needs_vbench
-def test_more_than_tensors_are_read_only_from_files_vouched_for(tmp_path):
-    import tiny_vbench
-    from finished import encoded
+def test_more_than_tensors_are_read_only_from_trusted_files(tmp_path, clip):
+    import tiny_vbench  # needs VBench
 
-    (tmp_path / "clip.mp4").write_bytes(encoded(3, 128, 128))
-    clip = Clip(tmp_path / "clip.mp4", "a cat", 0, tmp_path)
     tiny_vbench.make_cache(tmp_path)
     path = tmp_path / "amt_model/amt-s.pth"
     torch.save(torch.load(path) | {"options": argparse.Namespace()}, path)
@@ -219,7 +217,7 @@ def test_more_than_tensors_are_read_only_from_files_vouched_for(tmp_path):
     assert 0 < scored(tmp_path, clip, sha256=own)["motion_smoothness"] < 1
 
 
-def test_archives_of_code_are_opened_only_when_vouched_for(tmp_path):
+def test_archives_of_code_are_opened_only_when_trusted(tmp_path):
     path = tmp_path / "archive.pt"
     torch.jit.script(torch.nn.Linear(1, 1)).save(path)
     with compat.guarded([]), pytest.raises(RuntimeError):
@@ -233,28 +231,17 @@ def test_archives_of_code_are_opened_only_when_vouched_for(tmp_path):
 # -- the command --------------------------------------------------------------------------------
 
 
-def test_check_says_where_everything_belongs(offline, tmp_path, capsys):
+def test_check_prints_paths_sources_and_wrong_hashes(offline, tmp_path, capsys):
     assert __main__.check([], str(tmp_path)) == 1
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     for weight in FIVE:
-        for text in (str(tmp_path / weight.file), weight.url, weight.licence, weight.size):
-            assert text in said
-    assert "6 of 7 files are missing" in said
-
-
-def test_check_names_a_wrong_hash(tmp_path, capsys):
+        texts = (str(tmp_path / weight.file), weight.url, weight.licence, weight.size)
+        assert all(text in out for text in texts)
+    assert "6 of 7 files are missing" in out
     digest = put(tmp_path, "musiq_spaq", b"other")
     assert __main__.check(["imaging_quality"], str(tmp_path)) == 1
-    said = capsys.readouterr().out
-    assert "wrong hash" in said
-    assert digest in said
-    assert "expected 358bb6af" in said
-
-
-def test_check_without_the_package_says_what_to_type(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(__main__.worker, "versions", lambda: {"torch": "2.13.0"})
-    assert __main__.check(["temporal_flickering"], str(tmp_path)) == 1
-    assert "requirements/vbench.txt" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "wrong hash" in out and digest in out and "expected 358bb6af" in out
 
 
 @needs_vbench
@@ -269,10 +256,13 @@ def test_the_command_refuses_other_dimensions_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: dimension color")
 
 
-def test_without_the_package_scoring_is_refused_before_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2flow.scorers.vbench.worker.versions", lambda: {})
-    with pytest.raises(UserError, match="not installed; type .*requirements/vbench.txt"):
+@pytest.mark.parametrize(
+    ("versions", "error"),
+    [({}, "not installed; type .*requirements/vbench.txt"), ({"vbench": "0.1.4"}, "0.1.4")],
+)
+def test_without_the_package_scoring_is_refused(versions, error, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("s2flow.scorers.vbench.worker.versions", lambda: versions)
+    with pytest.raises(UserError, match=error):
         VBench(cache_dir=tmp_path, device="cpu").prepare()
-    monkeypatch.setattr("s2flow.scorers.vbench.worker.versions", lambda: {"vbench": "0.1.4"})
-    with pytest.raises(UserError, match="0.1.4"):
-        VBench(cache_dir=tmp_path, device="cpu").prepare()
+    assert __main__.check(["temporal_flickering"], str(tmp_path)) == 1
+    assert "requirements/vbench.txt" in capsys.readouterr().out

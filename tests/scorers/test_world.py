@@ -44,7 +44,7 @@ def shown(text: str, count: int = 1, scale: int = 1, seed: int = 0) -> torch.Ten
 
 
 def score(scorer: WorldAgreement, video: torch.Tensor, prompt: str) -> dict[str, float | None]:
-    return scorer(Clip.of(video, prompt, 0, Path("runs")))
+    return scorer.score(Clip.of(video, prompt, 0, Path("runs")))
 
 
 @pytest.mark.parametrize("scale", [1, 2])

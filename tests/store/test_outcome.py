@@ -53,18 +53,12 @@ def test_frozen_is_told_from_slow():
     assert outcome(moving()[:1], LATENT)["outcome"] == "ok"
 
 
-@pytest.mark.parametrize(
-    ("video", "black", "frozen"),
-    [
-        (moving()[:1].expand(6, -1, -1, -1), 0, 1),
-        (torch.zeros(6, 32, 48, 3), 1, 1),
-        (moving(), 0, 0),
-    ],
-)
-def test_the_mp4_tells_the_same(video, black, frozen, tmp_path):
-    write_video(tmp_path / "a.mp4", video, 8)
+@pytest.mark.parametrize("kind", ["frozen", "black", "ok"])
+def test_the_mp4_tells_the_same(kind, tmp_path):
+    still = moving()[:1].expand(6, -1, -1, -1)
+    write_video(tmp_path / "a.mp4", {"frozen": still, "black": still * 0, "ok": moving()}[kind], 8)
     frames = read_frames(tmp_path / "a.mp4")
-    assert black_frames(frames) == black and frozen_frames(frames) == frozen
+    assert black_frames(frames) == (kind == "black") and frozen_frames(frames) == (kind != "ok")
 
 
 def test_lost_values_are_written_black(tmp_path):

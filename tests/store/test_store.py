@@ -6,19 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
+from dataclasses import fields
+from functools import partial
 
 import pytest
+from finished import at_once
 
 from s2flow.errors import UserError
-from s2flow.store import (
-    Store,
-    clip_key,
-    load_records,
-    sha256_of,
-    write_json,
-    written_whole,
-)
+from s2flow.recipe.identity import Recipe
+from s2flow.store import Store, clip_key, load_records, write_json, written_whole
+from s2flow.store.recipes import KNOBS
 
 PROMPT, SEED = "a cat", 3
 KEY = clip_key(PROMPT, SEED)
@@ -28,20 +25,17 @@ RECIPE = {
     "sparsity": 0.5,
     "density": "volume",
     "order": 2,
+}
+RECIPE |= {
     "solver": "lri",
     "t_i": 2,
     "steps": 3,
     "handoff": "x0",
     "noise": "fresh",
     "guidance": 4.0,
-    "shift": 1.5,
-    "weights": "abc",
-    "low": [32, 48],
-    "stencil": "grid",
-    "lr_time": "sigma",
-    "upsample": "bilinear",
-    "negative_prompt": "",
 }
+RECIPE |= {"shift": 1.5, "weights": "abc", "low": [32, 48], "stencil": "grid", "lr_time": "sigma"}
+RECIPE |= {"upsample": "bilinear", "negative_prompt": ""}
 
 
 def record_of(store, key=KEY, **other):
@@ -54,19 +48,11 @@ def record_of(store, key=KEY, **other):
         "recipe": RECIPE,
         "prompt": PROMPT,
         "seed": SEED,
-        "video": f"clips/{key}.mp4",
-        "bytes": 600,
-        "height": 64,
-        "width": 96,
-        "frames": 2,
-        "windows": "adaptive",
-        "density": {"2": 0.5, "1": 0.25},
-        "seconds": {"lr": 1.0, "hr": 2.0, "decode": 0.5},
-        "scores": {"detail": 0.7, "world_agreement": None},
-        "device": "cpu",
-        "commit": "abc",
-        **other,
     }
+    record |= {"video": f"clips/{key}.mp4", "bytes": 600, "height": 64, "width": 96, "frames": 2}
+    record |= {"windows": "adaptive", "density": {"2": 0.5, "1": 0.25}, "device": "cpu"}
+    record |= {"seconds": {"lr": 1.0, "hr": 2.0, "decode": 0.5}, "commit": "abc"}
+    record |= {"scores": {"detail": 0.7, "world_agreement": None}, **other}
     store.commit(key, record)
     return record
 
@@ -93,39 +79,25 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         with pytest.raises(error), written_whole(path) as temporary:
             temporary.write_text("second, half")
             raise error
+    with pytest.raises(FileNotFoundError), written_whole(path):
+        pass  # nothing is written
     assert path.read_text() == "first" and files(tmp_path) == {"deep/file"}
 
 
-def test_a_block_that_writes_nothing_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "file"):
-        pass
-    assert files(tmp_path) == set()
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"scores": {"psnr": -math.inf}}])
-def test_json_refuses_what_is_no_number(value, tmp_path):
-    write_json(tmp_path / "file.json", {"old": 1})
+def test_json_refuses_nan_and_keeps_text_literally(value, tmp_path):
+    old = {"prompt": "🦊 \u2028 \\ \" ' ${x}\n\t"}
+    write_json(tmp_path / "file.json", old)
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", value)
-    assert json.loads((tmp_path / "file.json").read_text()) == {"old": 1}
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == old
     assert files(tmp_path) == {"file.json"}
 
 
-def test_json_keeps_text_to_the_letter(tmp_path):
-    text = "🦊 \u2028 \\ \" ' ${x}\n\t"
-    write_json(tmp_path / "file.json", {"prompt": text})
-    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))["prompt"] == text
-
-
-def test_writers_of_one_file_do_not_meet(tmp_path):
-    """Twenty threads write the same record at once: one of them wins, whole."""
+def test_of_twenty_writers_of_one_file_one_wins(tmp_path):
     values = [{"writer": i, "text": str(i) * 10_000} for i in range(20)]
     path = tmp_path / "file.json"
-    threads = [threading.Thread(target=write_json, args=(path, v)) for v in values]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(write_json, path, v) for v in values))
     assert json.loads(path.read_text()) in values and files(tmp_path) == {"file.json"}
 
 
@@ -143,40 +115,22 @@ def test_keys_depend_on_prompt_and_seed_and_stay_as_they_are():
     )
 
 
-def test_a_clip_is_done_when_its_record_is(store):
+def test_a_clip_is_finished_when_record_and_video_are_whole(store):
     assert store.record(KEY) is None
-    store.path("clips", f"{KEY}.mp4").write_bytes(b"video without a record")
-    assert store.record(KEY) is None
+    store.fail(KEY, {"status": "failed"})
+    video, path = store.path("clips", f"{KEY}.mp4"), store.path("records", f"{KEY}.json")
+    video.write_bytes(b"video without a record")
+    assert store.record(KEY) is None and store.path("failures", f"{KEY}.json").exists()
     record = record_of(store)
-    assert store.record(KEY) == record | {"scores": record.get("scores", {}), "scorers": {}}
-
-
-def test_a_truncated_record_is_none(store):
-    record_of(store)
-    path = store.path("records", f"{KEY}.json")
-    text = path.read_text()
-    for cut in (0, 1, len(text) // 2, len(text) - 3):
-        path.write_text(text[:cut])
-        assert store.record(KEY) is None
-    for other in ("[]", "null", "{}", '{"status": "failed", "bytes": 3}'):
-        path.write_text(other)
-        assert store.record(KEY) is None
-
-
-def test_a_missing_or_truncated_video_is_none(store):
-    record_of(store)
-    video = store.path("clips", f"{KEY}.mp4")
+    assert store.record(KEY) == record | {"scores": record["scores"], "scorers": {}}
+    assert not store.path("failures", f"{KEY}.json").exists()
     video.write_bytes(video.read_bytes()[:-1])
     assert store.record(KEY) is None
     video.unlink()
     assert store.record(KEY) is None
-
-
-def test_success_removes_the_failure(store):
-    store.fail(KEY, {"status": "failed"})
-    assert store.record(KEY) is None and store.path("failures", f"{KEY}.json").exists()
-    record_of(store)
-    assert not store.path("failures", f"{KEY}.json").exists()
+    for other in ("[]", "null", "{}", '{"status": "failed", "bytes": 3}'):
+        path.write_text(other)
+        assert store.record(KEY) is None
 
 
 def test_only_the_temporaries_of_the_dead_are_swept_up(store):
@@ -219,6 +173,11 @@ def test_rows_of_the_tables(store):
     assert row["score_world_agreement"] is None
 
 
+def test_every_knob_of_a_recipe_is_a_column():
+    others = ("frames", "high", "windows", "knobs")  # facts of the record, or not in the recipe
+    assert [f.name for f in fields(Recipe) if f.name not in others] == list(KNOBS)
+
+
 def test_knobs_that_a_method_ignores_are_empty(store):
     recipe = {k: RECIPE[k] for k in ("backbone", "weights", "method", "steps", "shift")}
     record_of(store, recipe=recipe, density=None, windows=None)
@@ -234,8 +193,3 @@ def test_rows_skip_what_is_not_whole(store, tmp_path):
     store.path("records", ".tmp-host-1-2-x.json").write_text('{"status": "ok", "bytes": 1}')
     store.fail("other", {"status": "failed"})
     assert len(load_records(store.runs_dir)) == 1
-
-
-def test_hash_of_a_file(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")

@@ -18,11 +18,11 @@ from s2flow.errors import UserError
 from s2flow.methods import method
 from s2flow.methods.params import variant
 from s2flow.process import loading
-from s2flow.recipe.identity import label as label_of
 from s2flow.recipe.resolve import resolve
 from s2flow.run import runner
 from s2flow.store import Store, clip_key, load_records, read_record, write_json
 from s2flow.store.__main__ import main
+from s2flow.store.recipes import label as label_of
 from s2flow.store.scorebook import ScoreBook
 from s2flow.store.verify import verify
 
@@ -80,7 +80,7 @@ def test_a_record_cut_off_at_every_length_is_none_and_is_found(tmp_path, capsys)
     capsys.readouterr()
     assert not clean(tmp_path / "runs")
     out = capsys.readouterr().out
-    assert out.count("\n") == 2 and str(path) in out and "the clip is made anew" in out
+    assert out.count("\n") == 2 and str(path) in out and "the clip is then made again" in out
     assert gc(tmp_path / "runs") == 0 and clean(tmp_path / "runs")
     assert not list(folder.glob("*/*.mp4")) and not path.exists()
 
@@ -107,30 +107,25 @@ def test_clips_that_are_gone_or_cut_off_are_found_by_size(runs, capsys):
     assert gc(runs, "--fast") == 0 and clean(runs) and len(load_records(runs)) == 8
 
 
-def test_records_that_belong_elsewhere(runs, capsys):
+def test_records_that_belong_elsewhere_or_are_incomplete(runs, capsys):
     one, two = sorted(runs.iterdir())
     first, second, third = sorted(one.glob("records/*.json"))
     (two / "records" / first.name).write_bytes(first.read_bytes())
     second.rename(second.with_name("0123456789abcdef.json"))
     record = json.loads(third.read_text())
     write_json(third, record | {"video": "../../../etc/passwd", "bytes": 1})
+    other = next(p for p in two.glob("records/*.json") if p.name != first.name)
+    kept = json.loads(other.read_text()).items()
+    write_json(other, {k: v for k, v in kept if k not in ("seconds", "prompt")})
     assert not clean(runs)
     out = capsys.readouterr().out
     assert "is a record of run '0000000001'" in out and "under another name" in out
-    assert "names the video '../../../etc/passwd'" in out
+    assert "names the video '../../../etc/passwd'" in out and "incomplete: prompt, seconds" in out
     assert gc(runs) == 0 and clean(runs)
     assert [p.name for p in one.glob("records/*")] == [first.name]
 
 
-def test_an_incomplete_record_says_what_it_lacks(runs, capsys):
-    path = next(runs.glob("*/records/*.json"))
-    record = json.loads(path.read_text())
-    write_json(path, {k: v for k, v in record.items() if k not in ("seconds", "prompt")})
-    assert not clean(runs) and "incomplete: prompt, seconds" in capsys.readouterr().out
-    assert gc(runs) == 0 and clean(runs)
-
-
-def test_broken_lines_of_scores_and_a_lost_recipe_are_mended(runs):
+def test_scores_recipes_and_failures_are_cleaned(runs):
     one, two = sorted(runs.iterdir())
     record = read_record(next(one.glob("records/*.json")))
     book = ScoreBook(one)
@@ -145,21 +140,15 @@ def test_broken_lines_of_scores_and_a_lost_recipe_are_mended(runs):
     recipe = json.loads((one / "recipe.json").read_text())
     (one / "recipe.json").write_text("{")
     (two / "recipe.json").unlink()
-    assert len(list(verify(runs))) == 4
+    for name in (record["video"][6:-4], "0" * 16):
+        write_json(one / "failures" / f"{name}.json", {"status": "failed"})
+    (one / "failures" / "cut.json").write_text("{")
+    assert len(list(verify(runs))) == 6
     assert gc(runs) == 0 and clean(runs)
     assert json.loads((one / "recipe.json").read_text()) == recipe
     assert load_records(runs)["score_flicker"].notna().sum() == 1
     assert path.read_bytes().count(b"\n") == 1 and not list(two.glob("scores/*"))
-
-
-def test_failures_of_clips_that_exist_go_and_others_stay(runs):
-    one = runs / "0000000001"
-    key = next(one.glob("records/*")).stem
-    for name in (key, "0" * 16):
-        write_json(one / "failures" / f"{name}.json", {"status": "failed"})
-    (one / "failures" / "cut.json").write_text("{")
-    assert len(list(verify(runs))) == 2 and gc(runs) == 0 and clean(runs)
-    assert [p.stem for p in one.glob("failures/*")] == ["0" * 16]
+    assert [p.stem for p in one.glob("failures/*")] == ["0" * 16]  # of a clip that is missing
 
 
 # -- leftovers, clocks, links -----------------------------------------------------------------
@@ -197,16 +186,6 @@ def test_five_thousand_leftovers(runs, capsys):
     assert "another worker may be writing it" in out
     assert gc(runs) == 0 and clean(runs)
     assert files(runs) == before | {str(p.relative_to(runs)) for p in kept}
-
-
-def test_a_new_job_sweeps_its_own_dead_up_among_many(runs):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for i in range(100):
-        name = f".tmp-{socket.gethostname()}-{dead.pid}-{i:08x}-a.mp4"
-        (runs / "0000000001" / "clips" / name).touch()
-    Store(runs, "0000000001", {"version": 1})
-    assert not [p for p in files(runs) if ".tmp-" in p]
 
 
 def test_clocks_that_are_wrong(runs, capsys):
@@ -428,10 +407,7 @@ def test_ls_counts(runs, capsys):
         (["export", "empty", "--to", "a.csv"], "empty holds no run; type the folder that"),
         (["merge", "empty", "--into", "runs"], "empty holds no run; type the folder"),
         (["merge", "runs", "--into", "runs"], "are one folder"),
-        (
-            ["merge", "runs", "--into", "runs/0000000001/x"],
-            "are one folder or one holds the other",
-        ),
+        (["merge", "runs", "--into", "runs/0000000001/x"], "or one holds the other"),
         (["merge", "runs", "--into", "file"], "file: Not a directory"),
         (["what"], "invalid choice: 'what'"),
         ([], "the following arguments are required"),

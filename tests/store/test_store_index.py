@@ -7,8 +7,9 @@ import time
 
 import pandas as pd
 import pytest
-from finished import finished_run, record_clip
+from finished import at_once, finished_run, record_clip
 
+from s2flow.scorers import Scorer
 from s2flow.scorers.score import Scoring
 from s2flow.store import Store, clip_key, index, load_records, read_record, rows, write_json
 from s2flow.store.index import NAME
@@ -18,8 +19,8 @@ from s2flow.store.scorebook import ScoreBook
 @pytest.fixture
 def small(monkeypatch):
     """Every run is given an index."""
-    monkeypatch.setattr(index, "LEAST", 1)
-    monkeypatch.setattr(index, "PART", 2)  # several parts, too
+    monkeypatch.setattr(index, "MIN_RECORDS", 1)
+    monkeypatch.setattr(index, "CHUNK", 2)  # several parts, too
 
 
 @pytest.fixture
@@ -165,16 +166,21 @@ def test_what_was_said_of_a_clip_comes_along_without_the_book(runs, monkeypatch)
     load_records(runs)
     monkeypatch.setattr(index, "ScoreBook", None)
     told = store.recorded()
-    known = told.pop(clip_key(record["prompt"], record["seed"]))["said"]
-    assert known == [{k: v[k] for k in rows.SAID} for v in book.of(record)] and len(known) == 2
-    assert [clip["said"] for clip in told.values()] == [[], []]
-    builtin = type("Builtin", (), {"names": ("flicker",)})()
+    known = told.pop(clip_key(record["prompt"], record["seed"]))["verdicts"]
+    assert (
+        known == [{k: v[k] for k in rows.VERDICT_FIELDS} for v in book.of(record)]
+        and len(known) == 2
+    )
+    assert [clip["verdicts"] for clip in told.values()] == [[], []]
+    builtin = type("Builtin", (Scorer,), {"names": ("flicker",)})()
     scoring = Scoring(store.book, {"builtin": builtin}, {"builtin": {}})
     for metric, missing in (("m2.0", []), ("m3.0", ["builtin"])):
         scoring.metric = {"builtin": metric}
-        assert scoring.missing({"said": known[:]} | record) == ["builtin"]  # of another reference
+        assert scoring.missing({"verdicts": known[:]} | record) == [
+            "builtin"
+        ]  # of another reference
         settled = [v | {"depends": None} for v in known]
-        assert scoring.missing({"said": settled} | record) == missing
+        assert scoring.missing({"verdicts": settled} | record) == missing
 
 
 @pytest.mark.parametrize("broken", ["lost", "cut", "flipped", "foreign", "older", "folder"])
@@ -215,19 +221,13 @@ def test_records_of_no_common_type_are_read_alike(runs):
     assert len(same(runs)) == 4  # no row, and no traceback
 
 
-def test_many_writers_at_once(runs, monkeypatch):
-    import threading
-
-    first, found = load_records(runs), []
+def test_many_writers_at_once(runs):
+    first, frames = load_records(runs), []
     for path in runs.glob(f"*/{NAME}"):
         path.unlink()
-    threads = [threading.Thread(target=lambda: found.append(load_records(runs))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for frame in [*found, load_records(runs)]:
+    at_once(*[lambda: frames.append(load_records(runs))] * 4)
+    assert len(frames) == 4
+    for frame in [*frames, load_records(runs)]:
         pd.testing.assert_frame_equal(frame, first)
     assert not list(runs.rglob(f".tmp-{socket.gethostname()}-*"))
 

@@ -116,7 +116,7 @@ def test_recipes_that_differ_stop_it_before_anything_is_written(two, capsys):
     before = state(a)
     assert main(["merge", str(b), "--into", str(a)]) == 2 and state(a) == before
     err = capsys.readouterr().err
-    assert "0000000002 is another recipe" in err and "frames differ" in err
+    assert "0000000002 has another recipe" in err and "frames differ" in err
     (b / "0000000001" / "recipe.json").write_text("{")
     with pytest.raises(UserError, match="recipe.json is gone or cut off; type python -m s2flow"):
         merge(b, a)

@@ -1,25 +1,25 @@
-"""VBench itself: the package's own code on one clip at a time; each of six dimensions is a scorer.
+"""VBench's own code, applied to one clip at a time; each of six dimensions is a scorer.
 
     dimension                what VBench 0.1.5 does                                        weights
     temporal_flickering      1 - mean |x_{k+1} - x_k| / 255                                none
-    motion_smoothness        every second frame is interpolated anew and compared          AMT-S
+    motion_smoothness        every second frame is interpolated and compared               AMT-S
     background_consistency   cosines of CLIP features to the first and the last frame      CLIP ViT-B/32
     overall_consistency      cosine between video and prompt, of 8 frames                  ViCLIP
     aesthetic_quality        LAION's head on CLIP features, a frame at a time              CLIP ViT-L/14
     imaging_quality          MUSIQ trained on SPAQ, a frame at a time, divided by 100      MUSIQ
 
-Values are VBench's per-video scores to the digit, on 0-1 (overall consistency is a cosine, about 0.2
-for a fitting clip). Two things VBench does only when it averages: imaging quality is divided by 100,
-which we do per clip; background consistency weighs clips by their number of frames less one, which
-changes nothing where all clips have the same length, and is left to the reader where they do not.
-The official total needs 16 dimensions and is never formed from these.
+Values equal VBench's per-video scores, on 0-1 (overall consistency is a cosine, about 0.2 for a
+fitting clip). VBench does two things only when it averages: it divides imaging quality by 100, which we
+do per clip, and it weights background consistency by a clip's number of frames minus one, which we do
+not do; that changes nothing for clips of equal length. The official total needs 16 dimensions and is
+never computed from these.
 
-    protocol=all_on_all   every dimension on every clip: what the paper's tables most likely are
+    protocol=all_on_all   every dimension on every clip, most likely the protocol of the paper's tables
     protocol=standard     a dimension only on the prompts that VBench_full_info.json lists for it,
-                          found by its text to the letter (two differ by case only); None for others
+                          compared literally (two differ by case only); None for others
 
-Where it fails: everything but flickering and motion is looked at in 224 or 512 pixels, so detail beyond
-is unseen; flickering and smoothness are best for a frozen clip. Whole clips are held in memory as
+Where it fails: all but flickering and motion are evaluated at 224 or 512 pixels, so finer detail does
+not count; flickering and smoothness are best for a frozen clip. Whole clips are held in memory as
 float32: at 117 frames of 1536x2560 about 7 GB of RAM, and motion smoothness, pinned to full resolution,
 grows with the square of the pixels.
 
@@ -32,24 +32,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s2flow.errors import UserError
 from s2flow.process.provenance import provenance
-from s2flow.scorers import Clip, device_of
+from s2flow.prompts import load_prompts
+from s2flow.scorers import Clip, Scorer, Suite, device_of
 from s2flow.scorers.vbench import weights, worker
 from s2flow.video import Undecodable, frame_count
 
 DIMENSIONS = tuple(worker.LOADERS)
 PROTOCOLS = ("all_on_all", "standard")
 VBENCH = "0.1.5"
-OURS = 1  # raised when what is handed to VBench, or taken from it, changes
+ADAPTER_VERSION = 1  # raised when our input to VBench, or our use of its output, changes
 INSTALL = "python -m pip install --no-deps -r requirements/vbench.txt"
 CHECK = "python -m s2flow.scorers.vbench check"
 
-FRAMES = {
-    "temporal_flickering": 2,
-    "background_consistency": 2,
-    "motion_smoothness": 3,
-}  # at least
+MIN_FRAMES = {"temporal_flickering": 2, "background_consistency": 2, "motion_smoothness": 3}
 CLIP_FRAMES = (
     "shorter side to 224, bicubic, not antialiased; centre crop; CLIP's mean and deviation"
 )
@@ -65,18 +64,18 @@ PREPROCESSING = {
 }
 
 
-class Dimension:
+class Dimension(Scorer):
     """One dimension as a scorer: clip -> {its name: score on 0-1, or None}.
 
-    None where the protocol leaves the clip out, and for clips too short to have a value. Raises
-    Undecodable for files that VBench would drop or score in part.
+    None where the protocol excludes the clip, and for clips that are too short. Raises Undecodable for
+    files that VBench would drop or score in part.
     """
 
-    def __init__(self, vbench: "VBench", name: str, found: list[weights.Found]) -> None:
+    def __init__(self, vbench: "VBench", name: str, files: list[weights.WeightFile]) -> None:
         self.vbench, self.name, self.names = vbench, name, (name,)
-        self.version = f"vbench-{VBENCH}{vbench.SUFFIX}/{OURS}"
-        self.weights = {f.weight.file: f.sha256 for f in found if f.sha256}
-        self.missing = [f.weight.file for f in found if f.state == "missing"]
+        self.version = f"vbench-{VBENCH}{vbench.SUFFIX}/{ADAPTER_VERSION}"
+        self.weights = {f.weight.file: f.sha256 for f in files if f.sha256}
+        self.needs = [f.weight.file for f in files if f.state == "missing"]
         self.preprocessing, self.protocol = PREPROCESSING[name], vbench.protocol
         self.arguments = vbench.decisive
         self.versions = vbench.versions
@@ -86,7 +85,7 @@ class Dimension:
         """The processor's or card's name."""
         return provenance(self.vbench.device)["device"]
 
-    def __call__(self, clip: Clip) -> dict[str, float | None]:
+    def score(self, clip: Clip) -> dict[str, float | None]:
         """See the class."""
         if not self.vbench.applies(self.name, clip):
             return {self.name: None}
@@ -94,25 +93,25 @@ class Dimension:
             raise UserError(
                 f"VBench reads files that end in .mp4, not {clip.path}; rename the clip"
             )
-        # VBench drops broken files from a mean in silence, or scores the frames before the break
-        if frame_count(clip.path) < FRAMES.get(self.name, 1):
+        # VBench silently drops broken files from a mean, or scores the frames before the break
+        if frame_count(clip.path) < MIN_FRAMES.get(self.name, 1):
             return {self.name: None}
-        score = self.vbench.score(self.name, str(clip.path.absolute()), clip.prompt)
+        score = self.vbench.evaluate(self.name, str(clip.path.absolute()), clip.prompt)
         if score is None:
             raise Undecodable(f"{clip.path} cannot be decoded by VBench, though others can")
         return {self.name: score}
 
 
-class VBench:
-    """VBench in this process, as `parts()`: one scorer per dimension, loaded when first asked.
+class VBench(Suite):
+    """VBench in this process: one scorer per dimension, loaded when it is first used.
 
-    dimensions: of DIMENSIONS. on_missing: what becomes of a dimension whose weights are not there:
-    "error", or "skip": its scores are null, and so is every mean that needs it. allow_download: fetch
-    them. cache_dir: of the weights; null: VBENCH_CACHE_DIR or ~/.cache/vbench. device: auto, cpu, cuda
-    or cuda:n. full_info: VBench's list of prompts, for protocol=standard; null: the installed one.
-    sha256: {key of weights.TABLE: hash} of files that you vouch for.
+    dimensions: of DIMENSIONS. on_missing: for a dimension without weights "error", or "skip": its
+    scores are null, and so is every mean that needs it. allow_download: fetch them. cache_dir: of the
+    weights; null: VBENCH_CACHE_DIR or ~/.cache/vbench. device: auto, cpu, cuda or cuda:n. full_info:
+    VBench's list of prompts, for protocol=standard; null: the installed one. sha256: {key of
+    weights.TABLE: hash} of files that you trust.
 
-    Raises UserError for values that are none of these.
+    Raises UserError for other values.
     """
 
     KEY, SUFFIX = "vbench", ""  # in conf/scorer; in the version
@@ -139,23 +138,23 @@ class VBench:
         self._loaded: dict[str, Any] = {}
 
     def prepare(self) -> None:
-        """Look for package and weights, load nothing. Raises one UserError for all that is missing."""
-        self.find_package()
-        found = self.found()
+        """Check package and weights without loading. Raises one UserError for all that is missing."""
+        self.check_package()
+        files = self.files()
         if self.allow_download:
-            for f in found:
+            for f in files:
                 if f.state == "missing":
                     weights.fetch(f.weight, self.cache, self.own.get(f.weight.key, ""))
-            found = self.found()
-        wrong = [f for f in found if f.state == "wrong hash"]
+            files = self.files()
+        wrong = [f for f in files if f.state == "wrong hash"]
         if wrong:
             raise UserError(
                 "these files are not the published ones: "
                 + "; ".join(f"{f.path} has sha256 {f.sha256}" for f in wrong)
-                + "; remove them, or vouch for them with "
+                + "; remove them, or trust them with "
                 + " ".join(f"scorer.{self.KEY}.sha256.{f.weight.key}={f.sha256}" for f in wrong)
             )
-        missing = [f for f in found if f.state == "missing"]
+        missing = [f for f in files if f.state == "missing"]
         if missing and self.on_missing == "error":
             raise UserError(
                 f"{len(missing)} files of weights are missing: "
@@ -168,16 +167,16 @@ class VBench:
 
     def parts(self) -> dict[str, Dimension]:
         """{"vbench.<dimension>": scorer}, each scored and resumed on its own."""
-        found = self.found()
-        of = {d: [f for f in found if f.weight.dimension == d] for d in self.dimensions}
+        files = self.files()
+        of = {d: [f for f in files if f.weight.dimension == d] for d in self.dimensions}
         return {f"{self.KEY}.{d}": Dimension(self, d, of[d]) for d in self.dimensions}
 
-    def found(self) -> list[weights.Found]:
-        """The files of these dimensions as they are now."""
+    def files(self) -> list[weights.WeightFile]:
+        """The files of these dimensions, hashed."""
         return weights.look(self.dimensions, self.cache, self.own)
 
-    def score(self, dimension: str, path: str, prompt: str) -> float | None:
-        """What VBench says of one file, on 0-1; None where it drops it."""
+    def evaluate(self, dimension: str, path: str, prompt: str) -> float | None:
+        """VBench's score of one file, on 0-1; None where VBench drops it."""
         if dimension not in self._loaded:
             try:
                 self._loaded[dimension] = worker.load(dimension, **self.setup([dimension]))
@@ -186,19 +185,17 @@ class VBench:
         return self._loaded[dimension](path, prompt)
 
     def setup(self, dimensions: Iterable[str]) -> dict[str, Any]:
-        """What `worker.load` is told beside the dimension."""
-        import torch
-
-        found = weights.look(dimensions, self.cache, self.own)
+        """The arguments of `worker.load` beside the dimension."""
+        files = weights.look(dimensions, self.cache, self.own)
         return {
-            "files": {f.weight.key: str(f.path) for f in found},
+            "files": {f.weight.key: str(f.path) for f in files},
             "device": self.device,
             "cache": str(self.cache),
-            "trusted": [str(f.path.resolve()) for f in found if f.vouched],
+            "trusted": [str(f.path.resolve()) for f in files if f.trusted],
             "threads": torch.get_num_threads(),
         }
 
-    def find_package(self) -> None:
+    def check_package(self) -> None:
         """Raises UserError if VBench is not installed here, or another version of it."""
         problem = package_problem(worker.versions().get("vbench"))
         if problem:
@@ -206,12 +203,12 @@ class VBench:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """{package: version} of what scores."""
+        """{package: version} of the environment that scores."""
         return worker.versions()
 
     @cached_property
     def decisive(self) -> dict[str, Any]:
-        """The arguments that decide a score; the rest is placement."""
+        """The arguments that decide a score."""
         if self.protocol == "all_on_all":
             return {"protocol": self.protocol}
         return {"protocol": self.protocol, "full_info": weights.sha256_of(self.info_path())}
@@ -221,7 +218,7 @@ class VBench:
         path = self.full_info or worker.full_info()
         if path is None or not Path(path).expanduser().is_file():
             raise UserError(
-                f"protocol=standard needs VBench_full_info.json, and full_info={path} is none; "
+                f"protocol=standard needs VBench_full_info.json, and full_info={path} is no such file; "
                 f"type scorer.{self.KEY}.full_info=path, or {INSTALL}"
             )
         return Path(path).expanduser()
@@ -229,19 +226,16 @@ class VBench:
     @cached_property
     def entries(self) -> list[tuple[str, list[str]]]:
         """(text, dimensions) of every prompt of VBench."""
-        from s2flow.prompts import load_prompts
-
         path = self.info_path()
-        found = load_prompts(
-            "vbench", file=str(path), subset="full", seed=0, shard="1/1", count=None
-        )
-        return [(p.text, p.dimensions) for p in found]
+        whole = {"subset": "full", "seed": 0, "shard": "1/1", "count": None}
+        prompts = load_prompts("vbench", file=str(path), **whole)
+        return [(p.text, p.dimensions) for p in prompts]
 
     def applies(self, dimension: str, clip: Clip) -> bool:
-        """Whether the protocol has a dimension on a clip. Raises UserError for prompts not VBench's."""
+        """Whether the protocol scores a clip. Raises UserError for prompts that are not VBench's."""
         if self.protocol == "all_on_all":
             return True
-        # A clip stands for every entry of its text: two of VBench's texts occur twice.
+        # A clip counts for every entry of its text: two of VBench's texts occur twice.
         listed = [dimensions for text, dimensions in self.entries if text == clip.prompt]
         if not listed:
             raise UserError(
@@ -252,11 +246,11 @@ class VBench:
 
 
 def known_dimensions(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the six, each once. Raises UserError for any other."""
+    """The dimensions without duplicates. Raises UserError for an unknown one."""
     names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
     unknown = [n for n in names if n not in DIMENSIONS]
     if unknown or not names:
-        what = f"dimension {unknown[0]} is none of" if unknown else "no dimension is named of"
+        what = f"dimension {unknown[0]} is not among" if unknown else "no dimension is named of"
         raise UserError(f"{what} the six that are scored; type some of {', '.join(DIMENSIONS)}")
     return names
 

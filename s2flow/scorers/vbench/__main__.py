@@ -1,11 +1,11 @@
-"""`python -m s2flow.scorers.vbench check [dimension ...] [--cache DIR]`: which weights are there."""
+"""`python -m s2flow.scorers.vbench check [dimension ...] [--cache DIR]`: which weights are present."""
 
 import argparse
 import importlib
 import sys
 from importlib import metadata
 
-from s2flow.errors import UserError
+from s2flow.errors import UserError, print_error
 from s2flow.scorers.vbench import (
     DIMENSIONS,
     INSTALL,
@@ -23,23 +23,23 @@ def check(dimensions: list[str], cache: str | None = None) -> int:
     folder = weights.cache_folder(cache)
     package_fits = _print_package(dimensions)
     print(f"\nweights below {folder}")
-    found = weights.look(dimensions, folder)
-    for f in found:
+    files = weights.look(dimensions, folder)
+    for f in files:
         state = "with openai-clip" if f.state == "bundled" else f.state
         print(f"\n{state:18}{f.weight.dimension:24}{f.weight.size:14}{f.weight.licence}")
         print(f"{'':18}{f.path}")
         if f.state in ("missing", "wrong hash"):
             print(f"{'':18}{f.weight.url}")
         if f.sha256:
-            why = "as expected" if f.vouched or f.state == "bundled" else "no whole hash is known"
+            why = "as expected" if f.trusted or f.state == "bundled" else "no full hash is known"
             why = f"expected {f.weight.sha256}..." if f.state == "wrong hash" else why
             print(f"{'':18}sha256 {f.sha256}, {why}")
     if "temporal_flickering" in dimensions:
         print(f"\n{'needs none':18}temporal_flickering")
-    bad = [f for f in found if f.state in ("missing", "wrong hash")]
+    bad = [f for f in files if f.state in ("missing", "wrong hash")]
     if bad:
         print(
-            f"\n{len(bad)} of {len(found)} files are missing or wrong. Put them there by hand, or type "
+            f"\n{len(bad)} of {len(files)} files are missing or wrong. Put them there by hand, or type "
             "scorer.vbench.allow_download=true where you score"
         )
     return 0 if package_fits and not bad else 1
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         sys.exit(check(typed.dimensions, typed.cache))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 

@@ -1,7 +1,8 @@
-"""What VBench 0.1.5 needs to run beside today's packages; used by this backend and nowhere else.
+"""Workarounds that let VBench 0.1.5 run beside current packages; used by this backend only.
 
-Standard library and torch only, and no newer words than Python 3.8's: the twin's worker reads this
-file in an environment of its own. Every mend looks first whether it is needed.
+Only the standard library and torch, in Python 3.8: the worker of twin.py runs this file in its own
+environment. torch, VBench and its dependencies are imported inside the functions, since they are
+optional there. Every workaround first checks whether it is needed.
 
     what                      why                                                 seen with
     pkg_resources             openai-clip and VBench's ViCLIP take `packaging`    setuptools 70 moved
@@ -19,8 +20,8 @@ file in an environment of its own. Every mend looks first whether it is needed.
     the root logger           set to INFO for everybody when vbench is imported   vbench 0.1.5
     progress bars, prints     a bar and some lines per clip and dimension         vbench 0.1.5
 
-Motion smoothness is not mended but pinned: given the device as `torch.device` it never rescales the
-frames by the GPU's memory, as it would for the string "cuda".
+Motion smoothness gets the device as `torch.device`, so that it never rescales the frames by the GPU's
+memory, as it would for the string "cuda".
 """
 
 import contextlib
@@ -42,7 +43,7 @@ _kept = []  # torch forgets the operators of a Library that is collected
 
 @contextlib.contextmanager
 def imports(cache):
-    """Within it VBench's modules can be imported; `cache` is the folder of its weights."""
+    """A context in which VBench's modules can be imported; cache: the folder of its weights."""
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     torchvision_operators()
     root = logging.getLogger()
@@ -90,8 +91,8 @@ def bpe(cache):
         shutil.copyfile(source, temporary)
         os.replace(temporary, path)
     with open(path, "rb") as file:
-        found = hashlib.sha256(file.read()).hexdigest()
-    if found != BPE_SHA256:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    if digest != BPE_SHA256:
         raise ValueError(f"{path} is not CLIP's vocabulary; remove it")
 
 
@@ -105,9 +106,9 @@ def bundled_bpe():
 
 @contextlib.contextmanager
 def guarded(trusted):
-    """Within it pickles can only be loaded as bare weights, unless their path is in `trusted`.
+    """A context in which pickles are loaded as tensors only, unless their path is in `trusted`.
 
-    trusted: real paths of files whose whole sha256 was checked. TorchScript archives, which hold
+    trusted: real paths of files whose full sha256 was checked. TorchScript archives, which hold
     code, are refused unless they are trusted.
     """
     import torch
@@ -123,7 +124,7 @@ def guarded(trusted):
 
     def guarded_jit_load(f, *args, **kwargs):
         if not is_trusted(f):  # clip.load then tries torch.load
-            raise RuntimeError("a TorchScript archive that no sha256 vouches for is not opened")
+            raise RuntimeError("an untrusted TorchScript archive is not opened")
         return jit_load(f, *args, **kwargs)
 
     torch.load, torch.jit.load = guarded_load, guarded_jit_load
@@ -135,14 +136,14 @@ def guarded(trusted):
 
 @contextlib.contextmanager
 def quiet():
-    """Without what VBench prints."""
+    """A context that suppresses VBench's output."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def no_bar(items, **_):
-    """In the place of tqdm."""
+    """A replacement for tqdm."""
     return items
 
 
@@ -164,14 +165,14 @@ def _pkg_resources():
     try:
         yield
     finally:
-        if needed:  # others ask whether it can be imported
+        if needed:  # other packages check whether it can be imported
             del sys.modules["pkg_resources"]
         if needed and before is not None:
             sys.modules["pkg_resources"] = before
 
 
 def _amt_first(vbench_folder):
-    """`networks` is AMT's from here on, unless somebody has imported another one already."""
+    """Import AMT's `networks`, unless another one is imported already."""
     if "networks" not in sys.modules:
         sys.path.insert(0, os.path.join(vbench_folder, "third_party", "amt"))
         try:

@@ -1,17 +1,17 @@
-"""VBench's own environment, with the versions that it pins, at work beside s2flow's.
+"""VBench in an environment of its own, with the versions that it pins.
 
-VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which no solver puts beside diffusers 0.42.
-Here `worker.py` runs under a Python that you name, is started once, keeps its models, and answers one
-JSON line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; rows say
-`vbench-0.1.5-subprocess` and hold the versions of that environment.
+VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which conflict with diffusers 0.42. Here
+`worker.py` runs under a Python that you name, is started once, keeps its models, and answers one JSON
+line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; verdicts have
+the version `vbench-0.1.5-subprocess` and the package versions of that environment.
 
     python3.11 -m venv vbench-env
     vbench-env/bin/python -m pip install vbench==0.1.5 torch==2.13.0 torchvision==0.28.0
     python -m s2flow.score 'scorer=[vbench_subprocess]' \\
         scorer.vbench_subprocess.python=vbench-env/bin/python
 
-A worker that dies costs the clip it was asked about, and is started again for the next; one that never
-gave a score is not.
+After a worker died, its clip has failed and a new worker is started for the next clip, unless the dead
+one never gave a score.
 """
 
 import json
@@ -40,7 +40,7 @@ class VBenchSubprocess(VBench):
         self._answered = True  # whether the last worker gave any score
         self._log: Any = None
 
-    def find_package(self) -> None:
+    def check_package(self) -> None:
         """Start the worker. Raises UserError if there is no such Python, or no VBench in it."""
         problem = package_problem(self.hello["versions"].get("vbench"))
         if problem:
@@ -50,7 +50,7 @@ class VBenchSubprocess(VBench):
 
     @cached_property
     def hello(self) -> dict[str, Any]:
-        """What the worker says of itself: versions, and where VBench's list of prompts is."""
+        """The worker's first answer: its versions and the path of VBench's list of prompts."""
         return self._start()
 
     @property
@@ -63,11 +63,11 @@ class VBenchSubprocess(VBench):
         self.full_info = self.full_info or self.hello["full_info"]
         return super().info_path()
 
-    def score(self, dimension: str, path: str, prompt: str) -> float | None:
-        """See `VBench`. Raises UserError if the worker dies, RuntimeError for what it could not do."""
+    def evaluate(self, dimension: str, path: str, prompt: str) -> float | None:
+        """See `VBench`. Raises UserError if the worker dies, RuntimeError for its errors."""
         if self._process is None or self._process.poll() is not None:
             if not self._answered:
-                raise UserError(self._obituary())
+                raise UserError(self._death_message())
             self._start()
         answer = self._ask({"dimension": dimension, "video": path, "prompt": prompt})
         self._answered = True
@@ -108,13 +108,13 @@ class VBenchSubprocess(VBench):
             line = ""
         if not line.endswith("\n"):
             self._process.wait()
-            raise UserError(self._obituary())
+            raise UserError(self._death_message())
         return json.loads(line)
 
-    def _obituary(self) -> str:
+    def _death_message(self) -> str:
         self._log.seek(0)
         last = [line for line in self._log.read().splitlines() if line.strip()][-1:] or ["nothing"]
         return (
             f"the VBench worker under python={self.python} ended with code "
-            f"{self._process.returncode}, and said last: {last[0]}; mend that environment"
+            f"{self._process.returncode}, and its last line is: {last[0]}; repair that environment"
         )

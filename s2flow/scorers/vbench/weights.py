@@ -1,4 +1,4 @@
-"""The weights of VBench: where each file belongs, where it comes from, whether it is the right one.
+"""The weights of VBench: path, source, licence and hash of each file.
 
     <cache>/clip_model/ViT-B-32.pt                             background consistency
             clip_model/ViT-L-14.pt                             aesthetic quality
@@ -8,13 +8,13 @@
             ViCLIP/ViClip-InternVid-10M-FLT.pth                overall consistency
             ViCLIP/bpe_simple_vocab_16e6.txt.gz                overall consistency
 
-The cache is VBench's own: VBENCH_CACHE_DIR, or ~/.cache/vbench. OpenAI's addresses hold the sha256 of
-the file, MUSIQ's name its first eight digits; of the others no published hash is known to us, so they
-are opened as bare weights only (`compat.guarded`), and what was found is recorded with every score.
-Anything can be vouched for with a hash of your own.
+The cache is VBench's own: VBENCH_CACHE_DIR, or ~/.cache/vbench. OpenAI's URLs contain the sha256 of the
+file, MUSIQ's file name its first eight digits. No published hash of the others is known, so they are
+opened as tensors only (`compat.guarded`), and their hash is recorded with every score. The user may
+state the hash of a file that is to be trusted.
 
-Nothing is fetched unless asked for, and never by VBench, which starts wget: ours goes to a temporary
-name, is checked, and then renamed.
+Files are downloaded only on request, and not by VBench, which starts wget: a download goes to a
+temporary name, is checked, and then renamed.
 """
 
 import functools
@@ -25,9 +25,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from s2flow import store
 from s2flow.errors import UserError
 from s2flow.scorers.vbench import compat
-from s2flow.store import written_whole
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
@@ -36,7 +36,7 @@ L14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 
 @dataclass(frozen=True)
 class Weight:
-    """One file. `sha256` is whole, its first digits, or empty where it is not known."""
+    """One file. sha256: the hash, its first digits, or empty where it is unknown."""
 
     key: str
     dimension: str
@@ -47,87 +47,47 @@ class Weight:
     sha256: str = ""
 
 
+RELEASES = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights"
+HEAD = "sa_0_4_vit_l_14_linear.pth"
+VICLIP = "ViClip-InternVid-10M-FLT.pth"
+# fmt: off
 TABLE = (
-    Weight(
-        "clip_b32",
-        "background_consistency",
-        "clip_model/ViT-B-32.pt",
-        f"{OPENAI}/{B32}/ViT-B-32.pt",
-        "350 MB",
-        "MIT",
-        B32,
-    ),
-    Weight(
-        "clip_l14",
-        "aesthetic_quality",
-        "clip_model/ViT-L-14.pt",
-        f"{OPENAI}/{L14}/ViT-L-14.pt",
-        "930 MB",
-        "MIT",
-        L14,
-    ),
-    Weight(
-        "laion_head",
-        "aesthetic_quality",
-        "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
-        "https://github.com/LAION-AI/aesthetic-predictor/blob/main/"
-        "sa_0_4_vit_l_14_linear.pth?raw=true",
-        "4 kB",
-        "MIT",
-    ),
-    Weight(
-        "musiq_spaq",
-        "imaging_quality",
-        "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
-        "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/"
-        "musiq_spaq_ckpt-358bb6af.pth",
-        "110 MB",
-        "PolyForm-Noncommercial (pyiqa)",
-        "358bb6af",
-    ),
-    Weight(
-        "amt_s",
-        "motion_smoothness",
-        "amt_model/amt-s.pth",
-        "https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth",
-        "under 50 MB",
-        "CC BY-NC 4.0",
-    ),
-    Weight(
-        "viclip",
-        "overall_consistency",
-        "ViCLIP/ViClip-InternVid-10M-FLT.pth",
-        "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/"
-        "ViClip-InternVid-10M-FLT.pth",
-        "1.7 GB",
-        "see OpenGVLab's model card",
-    ),
-    Weight(
-        "bpe",
-        "overall_consistency",
-        compat.BPE,
-        "https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
-        "1.4 MB",
-        "MIT",
-        compat.BPE_SHA256,
-    ),
+    Weight("clip_b32", "background_consistency", "clip_model/ViT-B-32.pt",
+           f"{OPENAI}/{B32}/ViT-B-32.pt", "350 MB", "MIT", B32),
+    Weight("clip_l14", "aesthetic_quality", "clip_model/ViT-L-14.pt",
+           f"{OPENAI}/{L14}/ViT-L-14.pt", "930 MB", "MIT", L14),
+    Weight("laion_head", "aesthetic_quality", f"aesthetic_model/emb_reader/{HEAD}",
+           f"https://github.com/LAION-AI/aesthetic-predictor/blob/main/{HEAD}?raw=true", "4 kB", "MIT"),
+    Weight("musiq_spaq", "imaging_quality", "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
+           f"{RELEASES}/musiq_spaq_ckpt-358bb6af.pth", "110 MB", "PolyForm-Noncommercial (pyiqa)",
+           "358bb6af"),
+    Weight("amt_s", "motion_smoothness", "amt_model/amt-s.pth",
+           "https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth", "under 50 MB",
+           "CC BY-NC 4.0"),
+    Weight("viclip", "overall_consistency", f"ViCLIP/{VICLIP}",
+           f"https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/{VICLIP}", "1.7 GB",
+           "see OpenGVLab's model card"),
+    Weight("bpe", "overall_consistency", compat.BPE,
+           "https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
+           "1.4 MB", "MIT", compat.BPE_SHA256),
 )
+# fmt: on
 KEYS = tuple(w.key for w in TABLE)
 BUNDLED = ("bpe",)  # copied from openai-clip when it is not there
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file as it was found: `state` is there, wrong hash, missing, or bundled (with openai-clip).
+class WeightFile:
+    """A file on disk; state: present, wrong hash, missing, or bundled (with openai-clip).
 
-    vouched: its whole sha256 is the expected one, so that it may be opened as a pickle.
+    trusted: its full sha256 is the expected one, so that it may be opened as a pickle.
     """
 
     weight: Weight
     path: Path
     state: str
     sha256: str = ""
-    vouched: bool = False
+    trusted: bool = False
 
 
 def cache_folder(given: str | Path | None) -> Path:
@@ -138,9 +98,9 @@ def cache_folder(given: str | Path | None) -> Path:
 
 def look(
     dimensions: Iterable[str], cache: Path, own: Mapping[str, str | None] | None = None
-) -> list[Found]:
-    """The files of these dimensions, hashed. own: {key: sha256} that the user vouches for."""
-    found, wanted = [], set(dimensions)
+) -> list[WeightFile]:
+    """The files of these dimensions, hashed. own: {key: sha256} of files that the user trusts."""
+    files, wanted = [], set(dimensions)
     for weight in TABLE:
         if weight.dimension not in wanted:
             continue
@@ -149,28 +109,27 @@ def look(
         if not path.is_file():
             bundled = weight.key in BUNDLED
             state = "bundled" if bundled else "missing"
-            found.append(Found(weight, path, state, expected if bundled else ""))
+            files.append(WeightFile(weight, path, state, expected if bundled else ""))
             continue
         digest = sha256_of(path)
-        state = "there" if digest.startswith(expected) else "wrong hash"
-        found.append(Found(weight, path, state, digest, digest == expected))
-    return found
+        state = "present" if digest.startswith(expected) else "wrong hash"
+        files.append(WeightFile(weight, path, state, digest, digest == expected))
+    return files
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's content, worked out again only if it changed."""
+    """Hash of a file's content, computed again only if the file changed."""
     stat = path.stat()
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache
 def _sha256(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return store.sha256_of(path)
 
 
 def check_own(own: Mapping[str, str | None]) -> None:
-    """Raises UserError unless these are whole hashes of files in the table."""
+    """Raises UserError unless these are full hashes of files in the table."""
     for key, value in own.items():
         if key not in KEYS:
             raise UserError(f"sha256.{key} names no weights; type one of {', '.join(KEYS)}")
@@ -187,7 +146,7 @@ def fetch(weight: Weight, cache: Path, expected: str = "") -> None:
     digest = hashlib.sha256()
     try:
         with (
-            written_whole(cache / weight.file) as temporary,
+            store.written_whole(cache / weight.file) as temporary,
             urllib.request.urlopen(weight.url, timeout=60) as source,
             open(temporary, "wb") as target,
         ):
@@ -196,13 +155,13 @@ def fetch(weight: Weight, cache: Path, expected: str = "") -> None:
                 target.write(block)
             stated = source.headers.get("Content-Length")
             if stated is not None and target.tell() != int(stated):
-                raise OSError(f"it broke off after {target.tell()} of {stated} bytes")
+                raise OSError(f"it was truncated after {target.tell()} of {stated} bytes")
             if not digest.hexdigest().startswith(expected):
                 raise UserError(
                     f"{weight.url} came with sha256 {digest.hexdigest()} instead of {expected}; "
-                    "nothing was kept, try again or fetch it by hand"
+                    "nothing was kept; try again or download it by hand"
                 )
     except OSError as error:
         raise UserError(
-            f"{weight.url} could not be fetched to {cache / weight.file}: {error}; fetch it by hand"
+            f"{weight.url} could not be fetched to {cache / weight.file}: {error}; download it by hand"
         ) from None

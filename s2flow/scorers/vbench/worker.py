@@ -1,16 +1,17 @@
-"""VBench's six dimensions, each loaded once and asked about one clip at a time.
+"""VBench's six dimensions, each loaded once and applied to one clip at a time.
 
 `load` is used in two places: in the process of s2flow, and in the process that this file becomes when
-it is started by itself in an environment of VBench's own (`twin.py`). So it knows the standard library
-and vbench only, and no newer words than Python 3.8's. As a process it reads JSON lines,
+it is started by itself in an environment of VBench's own (`twin.py`). So it uses only the standard
+library and vbench, in Python 3.8. torch and VBench are imported inside the functions, since they are
+optional here and the process answers with its versions first. As a process it reads JSON lines,
 
     {"files": {...}, "device": "cpu", "cache": "...", ...}         what `load` takes; answered by
     {"versions": {...}, "full_info": "..."}
     {"dimension": "...", "video": "....mp4", "prompt": "..."}      then any number, each answered by
     {"score": 0.97}, {"score": null} or {"error": "..."}
 
-and ends with its input. Answers go to a copy of standard output; the output itself is turned to
-standard error first, because VBench and what it imports print as they like.
+and ends with its input. Answers go to a copy of standard output, and standard output itself is
+redirected to standard error, because VBench and its dependencies print.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import json
 import os
 import pickle
 import sys
+from importlib import metadata
+from importlib.util import find_spec
 
 if __package__:
     from s2flow.scorers.vbench import compat
@@ -32,14 +35,14 @@ PACKAGES += ("decord", "opencv-python-headless", "opencv-python", "numpy")
 
 
 class NotBareWeights(Exception):
-    """A file that only a pickle which may run code could read, and that no hash vouches for."""
+    """An untrusted file that could be read only as a pickle that may run code."""
 
 
 def load(dimension, files, device, cache, trusted, threads):
     """Load what a dimension needs; returns (path, prompt) -> VBench's score, 0-1, of one clip.
 
     files: {key in the table of weights: path}; trusted: see `compat.guarded`. The score is None where
-    VBench drops a clip because it cannot read it.
+    VBench cannot read the clip.
     """
     import torch
 
@@ -125,8 +128,8 @@ def _overall_consistency(files, device, cache):
     model = module.ViCLIP(tokenizer=tokenizer, pretrain=files["viclip"]).to(device)
 
     def of_list(path, prompt):
-        asked = [{"prompt": prompt, "video_list": [path]}]
-        return module.overall_consistency(model, asked, tokenizer, device)
+        listed = [{"prompt": prompt, "video_list": [path]}]
+        return module.overall_consistency(model, listed, tokenizer, device)
 
     return of_list
 
@@ -143,19 +146,15 @@ LOADERS = {
 
 def versions():
     """{package: version} of what is installed here, without importing it."""
-    from importlib import metadata
-
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def full_info():
     """VBench's list of prompts inside the installed package, not imported; None without it."""
-    from importlib.util import find_spec
-
     spec = find_spec("vbench")
     for folder in (spec and spec.submodule_search_locations) or ():
         path = os.path.join(folder, "VBench_full_info.json")
@@ -177,12 +176,12 @@ def main():
     setup, loaded = json.loads(sys.stdin.readline()), {}
     answer({"versions": versions(), "full_info": full_info()})
     for line in sys.stdin:
-        asked = json.loads(line)
-        dimension = asked["dimension"]
+        request = json.loads(line)
+        dimension = request["dimension"]
         try:
             if dimension not in loaded:
                 loaded[dimension] = load(dimension, **setup)
-            answer({"score": loaded[dimension](asked["video"], asked["prompt"])})
+            answer({"score": loaded[dimension](request["video"], request["prompt"])})
         except Exception as error:
             answer({"error": f"{type(error).__name__}: {error}"})
 

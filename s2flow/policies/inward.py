@@ -1,0 +1,43 @@
+"""Each query sees the training resolution's extent, shifted inward at the borders.
+
+    w = min(ceil(n_lr / b), g)      per axis: the LR grid's tokens in whole HR bricks
+
+Deviation: this is the window half of FreeSwim (arXiv 2511.14712). Its second path (a forward with full
+attention, whose cross-attention overrides the windowed one's) is left out, so it is not called by that
+name.
+"""
+
+import math
+
+from torch import Tensor
+
+from s2flow.grid import Box, brick_grid
+from s2flow.plan import Plan
+from s2flow.policies.base import NOTHING, Case, Policy, everywhere, static
+
+READS = NOTHING
+BY_VOLUME = False
+OPTIONS = ()
+IGNORES = frozenset({"sparsity", "density", "brick_low", "coverage_rows"})
+
+
+def label(policy: Policy) -> str:
+    """It has no options."""
+    return policy.name
+
+
+def check(policy: Policy, case: Case) -> Policy:
+    """It can always be used."""
+    return policy
+
+
+def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
+    """See the module."""
+    box = inward_box(case.low_tokens, case.tokens, case.brick)
+    return static(policy, case, everywhere(box, coverage))
+
+
+def inward_box(low_tokens: Box, tokens: Box, brick: Box) -> Box:
+    """The LR grid's extent in whole HR bricks, at least that of the LR grid where it fits."""
+    fitting = zip(low_tokens, brick, brick_grid(tokens, brick), strict=True)
+    return tuple(min(math.ceil(n / b), g) for n, b, g in fitting)
