@@ -329,8 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     with written_whole(path.with_suffix(".md")) as temporary:
         temporary.write_text(to_markdown(whole), encoding="utf-8")
     for row in rows:
-        why = f"  ({row['why']})" if row["why"] else ""
-        print(f"{row['verdict']:10} {row['source']:9} {row['claim']}  {_estimate(row)}{why}")
+        why = f"({row['why']})" if row["why"] else ""
+        words = filter(None, (row["claim"], _estimate(row), why))
+        print(f"{row['verdict']:10} {row['source']:9} {'  '.join(words)}")
     print(f"written: {path}.json, {path}.md")
     return int(failures > 0)
 

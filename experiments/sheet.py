@@ -279,7 +279,7 @@ def _page(form: str, tables: list[Table], wrap: dict[str, str], escape: Any) -> 
     def marked(row: list[Cell]) -> list[str]:
         return [wrap[mark].format(escape(text)) for text, mark in row]
 
-    return TEMPLATES.get_template(f"table.{form}").render(
+    page = TEMPLATES.get_template(f"table.{form}").render(
         tables=tables,
         grids=grids,
         parts=_parts,
@@ -288,6 +288,7 @@ def _page(form: str, tables: list[Table], wrap: dict[str, str], escape: Any) -> 
         heads=lambda grid: [escape(head) for head in grid.head],
         marked=marked,
     )
+    return page.rstrip("\n") + "\n"
 
 
 def _parts(grid: Grid, most: int = 10) -> list[Grid]:
