@@ -258,11 +258,11 @@ class Cascade:
         grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
         f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
         for report in self.reports:
-            asked = r.whole_grid or r.windows.module.BY_VOLUME
-            report["density_requested"] = f if asked else None
+            has_density = r.whole_grid or r.windows.module.BY_VOLUME
+            report["density_requested"] = f if has_density else None
         with self.clock("plan"):
-            bricked = (grids[0], r.brick_low, grids[1], r.brick_high)
-            case = Case(f, *bricked, self.n_from, r.coverage_rows)
+            tokens_and_bricks = (grids[0], r.brick_low, grids[1], r.brick_high)
+            case = Case(f, *tokens_and_bricks, self.n_from, r.coverage_rows)
             plan = decide(r.windows, case, low.coverage)
             if isinstance(plan, Plan) and self.backbone.router.order is not None:
                 # kernels are compiled and checked here, not in the HR flow

@@ -122,8 +122,8 @@ def high_stage(backbone: Any, r: Recipe, forward: Forward, shape: tuple, batch: 
     factor = 2 - 1 / steps if "solver" in r.knobs and r.solver == "heun" else 1
     backend = "triton" if r.attention == "auto" else r.attention  # as on a GPU
     peak = forward.peak_with_windows(backend) if windowed else forward.peak
-    rows = r.windows.module.READS == HR and "coverage_rows" not in r.windows.module.IGNORES
-    if windowed and rows:  # rows of logits during the forward
+    reads_rows = r.windows.module.READS == HR and "coverage_rows" not in r.windows.module.IGNORES
+    if windowed and reads_rows:  # rows of logits during the forward
         peak = max(peak, forward.attending + 2 * coverage_bytes(forward.q, r.coverage_rows))
     held = STATE_LATENTS * 4 * batch * math.prod(shape)
     return flow_stage("hr", forward, factor * (steps - dense), factor * dense, f, peak + held)

@@ -62,9 +62,8 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """The dict that is hashed and stored: plain types, without what this method ignores.
 
-        Different words for the same pixels become one: a window that is the whole grid is "full",
-        order 1 is "euler". ADDED_FIELDS are left out at the value there, so that records keep
-        their names.
+        Settings with the same pixels are made equal: a window that is the whole grid is "full", order
+        1 is "euler". ADDED_FIELDS are left out at their values there, so that run ids do not change.
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
