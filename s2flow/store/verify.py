@@ -114,15 +114,9 @@ def _findings(runs_dir: Path, fast: bool) -> Iterator[Finding]:
 def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
     real = [k for k in (*KINDS, *OTHERS) if not (folder / k).is_symlink()]
     held = {kind: entries(folder / kind) for kind in real}
-    files: dict[str, list[Path]] = {}  # of clips, by key; the video first
-    for kind, pattern in KINDS.items():
-        for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
-            if match := re.fullmatch(pattern, name):
-                files.setdefault(match["key"], []).append(folder / kind / name)
+    files, records = _files_by_key(folder, held), _visible(folder / "records", held, ".json")
     sound: dict[str, dict[str, Any]] = {}
-    recorded = set()
-    for path in _visible(folder / "records", held, ".json"):
-        recorded.add(path.stem)
+    for path in records:
         record = read_record(path)
         wrong = _wrong(path, record, folder.name) or fault(folder, record, fast)
         if wrong:
@@ -130,20 +124,34 @@ def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
             yield Finding(where, what, (path, *files.get(path.stem, ())))
         else:
             sound[path.stem] = record
-    for key in sorted(files.keys() - recorded):
+    for key in sorted(files.keys() - {path.stem for path in records}):
         record = folder / "records" / f"{key}.json"
         for path in files[key]:
             yield Finding(path, "has no record", (path,), unless=record)
-    for path in _visible(folder / "failures", held, ".json"):
-        if path.stem in sound:
-            yield Finding(path, "is the failure of a clip that exists", (path,))
-        elif read_json(path) is None:
-            yield Finding(path, CUT_OFF, (path,))
+    yield from _failures(_visible(folder / "failures", held, ".json"), sound)
     for path in _visible(folder / "scores", held, ".jsonl"):
         yield from _scores(path)
     yield from _recipe(folder / "recipe.json", sound)
     for kind, names in ({".": entries(folder)} | held).items():
         yield from _temporaries(folder / kind, names)
+
+
+def _files_by_key(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
+    """The files of clips without their records, by key; the video first."""
+    files: dict[str, list[Path]] = {}
+    for kind, pattern in KINDS.items():
+        for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
+            if match := re.fullmatch(pattern, name):
+                files.setdefault(match["key"], []).append(folder / kind / name)
+    return files
+
+
+def _failures(paths: list[Path], sound: dict) -> Iterator[Finding]:
+    for path in paths:
+        if path.stem in sound:
+            yield Finding(path, "is the failure of a clip that exists", (path,))
+        elif read_json(path) is None:
+            yield Finding(path, CUT_OFF, (path,))
 
 
 def _visible(folder: Path, held: dict[str, dict], suffix: str) -> list[Path]:
