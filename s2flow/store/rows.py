@@ -156,20 +156,18 @@ def joined(tables: list[pa.Table]) -> pa.Table:
     """Tables below each other; a column that one lacks is null there."""
     if len(tables) == 1 and not any(_is_json(tables[0], n) for n in tables[0].column_names):
         return tables[0]
-    names, columns = dict.fromkeys(n for t in tables for n in t.column_names), {}
-    for name in names:
+    columns = {}
+    for name in dict.fromkeys(n for t in tables for n in t.column_names):
         having = [t for t in tables if name in t.column_names]
         kinds = {t.schema.field(name).type for t in having} - {pa.null()}
         if len(kinds) > 1 or any(_is_json(t, name) for t in having):
             columns[name] = column_of([v for t in tables for v in values_of(t, name)])
             continue
-        kind = kinds.pop() if kinds else pa.null()
         parts = [
-            t[name].cast(kind) if name in t.column_names else pa.nulls(len(t), kind)
+            t.select([name]) if name in t.column_names else pa.table({name: pa.nulls(len(t))})
             for t in tables
         ]
-        chunks = [c for p in parts for c in (p.chunks if isinstance(p, pa.ChunkedArray) else [p])]
-        columns[name] = pa.chunked_array(chunks, kind), None
+        columns[name] = pa.concat_tables(parts, promote_options="default")[name], None
     return _ordered(columns)
 
 

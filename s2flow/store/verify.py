@@ -114,11 +114,13 @@ def _findings(runs_dir: Path, fast: bool) -> Iterator[Finding]:
 def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
     real = [k for k in (*KINDS, *OTHERS) if not (folder / k).is_symlink()]
     held = {kind: entries(folder / kind) for kind in real}
+<<<<<<< HEAD
     files = _clip_files(folder, held)
+=======
+    files, records = _files_by_key(folder, held), _visible(folder / "records", held, ".json")
+>>>>>>> h4
     sound: dict[str, dict[str, Any]] = {}
-    recorded = set()
-    for path in _visible(folder / "records", held, ".json"):
-        recorded.add(path.stem)
+    for path in records:
         record = read_record(path)
         wrong = _wrong(path, record, folder.name) or fault(folder, record, fast)
         if wrong:
@@ -126,15 +128,11 @@ def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
             yield Finding(where, what, (path, *files.get(path.stem, ())))
         else:
             sound[path.stem] = record
-    for key in sorted(files.keys() - recorded):
+    for key in sorted(files.keys() - {path.stem for path in records}):
         record = folder / "records" / f"{key}.json"
         for path in files[key]:
             yield Finding(path, "has no record", (path,), unless=record)
-    for path in _visible(folder / "failures", held, ".json"):
-        if path.stem in sound:
-            yield Finding(path, "is the failure of a clip that exists", (path,))
-        elif read_json(path) is None:
-            yield Finding(path, CUT_OFF, (path,))
+    yield from _failures(_visible(folder / "failures", held, ".json"), sound)
     for path in _visible(folder / "scores", held, ".jsonl"):
         yield from _scores(path)
     yield from _recipe(folder / "recipe.json", sound)
@@ -142,8 +140,13 @@ def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
         yield from _temporaries(folder / kind, names)
 
 
+<<<<<<< HEAD
 def _clip_files(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
     """Files of clips by their key, the video first."""
+=======
+def _files_by_key(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
+    """The files of clips without their records, by key; the video first."""
+>>>>>>> h4
     files: dict[str, list[Path]] = {}
     for kind, pattern in KINDS.items():
         for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
@@ -152,6 +155,17 @@ def _clip_files(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
     return files
 
 
+<<<<<<< HEAD
+=======
+def _failures(paths: list[Path], sound: dict) -> Iterator[Finding]:
+    for path in paths:
+        if path.stem in sound:
+            yield Finding(path, "is the failure of a clip that exists", (path,))
+        elif read_json(path) is None:
+            yield Finding(path, CUT_OFF, (path,))
+
+
+>>>>>>> h4
 def _visible(folder: Path, held: dict[str, dict], suffix: str) -> list[Path]:
     names = held.get(folder.name, ())
     return [folder / n for n in sorted(names) if n.endswith(suffix) and not n.startswith(".")]

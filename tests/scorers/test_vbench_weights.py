@@ -31,7 +31,7 @@ def installed(monkeypatch):
     monkeypatch.setattr(VBench, "check_package", lambda self: None)
 
 
-@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "cuda:-1"])
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "cuda:-1", None])
 @pytest.mark.parametrize(
     ("scorer", "key"),
     [

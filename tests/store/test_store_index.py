@@ -115,6 +115,7 @@ def test_an_altered_video_counts_as_none_however_it_is_asked(runs):
     video = store.path("clips", f"{keys[0]}.mp4")
     video.write_bytes(video.read_bytes()[:-1])
     for _ in range(2):
+        store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
         assert store.record(keys[0]) is None and keys[0] not in store.recorded()
         assert store.tally(keys)["clips"] == 1 == len(store.records(keys))
         store.path("clips", f"{keys[1]}.mp4").touch()

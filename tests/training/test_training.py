@@ -62,7 +62,7 @@ def test_a_signal_saves_the_state_and_the_weights(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     card = json.loads((tmp_path / "weights" / "card.json").read_text())
-    assert card["runs"][-1]["steps"] >= 1 and card["runs"][-1]["command"].endswith("minutes 0")
+    assert card["runs"][-1]["command"].endswith("minutes 0")
     assert card["runs"][-1]["init"] == card["runs"][-2]["weights"]
     again = Training.start("micro", WEIGHTS, "test", "cpu")
     again.load(tmp_path / "flow.pt")
