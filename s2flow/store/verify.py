@@ -114,11 +114,7 @@ def _findings(runs_dir: Path, fast: bool) -> Iterator[Finding]:
 def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
     real = [k for k in (*KINDS, *OTHERS) if not (folder / k).is_symlink()]
     held = {kind: entries(folder / kind) for kind in real}
-<<<<<<< HEAD
-    files = _clip_files(folder, held)
-=======
     files, records = _files_by_key(folder, held), _visible(folder / "records", held, ".json")
->>>>>>> h4
     sound: dict[str, dict[str, Any]] = {}
     for path in records:
         record = read_record(path)
@@ -140,13 +136,8 @@ def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
         yield from _temporaries(folder / kind, names)
 
 
-<<<<<<< HEAD
-def _clip_files(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
-    """Files of clips by their key, the video first."""
-=======
 def _files_by_key(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
     """The files of clips without their records, by key; the video first."""
->>>>>>> h4
     files: dict[str, list[Path]] = {}
     for kind, pattern in KINDS.items():
         for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
@@ -155,8 +146,6 @@ def _files_by_key(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
     return files
 
 
-<<<<<<< HEAD
-=======
 def _failures(paths: list[Path], sound: dict) -> Iterator[Finding]:
     for path in paths:
         if path.stem in sound:
@@ -165,7 +154,6 @@ def _failures(paths: list[Path], sound: dict) -> Iterator[Finding]:
             yield Finding(path, CUT_OFF, (path,))
 
 
->>>>>>> h4
 def _visible(folder: Path, held: dict[str, dict], suffix: str) -> list[Path]:
     names = held.get(folder.name, ())
     return [folder / n for n in sorted(names) if n.endswith(suffix) and not n.startswith(".")]
