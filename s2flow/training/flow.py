@@ -258,6 +258,7 @@ def train(args: argparse.Namespace) -> None:
     training = Training.start(args.size, args.init, args.command, args.device)
     if path.exists():
         training.load(path)
+        training.runs[-1]["command"] = args.command
     vae = PatchVAE.from_pretrained(args.vae / "vae").float().requires_grad_(False).to(args.device)
     if args.compile:
         torch._dynamo.config.recompile_limit = 32
