@@ -81,7 +81,7 @@ class Bench:
             return
         self.time_dense()
         reasons = self.about["backends"] = self._unusable()
-        auto = dispatch.choose(self.sets[0][0], self.size.brick, self.size.tokens)
+        auto = dispatch.choose(self._problem())
         self.about |= {"auto": auto, "auto_in_bricks": dispatch.module(auto).IN_BRICKS}
         usable = sorted((n for n, why in reasons.items() if why is None), key=lambda n: n != auto)
         for backend in usable:
@@ -101,12 +101,15 @@ class Bench:
     def _dense_flops(self) -> float:
         return 4 * self.size.length**2 * self.size.d * self.size.heads
 
+    def _problem(self) -> Problem:
+        return Problem.of(self.sets[0][0], self.size.tokens, self.size.brick)
+
     def _unusable(self) -> dict[str, str | None]:
         """Why each backend is not timed here, or None."""
-        q, device, reasons = self.sets[0][0], self.args.device, {}
+        problem, device, reasons = self._problem(), self.args.device, {}
         for n in dispatch.NAMES:
             if n != "auto":
-                reasons[n] = dispatch.why_not(n, q, self.size.brick, self.size.tokens)
+                reasons[n] = dispatch.why_not(n, problem)
                 if reasons[n] is None and device not in dispatch.module(n).AUTO:
                     reasons[n] = f"on a {device} only by name, and not timed here"
         if self.size.length > QUADRATIC:

@@ -51,7 +51,7 @@ SIZES = [  # (LR, HR, frames, brick at LR, brick at HR), largest first; the firs
     ((256, 448), (512, 896), 17, (1, 2, 2), (1, 4, 4)),
 ]
 TOY_SIZE = ((64, 64), (128, 128), 5, (1, 1, 1), (1, 2, 2))
-PROMPT = "a large blue star spins on sand"  # of the embedded world; others have random text
+PROMPT = "a large red ball moves right on sand"  # of the embedded world; others have random text
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode", "preview", "diagnostics")
 
 

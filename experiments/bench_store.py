@@ -138,7 +138,7 @@ def growth(stores: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _prompt(i: int) -> str:
-    return f"a large blue star spins on sand, number {i}"
+    return f"a large red ball moves right on sand, number {i}"
 
 
 def _replaced(text: str, names: dict[str, str]) -> str:

@@ -7,11 +7,12 @@ import pandas as pd
 from clips import FIRST_VALUES, Record, Run
 
 from s2flow import metrics
+from s2flow.embedded.world import WORLDS
 
 PAPER_NUMBERS = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 SETTING = PAPER_NUMBERS["setting"]
 PAPER = "HunyuanVideo 8×H800: "  # begins the name of each column of the paper's
-EMBEDDED = ("micro", "tiny")  # backbones of the family `tiny`: toy models
+EMBEDDED = tuple(WORLDS)  # backbones of the toy world
 VBENCH = (
     *metrics.SIX,
     *("subject_consistency", "dynamic_degree", "object_class", "multiple_objects"),

@@ -202,7 +202,7 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
 def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(
-            "prompt is empty or no text; type prompt='a large blue star spins on sand'"
+            "prompt is empty or no text; type prompt='a large red ball moves right on sand'"
         )
     if len(seeds) != len(prompts):
         raise UserError(

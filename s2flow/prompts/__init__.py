@@ -1,6 +1,7 @@
 """Sources of prompts, `prompts=demo|world|file|vbench`, their subsets, and shards.
 
-    demo    six held-out captions of the embedded world, chosen by hand: one per background
+    demo    six captions of the embedded world, chosen by hand, one per background; the first, which
+            a bare `python run.py` makes, is a training caption, the others are held out
     world   held-out captions of the embedded world (never trained on), in a seeded order
     file    your own: .txt (one prompt a line), .csv (column `prompt`), .json, .jsonl
     vbench  the 946 entries of `VBench_full_info.json`; the paper scores a random half, 473
@@ -53,7 +54,7 @@ INSTALL_VBENCH = (
 )
 
 DEMO = (
-    "a large orange striped ring moves right over a cloudy sky",
+    "a large green striped square moves right over a cloudy sky",
     "a large white star moves down in the night sky",
     "a large red ball moves left on grass",
     "a large purple ring grows on sand",

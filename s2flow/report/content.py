@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from s2flow.embedded.world import WORLDS
 from s2flow.metrics import bootstrap_interval
 from s2flow.report.labels import differing, labels, natural, text_of
 from s2flow.report.media import Media
@@ -16,7 +17,7 @@ from s2flow.store import STAGES, clip_key, generation_seconds
 from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
 
 RESAMPLES = 2000  # of the intervals in the plot
-EMBEDDED = ("micro", "tiny")  # backbones of the toy world, shipped with the package
+EMBEDDED = tuple(WORLDS)  # backbones of the toy world
 
 
 def page_data(every: list[Run], media: Media) -> dict[str, Any]:

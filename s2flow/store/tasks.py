@@ -91,7 +91,7 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
                 "drop one of them"
             )
         if not cfg.prompt.strip():
-            raise UserError("prompt is empty; type prompt='a large blue star spins on sand'")
+            raise UserError("prompt is empty; type prompt='a large red ball moves right on sand'")
         if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
             raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
         entries = [Prompt(0, cfg.prompt)]

@@ -147,7 +147,10 @@ def test_run_py_and_the_call_go_through_one_function(monkeypatch, tmp_path):
     monkeypatch.setattr(
         methods, "generate", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
     )
-    text, words = "a large blue star spins on sand", ["steps=3", "t_i=2", "frames=3", "seed=5"]
+    text, words = (
+        "a large red ball moves right on sand",
+        ["steps=3", "t_i=2", "frames=3", "seed=5"],
+    )
     assert run_here(monkeypatch, tmp_path, f"prompt={text}", *words, "scorer=[none]") == 0
     out = s2flow.generate("micro", text, steps=3, t_i=2, frames=3, seed=5)
     ours, theirs = made[1], made[0]

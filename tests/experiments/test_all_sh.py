@@ -51,8 +51,8 @@ def test_what_would_start_over_is_done_once_and_failures_are_tried_again(tmp_pat
     assert code == 1
     code, err, second = run_all(tmp_path, "nothing")
     assert code == 0 and not err
-    agreement = [c for c in first if "world_agreement" in c]
-    assert len(agreement) == 1 and not [c for c in second if "world_agreement" in c]
+    card = [c for c in first if "backbone_card" in c]
+    assert len(card) == 1 and not [c for c in second if "backbone_card" in c]
     assert [c for c in second if "--flow gaussian" in c]  # it had failed
     assert [c for c in second if "experiment=table1" in c]  # the store itself skips clips
 

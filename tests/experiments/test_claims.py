@@ -327,9 +327,3 @@ def test_words_that_run_py_would_not_take_are_one_line(tmp_path):
             claims.main(["--runs", str(tmp_path), word])
     with pytest.raises(SystemExit):
         claims.main(["--prompts", "0"])
-
-
-def test_the_table_in_the_readme_is_that_of_the_results():
-    said = json.loads((claims.RESULTS / "claims_micro.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert "\n".join(claims.short_lines(said["claims"])) in readme
