@@ -20,6 +20,7 @@ TABLES = ("table1", "table2", "table3", "table4")  # of experiments/tables.py
 SCORE_COLUMNS = {
     "world_agreement": "agree",
     "object_count": "objects",
+    "whole": "whole",
     "detail": "detail",
     "temporal_flickering": "flicker",
     "psnr": "psnr",

@@ -395,7 +395,7 @@ def test_a_negative_prompt_that_the_model_cannot_take_is_refused(case):
 
 def test_the_package_holds_conf():
     """So that an ordinary installation has it too, and not only a checkout."""
-    root = Path(defaults.__file__).parents[1]
+    root = Path(defaults.__file__).parents[2]
     names = [
         sorted(p.relative_to(c) for p in c.rglob("*.yaml")) for c in (defaults.CONF, root / "conf")
     ]
