@@ -116,8 +116,8 @@ def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) ->
     """
     g = brick_grid(tokens, brick)
     mass = pooled.unflatten(-1, g)  # (B, heads, R, g_t, g_h, g_w)
-    mine = torch.stack(torch.unravel_index(rows.cpu(), tokens), -1) // torch.tensor(brick)
-    inside_of = (axis_windows(n)[mine[:, i]] for i, n in enumerate(g))
+    brick_of = torch.stack(torch.unravel_index(rows.cpu(), tokens), -1) // torch.tensor(brick)
+    inside_of = (axis_windows(n)[brick_of[:, i]] for i, n in enumerate(g))
     I_t, I_h, I_w = (to_device(x, pooled.device) for x in inside_of)
     inside = torch.einsum("bmrthw,rzw->bmrthz", mass, I_w)
     inside = torch.einsum("bmrthz,ryh->bmrtyz", inside, I_h)

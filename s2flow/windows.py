@@ -66,14 +66,14 @@ def ideal_sides(f: float, exponents: tuple[float, float, float], g: Box) -> list
 def nearest_box(sides: list[float], f: float, g: Box) -> Box | None:
     """The integer box within +-5 % of volume f that is nearest to `sides` in log lengths."""
     volume = f * math.prod(g)
-    best, found = math.inf, None
+    least, nearest = math.inf, None
     for box in itertools.product(*(range(1, n + 1) for n in g)):
         if abs(math.prod(box) - volume) > TOLERANCE * volume + 1e-9:
             continue
         distance = sum(math.log(w / s) ** 2 for w, s in zip(box, sides, strict=True))
-        if distance < best - 1e-12:
-            best, found = distance, box
-    return found
+        if distance < least - 1e-12:
+            least, nearest = distance, box
+    return nearest
 
 
 def candidates(f: float, exponents: list, g: Box) -> list[Box]:
@@ -81,12 +81,12 @@ def candidates(f: float, exponents: list, g: Box) -> list[Box]:
 
     Raises UserError if no box of the grid has a volume within 5 % of f.
     """
-    found = []
+    boxes = []
     for e in exponents:
         box = nearest_box(ideal_sides(f, tuple(e), g), f, g)
-        if box is not None and box not in found:
-            found.append(box)
-    if not found:
+        if box is not None and box not in boxes:
+            boxes.append(box)
+    if not boxes:
         volumes = {math.prod(b) for b in itertools.product(*(range(1, n + 1) for n in g))}
         nearest = min((v / math.prod(g) for v in volumes), key=lambda x: abs(math.log(x / f)))
         raise UserError(
@@ -94,7 +94,7 @@ def candidates(f: float, exponents: list, g: Box) -> list[Box]:
             f"the nearest reachable f is {nearest:.4g} (sparsity={nearest:.4g} with "
             f"density=volume, sparsity={nearest ** (1 / 3):.4g} with density=per_axis)"
         )
-    return found
+    return boxes
 
 
 def choose(coverage: Tensor, boxes: list[Box]) -> Tensor:

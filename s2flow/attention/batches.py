@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.problem import Problem
@@ -52,3 +53,15 @@ def log_sum_exp(q: Tensor, k: Tensor, at_once: int = 2**24) -> Tensor:
     n = max(at_once // (math.prod(q.shape[:-2]) * k.shape[-2]), 1)
     keys = k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
     return torch.cat([(x.float() @ keys).logsumexp(-1) for x in q.split(n, -2)], -1)
+
+
+def attend_text(
+    q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor, sums: Tensor | None
+) -> None:
+    """Text queries attend everything: written to `out` and, where it is not None, `sums`."""
+    if q.shape[2] == n_video:
+        return
+    queries = q[:, :, n_video:]
+    out[:, :, n_video:] = F.scaled_dot_product_attention(queries, k, v)
+    if sums is not None:
+        sums[:, :, n_video:] = log_sum_exp(queries, k)

@@ -4,18 +4,15 @@
     s = window_starts(g, w) on each axis
 
 All heads and clips of one window share one list: bricks x prod(window) int32, 6.5 MB at 460,800 tokens
-and f = 1/8. What else kernels of block lists have in common is here too: which heads go together, and
-text queries, which attend everything and need no list.
+and f = 1/8. Which heads go together is here too.
 """
 
 import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import log_sum_exp
 from s2flow.grid import Box, window_starts
 
 COPIED = 2**30  # bytes of the queries, keys and values copied at once
@@ -39,18 +36,6 @@ def pairs_by_window(table: Tensor, at_once: int) -> Iterator[tuple[Box, Tensor, 
     for clip, boxes in enumerate(table.tolist()):
         for head, box in enumerate(boxes):
             pairs.setdefault(tuple(box), []).append((clip, head))
-    for box, found in sorted(pairs.items()):
-        for some in torch.tensor(found).split(max(at_once, 1)):
+    for box, members in sorted(pairs.items()):
+        for some in torch.tensor(members).split(max(at_once, 1)):
             yield box, *some.unbind(1)
-
-
-def attend_text(
-    q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor, sums: Tensor | None
-) -> None:
-    """Text queries attend everything: written to `out` and, where it is not None, `sums`."""
-    if q.shape[2] == n_video:
-        return
-    queries = q[:, :, n_video:]
-    out[:, :, n_video:] = F.scaled_dot_product_attention(queries, k, v)
-    if sums is not None:
-        sums[:, :, n_video:] = log_sum_exp(queries, k)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import parts, results
+from s2flow.attention.batches import attend_text, parts, results
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box, brick_slots
 
@@ -87,8 +87,7 @@ def gathering(
     real, index = (slots >= 0).to(q.device), slots.clamp(min=0).to(q.device)
     B, heads, bricks, keep = chosen.shape
     d, slot, n_text = q.shape[-1], slots.shape[1], q.shape[2] - n_video
-    if n_text:  # text queries attend everything
-        out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
+    attend_text(q, k, v, n_video, out, None)
     K, V = (x[:, :, index].flatten(0, 1) for x in (k, v))  # (B heads, bricks, slot, d)
     text = [x[:, :, n_video:].flatten(0, 1)[:, None] for x in (k, v)]
     pair = torch.arange(B * heads, device=q.device)[:, None, None]
@@ -105,6 +104,6 @@ def gathering(
         if problem.ragged:
             mask = F.pad(real[key_bricks].flatten(2, 3), (0, n_text), value=True)[:, :, None]
         queries = q[:, :, index[i : i + n]].flatten(0, 1)
-        found = F.scaled_dot_product_attention(queries, keys, values, mask)
+        rows = F.scaled_dot_product_attention(queries, keys, values, mask)
         valid = real[i : i + n]
-        out[:, :, index[i : i + n][valid]] = found.unflatten(0, (B, heads))[:, :, valid]
+        out[:, :, index[i : i + n][valid]] = rows.unflatten(0, (B, heads))[:, :, valid]

@@ -120,13 +120,13 @@ def _off(
     if attend.IN_BRICKS:
         order, inverse = brick_order(tokens, brick, device)
         q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, found = attend.window_attention(q, k, v, problem, lse)
+    out, other = attend.window_attention(q, k, v, problem, lse)
     if attend.IN_BRICKS:
-        out, found = (x if x is None else reordered(x, inverse) for x in (out, found))
+        out, other = (x if x is None else reordered(x, inverse) for x in (out, other))
     off = float((out.float() - truth.float()).norm() / truth.float().norm())
     if not lse:
         return off
     real = sums.isfinite()
-    if found is None or not torch.equal(real, found.isfinite()):
+    if other is None or not torch.equal(real, other.isfinite()):
         return math.inf
-    return max(off, float((found - sums)[real].norm() / sums[real].norm()), key=_worst)
+    return max(off, float((other - sums)[real].norm() / sums[real].norm()), key=_worst)

@@ -22,8 +22,8 @@ import math
 import torch
 from torch import Tensor
 
-from s2flow.attention.batches import parts, results
-from s2flow.attention.blocks import COPIED, attend_text, pairs_by_window, window_blocks
+from s2flow.attention.batches import attend_text, parts, results
+from s2flow.attention.blocks import COPIED, pairs_by_window, window_blocks
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box
 
@@ -98,8 +98,8 @@ def window_attention(
                 lists = BlockSparseTensorsTorch(**arguments(blocks, n))
                 # its layout is (batch, L, heads, d): each pair is a batch of one head
                 qkv = (x[pairs][:, :, None] for x in (Q[:, :, :n_video], K, V))
-                found = flash_attn_func(*qkv, block_sparse_tensors=lists, return_lse=lse)
-                O[(*pairs, slice(n_video))] = found[0][:, :, 0]
+                rows = flash_attn_func(*qkv, block_sparse_tensors=lists, return_lse=lse)
+                O[(*pairs, slice(n_video))] = rows[0][:, :, 0]
                 if S is not None:
-                    S[(*pairs, slice(n_video))] = found[1][:, 0]
+                    S[(*pairs, slice(n_video))] = rows[1][:, 0]
     return out, sums

@@ -34,13 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from s2flow.attention.batches import parts, results
-from s2flow.attention.blocks import (
-    COPIED,
-    attend_text,
-    pairs_by_window,
-    window_blocks,
-)
+from s2flow.attention.batches import attend_text, parts, results
+from s2flow.attention.blocks import COPIED, pairs_by_window, window_blocks
 from s2flow.attention.order import brick_offsets
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box
@@ -103,8 +98,8 @@ def _attend(q, k, v, full, n_full, part, n_part, grid, lse: bool):
     if n % 128:
         options |= {"BLOCK_M": tile(n), "BLOCK_N": tile(n)}
     aux = AuxRequest(lse=True) if lse else None
-    found = flex_attention(Q, K, V, block_mask=mask, kernel_options=options, return_aux=aux)
-    out, sums = (found[0], found[1].lse.view(q.shape[:-1])) if lse else (found, None)
+    result = flex_attention(Q, K, V, block_mask=mask, kernel_options=options, return_aux=aux)
+    out, sums = (result[0], result[1].lse.view(q.shape[:-1])) if lse else (result, None)
     return out.view(q.shape), sums
 
 
@@ -132,11 +127,10 @@ def window_attention(
                 whole = (x[pairs] for x in (Q[..., :n_video, :], K, V))
                 blocks = [in_blocks(x, n_video, places, bricks, n) for x in whole]
                 lists = block_lists(g, box, blocks[1], problem.ragged)
-                for x, found in zip((O, S), _computed(*blocks, lists, grid, lse), strict=True):
+                for x, y in zip((O, S), _computed(*blocks, lists, grid, lse), strict=True):
                     if x is not None:
-                        found = found.flatten(1, 2)
-                        found = found if places is None else found[:, places]
-                        x[(*pairs, slice(n_video))] = found
+                        rows = y.flatten(1, 2)
+                        x[(*pairs, slice(n_video))] = rows if places is None else rows[:, places]
     return out, sums
 
 
@@ -179,13 +173,13 @@ def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]
     part = part.expand(bricks, -1)
     if ragged:
         full, part = full[:, :0], torch.cat([full, part], 1)
-    found = []
+    lists = []
     for blocks in (full, part):
         width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]
         width = max(width, 2)  # sizes of 0 and 1 would be compiled apart
-        found.append(F.pad(blocks, (0, width - blocks.shape[1]))[None, None])
-        found.append(blocks.new_full((1, 1, bricks), blocks.shape[1]))
-    return tuple(found)
+        lists.append(F.pad(blocks, (0, width - blocks.shape[1]))[None, None])
+        lists.append(blocks.new_full((1, 1, bricks), blocks.shape[1]))
+    return tuple(lists)
 
 
 def _second_pass(Q, K, full, n_full, part, n_part, grid, at_once: int = 2**24) -> Tensor:

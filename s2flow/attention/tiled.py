@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import boxes_of, log_sum_exp, parts, results
+from s2flow.attention.batches import attend_text, boxes_of, log_sum_exp, parts, results
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
@@ -61,21 +61,18 @@ def window_attention(
     alike = boxes_of(problem.windows)[1]
     for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem, alike):
         boxes, n_text = boxes_of(problem.windows[clips])[0], Q.shape[2] - n_video
-        if n_text:  # text queries attend everything
-            O[:, :, n_video:] = F.scaled_dot_product_attention(Q[:, :, n_video:], K, V)
-            if S is not None:
-                S[:, :, n_video:] = log_sum_exp(Q[:, :, n_video:], K)
+        attend_text(Q, K, V, n_video, O, S)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
             whole = box == problem.grid
             dense = not lse and (whole or masked(box, tokens, brick, q.shape[-1] * len(heads)))
             M = _mask(tokens, brick, box, n_text, q.device) if dense and not whole else None
-            for some in _at_once(heads, K, tokens):
+            for some in _at_once(heads, K, n_video):
                 if dense:
                     qkv = Q[:, some, :n_video], K[:, some], V[:, some]
                     O[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
                 else:
-                    _windowed(Q, K, V, some, box, tokens, brick, O, S)
+                    _windowed(Q, K, V, O, S, some, box, problem)
     return out, sums
 
 
@@ -95,10 +92,9 @@ def _mask(tokens: Box, brick: Box, box: Box, n_text: int, device: torch.device) 
     return F.pad(window_mask(tokens, brick, box), (0, n_text), value=True).to(device)
 
 
-def _at_once(heads: list[int], k: Tensor, tokens: Box) -> Iterator[slice | list[int]]:
+def _at_once(heads: list[int], k: Tensor, n_video: int) -> Iterator[slice | list[int]]:
     """Heads of one window, in slices or lists of as many as may be copied at once."""
-    keys = math.prod(tokens)
-    one = 2 * len(k) * keys * k.shape[-1] * k.element_size()
+    one = 2 * len(k) * n_video * k.shape[-1] * k.element_size()
     n = max(COPIED.get(k.device.type, 2**28) // one, 1)
     for i in range(0, len(heads), n):
         some = heads[i : i + n]
@@ -106,9 +102,9 @@ def _at_once(heads: list[int], k: Tensor, tokens: Box) -> Iterator[slice | list[
         yield slice(some[0], some[-1] + 1) if together else some
 
 
-def _windowed(q, k, v, heads, box: Box, tokens: Box, brick: Box, out: Tensor, sums) -> None:
+def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> None:
     """Video queries of some heads that share one window, written to `out` and `sums`."""
-    n_video = math.prod(tokens)
+    tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
     spans = [axis_spans(n, b, w) for n, b, w in zip(tokens, brick, box, strict=True)]
     inner = max(range(3), key=lambda a: len(spans[a]))
     a, b = (axis for axis in range(3) if axis != inner)
@@ -124,15 +120,14 @@ def _windowed(q, k, v, heads, box: Box, tokens: Box, brick: Box, out: Tensor, su
         keys, values = (x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V))
         one = Q[:, heads, :1, qa, qb]
         rows = max(ROWS.get(q.device.type, 2**27) // (one.numel() * one.element_size()), 1)
-        for here, there, pieces, step in _runs(spans[inner], brick[inner], rows):
-            queries = Q[:, heads, here, qa, qb]
-            stretch = (keys[:, :, there], values[:, :, there], texts, pieces, step)
-            X, Y = _positions(*stretch)
-            rows_of = queries.flatten(2, 4).reshape(X.shape[0], pieces, -1, q.shape[-1])
-            found = F.scaled_dot_product_attention(rows_of, X, Y)
-            O[:, heads, here, qa, qb] = found.reshape(queries.shape)
+        for at, of, pieces, step in _runs(spans[inner], brick[inner], rows):
+            K_at, V_at = _positions(keys[:, :, of], values[:, :, of], texts, pieces, step)
+            queries = Q[:, heads, at, qa, qb]
+            Q_at = queries.flatten(2, 4).reshape(len(K_at), pieces, -1, q.shape[-1])
+            O_at = F.scaled_dot_product_attention(Q_at, K_at, V_at)  # (Eq. 7)
+            O[:, heads, at, qa, qb] = O_at.reshape(queries.shape)
             if S is not None:
-                S[:, heads, here, qa, qb] = log_sum_exp(rows_of, X).view(queries.shape[:-1])
+                S[:, heads, at, qa, qb] = log_sum_exp(Q_at, K_at).view(queries.shape[:-1])
 
 
 def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, int]]:

@@ -48,16 +48,16 @@ def configs(
     """Those worth trying on sm_<chip>; `experiments/compile_kernels.py` shows that none spills."""
     masked = ragged or d & (d - 1)  # masks take registers
     if dtype == torch.float32:  # no tensor cores in full precision
-        found = [Config(32, 16, 4, 2)] + [Config(32, 16, 8, 2)] * (not ragged)
+        usual = [Config(32, 16, 4, 2)] + [Config(32, 16, 8, 2)] * (not ragged)
     elif not masked:
-        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)]
-        found += [Config(128, 128, 8, 2)] * (chip == 90)
+        usual = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)]
+        usual += [Config(128, 128, 8, 2)] * (chip == 90)
     else:
-        found = [Config(128, 64, 8, 3), Config(64, 64, 4, 3)] if chip == 90 else []
-        found += [Config(128, 32, 8, 3)] * (chip >= 90) + [Config(64, 32, 4, 3)]
+        usual = [Config(128, 64, 8, 3), Config(64, 64, 4, 3)] if chip == 90 else []
+        usual += [Config(128, 32, 8, 3)] * (chip >= 90) + [Config(64, 32, 4, 3)]
     rows = max(_power_of_2(volume), 16)
-    fitting = [c for c in found if rows >= c.BLOCK_M]
-    return fitting or [Config(rows, found[0].BLOCK_N, 4, 2)]
+    fitting = [c for c in usual if rows >= c.BLOCK_M]
+    return fitting or [Config(rows, usual[0].BLOCK_N, 4, 2)]
 
 
 def _power_of_2(n: int) -> int:
@@ -84,8 +84,8 @@ def unusable(problem: Problem) -> str | None:
     if on_gpu and interpreted():
         return "TRITON_INTERPRET is set, so that kernels run on the CPU; unset it"
     if on_gpu and torch.cuda.get_device_capability(device) < (8, 0):
-        found = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        return f"compute capability {found} is below 8.0"
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        return f"compute capability {capability} is below 8.0"
     if problem.head_dim not in HEAD_DIMS:
         return f"head_dim {problem.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
     if problem.dtype not in DTYPES:
@@ -175,7 +175,7 @@ _tuned: dict[tuple, Config] = {}
 
 
 def _fastest(
-    launch, found: list[Config], device: torch.device, heads: int, written: Tensor
+    launch, known: list[Config], device: torch.device, heads: int, written: Tensor
 ) -> Config:
     """The quickest of some configurations, on queries that fill the GPU about eight times.
 
@@ -183,8 +183,8 @@ def _fastest(
     """
     n = 8 * torch.cuda.get_device_properties(device).multi_processor_count
     seconds, truth = {}, None
-    for config in found:
-        rows = math.ceil(n / heads * found[0].BLOCK_M / config.BLOCK_M)  # as many for each
+    for config in known:
+        rows = math.ceil(n / heads * known[0].BLOCK_M / config.BLOCK_M)  # as many for each
         ticks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
         try:
             launch(config, rows)  # compiles

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.coverage import coverage_by_heads
+from s2flow.grid import Box
 from s2flow.plan import Plan
 from s2flow.policies import adaptive
 from s2flow.policies.base import HR, Case, Policy, check_candidates, spelt
@@ -47,10 +48,12 @@ def decide(policy: Policy, case: Case, coverage: Tensor) -> "Oracle":
 class Oracle(Online):
     """guided: the adaptive plan of the LR flow, for the regret."""
 
-    def __init__(self, policy, plan, boxes, rows, t_i, guided: Plan) -> None:
+    def __init__(
+        self, policy: Policy, plan: Plan, boxes: list[Box], rows: int, t_i: int, guided: Plan
+    ) -> None:
         super().__init__(policy, plan, boxes, rows, t_i)
         self.guided = guided
-        self.found: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.measured: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.by_layer: dict[int, dict[int, Tensor]] = defaultdict(dict)
 
     def choose(
@@ -60,13 +63,13 @@ class Oracle(Online):
         rows, (tokens, brick) = self.sampled(n, layer), (self.plan.tokens, self.plan.brick)
         r = coverage_by_heads(q, k, rows, tokens, brick, router.text)  # (Eq. 8)
         r = router.all_heads(r).cpu()
-        best, theirs = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
+        best, lr = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
         reached = coverage_of(r, best)
-        self.found["coverage"][n].append(reached.mean(1))
-        regret = (reached - coverage_of(r, theirs)).mean(1)
-        self.found["regret"][n].append(regret)
+        self.measured["coverage"][n].append(reached.mean(1))
+        regret = (reached - coverage_of(r, lr)).mean(1)
+        self.measured["regret"][n].append(regret)
         self.by_layer[n][layer] = regret
-        self.found["same_choice"][n].append((best == theirs).all(-1).float().mean(1))
+        self.measured["same_choice"][n].append((best == lr).all(-1).float().mean(1))
         return best
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
@@ -74,12 +77,12 @@ class Oracle(Online):
 
         Layers that chose count.
         """
-        own = {name: per_clip(steps, clip) for name, steps in self.found.items()}
-        own["regret_by_layer"] = {
+        means = {name: per_clip(steps, clip) for name, steps in self.measured.items()}
+        means["regret_by_layer"] = {
             str(n): {str(layer): round(float(x[clip]), 6) for layer, x in layers.items()}
             for n, layers in self.by_layer.items()
         }
-        return super().report(steps, clip) | {"oracle": own}
+        return super().report(steps, clip) | {"oracle": means}
 
 
 def coverage_of(r: Tensor, boxes: Tensor) -> Tensor:

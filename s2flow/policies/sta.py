@@ -65,22 +65,22 @@ def read(path: str | None) -> Calibration:
         raise UserError(f"windows=sta needs windows.file=FILE; make one with {HOW}")
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            stored = json.load(file)
     except OSError as error:
         raise UserError(
             f"windows.file={path} cannot be read ({error.strerror}); make it with {HOW}"
         ) from None
     except ValueError:
-        found = None
+        stored = None
     try:
-        boxes = tuple(tuple(_box(b.split("x")) for b in heads) for heads in found["boxes"])
+        boxes = tuple(tuple(_box(b.split("x")) for b in heads) for heads in stored["boxes"])
         c = Calibration(
-            str(found["backbone"]),
-            str(found["weights"]),
-            _box(found["tokens"]),
-            _box(found["brick"]),
-            float(found["f"]),
-            tuple(map(str, found["prompts"])),
+            str(stored["backbone"]),
+            str(stored["weights"]),
+            _box(stored["tokens"]),
+            _box(stored["brick"]),
+            float(stored["f"]),
+            tuple(map(str, stored["prompts"])),
             boxes,
         )
         g = brick_grid(c.tokens, c.brick)

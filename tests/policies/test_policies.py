@@ -143,7 +143,7 @@ def test_dense_steps_and_layers_choose_nothing():
     for policy in (Policy("oracle", dense_steps=1), Policy("oracle", dense_layers=(0,))):
         found = oracle(empty_plan(), policy=policy)
         assert found.replacer(2, "auto", ONE)(0, *peaked()) is None  # the model's own call
-        assert found.report((2, 1), 0)["density"]["2"] == 1 and not found.found
+        assert found.report((2, 1), 0)["density"]["2"] == 1 and not found.measured
 
 
 def test_text_keys_take_part_and_padding_does_not():
