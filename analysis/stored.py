@@ -25,7 +25,7 @@ from s2flow.store import read_run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-OWN = ("own world_agreement", "own detail")  # where VBench's Mean is missing
+WITHOUT_VBENCH = ("own world_agreement", "own detail")  # where VBench's Mean is missing
 NAMES = {"Mean": "VBench Mean", "own world_agreement": "world agreement"}
 NAMES |= {"own detail": "detail (render: 1)"}
 
@@ -75,7 +75,7 @@ def chosen(table: Table) -> list[str]:
     if "Mean" in scored:
         return ["Mean"]
     others = [c for c in table.rows[0] if c in scored and c.startswith(("VBench ", "own "))]
-    scores = [c for c in OWN if c in scored] or others[:2]
+    scores = [c for c in WITHOUT_VBENCH if c in scored] or others[:2]
     if not scores:
         print(f"not scored: {table.title}; score its clips with: python -m s2flow.score")
     return scores

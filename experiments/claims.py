@@ -249,12 +249,6 @@ def to_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def short_lines(claims: list[dict[str, Any]]) -> list[str]:
-    """The same for the project's README: sentence, estimate, verdict."""
-    rows = [(r["source"], r["claim"], _estimate(r), r["verdict"]) for r in claims]
-    return markdown(("", "claim of the paper", "estimate [95 %]", "verdict"), rows)
-
-
 def _estimate(row: dict[str, Any]) -> str:
     text = "" if row["estimate"] is None else f"{row['estimate']:.3f}"
     return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"

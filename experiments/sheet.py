@@ -304,7 +304,7 @@ def _parts(grid: Grid, most: int = 10) -> list[Grid]:
 
 
 def _md(text: str) -> str:
-    """Text that markdown shows to the letter."""
+    """Text that markdown shows unchanged."""
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", text.replace("\n", " "))
 
 

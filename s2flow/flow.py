@@ -34,11 +34,6 @@ def x0_from_v(z: Tensor, v: Tensor, sigma: float) -> Tensor:
     return z - sigma * v
 
 
-def eps_from_v(z: Tensor, v: Tensor, sigma: float) -> Tensor:
-    """Predicted noise, eps = z + (1 - sigma) v."""
-    return z + (1 - sigma) * v
-
-
 def v_from_x0(z: Tensor, x0: Tensor, sigma: float) -> Tensor:
     """Velocity that points from x0 to z, v = (z - x0) / sigma."""
     return (z - x0) / sigma

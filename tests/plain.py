@@ -21,7 +21,7 @@ def coverage_of_all_boxes(A: Tensor, rows: Tensor, tokens: Box, brick: Box) -> T
 
 
 def coverage_exact(A: Tensor, tokens: Box, brick: Box, box: Box) -> Tensor:
-    """Eq. 8 to the letter for one box, from the whole attention map: the oracle of the tests.
+    """Eq. 8 literally for one box, from the whole attention map: the oracle of the tests.
 
     A: (B, heads, L, L), rows summing to 1 or less; returns (B, heads).
     """

@@ -16,7 +16,6 @@ is less sure; the mask of a render is not perfect either (`weights/mask.json` ha
 `whole` beside a render's.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -198,8 +197,3 @@ def _iou(covers: Tensor, mask: Tensor) -> Tensor:
 def _grown(cover: Tensor) -> Tensor:
     """The region within two pixels of a cover."""
     return (F.max_pool2d(cover[None, None], 5, 1, 2)[0, 0] > 0.5).float()
-
-
-def card() -> dict:
-    """How the mask was trained and how far it errs."""
-    return json.loads((WEIGHTS / "mask.json").read_text())

@@ -86,7 +86,7 @@ def generate(engine):
 
 
 def test_oracle_covers_what_brute_force_does_and_never_less_than_the_lr_plan():
-    """Every row sampled: Eq. 8 to the letter for every candidate, head by head."""
+    """Every row sampled: Eq. 8 literally for every candidate, head by head."""
     q, k, v = peaked()
     coverage = torch.rand(3, 1, 2, 4, *GRID, generator=torch.Generator().manual_seed(0))
     guided = adaptive.decide(Policy("adaptive"), CASE, coverage)
