@@ -366,7 +366,9 @@ def test_another_user_may_look_and_cannot_write(runs, tmp_path):
         path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
     (runs / "0000000001" / "clips" / f"{1:016x}.mp4").touch()
     script = (
-        "import os, sys; from s2flow.store.__main__ import main; os.setgid(65534); os.setuid(65534)"
+        "import os; from s2flow.store.__main__ import main"
+        f"\nmain(['ls', {str(runs)!r}])  # a private environment's late imports, while they can be read"
+        "\nos.setgid(65534); os.setuid(65534)"
         f"\nfor words in (['ls'], ['verify'], ['gc', '--yes', '--older-than', '0s']):"
         f"\n    print(words[0], main([words[0], {str(runs)!r}, *words[1:]]))"
     )
