@@ -1,5 +1,6 @@
 """S²Flow: training-free high-resolution video generation, guided by the low-resolution flow."""
 
+import importlib.metadata
 import os
 
 # Before torch starts its threads: by default they spin while they wait, and on cores that anything
@@ -8,9 +9,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str):
-    """`s2flow.generate`, `s2flow.Result`: torch and diffusers are imported when first asked for."""
+    """`s2flow.generate`, `Result`, `__version__`: torch and diffusers are imported when asked for."""
     if name in ("generate", "Result"):
         from s2flow import api
 
         return getattr(api, name)
+    if name == "__version__":
+        return importlib.metadata.version("s2flow")
     raise AttributeError(f"module 's2flow' has no attribute {name!r}")

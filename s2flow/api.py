@@ -16,54 +16,73 @@ that an adapter changes. Weights, dtypes, devices and scheduler are never change
 """
 
 import difflib
+import hashlib
+import importlib
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any, Unpack
 
 import numpy as np
 import torch
+from diffusers.utils.pil_utils import numpy_to_pil
 from omegaconf import DictConfig
 from torch import Tensor
 
 from s2flow import methods
+from s2flow.backbones import inspect
 from s2flow.backbones.base import Backbone, Origin
+from s2flow.backbones.inspect import State
 from s2flow.backbones.tiles import tiled
-from s2flow.cascade import Stopped
+from s2flow.cascade import Generated, Step, Stopped
+from s2flow.embedded.world import WORLDS
 from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process.timing import Clock
 from s2flow.recipe.defaults import composed, conf_file, of_pipe
+from s2flow.recipe.identity import Recipe
+from s2flow.recipe.keywords import Knobs
 from s2flow.recipe.resolve import resolve
 from s2flow.recipe.schema import BackboneConf, declared
 
 KNOBS = ("method", "windows", *(f.name for _, f in declared() if f.metadata["clip"]))
-WEIGHTS_OF_PIPE = "of a loaded pipe"  # stands for the hash of the weights
-DIFFUSERS_KEYWORDS = {  # diffusers' keyword -> ours
-    "height": "high=(height, width)",
-    "width": "high=(height, width)",
-    "num_frames": "frames=...",
-    "num_inference_steps": "steps=...",
-    "guidance_scale": "guidance=...",
-    "generator": "seed=...",
-    "callback_on_step_end": "progress=...",
+ALIASES = {  # diffusers' keyword -> ours
+    "num_frames": "frames",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance_2",
 }
+REFUSED = {  # diffusers' keyword -> what to type
+    "latents": "seed=... or generator=..., which draw the noise",
+    "num_videos_per_prompt": "a list of prompts, with a seed each",
+    "return_dict": "nothing: the result has .frames",
+    "max_sequence_length": "nothing: the model's own length is used",
+    "prompt_2": "prompt=..., which both text encoders are given",
+    "true_cfg_scale": "guidance=...",
+    "sigmas": "steps=... and shift=...",
+    "attention_kwargs": "nothing",
+}
+OUTPUTS = ("np", "pt", "pil", "latent")
 
 
 @dataclass(frozen=True)
 class Result:
     """Clips of B prompts.
 
-    frames: (B, T, H, W, 3) float32 in [0, 1], for `diffusers.utils.export_to_video(frames[i])`; None
-    if `on_low` returned False. low_frames: the LR video, (B, T, h, w, 3); None for method="native".
-    latent: the HR z_0 (B, C, T, h', w'), float32, on the pipe's device. reports: per clip, the
-    realised density per step, window histogram, cosines. recipe: every knob as resolved.
-    seconds: wall time per stage. fps: frame rate of the model's training clips.
+    frames: by `output_type`, "np": (B, T, H, W, 3) float32 in [0, 1], for
+    `diffusers.utils.export_to_video(frames[i])`; "pt": a tensor (B, T, 3, H, W); "pil": lists of
+    images; "latent": the latent. None if `on_low` returned False. low_frames: the LR video, likewise;
+    None for method="native" and for "latent". latent: the HR z_0 (B, C, T, h', w'), float32, on the
+    pipe's device. reports: per clip, the realised density per step, window histogram, cosines. recipe:
+    every knob as resolved, with what the pipe brought along. seconds: wall time per stage. fps: frame
+    rate of the model's training clips.
     """
 
-    frames: np.ndarray | None
-    low_frames: np.ndarray | None
+    frames: Any
+    low_frames: Any
     latent: Tensor | None
     reports: list[dict[str, Any]]
     recipe: dict[str, Any]
@@ -73,20 +92,31 @@ class Result:
 
 def generate(
     pipe: Any,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None = None,
     *,
     seed: int | Sequence[int] = 0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    output_type: str = "np",
     progress: Callable[[str, int, int], None] | None = None,
     on_low: Callable[[np.ndarray], bool | None] | None = None,
-    **knobs: Any,
+    callback_on_step_end: Callable[..., dict | None] | None = None,
+    **knobs: Unpack[Knobs],
 ) -> Result:
     """High-resolution clips of one prompt, or of a list of prompts in one batch.
 
     pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
     name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
     backbone of this package.
-    seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
+    seed: one for all prompts or one each; noise depends on (prompt, seed) alone. generator: draws the
+    noise instead, as in diffusers; method="native" is then the clip that the pipe's own call makes.
+    height, width: `high` in diffusers' words, as are num_frames, num_inference_steps, guidance_scale;
+    prompt_embeds and whatever the pipe's own call takes with it stand in place of `prompt`.
+    output_type: "np" | "pt" | "pil" | "latent".
     progress(stage, step, total): called after every step of stage "lr" and "hr".
+    callback_on_step_end(pipe, i, t, {"latents": z}): as in diffusers, after every step of both stages,
+    counted through; it may return other latents.
     on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
     returns False, the call ends there and the result has no frames; its exceptions propagate.
     knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
@@ -96,107 +126,203 @@ def generate(
     Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
     latent that is not finite.
     """
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    embeds = {k: knobs.pop(k) for k in list(knobs) if "_embeds" in k or k.endswith("_mask")}
+    embeds = {k: x for k, x in embeds.items() if x is not None}
+    prompts = _prompts(prompt, embeds)
     seeds = _integers(seed, len(prompts))
+    in_theirs = "guidance_scale" in knobs and "guidance_scale_2" not in knobs
+    knobs = _in_our_words(knobs, height, width)
     _check_keywords(prompts, seeds, knobs)
-    with _borrowed(pipe) as (backbone, files, weights):
+    if output_type not in OUTPUTS:
+        raise UserError(
+            f"output_type={output_type!r} is unknown; type one of output_type={'|'.join(OUTPUTS)}"
+        )
+    with _borrowed(pipe, embeds) as (backbone, files, weights, state):
+        if state is not None and state.tiles:  # the pipe's own stay, unless others are typed
+            typed = "vae_tile" in knobs
+            state = replace(state, tiles={}) if typed else state
+            knobs = knobs if typed else knobs | {"vae_tile": []}
+        if in_theirs and files[0].boundary is not None:  # as in diffusers, for both experts
+            knobs = {"guidance_2": knobs["guidance"]} | knobs
         cfg = composed(files, knobs)
-        recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
+        if state is not None:
+            state.check("this pipe", cfg.method.name)
+        recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS, state)
+        if embeds:
+            recipe = replace(recipe, pipeline=(recipe.pipeline or {}) | {"embeds": _hash(embeds)})
         methods.check(backbone, recipe)
         sta.check_prompts(recipe, prompts)
+        _check_vae(backbone, recipe, output_type)
         clock = Clock(backbone.device)
-        options = {"clock": clock, "progress": progress}
+        options = {"clock": clock, "progress": progress, "generator": generator}
+        options["decode"] = output_type != "latent"
         if on_low is not None:
             options["on_low"] = lambda video: _as_python(on_low(_array(video)))
+        if callback_on_step_end is not None:
+            options["on_latent"] = _callback(pipe, callback_on_step_end)
         common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
             with tiled(backbone.vae, recipe.vae_tile):
                 made = methods.generate(backbone, recipe, prompts, seeds, **options)
         except Stopped as stop:
             return Result(None, _array(stop.low_video), None, [], **common)
-        if not torch.isfinite(made.latent).all():
-            raise FloatingPointError("the latent holds NaN or infinity")
-        low = None if made.low_video is None else _array(made.low_video)
-        return Result(_array(made.video), low, made.latent, made.reports, **common)
+        _check_finite(made)
+        frames, low = (_as_output(v, output_type) for v in (made.video, made.low_video))
+        frames = made.latent if output_type == "latent" else frames
+        return Result(frames, low, made.latent, made.reports, **common)
 
 
-# -- backbone of a pipe -------------------------------------------------------------------------
-
-
-def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
-    from s2flow.backbones.wan import WanBackbone
-
-    if type(pipe.vae).__name__ == "PatchVAE":
-        raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
-    boundary = pipe.config.get("boundary_ratio")
-    transformer_2 = getattr(pipe, "transformer_2", None)
-    if boundary is not None and transformer_2 is None:
-        raise UserError(
-            f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "
-            "load the whole checkpoint"
+def _check_finite(made: Generated) -> None:
+    """Raises FloatingPointError for NaN or infinity in the latent or the video."""
+    first = next((r["first_nan"] for r in made.reports if "first_nan" in r), None)
+    if first is not None or not made.latent.isfinite().all():
+        raise FloatingPointError(
+            f"the latent holds NaN or infinity, first in the velocity of {first or 'no step'}; type "
+            "pipe.transformer.to(torch.bfloat16), which does not overflow where float16 does"
         )
-    files = ["wan_1_3b", "wan_14b"] if boundary is None else ["wan_2_2_14b"]
-    if pipe.config.get("expand_timesteps"):
-        files = ["wan_2_2_5b"]
-    return WanBackbone("wan", pipe), files
+    if made.video is not None and not made.video.isfinite().all():
+        raise FloatingPointError(
+            "the decoded video holds NaN, and the latent does not; type pipe.vae.to(torch.float32)"
+        )
 
 
-def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
-    from s2flow.backbones.hunyuan import HunyuanVideoBackbone
+def _check_vae(backbone: Backbone, recipe: Recipe, output_type: str) -> None:
+    """Raises UserError where a VAE is needed that the pipe lacks."""
+    if backbone.vae is not None:
+        return
+    if output_type != "latent":
+        raise UserError("this pipe has no vae; type output_type='latent', or load the vae")
+    if recipe.method != "native" and recipe.handoff != "latent":
+        raise UserError(
+            f"handoff={recipe.handoff} decodes and encodes, and this pipe has no vae; "
+            "type handoff='latent', or load the vae"
+        )
 
-    return HunyuanVideoBackbone("hunyuan", pipe), ["hunyuan"]
 
+# -- a loaded pipe ------------------------------------------------------------------------------
 
-def _hunyuan15(pipe: Any) -> tuple[Backbone, list[str]]:
-    from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone, check_guider
-
-    check_guider(pipe, "this pipe")
-    return HunyuanVideo15Backbone("hunyuan_1_5", pipe), ["hunyuan_1_5"]
-
-
-# pipeline class -> adapter and matching files of conf/backbone
+# pipeline class -> module of its adapter, its class, matching files of conf/backbone
 FAMILIES = {
-    "WanPipeline": _wan,
-    "HunyuanVideoPipeline": _hunyuan,
-    "HunyuanVideo15Pipeline": _hunyuan15,
+    "WanPipeline": ("wan", "WanBackbone", ["wan_1_3b", "wan_14b"]),
+    "HunyuanVideoPipeline": ("hunyuan", "HunyuanVideoBackbone", ["hunyuan"]),
+    "HunyuanVideo15Pipeline": ("hunyuan15", "HunyuanVideo15Backbone", ["hunyuan_1_5"]),
 }
 
 
-@contextmanager
-def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
-    """(backbone, its files of conf/backbone, hash of its weights) of `generate`'s first argument."""
-    if isinstance(pipe, str):
-        from s2flow.process.loading import device_here, load_backbone, weights_hash
-
-        conf = conf_file("backbone", pipe, BackboneConf)
-        weights = weights_hash(conf.family, Origin.of(conf))
-        yield load_backbone(conf, device_here("auto")), [conf], weights
-        return
-    if hasattr(pipe, "router"):  # a backbone of this package
-        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], WEIGHTS_OF_PIPE
-        return
-    names = [c.__name__ for c in type(pipe).__mro__ if c.__name__ in FAMILIES]
-    if not names:
+def _check_pipe(pipe: Any, embeds: dict[str, Tensor]) -> str:
+    """The class in FAMILIES of a pipe that can be used. Raises UserError for one that cannot."""
+    name = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in FAMILIES), None)
+    if name is None:
         raise UserError(
             f"a {type(pipe).__name__} cannot be used; pass a loaded {' or '.join(FAMILIES)}, or the "
             "name of a backbone such as 'micro'"
         )
-    if pipe.transformer is None:
-        raise UserError("this pipe has no transformer; load the whole checkpoint")
-    if str(pipe._execution_device) != str(pipe.transformer.device):
+    if type(pipe.vae).__name__ == "PatchVAE":
+        raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
+    for part in ("transformer", "scheduler"):
+        if getattr(pipe, part, None) is None:
+            raise UserError(f"this pipe has no {part}; load the whole checkpoint")
+    for part in ("text_encoder", "tokenizer"):
+        if getattr(pipe, part, None) is None and "prompt_embeds" not in embeds:
+            raise UserError(
+                f"this pipe has no {part}; pass prompt_embeds=..., or load the whole checkpoint"
+            )
+    boundary = pipe.config.get("boundary_ratio")
+    if boundary is not None and getattr(pipe, "transformer_2", None) is None:
         raise UserError(
-            f"this pipe is offloaded (weights on {pipe.transformer.device}, work on "
-            f"{pipe._execution_device}), which is not supported; type pipe.remove_all_hooks() and "
-            "pipe.to('cuda')"
+            f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "
+            "load the whole checkpoint"
         )
-    backbone, files = FAMILIES[names[0]](pipe)
+    return name
+
+
+@contextmanager
+def _borrowed(
+    pipe: Any, embeds: dict[str, Tensor]
+) -> Iterator[tuple[Backbone, list[DictConfig], str, State | None]]:
+    """(backbone, its files of conf/backbone, hash of its weights, state) of `generate`'s argument."""
+    if embeds and (isinstance(pipe, str) or hasattr(pipe, "router")):
+        raise UserError(f"{next(iter(embeds))} needs a loaded pipe; type prompt=...")
+    if isinstance(pipe, str):
+        from s2flow.process.loading import device_here, load_backbone, pipeline_state, weights_hash
+
+        conf = conf_file("backbone", pipe, BackboneConf)
+        of = (conf.family, Origin.of(conf))
+        weights, state = weights_hash(*of), pipeline_state(*of)
+        yield load_backbone(conf, device_here("auto")), [conf], weights, state
+        return
+    if hasattr(pipe, "router"):  # a backbone of this package
+        state = inspect.of_pipe(pipe.pipeline) if pipe.name not in WORLDS else None
+        weights = inspect.weights(pipe.pipeline)
+        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], weights, state
+        return
+    name = _check_pipe(pipe, embeds)
+    state = inspect.of_pipe(pipe)
+    state.check("this pipe")
+    module, adapter, files = FAMILIES[name]
+    if pipe.config.get("boundary_ratio") is not None:
+        files = ["wan_2_2_14b"]
+    if pipe.config.get("expand_timesteps"):
+        files = ["wan_2_2_5b"]
+    family = importlib.import_module(f"s2flow.backbones.{module}")
+    if module == "hunyuan15":
+        family.check_guider(pipe, "this pipe")
+    backbone = getattr(family, adapter)(files[0], pipe)
+    backbone.embeds = _checked(embeds, pipe)
     try:
-        yield backbone, of_pipe(pipe, backbone, files), WEIGHTS_OF_PIPE
+        yield backbone, of_pipe(pipe, backbone, files), inspect.weights(pipe), state
     finally:
         backbone.release()
+        if state.offload == "model":
+            pipe.maybe_free_model_hooks()
+
+
+def _checked(embeds: dict[str, Tensor], pipe: Any) -> dict[str, Tensor]:
+    """Raises UserError for embeddings that the pipe's own call does not take."""
+    taken = [
+        k for k in signature(type(pipe).__call__).parameters if "_embeds" in k or "_mask" in k
+    ]
+    for name in embeds:
+        if name not in taken:
+            raise UserError(
+                f"{name} is no keyword of a {type(pipe).__name__}; it takes {', '.join(taken)}"
+            )
+    return embeds
+
+
+def _hash(embeds: dict[str, Tensor]) -> str:
+    """Hash of all values, the same on every device."""
+    digest = hashlib.sha256()
+    for name, x in sorted(embeds.items()):
+        digest.update(f"{name} {tuple(x.shape)}".encode())
+        digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 # -- keywords -----------------------------------------------------------------------------------
+
+
+def _prompts(prompt: Any, embeds: dict[str, Tensor]) -> list[Any]:
+    """The prompts, or a name for each clip whose embedding is given, from which its noise is drawn."""
+    given = embeds.get("prompt_embeds")
+    if given is None:
+        return list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if prompt is not None:
+        raise UserError("prompt and prompt_embeds say the same; leave one out")
+    return [f"embeds {_hash({'prompt_embeds': x})}" for x in given]
+
+
+def _in_our_words(knobs: dict[str, Any], height: Any, width: Any) -> dict[str, Any]:
+    """Knobs with diffusers' keywords translated. Raises UserError for one that is typed twice."""
+    if (height is None) != (width is None):
+        raise UserError(f"height={height} width={width}: type both, or high=(height, width)")
+    theirs = {} if height is None else {"high": ("height", (height, width))}
+    theirs |= {ALIASES[k]: (k, v) for k, v in knobs.items() if k in ALIASES and v is not None}
+    for ours, (name, _) in theirs.items():
+        if ours in knobs:
+            raise UserError(f"{name} and {ours} set the same; leave one out")
+    kept = {k: v for k, v in knobs.items() if k not in ALIASES}
+    return kept | {ours: value for ours, (_, value) in theirs.items()}
 
 
 def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
@@ -210,7 +336,7 @@ def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any])
         )
     for name in knobs.keys() - set(KNOBS):
         close = difflib.get_close_matches(name, KNOBS, 1)
-        suggestion = DIFFUSERS_KEYWORDS.get(name) or (f"{close[0]}=..." if close else None)
+        suggestion = REFUSED.get(name) or (f"{close[0]}=..." if close else None)
         hint = f"type {suggestion}" if suggestion else f"there are {', '.join(KNOBS)}"
         raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
 
@@ -228,6 +354,28 @@ def _integers(seed: Any, count: int) -> list[int]:
 
 def _array(video: Tensor) -> np.ndarray:
     return video.float().cpu().numpy()
+
+
+def _as_output(video: Tensor | None, output_type: str) -> Any:
+    """A video in the form that `output_type` names; None for none."""
+    if video is None or output_type == "latent":
+        return None
+    if output_type == "pt":
+        return video.float().movedim(-1, 2)
+    if output_type == "pil":
+        return [numpy_to_pil(_array(clip)) for clip in video]
+    return _array(video)
+
+
+def _callback(pipe: Any, call: Callable[..., dict | None]) -> Callable[[Step, Tensor], Tensor]:
+    """diffusers' callback, as the loop calls it: steps of both stages are counted through."""
+    count = itertools.count()
+
+    def on_latent(step: Step, z: Tensor) -> Tensor:
+        told = torch.tensor(1000 * step.sigma)
+        return (call(pipe, next(count), told, {"latents": z}) or {}).get("latents", z)
+
+    return on_latent
 
 
 def _as_python(answer: Any) -> Any:

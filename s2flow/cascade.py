@@ -15,6 +15,7 @@ applies ordered *correctors* to the velocity, then its solver:
 """
 
 import copy
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +24,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from s2flow.attention import Problem, dispatch
-from s2flow.backbones import rope
+from s2flow.backbones import caches, rope
 from s2flow.backbones.base import Backbone
-from s2flow.coverage import coverage_by_heads, sample_rows
+from s2flow.coverage import Recorder
+from s2flow.errors import note
 from s2flow.flow import Trajectory, add_noise, noise, sigma_grid
 from s2flow.grid import brick_grid
 from s2flow.handoff import aligned_noise, hand_off, resize_latent
@@ -51,13 +54,13 @@ Corrector = Callable[[int, float, Tensor, Tensor], Tensor]
 class Generated:
     """What a method returns: the HR video, the LR video if there is one, and what to record.
 
-    video, low_video: (B, T, H, W, 3) in [0, 1]; latent: (B, C, T, h, w), the HR z_0; reports: each
-    clip's densities, window histogram, cosines and so on, ready for JSON. windows: of clips whose
-    windows are boxes, the HR steps taken (steps remaining), their boxes (steps, layers, heads, 3) in
-    bricks and the brick grid (steps, 3).
+    video, low_video: (B, T, H, W, 3) in [0, 1], or None where nothing was decoded; latent: (B, C, T,
+    h, w), the HR z_0; reports: each clip's densities, window histogram, cosines and so on, ready for
+    JSON. windows: of clips whose windows are boxes, the HR steps taken (steps remaining), their boxes
+    (steps, layers, heads, 3) in bricks and the brick grid (steps, 3).
     """
 
-    video: Tensor
+    video: Tensor | None
     low_video: Tensor | None
     latent: Tensor
     reports: list[dict[str, Any]]
@@ -100,13 +103,20 @@ class Cascade:
         progress: Callable[[str, int, int], None] | None = None,
         on_low: Callable[[Tensor], bool | None] | None = None,
         on_step: Callable[[Step], None] | None = None,
+        on_latent: Callable[[Step, Tensor], Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        decode: bool = True,
     ) -> None:
+        """on_latent: may replace the latent after every step. generator: draws all noise, as in
+        diffusers, in place of (prompt, seed). decode: False where no video is wanted.
+        """
         self.backbone, self.recipe = backbone, recipe
         self.prompts, self.seeds = list(prompts), list(seeds)
         self.clock = clock or Clock(backbone.device)
         self.cache = LowFlowCache() if cache is None else cache
         self.progress = progress or (lambda stage, done, total: None)
-        self.on_low, self.on_step = on_low, on_step
+        self.on_low, self.on_step, self.on_latent = on_low, on_step, on_latent
+        self.generator, self.decodes = generator, decode
         self.low_video: Tensor | None = None  # decoded on first use
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
@@ -117,6 +127,14 @@ class Cascade:
             self.condition = backbone.encode_prompt(
                 self.prompts, recipe.negative_prompt, *recipe.guidances
             )
+            for prompt, report in zip(self.prompts, self.reports, strict=True):
+                tokens, words = (0, "") if backbone.embeds else backbone.lost_words(prompt)
+                if tokens:
+                    report["truncated_tokens"] = tokens
+                    note(
+                        f"the text encoder of {backbone.name} cuts off the last {tokens} tokens of "
+                        f"the prompt, from {json.dumps(words[:40], ensure_ascii=False)} on"
+                    )
 
     @property
     def high_shape(self) -> tuple[int, ...]:
@@ -169,7 +187,7 @@ class Cascade:
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""
-        if self.low_video is None:
+        if self.low_video is None and (self.decodes or self.on_low is not None):
             with self.clock(stage):
                 self.low_video = self.backbone.decode(low.flow.z[0])
         return self.low_video
@@ -292,17 +310,23 @@ class Cascade:
         return resize_latent(v, *self.high_shape[-2:], mode=self.recipe.upsample)
 
     def noise(self, shape: tuple[int, ...], purpose: str) -> Tensor:
-        """White noise for every clip of the batch; depends on its prompt and seed alone."""
+        """White noise for every clip of the batch; depends on its prompt and seed alone, or is drawn
+        by the generator, LR before HR."""
+        device = torch.device(self.backbone.device)
+        if self.generator is not None:
+            size = (len(self.prompts), *shape)
+            return randn_tensor(size, self.generator, device, torch.float32)
         pairs = zip(self.prompts, self.seeds, strict=True)
-        eps = torch.stack([noise(shape, p, s, purpose) for p, s in pairs])
-        return eps.to(self.backbone.device)
+        return torch.stack([noise(shape, p, s, purpose) for p, s in pairs]).to(device)
 
     def finish(
         self, high: Trajectory, low: LowFlow | None = None, solver: Euler | None = None
     ) -> Generated:
         """Decode (Eq. 13) and collect the reports."""
-        with self.clock("decode"):
-            video = self.backbone.decode(high.z[0])
+        video = None
+        if self.decodes:
+            with self.clock("decode"):
+                video = self.backbone.decode(high.z[0])
         low_video = None if low is None else self.preview(low)
         if solver is not None:
             with self.clock("diagnostics"):
@@ -338,26 +362,13 @@ class Cascade:
                 condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
         tokens = backbone.token_grid(self.low_shape)
         bricks = brick_grid(tokens, r.brick_low)
-        layers, observed = backbone.router.layers, 0
-        step: list[Tensor] = []  # coverage per layer, on the device that computed it
-        table: list[Tensor] = []
-
-        def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            nonlocal observed
-            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * observed + layer)
-            by_head = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
-            step.append(backbone.router.all_heads(by_head))
-            observed += 1
-            if len(step) == layers:  # one synchronisation with the device per step
-                table.append(torch.stack(step).cpu())
-                step.clear()
-
-        n_video = tokens[0] * tokens[1] * tokens[2]
+        watch = Recorder(backbone.router, tokens, r.brick_low, r.coverage_rows, r.steps)
         with self.clock("lr"):
             z = self.noise(self.low_shape, "low")[list(clips)]
-            flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe, condition)
-        by_step = torch.stack(table).flip(0)
-        coverage = torch.cat([by_step[:1], by_step])  # row 0 is never used
+            flow = self._integrate(z, r.steps, Euler(), None, (), "lr", watch, condition)
+        for i in clips if watch.reused else ():
+            self.reports[i]["low_attention_reused"] = watch.reused
+        coverage = watch.table()
         return LowFlow(flow, coverage, bricks, self.clock.seconds["lr"])
 
     def _integrate(
@@ -368,7 +379,7 @@ class Cascade:
         plan: Windows | None,
         correctors: Sequence[Corrector],
         stage: str,
-        observe: Callable[[int, Tensor, Tensor], None] | None = None,
+        observe: Recorder | None = None,
         condition: Any = None,
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
@@ -378,6 +389,7 @@ class Cascade:
         zs: list[Tensor | None] = [None] * len(sigma)
         vs: list[Tensor | None] = [None] * len(sigma)
         router, attention = self.backbone.router, self.recipe.attention
+        caches.forget(self.backbone.pipeline)
 
         def field(z: Tensor, n: int) -> Tensor:
             v = self.backbone.velocity(z, sigma[n], condition)
@@ -395,6 +407,9 @@ class Cascade:
             )
             with windows, router.observing(observe):
                 v = field(z, n)
+                if observe is not None:
+                    observe.finish_step()
+                self._check_finite(v, f"{stage} step n={n}")
                 if n == last:  # the next level's hand-off needs it (Eq. 5)
                     vs[n] = v.cpu()
                     break
@@ -403,10 +418,22 @@ class Cascade:
             seconds = (time.perf_counter() - start) / len(z)
             self.clock.steps.setdefault(stage, {})[n] = seconds
             self.progress(stage, n_from - n + 1, n_from - last)
+            if self.on_step is not None or self.on_latent is not None:
+                step = Step(stage, n, sigma[n], seconds, self._densities(stage, n, plan))
             if self.on_step is not None:
-                self.on_step(Step(stage, n, sigma[n], seconds, self._densities(stage, n, plan)))
+                self.on_step(step)
+            if self.on_latent is not None:
+                z = self.on_latent(step, z)
         zs[last] = z.cpu()
         return Trajectory(grid, zs, vs)
+
+    def _check_finite(self, v: Tensor, where: str) -> None:
+        """Record where a clip's velocity first held NaN or infinity."""
+        for finite, report in zip(
+            v.flatten(1).isfinite().all(1).tolist(), self.reports, strict=False
+        ):
+            if not finite:
+                report.setdefault("first_nan", where)
 
     def _densities(self, stage: str, n: int, plan: Windows | None) -> list[float]:
         """Each clip's realised f in a finished step; empty at LR."""

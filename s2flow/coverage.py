@@ -16,6 +16,7 @@ Tokens are row-major, as the LR model has them.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -239,3 +240,47 @@ def _kernel_agrees(device, dtype, d: int, brick: Box, tokens: Box) -> bool:
     q, k = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     call = (q, k, torch.arange(0, math.prod(tokens), 5), tokens, brick, [5, 7])
     return bool((masses_by_kernel(*call) - masses(*call)).abs().max() < 1e-4)
+
+
+class Recorder:
+    """Coverage of every window (Eq. 8) during an LR flow: called with each layer's q and k.
+
+    router: the backbone's; tokens, brick: of LR; rows: query rows sampled per head; steps: N. Where a
+    cache skips a layer (`backbones.caches`), that of the last step which computed it counts; reused:
+    by steps remaining, how many layers that were.
+    """
+
+    def __init__(self, router: Any, tokens: Box, brick: Box, rows: int, steps: int) -> None:
+        self.router, self.tokens, self.brick, self.rows, self.n = (
+            router,
+            tokens,
+            brick,
+            rows,
+            steps,
+        )
+        self.observed = 0
+        self.latest: list[Tensor | None] = [None] * self.router.layers
+        self.seen: set[int] = set()
+        self.steps: list[Tensor] = []  # (layers, B, heads, g_t, g_h, g_w) of each step
+        self.reused: dict[str, int] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor) -> None:
+        """One layer's queries and keys; the result stays on their device."""
+        seed = 1000 * self.observed + layer
+        rows = sample_rows(math.prod(self.tokens), self.rows, seed=seed)
+        by_head = coverage_by_heads(q, k, rows, self.tokens, self.brick, self.router.text)
+        self.latest[layer] = self.router.all_heads(by_head)
+        self.seen.add(layer)
+        self.observed += 1
+
+    def finish_step(self) -> None:
+        """One synchronisation with the device per step."""
+        if len(self.seen) < self.router.layers:
+            self.reused[str(self.n - len(self.steps))] = self.router.layers - len(self.seen)
+        self.steps.append(torch.stack(self.latest).cpu())
+        self.seen.clear()
+
+    def table(self) -> Tensor:
+        """(N+1, layers, B, heads, g_t, g_h, g_w) by steps remaining; row 0 is never used."""
+        by_step = torch.stack(self.steps).flip(0)
+        return torch.cat([by_step[:1], by_step])

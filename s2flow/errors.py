@@ -19,3 +19,8 @@ WANTED = {  # what OmegaConf says of a value -> what to type
 def print_error(error: BaseException) -> None:
     """`error: ...` on one line of standard error."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """`note: ...` on one line of standard error: something the user should know, and no error."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr)

@@ -36,6 +36,10 @@ class Mixture:
 
     name, device, multiple, frame_step, ropes, max_side = "mixture", "cpu", 8, 1, [], 512
     spread = 0.3
+    pipeline, embeds = None, {}
+
+    def lost_words(self, prompt):
+        return 0, ""
 
     def __init__(self) -> None:
         self.router = Router()

@@ -4,9 +4,10 @@ A backbone hides one video model behind latents (B, C, T, H, W) in float32 and v
 in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k,
 and lets the computation be replaced, through the model's own call (`routing.py`).
 
-A family is a module of this package with two functions:
+A family is a module of this package with three functions:
 
     identity(origin)             names the weights in every recipe, without reading gigabytes
+    state(origin)                what else the checkpoint says (`inspect.State`); None: nothing
     from_origin(origin, device)  the backbone; raises UserError for weights that cannot be used
 """
 
@@ -47,6 +48,7 @@ class Backbone(Protocol):
     frame_step: int  # frames must be a multiple of this, plus 1
     ropes: list[nn.Module]  # its modules of rotary positions
     max_side: float  # longest side, in pixels, that its positions can address
+    embeds: dict[str, Tensor]  # given in place of text, in the names of the pipeline's own call
 
     def release(self) -> None:
         """Give the pipeline back exactly as it was; the backbone is of no use after that."""
@@ -74,3 +76,17 @@ class Backbone(Protocol):
 
     def oov_rate(self, prompt: str) -> float:
         """Share of the prompt's words outside the backbone's vocabulary; 0 for open vocabularies."""
+
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """(tokens, text) of what the prompt's end loses to the text encoder's length; (0, "")."""
+
+
+def beyond(tokenizer: Any, text: str, length: int) -> tuple[int, str]:
+    """(tokens, text) of what a tokenizer cuts off beyond `length` tokens, its end mark included."""
+    if tokenizer is None:
+        return 0, ""
+    ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    if len(ids) <= length:
+        return 0, ""
+    lost = ids[length - 1 : -1]
+    return len(lost), tokenizer.decode(lost, skip_special_tokens=True)

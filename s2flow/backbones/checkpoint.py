@@ -28,7 +28,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -36,6 +36,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from s2flow.backbones import inspect
 from s2flow.backbones.base import Origin
 from s2flow.errors import UserError
 
@@ -68,6 +69,25 @@ def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> st
     if index.get("boundary_ratio") is not None:  # the one setting of this file that decides pixels
         digest.update(f"boundary_ratio {index['boundary_ratio']}".encode())
     return digest.hexdigest()[:12]
+
+
+CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json")
+
+
+def state(origin: Origin, parts: dict[str, str | None], pipeline: type) -> inspect.State:
+    """What the checkpoint says besides its weights; of the hub only three small files are fetched.
+
+    Raises UserError for a checkpoint that cannot be used.
+    """
+    folder = local_folder(origin)
+    if folder is None:
+        commit = hub_commit(origin)
+        with _hub_errors(origin):
+            files = [hf_hub_download(origin.source, name, revision=commit) for name in CONFIGS]
+        folder = Path(files[0]).parent
+    else:
+        check(folder, parts, pipeline)
+    return inspect.of_folder(folder, pipeline.__name__)
 
 
 def present(index: dict[str, Any], parts: dict[str, str | None]) -> dict[str, str | None]:

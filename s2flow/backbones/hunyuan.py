@@ -15,10 +15,13 @@ from dataclasses import dataclass
 import torch
 from diffusers import HunyuanVideoPipeline
 from diffusers.models.transformers import transformer_hunyuan_video
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from torch import Tensor
 
 from s2flow.backbones import checkpoint
-from s2flow.backbones.base import Origin
+from s2flow.backbones.base import Origin, beyond
+from s2flow.backbones.caches import told
+from s2flow.backbones.inspect import State
 from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.errors import UserError
@@ -37,6 +40,11 @@ PARTS = {  # of the pipeline's folder, with their classes
 def identity(origin: Origin) -> str:
     """See `base`."""
     return checkpoint.identity(origin, PARTS, HunyuanVideoPipeline)
+
+
+def state(origin: Origin) -> State:
+    """See `base`."""
+    return checkpoint.state(origin, PARTS, HunyuanVideoPipeline)
 
 
 def from_origin(origin: Origin, device: str) -> "HunyuanVideoBackbone":
@@ -64,12 +72,18 @@ class HunyuanVideoBackbone:
     def __init__(self, name: str, pipeline: HunyuanVideoPipeline) -> None:
         self.name, self.pipeline = name, pipeline
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
-        self.device = str(self.transformer.device)
+        self.device = str(getattr(pipeline, "_execution_device", self.transformer.device))
+        self.embeds: dict[str, Tensor] = {}
         self.ropes = [self.transformer.rope]
         config = self.transformer.config
         self.patch: Box = (config.patch_size_t, config.patch_size, config.patch_size)
-        self.frame_step: int = self.vae.config.temporal_compression_ratio
-        self.scale_s: int = self.vae.config.spatial_compression_ratio
+        vae = self.vae
+        self.frame_step: int = (
+            vae.config.temporal_compression_ratio if vae else pipeline.vae_scale_factor_temporal
+        )
+        self.scale_s: int = (
+            vae.config.spatial_compression_ratio if vae else pipeline.vae_scale_factor_spatial
+        )
         self.multiple = self.scale_s * config.patch_size
         self.router = self._route()
         self.router.order = TokenOrder(self.transformer)
@@ -93,7 +107,9 @@ class HunyuanVideoBackbone:
                 f"negative_prompt={negative} cannot be used: the guidance of {self.name} is embedded "
                 "and takes none; leave negative_prompt out"
             )
-        text, pooled, mask = self.pipeline.encode_prompt(prompts, device=self.device)
+        given = {k: x.to(self.device) for k, x in self.embeds.items()}
+        words = None if given else prompts
+        text, pooled, mask = self.pipeline.encode_prompt(words, device=self.device, **given)
         lengths = mask.sum(1).tolist()
         longest = max(lengths)
         text, mask = text[:, :longest].to(self.transformer.dtype), mask[:, :longest]
@@ -117,7 +133,10 @@ class HunyuanVideoBackbone:
         dtype = self.transformer.dtype
         timestep = torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32)
         guidance = torch.full_like(timestep, condition.guidance, dtype=dtype) * 1000.0
-        with self.router.text_of(condition.lengths, condition.text.shape[1]):
+        with (
+            self.router.text_of(condition.lengths, condition.text.shape[1]),
+            told(self.pipeline, self.transformer, "cond", sigma),
+        ):
             return self.transformer(
                 hidden_states=z.to(dtype),
                 timestep=timestep,
@@ -144,7 +163,7 @@ class HunyuanVideoBackbone:
     def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
         """See `base.Backbone`."""
         t = (frames - 1) // self.frame_step + 1
-        channels = self.vae.config.latent_channels
+        channels = self.transformer.config.out_channels
         return channels, t, height // self.scale_s, width // self.scale_s
 
     def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:
@@ -154,3 +173,9 @@ class HunyuanVideoBackbone:
     def oov_rate(self, prompt: str) -> float:
         """0: its vocabulary is open."""
         return 0.0
+
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """See `base.Backbone`; of the first text encoder."""
+        template = DEFAULT_PROMPT_TEMPLATE
+        text = template["template"].format(prompt)
+        return beyond(self.pipeline.tokenizer, text, 256 + template["crop_start"])

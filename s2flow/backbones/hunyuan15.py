@@ -29,8 +29,10 @@ from diffusers.models.transformers import transformer_hunyuan_video15
 from torch import Tensor, nn
 
 from s2flow.backbones import checkpoint
-from s2flow.backbones.base import Origin
+from s2flow.backbones.base import Origin, beyond
+from s2flow.backbones.caches import told
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
+from s2flow.backbones.inspect import State
 from s2flow.backbones.routing import AttentionRouter, routed
 from s2flow.errors import UserError
 
@@ -56,6 +58,11 @@ GUIDER = {  # plain classifier-free guidance, whose scale is the recipe's
 def identity(origin: Origin) -> str:
     """See `base`."""
     return checkpoint.identity(origin, PARTS, HunyuanVideo15Pipeline)
+
+
+def state(origin: Origin) -> State:
+    """See `base`."""
+    return checkpoint.state(origin, PARTS, HunyuanVideo15Pipeline)
 
 
 def from_origin(origin: Origin, device: str) -> "HunyuanVideo15Backbone":
@@ -106,7 +113,7 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         for layer, stock in self._before:
             layer.set_processor(MasklessProcessor(stock))
         router = AttentionRouter(transformer_hunyuan_video15, layers)
-        halves = (self.vae.encoder, self.vae.decoder)
+        halves = () if self.vae is None else (self.vae.encoder, self.vae.decoder)
         blocks = [block for half in halves for block in half.mid_block.attentions]
         self._forwards = [(block, vars(block).get("forward")) for block in blocks]
         for block in blocks:
@@ -132,15 +139,20 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         self, prompts: list[str], negative: str, guidance: float
     ) -> HunyuanVideo15Condition:
         """See `base.Backbone`."""
-        unconditional = None if guidance == 1.0 else self._text([negative] * len(prompts))
-        return HunyuanVideo15Condition(self._text(prompts), unconditional, guidance)
+        unconditional = None
+        if guidance != 1.0:
+            unconditional = self._text([negative] * len(prompts), "negative_")
+        return HunyuanVideo15Condition(self._text(prompts, ""), unconditional, guidance)
 
-    def _text(self, prompts: list[str]) -> Text:
+    def _text(self, prompts: list[str], prefix: str) -> Text:
+        parts = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+        given = {k: x for k in parts if (x := self.embeds.get(prefix + k)) is not None}
         states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
-            prompts,
+            None if given else prompts,
             device=self.device,
             dtype=self.transformer.dtype,
             batch_size=len(prompts),
+            **given,
         )
         lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
         return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
@@ -159,18 +171,22 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideo15Condition) -> Tensor:
         """See `base.Backbone`. Attention is observed in the conditional pass only."""
-        v = self._forward(z, sigma, condition.positive)
+        v = self._forward(z, sigma, condition.positive, "pred_cond")
         if condition.negative is None:
             return v
         with self.router.observing(None):
-            v_uncond = self._forward(z, sigma, condition.negative)
+            v_uncond = self._forward(z, sigma, condition.negative, "pred_uncond")
         return v_uncond + condition.guidance * (v - v_uncond)
 
-    def _forward(self, z: Tensor, sigma: float, text: Text) -> Tensor:
+    def _forward(self, z: Tensor, sigma: float, text: Text, which: str) -> Tensor:
         no_frame = z.new_zeros(len(z), z.shape[1] + 1, *z.shape[2:])
         image = z.new_zeros(len(z), 0, self.transformer.config.image_embed_dim)
         dtype = self.transformer.dtype
-        with self.router.text_of(text.lengths, text.mask.shape[1] + text.glyph_mask.shape[1]):
+        length = text.mask.shape[1] + text.glyph_mask.shape[1]
+        with (
+            self.router.text_of(text.lengths, length),
+            told(self.pipeline, self.transformer, which, sigma),
+        ):
             return self.transformer(
                 hidden_states=torch.cat([z, no_frame], 1).to(dtype),
                 timestep=torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32),
@@ -181,6 +197,12 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
                 image_embeds=image.to(dtype),
                 return_dict=False,
             )[0].float()
+
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """See `base.Backbone`; of the first text encoder, whose chat template is counted as tokens."""
+        tokenizer = self.pipeline.tokenizer
+        around = 0 if tokenizer is None else len(tokenizer(" ")["input_ids"]) - 1
+        return beyond(tokenizer, prompt, LONGEST[0] - around)
 
 
 def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,9 +96,10 @@ class State:
                     f"{here}: its {part} has the cache {cache['class']}, which is not supported "
                     f"({why}); type pipe.{part}.disable_cache()"
                 )
-        if self.scheduler.get("prediction_type", "flow_prediction") != "flow_prediction":
+        predicts = self.scheduler.get("prediction_type", "flow_prediction")
+        if method == "native" and predicts != "flow_prediction":
             raise UserError(
-                f"{here}: its scheduler predicts {self.scheduler['prediction_type']}, and these "
+                f"{here}: its scheduler predicts {predicts}, and these "
                 "models predict a flow; load the checkpoint's own scheduler"
             )
         for option, plain in GRID_OPTIONS.items():

@@ -42,7 +42,10 @@ def tile_vae(vae: Any, tile: tuple[int, int] | None) -> None:
 
 @contextmanager
 def tiled(vae: Any, tile: tuple[int, int] | None) -> Iterator[None]:
-    """`tile_vae` for a while: within, and then as it was."""
+    """`tile_vae` for a while: within, and then as it was. None: the VAE stays as it is."""
+    if vae is None or tile is None:
+        yield
+        return
     before = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
     try:
         tile_vae(vae, tile)

@@ -17,10 +17,13 @@ from dataclasses import dataclass
 import torch
 from diffusers import WanPipeline
 from diffusers.models.transformers import transformer_wan
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from s2flow.backbones import checkpoint
-from s2flow.backbones.base import Origin
+from s2flow.backbones.base import Origin, beyond
+from s2flow.backbones.caches import told
+from s2flow.backbones.inspect import State
 from s2flow.backbones.ordering import TokenOrder
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.grid import Box
@@ -37,6 +40,11 @@ PARTS = {  # of the pipeline's folder, with their classes
 def identity(origin: Origin) -> str:
     """See `base`."""
     return checkpoint.identity(origin, PARTS, WanPipeline)
+
+
+def state(origin: Origin) -> State:
+    """See `base`."""
+    return checkpoint.state(origin, PARTS, WanPipeline)
 
 
 def from_origin(origin: Origin, device: str) -> "WanBackbone":
@@ -63,10 +71,16 @@ class WanBackbone:
         self.transformer, self.vae = pipeline.transformer, pipeline.vae
         self.transformer_2 = getattr(pipeline, "transformer_2", None)
         self.boundary: float | None = getattr(pipeline, "config", {}).get("boundary_ratio")
-        self.device = str(self.transformer.device)
+        self.device = str(getattr(pipeline, "_execution_device", self.transformer.device))
+        self.embeds: dict[str, Tensor] = {}  # given in place of text, in diffusers' names
         self.patch: Box = tuple(self.transformer.config.patch_size)
-        self.frame_step: int = self.vae.config.scale_factor_temporal
-        self.scale_s: int = self.vae.config.scale_factor_spatial
+        vae = self.vae
+        self.frame_step: int = (
+            vae.config.scale_factor_temporal if vae else pipeline.vae_scale_factor_temporal
+        )
+        self.scale_s: int = (
+            vae.config.scale_factor_spatial if vae else pipeline.vae_scale_factor_spatial
+        )
         self.multiple = self.scale_s * self.patch[1]
         self.max_side = self.multiple * self.transformer.config.rope_max_seq_len
         experts = [m for m in (self.transformer, self.transformer_2) if m is not None]
@@ -75,10 +89,11 @@ class WanBackbone:
             transformer_wan, *([block.attn1 for block in m.blocks] for m in experts)
         )
         self.router.order = TokenOrder(*experts)
-        self._mean, self._std = (
-            torch.tensor(x).view(1, -1, 1, 1, 1)
-            for x in (self.vae.config.latents_mean, self.vae.config.latents_std)
-        )
+        if self.vae is not None:
+            c = self.vae.config
+            self._mean, self._std = (
+                torch.tensor(x).view(1, -1, 1, 1, 1) for x in (c.latents_mean, c.latents_std)
+            )
 
     def release(self) -> None:
         """See `base.Backbone`."""
@@ -93,13 +108,19 @@ class WanBackbone:
         guidance_2: float | None = None,
     ) -> WanCondition:
         """See `base.Backbone`. As in the stock pipeline, guidance = 1 turns off both experts'."""
+        given = self.embeds
         positive, unconditional = self.pipeline.encode_prompt(
-            prompts,
-            [negative] * len(prompts),
+            None if "prompt_embeds" in given else prompts,
+            None if "negative_prompt_embeds" in given else [negative] * len(prompts),
             do_classifier_free_guidance=guidance != 1.0,
             max_sequence_length=self.text_length,
             device=self.device,
+            **given,
         )
+        dtype = self.transformer.dtype
+        positive = positive.to(self.device, dtype)
+        if unconditional is not None:
+            unconditional = unconditional.to(self.device, dtype)
         return WanCondition(positive, unconditional, guidance, guidance_2)
 
     def blank_condition(self, batch: int, guidance: float) -> WanCondition:
@@ -111,29 +132,30 @@ class WanBackbone:
     @torch.no_grad()
     def velocity(self, z: Tensor, sigma: float, condition: WanCondition) -> Tensor:
         """See `base.Backbone`. Attention is observed in the conditional pass only."""
-        v = self._forward(z, sigma, condition.positive)
+        v = self._forward(z, sigma, condition.positive, "cond")
         g = condition.guidance
         if condition.guidance_2 is not None and self._second(sigma):
             g = condition.guidance_2
         if condition.negative is None or g == 1.0:
             return v
         with self.router.observing(None):
-            v_uncond = self._forward(z, sigma, condition.negative)
+            v_uncond = self._forward(z, sigma, condition.negative, "uncond")
         return v_uncond + g * (v - v_uncond)
 
     def _second(self, sigma: float) -> bool:
         """Whether the second expert has taken over at this noise level."""
         return self.boundary is not None and sigma < self.boundary
 
-    def _forward(self, z: Tensor, sigma: float, text: Tensor) -> Tensor:
+    def _forward(self, z: Tensor, sigma: float, text: Tensor, which: str) -> Tensor:
         model = self.transformer_2 if self._second(sigma) else self.transformer
         timestep = torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32)
-        return model(
-            hidden_states=z.to(model.dtype),
-            timestep=timestep,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0].float()
+        with told(self.pipeline, model, which, sigma):
+            return model(
+                hidden_states=z.to(model.dtype),
+                timestep=timestep,
+                encoder_hidden_states=text,
+                return_dict=False,
+            )[0].float()
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -152,7 +174,12 @@ class WanBackbone:
     def latent_shape(self, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
         """See `base.Backbone`."""
         t = (frames - 1) // self.frame_step + 1
-        return self.vae.config.z_dim, t, height // self.scale_s, width // self.scale_s
+        return (
+            self.transformer.config.in_channels,
+            t,
+            height // self.scale_s,
+            width // self.scale_s,
+        )
 
     def token_grid(self, latent_shape: tuple[int, int, int, int]) -> Box:
         """See `base.Backbone`."""
@@ -161,3 +188,7 @@ class WanBackbone:
     def oov_rate(self, prompt: str) -> float:
         """0: Wan's vocabulary is open."""
         return 0.0
+
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """See `base.Backbone`."""
+        return beyond(self.pipeline.tokenizer, prompt_clean(prompt), self.text_length)

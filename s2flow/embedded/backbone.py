@@ -33,6 +33,10 @@ def identity(origin: Origin) -> str:
     return weights_hash(origin.name)
 
 
+def state(origin: Origin) -> None:
+    """See `base`. Its noise levels and steps are the recipe's."""
+
+
 def from_origin(origin: Origin, device: str) -> "TinyBackbone":
     """See `base`."""
     return load(origin.name, device)
@@ -99,3 +103,7 @@ class TinyBackbone(WanBackbone):
     def oov_rate(self, prompt: str) -> float:
         """Share of the prompt's words that the model never saw, or that stand beyond its length."""
         return normalise(prompt, self.world)[1]
+
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """See `base.Backbone`; what stands beyond its length counts as unknown words."""
+        return 0, ""

@@ -110,6 +110,12 @@ def _low_flows(folder: str | None, limit: int) -> LowFlowCache:
 
 
 @functools.lru_cache
+def pipeline_state(family_name: str, weights: Origin) -> Any:
+    """What the checkpoint says besides its weights (`backbones.inspect.State`), or None."""
+    return family(family_name).state(weights)
+
+
+@functools.lru_cache
 def weights_hash(family_name: str, weights: Origin) -> str:
     """Hash of the weights, as in the recipe; computed once per process."""
     return family(family_name).identity(weights)

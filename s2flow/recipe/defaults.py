@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from s2flow.backbones import inspect
 from s2flow.backbones.base import Backbone
 from s2flow.errors import WANTED, UserError
 from s2flow.grid import Box
@@ -31,10 +32,10 @@ def of_pipe(pipe: Any, backbone: Backbone, described: list[str]) -> list[DictCon
     opened = Path(str(pipe.config.get("_name_or_path") or "")).name
     files = [conf_file("backbone", name, BackboneConf) for name in described]
     files.sort(key=lambda f: Path(f.source).name != opened)
-    conf, schedule = files[0], pipe.scheduler.config
+    conf, shift = files[0], inspect.of_pipe(pipe).shift
     conf.name, conf.source, conf.revision = type(pipe).__name__, None, None
     conf.dtype = str(backbone.transformer.dtype).removeprefix("torch.")
-    conf.shift = float(schedule.get("flow_shift") or schedule.get("shift") or conf.shift)
+    conf.shift = conf.shift if shift is None else shift
     conf.multiple, conf.frame_step = backbone.multiple, backbone.frame_step
     conf.boundary = getattr(backbone, "boundary", None)
     if backbone.max_side < conf.max_side:

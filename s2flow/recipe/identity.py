@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from s2flow.methods.params import variant
-from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS, VERSION, id_of, label
+from s2flow.store.recipes import (
+    ADDED_FIELDS,
+    LATER_LOW_FIELDS,
+    LOW_FIELDS,
+    VERSION,
+    id_of,
+    label,
+)
 
 if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
     from s2flow.grid import Box
@@ -56,6 +63,11 @@ class Recipe:
     guidance_2: float | None = None  # of the second expert of a model that has two
     adain: bool = False  # the hand-off keeps the LR mean and deviation
     stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
+    pipeline: Any = None  # state of a loaded pipeline that alters the clip (backbones.inspect)
+    scheduler: Any = (
+        None  # its class and options, where the pipeline's own scheduler takes the steps
+    )
+    input: str | None = None  # hash of the clip that takes the place of the LR flow's
     params: Any = None  # the method's own Params; None for methods without
     knobs: tuple[str, ...] = ()  # read by the method, beyond those that all methods read
 
@@ -67,7 +79,7 @@ class Recipe:
         """
         always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
         always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
-        always += ("params",)
+        always += ("params", "pipeline")
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         values = json.loads(json.dumps(asdict(self)))
         values["windows"].pop("calibration")  # `file` is its hash
@@ -128,7 +140,10 @@ class Recipe:
     def low_identity(self) -> str:
         """Key of the LR flow, shared by all HR variants."""
         names = (*LOW_FIELDS, "brick_low", "coverage_rows")  # the last two decide its coverage
-        return json.dumps({k: v for k, v in asdict(self).items() if k in names}, sort_keys=True)
+        names += () if self.input is None else ("t_i",)  # above it a given clip needs no forward
+        values = {k: v for k, v in asdict(self).items() if k in names}
+        unused = [k for k in LATER_LOW_FIELDS if values[k] is None]  # keys stay as they were
+        return json.dumps({k: v for k, v in values.items() if k not in unused}, sort_keys=True)
 
     @property
     def run_id(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from s2flow.backbones.inspect import State
 from s2flow.errors import UserError
 from s2flow.flow import sigma_grid
 from s2flow.grid import Box
@@ -25,10 +26,13 @@ from s2flow.recipe.schema import declared
 from s2flow.windows import fraction_of_volume
 
 
-def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
+def resolve(
+    cfg: DictConfig, weights: str, knobs: tuple[str, ...], state: State | None = None
+) -> Recipe:
     """The recipe of a composed config. Raises UserError for invalid values.
 
-    weights: hash of the backbone's weights; knobs: the method's KNOBS.
+    weights: hash of the backbone's weights; knobs: the method's KNOBS; state: of the pipeline, None
+    for the embedded backbone.
     """
     backbone = cfg.backbone
     check_backbone(backbone)
@@ -79,6 +83,8 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         "brick_high": brick_high,
         "dtype": backbone.dtype,
         "vae_tile": _vae_tile(cfg),
+        "pipeline": (state and state.identity(backbone.dtype)) or None,
+        "scheduler": state.scheduler if state and "scheduler" in knobs else None,
         "guidance_2": _guidance_2(cfg, filled["guidance"]),
         "knobs": knobs,
         "stages": stages if len(stages) > 1 else (),

@@ -110,8 +110,12 @@ def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
             "here is the CPU; leave offload out"
         )
-    weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
-    recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS)
+    origin = Origin.of(cfg.backbone)
+    weights = loading.weights_hash(cfg.backbone.family, origin)
+    state = loading.pipeline_state(cfg.backbone.family, origin)
+    if state is not None:
+        state.check(f"backbone.source={origin.source}", cfg.method.name)
+    recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS, state)
     sta.check_prompts(recipe, [t.prompt for t in tasks])
     return recipe
 

@@ -12,10 +12,19 @@ VERSION = 1  # raise it when the same recipe would give other pixels
 ADDED_FIELDS = {  # fields that the first records do not have, at the values that those records imply
     **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
     **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
-    "params": None,
+    **{"params": None, "pipeline": None, "scheduler": None, "input": None},
 }
-LOW_FIELDS = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
-LOW_FIELDS += ("negative_prompt", "dtype", "fp8", "guidance_2")  # what decides the LR flow
+LOW_FIELDS = (
+    "backbone",
+    "weights",
+    "steps",
+    "shift",
+    "frames",
+    "low",
+    "guidance",
+)  # of an LR flow
+LATER_LOW_FIELDS = ("pipeline", "input")
+LOW_FIELDS += ("negative_prompt", "dtype", "fp8", "guidance_2", *LATER_LOW_FIELDS)
 KNOBS = ("backbone", "weights", "method", "steps", "shift", "low", "guidance", "negative_prompt")
 KNOBS += ("t_i", "handoff", "noise", "sparsity", "density", "brick_low", "brick_high")
 KNOBS += ("coverage_rows", "attention", "solver", "order", "stencil", "lr_time", "upsample")
@@ -23,6 +32,9 @@ KNOBS += ("dtype", "rope", "temperature", "shift_high", "fp8", "vae_tile", "guid
 KNOBS += (
     "stages",
     "params",
+    "pipeline",
+    "scheduler",
+    "input",
 )  # columns of the tables; a test compares them with the fields of Recipe
 
 

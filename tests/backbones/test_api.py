@@ -301,8 +301,6 @@ def test_ragged_grids_keep_the_ratio_of_the_sizes(case):
     ("given", "said"),
     [
         ({"sparcity": 0.5}, "sparcity is no keyword of s2flow.generate; type sparsity=..."),
-        ({"num_inference_steps": 3}, "type steps=..."),
-        ({"height": 64}, "type high=(height, width)"),
         ({"zzz": 1}, "there are method, windows, sparsity"),
         ({"device": "cuda"}, "device is no keyword"),
         ({"offload": "model"}, "offload is no keyword"),
@@ -353,8 +351,7 @@ def test_numbers_of_numpy_are_numbers(case):
         assert np.array_equal(same.frames, plain.frames)
 
 
-@pytest.mark.parametrize("case", ["wan"], indirect=True)
-def test_pipes_that_cannot_be_used_are_refused(case, micro, monkeypatch):
+def test_pipes_that_cannot_be_used_are_refused(micro):
     for pipe, said in (
         (SimpleNamespace(), "a SimpleNamespace cannot be used; pass a loaded WanPipeline or"),
         ("maxi", "backbone=maxi is unknown; type one of hunyuan|hunyuan_1_5|micro"),
@@ -363,9 +360,6 @@ def test_pipes_that_cannot_be_used_are_refused(case, micro, monkeypatch):
         with pytest.raises(UserError) as error:
             s2flow.generate(pipe, "a cat")
         assert said in str(error.value) and "\n" not in str(error.value)
-    monkeypatch.setattr(type(case.stock), "_execution_device", torch.device("cuda:0"))
-    with pytest.raises(UserError, match="offloaded"):
-        s2flow.generate(case.stock, "a cat", **SMALL)
 
 
 @pytest.mark.parametrize("case", ["wan_2_2_14b"], indirect=True)

@@ -76,6 +76,9 @@ OTHER = {  # one other value for every field
     "adain": True,
     "stages": (((48, 72), 12), ((64, 96), 6)),
     "params": hiflow.Params(alpha=0.5),
+    "pipeline": {"caches": {"transformer": {"class": "FirstBlockCacheConfig"}}},
+    "scheduler": {"class": "UniPCMultistepScheduler"},
+    "input": "0123456789ab",
 }
 
 
