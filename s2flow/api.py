@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any, Unpack
 
 import numpy as np
@@ -43,6 +44,7 @@ from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process.timing import Clock
 from s2flow.recipe.defaults import composed, conf_file, of_pipe
+from s2flow.recipe.given import fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.keywords import Knobs
 from s2flow.recipe.resolve import resolve
@@ -96,6 +98,7 @@ def generate(
     *,
     seed: int | Sequence[int] = 0,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    video: Any = None,
     height: int | None = None,
     width: int | None = None,
     output_type: str = "np",
@@ -111,6 +114,7 @@ def generate(
     backbone of this package.
     seed: one for all prompts or one each; noise depends on (prompt, seed) alone. generator: draws the
     noise instead, as in diffusers; method="native" is then the clip that the pipe's own call makes.
+    video: a clip to refine, in place of an LR flow: a file's name, frames (T, H, W, 3), or images.
     height, width: `high` in diffusers' words, as are num_frames, num_inference_steps, guidance_scale;
     prompt_embeds and whatever the pipe's own call takes with it stand in place of `prompt`.
     output_type: "np" | "pt" | "pil" | "latent".
@@ -144,10 +148,17 @@ def generate(
             knobs = knobs if typed else knobs | {"vae_tile": []}
         if in_theirs and files[0].boundary is not None:  # as in diffusers, for both experts
             knobs = {"guidance_2": knobs["guidance"]} | knobs
+        given = None
+        if video is not None:
+            sizes = {k: knobs.get(k) for k in ("low", "high", "frames")}
+            place = SimpleNamespace(backbone=files[0], **sizes)
+            given = fitted(video, place)
+            knobs = knobs | {k: getattr(place, k) for k in sizes}
         cfg = composed(files, knobs)
         if state is not None:
             state.check("this pipe", cfg.method.name)
-        recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS, state)
+        knobs_read = methods.method(cfg.method.name).KNOBS
+        recipe = resolve(cfg, weights, knobs_read, state, given and given.sha256)
         if embeds:
             recipe = replace(recipe, pipeline=(recipe.pipeline or {}) | {"embeds": _hash(embeds)})
         methods.check(backbone, recipe)
@@ -155,7 +166,7 @@ def generate(
         _check_vae(backbone, recipe, output_type)
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress, "generator": generator}
-        options["decode"] = output_type != "latent"
+        options |= {"decode": output_type != "latent", "video": given and given.video}
         if on_low is not None:
             options["on_low"] = lambda video: _as_python(on_low(_array(video)))
         if callback_on_step_end is not None:

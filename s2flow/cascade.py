@@ -106,9 +106,11 @@ class Cascade:
         on_latent: Callable[[Step, Tensor], Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         decode: bool = True,
+        video: Tensor | None = None,
     ) -> None:
         """on_latent: may replace the latent after every step. generator: draws all noise, as in
-        diffusers, in place of (prompt, seed). decode: False where no video is wanted.
+        diffusers, in place of (prompt, seed). decode: False where no video is wanted. video: a clip,
+        (1, T, h, w, 3) in [0, 1], that takes the place of the LR flow; its hash is `recipe.input`.
         """
         self.backbone, self.recipe = backbone, recipe
         self.prompts, self.seeds = list(prompts), list(seeds)
@@ -117,7 +119,8 @@ class Cascade:
         self.progress = progress or (lambda stage, done, total: None)
         self.on_low, self.on_step, self.on_latent = on_low, on_step, on_latent
         self.generator, self.decodes = generator, decode
-        self.low_video: Tensor | None = None  # decoded on first use
+        # decoded on first use
+        self.low_video = None if video is None else video.expand(len(self.prompts), -1, -1, -1, -1)
         self.sigma = sigma_grid(recipe.steps, recipe.shift)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
@@ -168,7 +171,8 @@ class Cascade:
         flows = [self.cache.get(key) for key in keys]
         missing = [i for i, flow in enumerate(flows) if flow is None]
         if missing:
-            for i, flow in zip(missing, self._make_low_flow(missing).clips(), strict=True):
+            make = self._make_low_flow if self.recipe.input is None else self._flow_of_input
+            for i, flow in zip(missing, make(missing).clips(), strict=True):
                 flows[i] = flow
                 self.cache.put(keys[i], flow)
         low = LowFlow.batch(flows)
@@ -201,7 +205,11 @@ class Cascade:
             eps = self.noise(self.high_shape, "high" if last else "high {}x{}".format(*self.size))
             if r.noise == "aligned":
                 eps = aligned_noise(eps, low.flow.z[r.steps].to(eps))
-            call = (flow, self.n_from, eps, r.handoff, backbone.decode, backbone.encode)
+            decode = backbone.decode
+            if r.input is not None and below is None:  # x0 is the clip itself, at every level
+                flow = Trajectory(flow.sigma, flow.z, [flow.z[r.steps] - flow.z[0]] * len(flow.z))
+                decode = (lambda _: self.low_video.to(eps)) if r.handoff == "x0" else decode
+            call = (flow, self.n_from, eps, r.handoff, decode, backbone.encode)
             return hand_off(*call, self.size, r.adain)
 
     def restart(self, clean: Tensor) -> Tensor:
@@ -355,21 +363,49 @@ class Cascade:
 
     def _make_low_flow(self, clips: Sequence[int]) -> LowFlow:
         """Compute the LR flow of these clips (indices into the batch)."""
-        r, backbone, condition = self.recipe, self.backbone, self.condition
-        if len(clips) < len(self.prompts):
-            with self.clock("text"):
-                prompts = [self.prompts[i] for i in clips]
-                condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
+        r, backbone = self.recipe, self.backbone
         tokens = backbone.token_grid(self.low_shape)
         bricks = brick_grid(tokens, r.brick_low)
         watch = Recorder(backbone.router, tokens, r.brick_low, r.coverage_rows, r.steps)
         with self.clock("lr"):
             z = self.noise(self.low_shape, "low")[list(clips)]
+            condition = self._condition_of(clips)
             flow = self._integrate(z, r.steps, Euler(), None, (), "lr", watch, condition)
         for i in clips if watch.reused else ():
             self.reports[i]["low_attention_reused"] = watch.reused
+        return LowFlow(flow, watch.table(), bricks, self.clock.seconds["lr"])
+
+    def _flow_of_input(self, clips: Sequence[int]) -> LowFlow:
+        """The given clip x0 in place of an LR flow: z_n = (1 - sigma) x0 + sigma eps at every level.
+
+        One forward per HR step, and one above for the solver's stencil, gives velocity and coverage;
+        higher up v = eps - x0, and the coverage is that of the first forward.
+        """
+        r, backbone = self.recipe, self.backbone
+        tokens = backbone.token_grid(self.low_shape)
+        watch = Recorder(backbone.router, tokens, r.brick_low, r.coverage_rows, r.steps)
+        top = min(r.t_i + 1, r.steps)
+        with self.clock("lr"):
+            x0 = backbone.encode(self.low_video[list(clips)])
+            eps = self.noise(self.low_shape, "low")[list(clips)].to(x0)
+            noised = [add_noise(x0, eps, s) for s in self.sigma.tolist()]
+            call = (Noised(noised), None, (), "lr", watch, self._condition_of(clips))
+            flow = self._integrate(noised[top], top, *call)
         coverage = watch.table()
-        return LowFlow(flow, coverage, bricks, self.clock.seconds["lr"])
+        above = r.steps - top
+        coverage = torch.cat([coverage, coverage[-1:].expand(above, *coverage.shape[1:])])
+        z = [*flow.z[: top + 1], *(x.cpu() for x in noised[top + 1 :])]
+        v = [*flow.v[: top + 1], *[(eps - x0).cpu()] * above]
+        bricks = brick_grid(tokens, r.brick_low)
+        return LowFlow(Trajectory(flow.sigma, z, v), coverage, bricks, self.clock.seconds["lr"])
+
+    def _condition_of(self, clips: Sequence[int]) -> Any:
+        """The condition of some clips of the batch (indices)."""
+        if len(clips) == len(self.prompts):
+            return self.condition
+        r, prompts = self.recipe, [self.prompts[i] for i in clips]
+        with self.clock("text"):
+            return self.backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
 
     def _integrate(
         self,
@@ -440,6 +476,18 @@ class Cascade:
         if stage == "lr" or plan is None:
             return [] if stage == "lr" else [1.0] * len(self.prompts)
         return [plan.report([n], clip)["density"][str(n)] for clip in range(len(self.prompts))]
+
+
+class Noised(Euler):
+    """No flow: the next state is the clip noised to the next level; noised: by steps remaining."""
+
+    def __init__(self, noised: list[Tensor]) -> None:
+        super().__init__()
+        self.noised = noised
+
+    def step(self, n: int, sigma: list[float], z: Tensor, v: Tensor, field: Any) -> Tensor:
+        """z with n - 1 steps remaining."""
+        return self.noised[n - 1]
 
 
 def attention_of(backbone: Backbone, recipe: "Recipe", size: tuple[int, int]) -> str:

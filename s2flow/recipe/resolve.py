@@ -27,12 +27,16 @@ from s2flow.windows import fraction_of_volume
 
 
 def resolve(
-    cfg: DictConfig, weights: str, knobs: tuple[str, ...], state: State | None = None
+    cfg: DictConfig,
+    weights: str,
+    knobs: tuple[str, ...],
+    state: State | None = None,
+    given: str | None = None,
 ) -> Recipe:
     """The recipe of a composed config. Raises UserError for invalid values.
 
     weights: hash of the backbone's weights; knobs: the method's KNOBS; state: of the pipeline, None
-    for the embedded backbone.
+    for the embedded backbone; given: hash of the clip that is refined.
     """
     backbone = cfg.backbone
     check_backbone(backbone)
@@ -48,6 +52,10 @@ def resolve(
     low, high, brick_low, brick_high = (
         tuple(backbone[n] if cfg[n] is None else cfg[n])
         for n in ("low", "high", "brick_low", "brick_high")
+    )
+    check(
+        given is None or "input" in knobs,
+        f"method={cfg.method.name} has no LR stage that a clip could replace; type method=s2flow",
     )
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
     check_knobs(cfg, filled, sizes, knobs, lambda: _default_t_i(cfg, filled, knobs))
@@ -83,6 +91,7 @@ def resolve(
         "brick_high": brick_high,
         "dtype": backbone.dtype,
         "vae_tile": _vae_tile(cfg),
+        "input": given,
         "pipeline": (state and state.identity(backbone.dtype)) or None,
         "scheduler": state.scheduler if state and "scheduler" in knobs else None,
         "guidance_2": _guidance_2(cfg, filled["guidance"]),

@@ -223,6 +223,7 @@ class ClipKnobs:
     prompt: str | None = knob(
         None, "one prompt, taken literally; null: the prompts group", clip=False
     )
+    input: str | None = knob(None, "clip.mp4: refine this clip of prompt=...", clip=False)
     seed: int = knob(0, "of the noise, which depends on (prompt, seed) alone", clip=False)
     seeds: int = knob(1, "clips of each prompt: seeds seed, seed+1, ...", clip=False)
 

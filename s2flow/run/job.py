@@ -34,6 +34,7 @@ from s2flow.process.parallel import Team
 from s2flow.process.provenance import provenance
 from s2flow.process.stopping import Preempted
 from s2flow.process.timing import Clock
+from s2flow.recipe.given import Given
 from s2flow.recipe.identity import Recipe
 from s2flow.report.windowmap import save_windows
 from s2flow.scorers.score import Scoring
@@ -74,6 +75,7 @@ class Job:
     team: Team = Team()
     stale: Mapping[str, float | None] = field(default_factory=dict)
     saving: Saving = field(default_factory=Saving)
+    given: Given | None = None  # the clip that is refined
 
     def make_all(self, todo: list[Task], tasks: list[Task], clips: int) -> int:
         """Make the missing clips (`todo`) batch by batch; returns how many failed.
@@ -152,6 +154,7 @@ class Job:
             clock.device = backbone.device
             options = {"clock": clock, "cache": loading.low_flows(self.cfg)}
             options |= {"progress": self.step(progress)}
+            options["video"] = None if self.given is None else self.given.video
             options["on_step"] = None if track is None else track.step
             made = methods.generate(backbone, self.recipe, prompts, seeds, **options)
             with team.lead() as leads:

@@ -23,6 +23,7 @@ from s2flow.policies import sta
 from s2flow.process import loading
 from s2flow.process.parallel import Team
 from s2flow.process.stopping import Preempted
+from s2flow.recipe.given import Given, fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import plain, resolve
 from s2flow.run import executor
@@ -55,7 +56,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         tasks = clip_tasks(cfg)
     if cfg.plan:
         return _plan(cfg, tasks)
-    recipe = _recipe(cfg, tasks)
+    given = _given(cfg)
+    recipe = _recipe(cfg, tasks, given)
     arguments = plain(cfg, "scorer")
     scorers = {name: build(name, conf) for name, conf in arguments.items()}
     if cfg.threads is not None:
@@ -68,7 +70,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with without_gc():
         share = team.share(tasks)
         workload = team.agree(work(cfg.cache, store, share))
-    job = Job(cfg, recipe, store, scoring, team, workload.stale)
+    job = Job(cfg, recipe, store, scoring, team, workload.stale, given=given)
     counts = {"made": 0, "failed": 0, "failed_before": len(workload.failed), "unscored": 0}
     with _summed_over_processes(team, counts):
         counts["unscored"] = job.rescore(workload.recorded) if team.leads else 0
@@ -103,7 +105,18 @@ def _plan(cfg: DictConfig, tasks: list[Task]) -> dict[str, Any]:
     return estimate
 
 
-def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
+def _given(cfg: DictConfig) -> Given | None:
+    """The clip of `input=`, fitted to the config."""
+    if cfg.input is None:
+        return None
+    if cfg.prompt is None:
+        raise UserError(
+            f"input={cfg.input} needs the clip's own prompt; type prompt='what the clip shows'"
+        )
+    return fitted(cfg.input, cfg)
+
+
+def _recipe(cfg: DictConfig, tasks: list[Task], given: Given | None) -> Recipe:
     """The recipe with the hash of its weights. Raises UserError for a config that cannot run here."""
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
         raise UserError(
@@ -115,7 +128,9 @@ def _recipe(cfg: DictConfig, tasks: list[Task]) -> Recipe:
     state = loading.pipeline_state(cfg.backbone.family, origin)
     if state is not None:
         state.check(f"backbone.source={origin.source}", cfg.method.name)
-    recipe = resolve(cfg, weights, methods.method(cfg.method.name).KNOBS, state)
+    recipe = resolve(
+        cfg, weights, methods.method(cfg.method.name).KNOBS, state, given and given.sha256
+    )
     sta.check_prompts(recipe, [t.prompt for t in tasks])
     return recipe
 

@@ -284,3 +284,39 @@ def test_image_to_video_weights_are_named_up_front():
     pipe.transformer.register_to_config(in_channels=36)
     with pytest.raises(UserError, match="image-to-video weights, of a WanImageToVideoPipeline"):
         s2flow.generate(pipe, PROMPT, **S2)
+
+
+# -- a clip that exists -------------------------------------------------------------------------
+
+
+def test_a_given_clip_takes_the_place_of_the_lr_flow(plain):
+    pipe, forwards = build_wan(), []
+    pipe.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    low = plain.low_frames[0]
+    out = s2flow.generate(pipe, PROMPT, video=low, steps=4, t_i=2, sparsity=0.25)
+    assert out.frames.shape == (1, 5, 64, 96, 3) and len(out.recipe["input"]) == 12
+    assert (out.low_frames[0] == torch.from_numpy(low).mul(255).round().div(255).numpy()).all()
+    assert len(forwards) == 2 * (3 + 2)  # LR at t_i + 1 ... 1, HR at t_i ... 1, both of guidance
+    assert set(out.reports[0]["density"]) == {"2", "1"}
+    other = s2flow.generate(pipe, PROMPT, video=1 - low, steps=4, t_i=2, sparsity=0.25)
+    assert other.recipe["input"] != out.recipe["input"]
+    assert relative(other.latent, out.latent) > 0.1
+
+
+def test_a_given_clip_is_fitted_to_the_model_in_one_line(capsys):
+    pipe = build_wan()
+    video = torch.rand(9, 36, 50, 3, generator=generator())
+    out = s2flow.generate(pipe, PROMPT, video=list(video.numpy()), steps=2, t_i=1)
+    assert out.low_frames.shape == (1, 9, 32, 48, 3) and out.frames.shape[2:4] == (64, 96)
+    assert capsys.readouterr().err == (
+        "note: video has 9 frames of 36x50 at 16 fps; refined are 9 frames of 32x48 at 16 fps\n"
+    )
+    for given, message in (
+        ({"video": video[:3], "frames": 5}, "has 3 frames at 16 fps, and frames=5; type frames=1"),
+        ({"video": video, "high": (32, 48)}, "is 36x50, larger than high="),
+        ({"video": video[..., 0]}, r"has the shape \(9, 36, 50\); type frames \(T, H, W, 3\)"),
+        ({"video": "nowhere.mp4"}, "input=nowhere.mp4 is no video"),
+        ({"video": video, "method": "native"}, "method=native has no LR stage"),
+    ):
+        with pytest.raises(UserError, match=message):
+            s2flow.generate(pipe, PROMPT, **given)
