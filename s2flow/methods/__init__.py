@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from s2flow.recipe.identity import Recipe
 
 CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
-CASCADE_KNOBS += ("adain", "stages", "input")
+CASCADE_KNOBS += ("adain", "stages")
 
 
 def method(name: str) -> ModuleType:

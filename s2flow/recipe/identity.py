@@ -86,6 +86,7 @@ class Recipe:
         if not self.windows.file:  # absent from the first records
             values["windows"].pop("file")
         rope_range = {"rope_low": values["low"]}  # the size that `rope` scales from
+        always += ("input",) if "low" in self.knobs else ()
         values = {k: values[k] for k in (*always, *self.knobs)}
         if "low" not in values and self.rope != "none":
             values |= rope_range

@@ -54,7 +54,7 @@ def resolve(
         for n in ("low", "high", "brick_low", "brick_high")
     )
     check(
-        given is None or "input" in knobs,
+        given is None or "low" in knobs,
         f"method={cfg.method.name} has no LR stage that a clip could replace; type method=s2flow",
     )
     sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}

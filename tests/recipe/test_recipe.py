@@ -37,7 +37,7 @@ FIXED = Recipe(
     upsample="bilinear",
     knobs=("low", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_low")
     + ("brick_high", "coverage_rows", "attention", "solver", "order", "stencil", "lr_time")
-    + ("upsample", "rope", "temperature", "shift_high", "adain", "stages"),
+    + ("upsample", "rope", "temperature", "shift_high", "adain", "stages", "scheduler"),
 )
 
 OTHER = {  # one other value for every field
@@ -247,7 +247,7 @@ def test_hr_variants_share_the_lr_flow_and_lr_variants_do_not():
     shared = ("high", "t_i", "handoff", "noise", "sparsity", "density", "windows", "brick_high")
     shared += ("attention", "solver", "order", "stencil", "lr_time", "upsample", "method")
     shared += ("rope", "temperature", "shift_high")
-    shared += ("vae_tile", "adain", "stages", "params")
+    shared += ("vae_tile", "adain", "stages", "params", "scheduler")
     for name, value in OTHER.items():
         same = replace(FIXED, **{name: value}).low_identity() == FIXED.low_identity()
         assert same == (name in shared), name
