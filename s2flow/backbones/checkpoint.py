@@ -56,13 +56,11 @@ def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> st
     folder = local_folder(origin)
     if folder is None:
         return hub_commit(origin)[:12]
-    check(folder, parts, pipeline)
-    index = _json(folder / "model_index.json")
+    index = check(folder, parts, pipeline)
     digest = hashlib.sha256()
     for part in present(index, parts):
-        weights = weight_files(folder / part)
         texts = sorted(p for p in (folder / part).iterdir() if p.suffix in TEXTS)
-        for path in [*texts, *weights]:
+        for path in [*texts, *weight_files(folder / part)]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
             digest.update(content(path))
     if index.get("boundary_ratio") is not None:  # the one setting of this file that decides pixels
@@ -136,15 +134,15 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
-    """Raises UserError for a folder that `pipeline` could not be opened from."""
-    here = f"backbone.source={folder}"
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
-    if index is None:
+def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> dict[str, Any]:
+    """model_index.json of a folder. Raises UserError if `pipeline` could not be opened from it."""
+    here, again = f"backbone.source={folder}", "fetch the checkpoint again"
+    if not (folder / "model_index.json").exists():
         raise UserError(
             f"{here} is no checkpoint: it has no model_index.json; type the folder of a "
             f"{pipeline.__name__} in diffusers' layout"
         )
+    index = _json(folder / "model_index.json")
     if index.get("_class_name") != pipeline.__name__:
         raise UserError(
             f"{here} is a {index.get('_class_name')}, and this backbone runs a "
@@ -156,7 +154,15 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             f"{here} has the part {strange[0]}, which this backbone does not know; type the folder "
             f"of a plain {pipeline.__name__}"
         )
-    _check_experts(index, here, "transformer_2" in parts)
+    boundary, second = index.get("boundary_ratio"), _named(index, "transformer_2")
+    if "transformer_2" in parts and second != (boundary is not None):
+        raise UserError(
+            f"{here} has the part transformer_2, and no boundary_ratio in model_index.json that says "
+            f"when it runs; {again}"
+            if second
+            else f"{here} changes its expert at boundary_ratio={boundary} and lacks the part "
+            f"transformer_2; {again}"
+        )
     settings = {s: None for s in SETTINGS if s == "scheduler" or _named(index, s)}
     for part, wanted in {**present(index, parts), **settings}.items():
         library, found = index.get(part) or (None, None)
@@ -164,34 +170,24 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             wanted = f"{wanted or 'class'} of {' or '.join(LIBRARIES)}"
             raise UserError(f"{here}: its {part} is {library}.{found}, and must be a {wanted}")
         if not (folder / part).is_dir():
-            raise UserError(f"{here} lacks the folder {part}; fetch the checkpoint again")
+            raise UserError(f"{here} lacks the folder {part}; {again}")
         files = weight_files(folder / part)
         if wanted is not None and not files:
-            raise UserError(f"{here}: {part} holds no safetensors; fetch the checkpoint again")
+            raise UserError(f"{here}: {part} holds no safetensors; {again}")
         for file in files:
             safetensors_header(file)
-
-
-def _check_experts(index: dict[str, Any], here: str, takes_two: bool) -> None:
-    """A second transformer and the noise level where it takes over come together, or not at all."""
-    boundary, second = index.get("boundary_ratio"), _named(index, "transformer_2")
-    if takes_two and boundary is not None and not second:
-        raise UserError(
-            f"{here} changes its expert at boundary_ratio={boundary} and lacks the part "
-            "transformer_2; fetch the checkpoint again"
-        )
-    if takes_two and second and boundary is None:
-        raise UserError(
-            f"{here} has the part transformer_2, and no boundary_ratio in model_index.json that says "
-            "when it runs; fetch the checkpoint again"
-        )
+    return index
 
 
 def open_pipeline(
     origin: Origin, device: str, parts: dict[str, str | None], pipeline: type
 ) -> Any:
     """The pipeline on its device, its VAE in float32. Raises UserError for what cannot be used."""
-    folder = local_folder(origin) or download(origin, pipeline)
+    folder = local_folder(origin)
+    if folder is None:
+        commit = hub_commit(origin)
+        with _hub_errors(origin):
+            folder = Path(pipeline.download(origin.source, revision=commit, use_safetensors=True))
     check(folder, parts, pipeline)
     dtype = {"default": getattr(torch, origin.dtype), "vae": torch.float32}
     diffusers.utils.logging.disable_progress_bar()
@@ -199,9 +195,8 @@ def open_pipeline(
     try:
         found = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except Exception as error:  # the files are whole; what is left is that they do not fit
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"backbone.source={origin.source} cannot be opened ({reason}); fetch it again"
+            f"backbone.source={origin.source} cannot be opened ({reason(error)}); fetch it again"
         ) from error
     found.to(device)
     if device == "cpu":
@@ -212,9 +207,13 @@ def open_pipeline(
 def own_memory(pipeline: Any) -> None:
     """Copy weights out of their mapped files, whose alignment would decide the last bit."""
     for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            for p in part.parameters():
-                p.data = p.data.clone()
+        for p in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            p.data = p.data.clone()
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says, 200 characters at most."""
+    return str(error).strip().split("\n")[0][:200]
 
 
 # -- the hub ----------------------------------------------------------------------------------
@@ -263,13 +262,6 @@ def hub_commit(origin: Origin) -> str:
     )
 
 
-def download(origin: Origin, pipeline: type) -> Path:
-    """The local folder of a name on the hub, fetched if it is not in the cache."""
-    commit = hub_commit(origin)
-    with _hub_errors(origin):
-        return Path(pipeline.download(origin.source, revision=commit, use_safetensors=True))
-
-
 @contextlib.contextmanager
 def _hub_errors(origin: Origin):
     said = f"backbone.source={origin.source}"
@@ -285,9 +277,8 @@ def _hub_errors(origin: Origin):
             "backbone.revision=main or a commit"
         ) from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"{said} cannot be fetched ({reason}); type the same command again, or "
+            f"{said} cannot be fetched ({reason(error)}); type the same command again, or "
             "backbone.source=FOLDER, where a copy lies"
         ) from error
 

@@ -7,14 +7,14 @@ tokens, adds 729 empty places for an image, and builds an N x N mask in every la
 the image's places are left out, text is cut to the batch's longest, and a clip's padding is cut off
 before its attention instead of masked: no mask is built, and what the model computes is the same.
 
-Guidance is two passes, v = v_uncond + g (v_cond - v_uncond), each with its own text. The transformer is
-given [z, 0, 0]: no first frame, and a mask that says so. The flow lives on the latent times the VAE's
-scaling factor. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
+Each pass of guidance has its own text. The transformer is given [z, 0, 0]: no first frame, and a mask
+that says so. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
 
 Deviation: in half precision the stock pipeline rounds the timestep to the model's type (1000 sigma to
 multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
-from s2flow.backbones.routing import AttentionRouter, routed
+from s2flow.backbones.pipeline import Condition
+from s2flow.backbones.routing import routed
+from s2flow.backbones.swap import swapped
 from s2flow.errors import UserError
 
 PARTS = {  # of the pipeline's folder, with their classes; the guider is checked once it is read
@@ -51,11 +53,7 @@ GUIDER = {  # plain classifier-free guidance, whose scale is the recipe's
     "stop": 1.0,
     "enabled": True,
 }
-
-
-def identity(origin: Origin) -> str:
-    """See `base`."""
-    return checkpoint.identity(origin, PARTS, HunyuanVideo15Pipeline)
+identity = functools.partial(checkpoint.identity, parts=PARTS, pipeline=HunyuanVideo15Pipeline)
 
 
 def from_origin(origin: Origin, device: str) -> "HunyuanVideo15Backbone":
@@ -88,52 +86,40 @@ class Text:
     lengths: list[int]
 
 
-@dataclass(frozen=True)
-class HunyuanVideo15Condition:
-    """The prompts' text and, under guidance, the negative prompt's."""
-
-    positive: Text
-    negative: Text | None
-    guidance: float
-
-
 class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     """A loaded `HunyuanVideo15Pipeline`; latents and tokens are laid out as HunyuanVideo's."""
 
-    def _route(self) -> AttentionRouter:
-        layers = [block.attn for block in self.transformer.transformer_blocks]
-        self._before = [(layer, layer.processor) for layer in layers]
-        for layer, stock in self._before:
-            layer.set_processor(MasklessProcessor(stock))
-        router = AttentionRouter(transformer_hunyuan_video15, layers)
-        halves = (self.vae.encoder, self.vae.decoder)
-        blocks = [block for half in halves for block in half.mid_block.attentions]
-        self._forwards = [(block, vars(block).get("forward")) for block in blocks]
-        for block in blocks:
-            block.forward = functools.partial(attend_frame_by_frame, block)
-        self._hook = self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
-            lambda module, inputs: (inputs[0].to(self.transformer.dtype),)
+    module = transformer_hunyuan_video15
+
+    def __init__(self, name: str, pipeline: HunyuanVideo15Pipeline) -> None:
+        self._undo = contextlib.ExitStack()
+        for layer in self._layers(pipeline.transformer):
+            self._undo.callback(layer.set_processor, layer.processor)
+            layer.set_processor(MasklessProcessor(layer.processor))
+        for half in (pipeline.vae.encoder, pipeline.vae.decoder):
+            for block in half.mid_block.attentions:
+                forward = functools.partial(attend_frame_by_frame, block)
+                self._undo.enter_context(swapped(block, forward=forward))
+        embedder = pipeline.transformer.time_embed.timestep_embedder
+        hook = embedder.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].to(pipeline.transformer.dtype),)
         )
-        return router
+        self._undo.callback(hook.remove)
+        super().__init__(name, pipeline)
+
+    def _layers(self, transformer: nn.Module) -> list[nn.Module]:
+        return [block.attn for block in transformer.transformer_blocks]
 
     def release(self) -> None:
         """See `base.Backbone`."""
         super().release()
-        for layer, own in self._before:
-            layer.set_processor(own)
-        for block, own in self._forwards:
-            del block.forward
-            if own is not None:  # of a backbone that has it as well
-                block.forward = own
-        self._hook.remove()
+        self._undo.close()
 
     @torch.no_grad()
-    def encode_prompt(
-        self, prompts: list[str], negative: str, guidance: float
-    ) -> HunyuanVideo15Condition:
+    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Condition:
         """See `base.Backbone`."""
         unconditional = None if guidance == 1.0 else self._text([negative] * len(prompts))
-        return HunyuanVideo15Condition(self._text(prompts), unconditional, guidance)
+        return Condition(self._text(prompts), unconditional, guidance)
 
     def _text(self, prompts: list[str]) -> Text:
         states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
@@ -145,26 +131,15 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
         return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
 
-    def blank_condition(self, batch: int, guidance: float) -> HunyuanVideo15Condition:
+    def blank_condition(self, batch: int, guidance: float) -> Condition:
         """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
-        config, like = self.transformer.config, {"device": self.device}
-        parts = []
-        widths = (config.text_embed_dim, config.text_embed_2_dim)
+        config, like, parts = self.transformer.config, {"device": self.device}, []
+        widths = config.text_embed_dim, config.text_embed_2_dim
         for length, width in zip(LONGEST, widths, strict=True):
             parts.append(torch.empty(batch, length, width, dtype=self.transformer.dtype, **like))
             parts.append(torch.ones(batch, length, dtype=torch.bool, **like))
         text = Text(*parts, [sum(LONGEST)] * batch)
-        return HunyuanVideo15Condition(text, None if guidance == 1.0 else text, guidance)
-
-    @torch.no_grad()
-    def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideo15Condition) -> Tensor:
-        """See `base.Backbone`. Attention is observed in the conditional pass only."""
-        v = self._forward(z, sigma, condition.positive)
-        if condition.negative is None:
-            return v
-        with self.router.observing(None):
-            v_uncond = self._forward(z, sigma, condition.negative)
-        return v_uncond + condition.guidance * (v - v_uncond)
+        return Condition(text, None if guidance == 1.0 else text, guidance)
 
     def _forward(self, z: Tensor, sigma: float, text: Text) -> Tensor:
         no_frame = z.new_zeros(len(z), z.shape[1] + 1, *z.shape[2:])
@@ -218,19 +193,17 @@ class MasklessProcessor:
     ) -> tuple[Tensor, Tensor]:
         """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None: all real."""
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(2, (attn.heads, -1))
+        def heads(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+            return [layer(x).unflatten(2, (attn.heads, -1)) for layer in layers]
 
-        q, k = attn.norm_q(heads(attn.to_q(hidden_states))), heads(attn.to_k(hidden_states))
-        k, v = attn.norm_k(k), heads(attn.to_v(hidden_states))
+        text, n = encoder_hidden_states, hidden_states.shape[1]
+        q, k, v = heads(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        q, k = attn.norm_q(q), attn.norm_k(k)
         if image_rotary_emb is not None:
             q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
-        text = encoder_hidden_states
-        text_q = attn.norm_added_q(heads(attn.add_q_proj(text)))
-        text_k = attn.norm_added_k(heads(attn.add_k_proj(text)))
-        text_v = heads(attn.add_v_proj(text))
+        text_q, text_k, text_v = heads(text, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
         joint = (torch.cat(pair, 1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        n = hidden_states.shape[1]
         padding = None if attention_mask is None else (attention_mask == 0).sum(1).tolist()
         out = routed(self.dense)(*joint, padding).flatten(2, 3).to(q.dtype)
         return attn.to_out[1](attn.to_out[0](out[:, :n])), attn.to_add_out(out[:, n:])

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
+from s2flow.backbones.swap import swapped
 from s2flow.errors import UserError
 
 
@@ -43,9 +44,7 @@ def tile_vae(vae: Any, tile: tuple[int, int] | None) -> None:
 @contextmanager
 def tiled(vae: Any, tile: tuple[int, int] | None) -> Iterator[None]:
     """`tile_vae` for a while: within, and then as it was."""
-    before = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
-    try:
+    now = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
+    with swapped(vae, **now):
         tile_vae(vae, tile)
         yield
-    finally:
-        vars(vae).update(before)

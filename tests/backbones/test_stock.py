@@ -147,7 +147,7 @@ def state(case, r, prompts=PROMPTS, size="low_shape"):
 def text_length(case, condition):
     if case.name == "hunyuan_1_5":
         return condition.positive.states.shape[1] + condition.positive.glyphs.shape[1]
-    return condition.text.shape[1] if case.joint else 0
+    return condition.positive.states.shape[1] if case.joint else 0
 
 
 @pytest.mark.parametrize("batch", [1, 2])
