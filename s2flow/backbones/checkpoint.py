@@ -4,17 +4,13 @@
     source/<part>/config.json
     source/<part>/<stem>.safetensors            or <stem>.safetensors.index.json and its shards
 
-`source` is such a folder, or a name on the hub. Only safetensors are read, and only the classes that
-the family names: neither pickles nor a repository's own code ever run. What would make loading fail
-after minutes is looked for first, in the files' headers: a wrong pipeline, a missing or truncated
-shard, a part without weights.
+`source` is such a folder, or a name on the hub. Only safetensors and the family's classes are read:
+neither pickles nor a repository's own code ever run. What would fail after minutes is looked for first.
 
-`identity` names the weights in every recipe. On the hub it is the commit. Of a folder it is a hash of
-the parts' configs and weights: files up to 64 MiB wholly, larger ones by their header (every tensor's
-name, type and shape) and 4 KiB from the middle of every tensor, because reading 26 GB for a run id
-would take minutes. A finetune or a merged adapter changes all of the tensors that it touches, and so
-the samples; a change of a few single weights in a large file can go unseen. The same weights have
-one name as a folder and another on the hub.
+`identity` names the weights: the commit on the hub; of a folder a hash of the parts' configs and
+weights. Of files above 64 MiB it sees the header and 4 KiB from the middle of every tensor, because
+reading 26 GB for a run id would take minutes: a finetune changes these samples, a change of a few
+single weights can go unseen. The same weights have one name as a folder and another on the hub.
 """
 
 import contextlib
