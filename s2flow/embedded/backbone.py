@@ -56,8 +56,7 @@ def weights_folder(name: str) -> Path:
 def weights_hash(name: str) -> str:
     """Short hash of all weights and configs of a size: part of every recipe."""
     digest = hashlib.sha256()
-    folder = weights_folder(name)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(weights_folder(name).rglob("*")):
         if path.suffix in (".safetensors", ".json") and path.name != "card.json":
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
