@@ -4,11 +4,11 @@
 
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2.
 Training clips: `views.py`. Half of a batch's noise levels are uniform in [0, 1], half logit-normal
-about sigma .7. Rotary positions are stretched a little, each axis separately. Training from scratch starts
-with still frames, which teach shape, colour and background five times faster than clips. Then clips
-teach motion, first with one direction of time, then with both (`views.clips`). The last quarter has
-mostly plain views. Matrices in the transformer's blocks are trained by Muon, the rest by AdamW, with a
-linear decay over the last 45 % of the steps; weights are averaged.
+about sigma .7. Rotary positions are stretched a little. Training from scratch starts with still frames,
+which teach shape and colour five times faster than clips; then clips teach motion, first with one
+direction of time, then with both (`views.clips`). The last quarter has mostly plain views. Matrices in
+the transformer's blocks are trained by Muon, the rest by AdamW, with a linear decay over the last 45 %
+of the steps; weights are averaged.
 
 A step depends on weights, optimisers and its number alone, so that a run that is stopped and resumed
 from DIR/flow.pt ends with the weights of an uninterrupted one. DIR/weights holds the averaged weights
@@ -93,8 +93,7 @@ def coarse_reversal(error: Tensor) -> Tensor:
     """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
 
     Scaled to equal the plain mean square for white noise. Only these few values distinguish left from
-    right, or growing from shrinking; they are a fortieth of the plain loss at sigma 0.9. A larger
-    weight on a part of a squared error does not move its minimum.
+    right; they are a fortieth of the plain loss at sigma 0.9. The minimum does not move.
     """
     side = min(error.shape[-2:]) // 2
     coarse = F.avg_pool3d(error, (1, side, side))

@@ -86,6 +86,7 @@ def wan_vae(base_dim=3, z_dim=16, dim_mult=(1, 1, 1, 1), **more):
 
 
 def build_wan(name="wan", **more):
+    torch.manual_seed(0)
     config = {"d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
     text = UMT5EncoderModel(
         UMT5Config(**config, **IDS, dropout_rate=0.0, decoder_start_token_id=0)
