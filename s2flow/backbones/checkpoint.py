@@ -24,13 +24,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from huggingface_hub import errors as hub
 from huggingface_hub import model_info, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from s2flow.backbones.base import Origin
 from s2flow.errors import UserError
@@ -246,7 +241,7 @@ def hub_commit(origin: Origin) -> str:
     with _hub_errors(origin):
         try:
             return model_info(origin.source, revision=wanted, timeout=10).sha
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError):
             raise
         except Exception:  # no answer, in the words of whatever HTTP client the library uses
             cached = try_to_load_from_cache(origin.source, "model_index.json", revision=wanted)
@@ -263,11 +258,11 @@ def _hub_errors(origin: Origin):
     said = f"backbone.source={origin.source}"
     try:
         yield
-    except GatedRepoError as error:
+    except hub.GatedRepoError as error:
         raise UserError(f"{said} is gated; accept its licence and type: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
         raise UserError(f"{said} is not on the hub, and no folder; check the name") from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise UserError(
             f"backbone.revision={origin.revision} is not in {origin.source}; type "
             "backbone.revision=main or a commit"

@@ -4,11 +4,9 @@
 of one latent. The text is Qwen2.5-VL's third last hidden state and, for what a prompt quotes, ByT5's;
 the model puts each clip's real tokens first and the padding last. The stock pipeline pads to 1000 + 256
 tokens, adds 729 empty places for an image, and builds an N x N mask in every layer (200 GB at 2K). Here
-the image's places are left out, text is cut to the batch's longest, and a clip's padding is cut off
-before its attention instead of masked: no mask is built, and what the model computes is the same.
-
-Each pass of guidance has its own text. The transformer is given [z, 0, 0]: no first frame, and a mask
-that says so. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
+text is cut to the batch's longest, and a clip's padding is cut off before its attention instead of
+masked: what the model computes is the same. The VAE's own attention goes frame by frame instead of
+under a mask. The transformer is given [z, 0, 0]: no first frame, and a mask that says so.
 
 Deviation: in half precision the stock pipeline rounds the timestep to the model's type (1000 sigma to
 multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
@@ -122,11 +120,9 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
         return Condition(self._text(prompts), unconditional, guidance)
 
     def _text(self, prompts: list[str]) -> Text:
+        how = {"device": self.device, "dtype": self.transformer.dtype}
         states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
-            prompts,
-            device=self.device,
-            dtype=self.transformer.dtype,
-            batch_size=len(prompts),
+            prompts, batch_size=len(prompts), **how
         )
         lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
         return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
@@ -159,12 +155,8 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
 
 
 def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Real tokens to the front, and the length cut to the longest clip's (which may be 0).
-
-    The text's blocks know no positions, so the order of whatever is padded does not matter.
-    """
-    order = mask.int().argsort(dim=1, descending=True, stable=True)
-    order = order[:, : int(mask.sum(1).max())]
+    """Real tokens to the front, and the length cut to the longest clip's (which may be 0)."""
+    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
     places = order[..., None].expand(-1, -1, states.shape[-1])
     return states.gather(1, places), mask.gather(1, order)
 
@@ -210,11 +202,8 @@ class MasklessProcessor:
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, padding: list[int] | None) -> Tensor:
         """diffusers' attention, (B, L, heads, d), but for each clip's last so many tokens."""
-        attend = functools.partial(
-            dispatch_attention_fn,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        how = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+        attend = functools.partial(dispatch_attention_fn, **how)
         if padding is None:
             return attend(q, k, v)
         out = torch.zeros_like(q)
@@ -229,9 +218,8 @@ def attend_frame_by_frame(block: nn.Module, x: Tensor) -> Tensor:
     The stock one fills an N x N mask row by row, and fails for more than one clip.
     """
     normed = block.norm(x)
-    q, k, v = (
-        f(normed).flatten(3).permute(0, 2, 3, 1) for f in (block.to_q, block.to_k, block.to_v)
-    )  # (B, T, H W, C)
+    layers = block.to_q, block.to_k, block.to_v
+    q, k, v = (f(normed).flatten(3).permute(0, 2, 3, 1) for f in layers)  # (B, T, H W, C)
     frames = [
         F.scaled_dot_product_attention(
             q[:, t, None].contiguous(),

@@ -2,18 +2,15 @@
 
 Wan's and HunyuanVideo's processors call a module-level `dispatch_attention_fn(q, k, v, ...)` after norm
 and rotary embedding. Each self-attention layer's stock processor is wrapped so that this call knows its
-layer; the call itself is routed once per module. With nothing to observe or replace, the stock function
-runs on the stock arguments: capture is bitwise equal to the untouched model.
+layer. With nothing to observe or replace, the stock function runs on the stock arguments.
 
 In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's shorter prompts end in
-padding. The adapter says with `text_of` how many text tokens of each clip are real, so that neither
-observers nor replacers need a mask; where nothing is padded, the model's own mask, all true, is
-dropped, since it would cost the flash kernel.
+padding. `text_of` says how many text tokens of each clip are real, so that nobody needs a mask; where
+nothing is padded, the model's own mask is dropped, since it would cost the flash kernel.
 
 Under torch.compile each routed call is one opaque node, `s2flow::attend`, that is told its layer in a
-tensor and looks up observers and replacers when it runs: the model is one graph, no layer or plan is
-compiled into it, and nothing is compiled again when they change. Under context parallelism
-(`ulysses.py`) observers and replacers are given whole heads, those in `heads`, over all tokens.
+tensor: no layer or plan is compiled in. Under context parallelism (`ulysses.py`) observers and
+replacers are given whole heads, those in `heads`, over all tokens.
 """
 
 import functools
@@ -35,6 +32,8 @@ from s2flow.errors import UserError
 Observer = Callable[[int, Tensor, Tensor], None]
 Replacer = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 Work = Callable[[int], list[float]]  # of a layer: what each of its heads costs
+Stock = Callable[..., Tensor]  # the model's own attention of q, k, v (B, L, heads, d)
+Context = AbstractContextManager[None]
 
 _inside: list["_LayerProcessor"] = []  # of the self-attention being computed, if any
 _routers: weakref.WeakValueDictionary[int, "AttentionRouter"] = weakref.WeakValueDictionary()
@@ -60,10 +59,10 @@ class AttentionRouter:
         if not hasattr(module, "_stock_dispatch"):
             module._stock_dispatch = module.dispatch_attention_fn
             module.dispatch_attention_fn = routed(module._stock_dispatch)
-        if len({len(numbered) for numbered in (layers, *twins)}) > 1:
-            depths = " and ".join(str(len(numbered)) for numbered in (layers, *twins))
+        depths = [len(numbered) for numbered in (layers, *twins)]
+        if len(set(depths)) > 1:
             raise UserError(
-                f"experts of {depths} layers cannot share a plan; "
+                f"experts of {' and '.join(map(str, depths))} layers cannot share a plan; "
                 "type a backbone.source whose experts are alike"
             )
         self.layers = len(layers)
@@ -99,32 +98,28 @@ class AttentionRouter:
         """Whether video tokens are handed out in brick order, not row-major."""
         return self.order is not None and self.order.index is not None
 
-    def observing(self, observer: Observer | None) -> AbstractContextManager[None]:
+    def observing(self, observer: Observer | None) -> Context:
         """Call `observer(layer, q, k)` before every self-attention; None hides an outer observer."""
         return swapped(self, _observer=observer)
 
-    def replacing(
-        self, replacer: Replacer | None, work: Work | None = None
-    ) -> AbstractContextManager[None]:
+    def replacing(self, replacer: Replacer | None, work: Work | None = None) -> Context:
         """Use `replacer(layer, q, k, v)` for attention; where it returns None, the stock call runs.
 
         work(layer): the cost of each head, by which ranks share them; None: all alike.
         """
         return swapped(self, _replacer=replacer, _work=work)
 
-    def tempered(self, factor: float) -> AbstractContextManager[None]:
+    def tempered(self, factor: float) -> Context:
         """Multiply every attention logit by `factor`, in the stock call and in replacers alike."""
         return swapped(self, _temperature=factor)
 
-    def text_of(self, lengths: list[int], padded_to: int) -> AbstractContextManager[None]:
+    def text_of(self, lengths: list[int], padded_to: int) -> Context:
         """During this forward, clip i ends in lengths[i] text tokens, padded to so many."""
         whole = all(n == padded_to for n in lengths)
         return swapped(self, text=None if whole else tuple(lengths), unmasked=whole)
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
-    ) -> Tensor:
-        """One self-attention in diffusers' layout (B, L, heads, d); stock(q, k, v): the model's own."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Stock) -> Tensor:
+        """One self-attention in diffusers' layout (B, L, heads, d)."""
         if self._temperature != 1.0:
             q = q * self._temperature
         if self._observer is not None:
@@ -135,9 +130,7 @@ class AttentionRouter:
                 return out.transpose(1, 2)
         return stock(q, k, v)
 
-    def compute(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
-    ) -> Tensor:
+    def compute(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Stock) -> Tensor:
         """`attend`; for one of several ranks, its heads over all tokens, from and to its tokens."""
         if self.ranks is None:
             return self.attend(layer, q, k, v, stock)

@@ -6,12 +6,10 @@
     last layer  the ranks' tokens are gathered again, and every rank holds the whole velocity
 
 Text (HunyuanVideo's [video, text]) is computed by every rank; in attention each takes its own heads
-of it, and the outcome is gathered. Rotary tables are cut like the tokens. The number of tokens is
-free, the last ranks have one less; k must divide the heads. Where heads have windows of different
-volume they are sorted by volume and dealt, so that no rank waits long for another; plans and
-coverage are always in the model's own order of heads.
-
-A ring cannot do this: it hands keys on in pieces, and no rank ever sees the window of one head.
+of it. The number of tokens is free, the last ranks have one less; k must divide the heads. Where heads
+have windows of different volume they are dealt by volume, so that no rank waits long for another; plans
+and coverage are always in the model's own order of heads. A ring cannot do this: no rank ever sees the
+window of one head.
 """
 
 import weakref

@@ -59,11 +59,7 @@ class WanBackbone(PipelineBackbone):
 
     @torch.no_grad()
     def encode_prompt(
-        self,
-        prompts: list[str],
-        negative: str,
-        guidance: float,
-        guidance_2: float | None = None,
+        self, prompts: list[str], negative: str, guidance: float, guidance_2: float | None = None
     ) -> Condition:
         """See `base.Backbone`. As in the stock pipeline, guidance = 1 turns off both experts'."""
         positive, unconditional = self.pipeline.encode_prompt(

@@ -190,22 +190,6 @@ def index(folder, **values):
 BROKEN = {  # what happened to the folder -> what the line must say
     "is empty": (lambda f: [shutil.rmtree(f), f.mkdir()], "no checkpoint model_index.json type"),
     "is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json JSON"),
-    "is another pipeline": (
-        lambda f: index(f, _class_name="FluxPipeline"),
-        "FluxPipeline choose another backbone=",
-    ),
-    "has another autoencoder": (
-        lambda f: index(f, vae=["diffusers", "AutoencoderKL"]),
-        "vae AutoencoderKL must be",
-    ),
-    "names code of its own": (
-        lambda f: index(f, tokenizer=["my_code", "PreTrainedTokenizerFast"]),
-        "tokenizer my_code.PreTrainedTokenizerFast must be diffusers or transformers",
-    ),
-    "has a strange part": (
-        lambda f: index(f, image_encoder=["diffusers", "X"]),
-        "image_encoder does not know",
-    ),
     "lost a part": (lambda f: shutil.rmtree(f / "vae"), "lacks the folder vae fetch"),
     "lost a shard": (without_a_shard, "lacks 1 of 2 shards 00002-of-00002 fetch"),
     "lost its weights": (lambda f: weights(f).unlink(), "transformer no safetensors fetch"),
@@ -219,27 +203,36 @@ BROKEN = {  # what happened to the folder -> what the line must say
     ),
 }
 EXPERTS = {  # the same of two experts, which come together or not at all
-    "lost the second expert": (
-        lambda f: index(f, transformer_2=[None, None]),
+    "lost the second's folder": (lambda f: shutil.rmtree(f / "transformer_2"), "lacks the folder"),
+    "has half of the second": (lambda f: cut(f, "transformer_2"), "transformer_2 truncated"),
+}
+INDEX = [  # family, key and value of model_index.json, what the line must say
+    ("wan", "_class_name", "FluxPipeline", "FluxPipeline choose another backbone="),
+    ("hunyuan", "vae", ["diffusers", "AutoencoderKL"], "vae AutoencoderKL must be"),
+    ("wan", "tokenizer", ["own", "Fast"], "tokenizer own.Fast must be diffusers or transformers"),
+    ("hunyuan", "image_encoder", ["diffusers", "X"], "image_encoder does not know"),
+    (
+        "wan_2_2_14b",
+        "transformer_2",
+        [None, None],
         "boundary_ratio=0.875 lacks the part transformer_2; fetch",
     ),
-    "lost the second expert's folder": (
-        lambda f: shutil.rmtree(f / "transformer_2"),
-        "lacks the folder transformer_2; fetch",
-    ),
-    "has half of the second expert": (
-        lambda f: cut(f, "transformer_2"),
-        "transformer_2 truncated",
-    ),
-    "does not say when it runs": (
-        lambda f: index(f, boundary_ratio=None),
-        "transformer_2, and no boundary_ratio",
-    ),
-    "has a second expert of another class": (
-        lambda f: index(f, transformer_2=["diffusers", "WanVACETransformer3DModel"]),
+    ("wan_2_2_14b", "boundary_ratio", None, "transformer_2, and no boundary_ratio"),
+    (
+        "wan_2_2_14b",
+        "transformer_2",
+        ["diffusers", "WanVACETransformer3DModel"],
         "transformer_2 WanVACETransformer3DModel must be a WanTransformer3DModel",
     ),
-}
+]
+
+
+@pytest.mark.parametrize(("family", "key", "value", "said"), INDEX, indirect=["family"])
+def test_an_index_that_cannot_be_used_costs_one_line(key, value, said, folder, refused):
+    index(folder, **{key: value})
+    refused(f"{said} {folder}")
+
+
 CASES = [(("wan", "hunyuan")[i % 2], *case) for i, case in enumerate(BROKEN.values())]
 CASES += [("wan_2_2_14b", *case) for case in EXPERTS.values()]
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from plain import windowed
 from test_cli import run_here
+from test_stock import masked_attention
 from tiny_pipelines import PROMPTS, relative
 
 from s2flow.backbones import rope
@@ -18,7 +18,6 @@ from s2flow.backbones.swap import swapped
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory, sigma_grid
-from s2flow.grid import window_mask
 from s2flow.handoff import resize_video
 from s2flow.methods import method
 
@@ -166,17 +165,9 @@ def test_temperature_is_a_factor_on_every_logit_of_self_attention(case, engine, 
             return None
         return windowed(q, k, v, boxes, TOKENS, (1, 1, 1), path, router.text)
 
-    def written_out(layer, q, k, v):
-        n = math.prod(TOKENS)
-        M = torch.ones(len(q), 2, q.shape[2], k.shape[2], dtype=torch.bool)
-        for head, box in enumerate(boxes):
-            M[:, head, :n, :n] = window_mask(TOKENS, (1, 1, 1), box)
-        for clip, words in enumerate(router.text or ()):
-            M[clip, ..., n + words :] = False
-        return F.scaled_dot_product_attention(q, k, v, M, scale=factor / q.shape[-1] ** 0.5)
-
     with run.high_attention(), router.replacing(replace):
         found = run.backbone.velocity(z, 0.7, run.condition)
+    written_out = masked_attention(router, boxes, TOKENS, (1, 1, 1), factor)
     with router.replacing(written_out):
         truth = run.backbone.velocity(z, 0.7, run.condition)
     with router.replacing(replace):

@@ -167,7 +167,7 @@ def test_a_full_window_through_the_bricks_equals_the_models_own_attention(case, 
         assert relative(case.backbone.velocity(z, 0.7, condition), before) < 1e-5
 
 
-def masked_attention(router, boxes, tokens, brick):
+def masked_attention(router, boxes, tokens, brick, factor=1.0):
     """The same windows as one dense call with a mask over [video, text], padding included."""
 
     def replace(layer, q, k, v):
@@ -177,7 +177,7 @@ def masked_attention(router, boxes, tokens, brick):
             M[:, head, :n_video, :n_video] = window_mask(tokens, brick, box)
         for clip, n in enumerate(router.text or ()):
             M[clip, ..., n_video + n :] = False
-        return F.scaled_dot_product_attention(q, k, v, M)
+        return F.scaled_dot_product_attention(q, k, v, M, scale=factor / q.shape[-1] ** 0.5)
 
     return replace
 
