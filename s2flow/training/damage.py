@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2flow.embedded.render import coverage, render
 from s2flow.embedded.world import Scene
@@ -40,17 +40,11 @@ def damage(frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
     field = field * uniform(0, 0.04, 1, 1, 1, 1) * sometimes(0.5)
     field = F.interpolate(field.flatten(0, 1), (h, w), mode="bicubic", align_corners=False)
     identity_grid = F.affine_grid(torch.eye(2, 3, device=frames.device)[None], (1, 3, h, w), False)
-    x = F.grid_sample(
-        frames.flatten(0, 1),
-        identity_grid + field.movedim(1, -1),
-        padding_mode="border",
-        align_corners=False,
-    )
+    grid = identity_grid + field.movedim(1, -1)
+    x = F.grid_sample(frames.flatten(0, 1), grid, "bilinear", "border", align_corners=False)
     # Softness of an autoencoder; a negative share sharpens.
-    blurred = F.avg_pool2d(
-        F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, False, False
-    )
-    x, blurred = x.unflatten(0, (b, t)), blurred.unflatten(0, (b, t))
+    blur = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    x, blurred = x.unflatten(0, (b, t)), blur(blur(x)).unflatten(0, (b, t))
     x = x + (blurred - x) * uniform(-0.3, 1.0, 1, 1, 1, 1) * sometimes(0.7)
     # Faded and shifted colours, too little to change a colour's name.
     grey = x.mean(2, keepdim=True)

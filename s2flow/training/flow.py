@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass, field
@@ -165,7 +164,7 @@ class Training:
         state = {"flow": self.flow.state_dict(), "average": self.average, "step": self.step}
         state |= {"optimisers": [o.state_dict() for o in self.optimisers], "runs": self.runs}
         torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
         """Read the state written by `save`."""
