@@ -58,8 +58,9 @@ def train(args: argparse.Namespace) -> None:
         z = z + MAX_NOISE * torch.rand(len(z), 1, 1, 1, 1, device=z.device) * torch.randn_like(z)
         mean, std = latent_scale(vae, z.device)
         error = vae.decode(z * std + mean).sample - x
+        loss = error.square().mean() + 0.1 * error.abs().mean()
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        loss = error.square().mean() + 0.1 * error.abs().mean() + 0.5 * edges
+        loss = loss + 0.5 * edges
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 0.1)
