@@ -1,28 +1,21 @@
-"""FlexAttention over block lists that are computed, not searched for (`blocks.py`).
+"""FlexAttention (torch.nn.attention.flex_attention, PyTorch 2.11 to 2.13) over computed block lists.
 
-A block is a brick. A (clip, head) pair is a row of the batch, and all pairs of one window go
-together: they share one list, and nothing of the size of the score matrix exists
-(`create_block_mask` would form it). Queries, keys and values are laid out in whole blocks: bricks,
-on ragged grids with room for all that fit in one, then text, padded to whole blocks.
+A block is a brick, a (clip, head) pair a row of the batch, and all pairs of one window share one list.
+Queries, keys and values are laid out in whole blocks: bricks, then text, each padded to whole blocks.
 
     full blocks      window bricks of grids that the brick divides: no mask is evaluated
     partial blocks   text, and all bricks of a ragged grid: place x of n belongs to block j = x // n,
                      a brick of min(T - b_t j_t, b_t) ... tokens; x is real if x mod n is one of them
 
-so no mask is stored. Ragged grids cost what they would if their bricks were whole. Clips whose text
-differs go one by one.
-
 Always compiled: flex that is not compiled ignores block lists and returns dense attention without a
-word, as the self-check of `dispatch.py` finds out. `fullgraph=True` turns every silent way back to
-it into an error. Sizes are dynamic: no window, plan, number of heads, grid or text length compiles
-anew; what does is the dtype, head_dim, volume of a brick, one pair against several, and lse.
+word. `fullgraph=True` turns every silent way back to it into an error. Sizes are dynamic: no window,
+plan, number of heads, grid or text length compiles anew; what does is the dtype, head_dim, volume of a
+brick, one pair against several, and lse.
 
 On CUDA blocks must divide into tiles of 16 or more; not yet run on a GPU. On a CPU (x86 with AVX2
 and a C++ compiler) it takes ten seconds a graph to compile and serves to check the lists; the kernel
-there returns no lse, which then comes from a second pass in plain torch, and it does not compile if a
-mask reads a table of dynamic size (PyTorch 2.13), which is why real places are computed.
-
-Source: torch.nn.attention.flex_attention, PyTorch 2.11 to 2.13.
+there returns no lse, which comes from a second pass in plain torch, and it does not compile if a mask
+reads a table of dynamic size (PyTorch 2.13), which is why real places are computed.
 """
 
 import functools
@@ -34,8 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from s2flow.attention.batches import attend_text, parts, results
-from s2flow.attention.blocks import COPIED, pairs_by_window, window_blocks
+from s2flow.attention.batches import (
+    attend_text,
+    pairs_by_window,
+    parts,
+    results,
+    window_blocks,
+)
 from s2flow.attention.order import brick_offsets
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box
@@ -57,8 +55,7 @@ def unusable(problem: Problem) -> str | None:
     if problem.dtype not in DTYPES:
         return f"FlexAttention takes float32, float16 or bfloat16, not {problem.dtype}"
     if device == "cpu":
-        # takes three seconds to load
-        from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported
+        from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported  # three seconds
 
         return None if check_cpu_supported() else "FlexAttention on a CPU needs x86 with AVX2"
     if device != "cuda":
@@ -111,20 +108,18 @@ def _compiled():
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """See `s2flow.attention`; inference only. Copies so many heads at once as fit COPIED bytes."""
+    """See `s2flow.attention`; inference only."""
     n_video, n, g = problem.n_video, problem.volume, problem.grid
     tokens, brick, bricks = problem.tokens, problem.brick, math.prod(g)
     places = real_places(tokens, brick, q.device) if problem.ragged else None
     with torch.inference_mode(False), torch.no_grad():  # one mode, one graph
         out, sums = results(q, problem, lse)
-        for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
+        for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums):
             attend_text(Q, K, V, n_video, O, S)
             numbers = (*tokens, *brick, *g[1:], bricks, bricks * n + Q.shape[2] - n_video)
             grid = torch.tensor(numbers, dtype=torch.int32).to(q.device)
-            one = 3 * Q.shape[2] * Q.shape[3] * Q.element_size()
-            for box, *pairs in pairs_by_window(problem.windows[clips], COPIED // one):
-                pairs = tuple(i.to(q.device) for i in pairs)
-                whole = (x[pairs] for x in (Q[..., :n_video, :], K, V))
+            for box, *pairs in pairs_by_window(problem, clips, Q):
+                whole = (x[tuple(pairs)] for x in (Q[..., :n_video, :], K, V))
                 blocks = [in_blocks(x, n_video, places, bricks, n) for x in whole]
                 lists = block_lists(g, box, blocks[1], problem.ragged)
                 for x, y in zip((O, S), _computed(*blocks, lists, grid, lse), strict=True):
@@ -164,10 +159,7 @@ def in_blocks(x: Tensor, n_video: int, places: Tensor | None, bricks: int, n: in
 
 
 def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]:
-    """(full, their counts, partial, their counts): (1, 1, bricks, columns) and (1, 1, bricks) int32.
-
-    Lists are as wide as a row is long, not as the grid; only the kernel of CPUs insists on the grid.
-    """
+    """(full, their counts, partial, their counts): (1, 1, bricks, columns) and (1, 1, bricks) int32."""
     full, bricks = window_blocks(g, box, K.device), math.prod(g)
     part = torch.arange(bricks, K.shape[1], device=K.device, dtype=torch.int32)
     part = part.expand(bricks, -1)
@@ -175,7 +167,7 @@ def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]
         full, part = full[:, :0], torch.cat([full, part], 1)
     lists = []
     for blocks in (full, part):
-        width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]
+        width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]  # CPUs want the grid's
         width = max(width, 2)  # sizes of 0 and 1 would be compiled apart
         lists.append(F.pad(blocks, (0, width - blocks.shape[1]))[None, None])
         lists.append(blocks.new_full((1, 1, bricks), blocks.shape[1]))

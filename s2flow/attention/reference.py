@@ -1,5 +1,6 @@
 """Eq. 7 with its mask written out, in float32: the twin that every fast path is tested against.
 
+Memory is quadratic in the number of tokens.
 Deviation: masked logits are -inf, not 0 (a factor of 0 would leave masked keys the weight e^0).
 """
 
@@ -16,18 +17,13 @@ IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")
 
 
-def unusable(problem: Problem) -> str | None:
-    """Why it cannot be used for such a problem: never."""
-    return None
-
-
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """See `s2flow.attention`. Memory is quadratic in the number of tokens."""
+    """See `s2flow.attention`."""
     n_video = problem.n_video
     out, sums = results(q, problem, lse)
-    for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
+    for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums):
         M = torch.ones(*Q.shape[:3], Q.shape[2], dtype=torch.bool)
         for clip, boxes in enumerate(problem.windows[clips].tolist()):
             for head, box in enumerate(boxes):

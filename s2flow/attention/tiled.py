@@ -2,17 +2,14 @@
 
 Windows are shifted inward, so along an axis of g bricks a window of width w takes g - w + 1 positions:
 the first and the last are shared by the queries near a border, each one between belongs to one query
-brick. All queries with the same position along all three axes see exactly the same box, so the whole
-map is prod(g - w + 1) small *dense* attentions: no padding, no mask, nothing computed twice, ragged
-grids included: the pairs computed are the valid pairs that the realised density counts.
+brick. All queries with the same position along all three axes see the same box, so the whole map is
+prod(g - w + 1) small *dense* attentions of valid pairs alone, ragged grids included.
 
 For each pair of positions on two of the axes, keys are copied once, with the third axis outermost: then
 the box of every position on it is a contiguous stretch of that band, and all positions between the
-borders are one batch of overlapping views. Heads of equal windows go together, so many at once that
-the copies stay small.
+borders are one batch of overlapping views. Heads of equal windows go together.
 
-Where boxes are many and tiny, one dense call under a mask is faster and takes their place (`masked`);
-it needs tokens^2 bytes, so only small grids are computed like that.
+Where boxes are many and tiny, one dense call under a mask of tokens^2 bytes is faster (`masked`).
 """
 
 import functools
@@ -24,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import attend_text, boxes_of, log_sum_exp, parts, results
+from s2flow.attention.batches import attend_text, log_sum_exp, parts, results
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
@@ -34,11 +31,6 @@ MASKED = 2048  # tokens up to which a mask may be faster
 CALL = 5e6  # what a call costs beside its work, in query-key pairs times head_dim (two CPU cores)
 COPIED = {"cpu": 2**20, "cuda": 2**28}  # bytes of keys and values copied at once
 ROWS = {"cpu": 2**20, "cuda": 2**27}  # bytes of queries at once
-
-
-def unusable(problem: Problem) -> str | None:
-    """Why it cannot be used for such a problem: never."""
-    return None
 
 
 def axis_spans(n: int, b: int, w: int) -> list[tuple[slice, slice]]:
@@ -58,15 +50,16 @@ def window_attention(
     """See `s2flow.attention`."""
     tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
     out, sums = results(q, problem, lse)
-    alike = boxes_of(problem.windows)[1]
-    for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem, alike):
-        boxes, n_text = boxes_of(problem.windows[clips])[0], Q.shape[2] - n_video
+    alike = bool((problem.windows == problem.windows[:1]).all())
+    for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums, together=alike):
+        boxes = [tuple(b) for b in problem.windows[clips][0].tolist()]
         attend_text(Q, K, V, n_video, O, S)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
             whole = box == problem.grid
             dense = not lse and (whole or masked(box, tokens, brick, q.shape[-1] * len(heads)))
-            M = _mask(tokens, brick, box, n_text, q.device) if dense and not whole else None
+            cut = (tokens, brick, box, Q.shape[2] - n_video, q.device)
+            M = _mask(*cut) if dense and not whole else None
             for some in _at_once(heads, K, n_video):
                 if dense:
                     qkv = Q[:, some, :n_video], K[:, some], V[:, some]
@@ -142,19 +135,15 @@ def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, i
     between = spans[1:-1] if len(spans) > 3 else []
     n = max(rows // b, 1)
     for i in range(0, len(between), n):
-        (queries, keys), (last_queries, last_keys) = (
-            between[i],
-            between[min(i + n, len(between)) - 1],
-        )
-        pieces = min(n, len(between) - i)
-        yield slice(queries.start, last_queries.stop), slice(keys.start, last_keys.stop), pieces, b
+        run = between[i : i + n]
+        queries, keys = (slice(a.start, z.stop) for a, z in zip(run[0], run[-1], strict=True))
+        yield queries, keys, len(run), b
 
 
 def _positions(K: Tensor, V: Tensor, texts: list[Tensor], pieces: int, step: int):
     """Keys and values of `pieces` positions: (B, heads, inner, rest, d) -> (B heads, pieces, keys, d).
 
-    Each position takes a stretch of the keys: a view. Text stands behind the keys of every position,
-    which then are copied.
+    Views; where there is text, copies with it behind the keys of every position.
     """
     rest, d = K.shape[3:]
     size = (K.shape[2] - (pieces - 1) * step) * rest
