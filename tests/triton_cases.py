@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import coverage_exact, of_backend
+from plain import coverage_exact, kind, of_backend, off, windowed
 
 from s2flow import coverage, grid
-from s2flow.attention import reference, triton, window_kernel
+from s2flow.attention import dispatch, reference, triton, window_kernel
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 
@@ -43,21 +43,14 @@ def by_kernel(q, k, v, table, tokens, brick, text=None, lse=False):
     return reordered(out, inverse), sums if sums is None else reordered(sums, inverse)
 
 
-def off(found, truth):
-    return float((found.double() - truth.double()).norm() / truth.double().norm())
-
-
 def exact(q, k, v, table, tokens, brick, text=None):
-    """(attention in float64, that of torch's own kernel under a mask in q's dtype)."""
+    """(attention in float64, that of torch's own kernel in q's dtype), under a mask."""
     M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
     for clip, head in itertools.product(range(2), range(q.shape[1])):
         n, box = math.prod(tokens), tuple(table[clip, head].tolist())
         M[clip, head, :n, :n] = grid.window_mask(tokens, brick, box)
-    double = (x.double() for x in (q, k, v))
-    return (
-        F.scaled_dot_product_attention(*double, M),
-        F.scaled_dot_product_attention(q, k, v, M),
-    )
+    both = ((x.double() for x in (q, k, v)), (q, k, v))
+    return [F.scaled_dot_product_attention(*qkv, M) for qkv in both]
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +66,6 @@ def poisoned(monkeypatch):
 
     monkeypatch.setattr(torch, "empty_like", fill(torch.empty_like))
     monkeypatch.setattr(torch, "empty", fill(torch.empty))
-
-
-@pytest.fixture
-def small_tiles(monkeypatch):
-    """Several tiles of queries in a brick, of keys in a run, and several chunks for text queries."""
-    monkeypatch.setattr(triton, "configs", lambda *_: [triton.Config(16, 16, 4, 2)])
-    monkeypatch.setattr(triton, "KEYS_A_SPLIT", 20)
 
 
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
@@ -99,8 +85,11 @@ def test_equals_the_reference(tokens, brick, n_text, text):
 
 
 @pytest.mark.parametrize(("tokens", "brick"), [((2, 8, 5), (1, 4, 5)), ((2, 6, 9), (1, 4, 5))])
-def test_many_tiles(small_tiles, tokens, brick):
-    """Runs and bricks of several tiles, neither a multiple of the other; one clip has no text."""
+def test_many_tiles(tokens, brick, monkeypatch):
+    """Several tiles of queries in a brick, of keys in a run, neither a multiple of the other; several
+    chunks for text queries; one clip has no text."""
+    monkeypatch.setattr(triton, "configs", lambda *_: [triton.Config(16, 16, 4, 2)])
+    monkeypatch.setattr(triton, "KEYS_A_SPLIT", 20)
     q, k, v = inputs(tokens, 19, heads=2)
     table = table_of(grid.brick_grid(tokens, brick))
     truth, sums = of_backend(reference, q, k, v, table, tokens, brick, [19, 0], True)
@@ -176,12 +165,9 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
 
     class Recorder:
         def __getitem__(self, grid):
-            def launch(*args, **constants):
-                numbers = [x for x in args if not isinstance(x, torch.Tensor)]
-                types = [x.dtype for x in args if isinstance(x, torch.Tensor)]
-                launched.append((numbers, types, constants))
-
-            return launch
+            return lambda *args, **constants: launched.append(
+                ([x.dtype if isinstance(x, torch.Tensor) else x for x in args], constants)
+            )
 
     monkeypatch.setattr(window_kernel, "windowed", Recorder())
     q, k, v = inputs(tokens)
@@ -192,10 +178,23 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
     assert len(launched) == 24 and all(x == launched[0] for x in launched)
 
 
-def test_a_gradient_is_refused():
-    q, k, v = (x.requires_grad_() for x in inputs((2, 2, 2)))
-    with pytest.raises(UserError, match="attention=tiled"):
-        of_backend(triton, q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
+def test_by_name_and_never_by_itself_and_bad_input_is_one_line():
+    """The dispatcher's self-check included."""
+    q, k, v = inputs((2, 2, 2))
+    call = ([(1, 2, 1), (2, 2, 1)], (2, 2, 2), (1, 1, 2))
+    assert dispatch.choose(kind(q, call[2])) == "tiled"
+    assert off(*(windowed(q, k, v, *call, backend) for backend in ("triton", "reference"))) < 1e-5
+    for bad, reason in (
+        (q.double(), "float64 is none of float16, bfloat16, float32"),
+        (q[..., :12], "head_dim 12 is none of 16, 32, 64, 96, 128"),
+    ):
+        with pytest.raises(UserError) as error:
+            windowed(bad, bad, bad, *call, "triton")
+        said = f"attention=triton cannot be used: {reason}; type attention=auto"
+        assert str(error.value) == said
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    with pytest.raises(UserError, match="no backward pass; type attention=tiled"):
+        windowed(q, k, v, *call, "triton")
 
 
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
