@@ -6,7 +6,6 @@ and for the second evaluation of heun. What was chosen is kept as a plan, so tha
 histograms are those of the windows that ran.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,14 +39,15 @@ class Online(Windows):
         return sample_rows(math.prod(self.case.tokens), self.case.rows, seed=1000 * n + layer)
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
-        """See `plan.Windows`."""
-        return functools.partial(self.plan.attend, n, attention, router, self.fill)
+        """The plan's, once the boxes of this step and layer are in it."""
 
-    def fill(self, n: int, layer: int, q, k, v, router: AttentionRouter) -> None:
-        """Write the boxes of a step and layer to the plan, once."""
-        if not self.policy.dense(n, layer, self.case.t_i) and (n, layer) not in self.chosen:
-            self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
-            self.chosen.add((n, layer))
+        def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+            if not self.policy.dense(n, layer, self.case.t_i) and (n, layer) not in self.chosen:
+                self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
+                self.chosen.add((n, layer))
+            return self.plan.attend(n, attention, router, layer, q, k, v)
+
+        return replace
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """That of the plan which came about."""
