@@ -11,7 +11,6 @@ Deviation: Sparse VideoGen (arXiv 2502.01776) has a band of frames and a slash p
 plus the first frame for all; ours are boxes, so that all rows of a table share one attention.
 """
 
-import itertools
 import math
 
 import torch
@@ -26,7 +25,7 @@ from s2flow.errors import UserError
 from s2flow.grid import Box, window_mask
 from s2flow.policies.base import HR, Case, Policy, check_candidates
 from s2flow.policies.online import Online
-from s2flow.windows import candidates
+from s2flow.windows import all_boxes, candidates
 
 READS, BY_VOLUME, OPTIONS, IGNORES = HR, True, ("exponents",), frozenset()
 USUAL = ((1, 0, 0), (0, 1 / 2, 1 / 2))
@@ -89,7 +88,7 @@ def check(policy: Policy, case: Case) -> Policy:
         )
     if reachable(case.f):
         return policy
-    volumes = {math.prod(b) for b in itertools.product(*(range(1, n + 1) for n in g))} - {whole}
+    volumes = {math.prod(b) for b in all_boxes(g)} - {whole}
     for v in sorted(volumes, key=lambda v: abs(math.log(v / whole / case.f))):
         if reachable(v / whole):
             raise UserError(
