@@ -87,8 +87,8 @@ def generate(
     progress(stage, step, total): called after every step of stage "lr" and "hr".
     on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
     returns False, the call ends there and the result has no frames.
-    knobs: high=(H, W), frames, sparsity, windows, order, solver, t_i, steps, ... and method="native" and
-    the like, or, with its parameters, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
+    knobs: high=(H, W), frames, sparsity, windows, order, solver, t_i, ... and method="native" and the
+    like, or, with its parameters, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
     Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
     latent that is not finite.
@@ -104,7 +104,10 @@ def generate(
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress}
         if on_low is not None:  # np.False_ is not False
-            options["on_low"] = lambda video: np.array(on_low(_array(video))).tolist()
+            truths = (bool, np.bool_)
+            options["on_low"] = lambda video: (
+                not isinstance(answer := on_low(_array(video)), truths) or bool(answer)
+            )
         common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
             with tiled(backbone.vae, recipe.vae_tile):
