@@ -83,9 +83,6 @@ def generate(engine):
     return method(engine.recipe.method).generate(engine)
 
 
-# -- oracle -----------------------------------------------------------------------------------
-
-
 def test_oracle_covers_what_brute_force_does_and_never_less_than_the_lr_plan():
     """Every row sampled: Eq. 8 literally for every candidate, head by head."""
     q, k, v = peaked()
@@ -160,9 +157,6 @@ def test_text_keys_take_part_and_padding_does_not():
             assert float((out[i : i + 1, :, : n_video + n] - mine).abs().max()) < 1e-5
 
 
-# -- svg --------------------------------------------------------------------------------------
-
-
 def spatial_and_temporal_heads():
     """Head 0 looks at its own place in all frames, head 1 at all of its own frame."""
     axes = torch.stack(torch.meshgrid(*map(torch.arange, TOKENS), indexing="ij"), -1).flatten(0, 2)
@@ -190,9 +184,6 @@ def test_svg_errors_are_those_of_the_attention_output():
         off = (F.scaled_dot_product_attention(q, k, v, M) - full)[:, :, rows]
         assert torch.allclose(found[..., i], off.square().sum((-1, -2)), rtol=1e-3, atol=1e-6)
     assert found[..., 2].abs().max() < 1e-6 and found[..., 0].max() > 1
-
-
-# -- inside the HR flow of the embedded model -------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +282,14 @@ def test_static_plans_are_reported_as_they_were_made(run):
     assert said["window_histogram"] == plan.histogram((2, 1))
 
 
-def test_moba_with_all_bricks_is_the_dense_flow(run):
-    dense = generate(run("windows=full", "order=1")).latent
+@pytest.fixture(scope="module")
+def dense(micro, recipe, shared):
+    """The latent without windows."""
+    r = recipe("steps=2", "t_i=2", "coverage_rows=64", "method=cascade")
+    return generate(Cascade(micro, r, PROMPTS[:1], [3], cache=shared)).latent
+
+
+def test_moba_with_all_bricks_is_the_dense_flow(run, dense):
     same = generate(run("windows=moba", "sparsity=0.999", "order=1")).latent
     assert torch.equal(same, dense)  # the model's own call
     forced = run("windows=moba", "sparsity=0.999", "order=1", "attention=reference")
@@ -300,14 +297,11 @@ def test_moba_with_all_bricks_is_the_dense_flow(run):
 
 
 @pytest.mark.parametrize("name", ["oracle", "svg", "moba", "inward"])
-def test_full_windows_and_guards_leave_the_model_alone(run, name, monkeypatch):
+def test_full_windows_and_guards_leave_the_model_alone(run, name, dense, monkeypatch):
     monkeypatch.setattr(planning, "window_attention", None)  # to be called is to fail
     engine = run(f"windows={name}", "windows.dense_steps=2", "order=1")
-    assert torch.equal(generate(engine).latent, generate(run("method=cascade")).latent)
+    assert torch.equal(generate(engine).latent, dense)
     assert engine.reports[0]["density"] == {"2": 1, "1": 1}
-
-
-# -- inward -----------------------------------------------------------------------------------
 
 
 def test_inward_windows_are_the_lr_grid_around_every_query(run):
@@ -317,9 +311,6 @@ def test_inward_windows_are_the_lr_grid_around_every_query(run):
     assert (M.sum(1) == 2 * 4 * 6).all() and M.diagonal().all()
     assert inward_box((8, 4, 6), (8, 7, 11), (1, 2, 4)) == (8, 2, 2)  # whole bricks
     assert inward_box((8, 9, 9), (8, 10, 10), (1, 16, 16)) == (8, 1, 1)
-
-
-# -- sta --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -464,9 +455,6 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
             calibrate.calibrate(refused)
 
 
-# -- what each file states ----------------------------------------------------------------------
-
-
 def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
     files = {m.name for m in pkgutil.iter_modules(policies.__path__)} - {"base", "online"}
     assert files == set(policies.NAMES)
@@ -481,9 +469,6 @@ def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
             assert len(inspect.signature(module.decide).parameters) == 3
     for path in (CONF / "windows").glob("*.yaml"):
         assert OmegaConf.load(path).policy in policies.NAMES
-
-
-# -- bad input --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
