@@ -35,15 +35,15 @@ def off(found, truth) -> float:
     return float((found.double() - truth.double()).norm() / truth.double().norm())
 
 
-def windowed(q, k, v, windows, tokens, brick, backend="auto", text=None, ordered=False, lse=False):
+def windowed(q, k, v, windows, tokens, brick, backend="auto", text=None, ordered=False):
     """`window_attention` of a problem that is written out beside it."""
     problem = Problem.of(q, tokens, brick, windows, text, ordered)
-    return window_attention(q, k, v, problem, backend, lse)
+    return window_attention(q, k, v, problem, backend)
 
 
-def of_backend(module, q, k, v, windows, tokens, brick, text=None, lse=False):
-    """(out, lse) of a backend's module, without the dispatcher."""
-    return module.window_attention(q, k, v, Problem.of(q, tokens, brick, windows, text), lse)
+def of_backend(module, q, k, v, windows, tokens, brick, text=None):
+    """A backend's module, without the dispatcher."""
+    return module.window_attention(q, k, v, Problem.of(q, tokens, brick, windows, text))
 
 
 def kind(q, brick, tokens=None):

@@ -20,20 +20,17 @@ from s2flow.grid import Box, window_starts
 COPIED = 2**30  # bytes of the queries, keys and values copied at once, by backends of block lists
 
 
-def results(q: Tensor, problem: Problem, lse: bool) -> tuple[Tensor, Tensor | None]:
-    """(out, lse or None) for a backend to write to; where there is padding, out is 0 and lse -inf."""
-    if problem.text is None:
-        return torch.empty_like(q), torch.empty(q.shape[:-1], device=q.device) if lse else None
-    sums = torch.full(q.shape[:-1], -math.inf, device=q.device) if lse else None
-    return q.new_zeros(q.shape), sums
+def results(q: Tensor, problem: Problem) -> Tensor:
+    """What a backend writes its output to; where there is padding, 0."""
+    return torch.empty_like(q) if problem.text is None else q.new_zeros(q.shape)
 
 
 def parts(
-    problem: Problem, *tensors: Tensor | None, together: bool = True
-) -> Iterator[tuple[slice, *tuple[Tensor | None, ...]]]:
+    problem: Problem, *tensors: Tensor, together: bool = True
+) -> Iterator[tuple[slice, *tuple[Tensor, ...]]]:
     """(clips, *views of the tensors): the whole batch, or each clip cut to its own text.
 
-    tensors: q, k, v, out and lse. together: whether clips of one text may go together.
+    tensors: q, k, v, out. together: whether clips of one text may go together.
     """
     q = tensors[0]
     if problem.text is None and (together or len(q) == 1):
@@ -41,24 +38,13 @@ def parts(
         return
     for i in range(len(q)):
         n = q.shape[2] if problem.text is None else problem.n_video + problem.text[i]
-        one = slice(i, i + 1)
-        yield one, *(x if x is None else x[one, :, :n] for x in tensors)
+        yield slice(i, i + 1), *(x[i : i + 1, :, :n] for x in tensors)
 
 
-def log_sum_exp(q: Tensor, k: Tensor, at_once: int = 2**24) -> Tensor:
-    """log sum_j exp(q k_j^T / sqrt(d)) by pieces of q: (..., L, d), (..., K, d) -> (..., L) float32."""
-    n = max(at_once // (math.prod(q.shape[:-2]) * k.shape[-2]), 1)
-    keys = k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    return torch.cat([(x.float() @ keys).logsumexp(-1) for x in q.split(n, -2)], -1)
-
-
-def attend_text(q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor, sums: Tensor | None):
-    """Text queries attend everything: written to `out` and, where it is not None, `sums`."""
+def attend_text(q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor) -> None:
+    """Text queries attend everything: written to `out`."""
     if q.shape[2] > n_video:
-        queries = q[:, :, n_video:]
-        out[:, :, n_video:] = F.scaled_dot_product_attention(queries, k, v)
-        if sums is not None:
-            sums[:, :, n_video:] = log_sum_exp(queries, k)
+        out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
 
 
 def window_blocks(g: Box, box: Box, device: torch.device | str = "cpu") -> Tensor:

@@ -55,7 +55,7 @@ def brick_attention(
     (B, heads, bricks, keep); backend: "reference" for the masked twin, else the gathering one.
     """
     attend = masked if backend == "reference" else gathering
-    out, _ = results(q, problem, False)
+    out = results(q, problem)
     for clips, *qkvo in parts(problem, q, k, v, out):
         attend(*qkvo, chosen[clips], problem)
     return out
@@ -82,7 +82,7 @@ def gathering(q, k, v, out: Tensor, chosen: Tensor, problem: Problem) -> None:
     real, index = (slots >= 0).to(q.device), slots.clamp(min=0).to(q.device)
     B, heads, bricks, keep = chosen.shape
     d, slot, n_text = q.shape[-1], slots.shape[1], q.shape[2] - n_video
-    attend_text(q, k, v, n_video, out, None)
+    attend_text(q, k, v, n_video, out)
     K, V = (x[:, :, index].flatten(0, 1) for x in (k, v))  # (B heads, bricks, slot, d)
     text = [x[:, :, n_video:].flatten(0, 1)[:, None] for x in (k, v)]
     pair = torch.arange(B * heads, device=q.device)[:, None, None]

@@ -75,25 +75,21 @@ def arguments(blocks: Tensor, n: int) -> dict[str, Tensor | tuple[int, int]]:
     return {**none, **full, "block_size": (n, n)}
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`; inference only, on grids that the brick divides."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch  # an optional extra
     from flash_attn.cute.interface import flash_attn_func
 
     n_video, n = problem.n_video, problem.volume
     with torch.no_grad():
-        out, sums = results(q, problem, lse)
-        for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums):
-            attend_text(Q, K, V, n_video, O, S)
+        out = results(q, problem)
+        for clips, Q, K, V, O in parts(problem, q, k, v, out):
+            attend_text(Q, K, V, n_video, O)
             for box, *pairs in pairs_by_window(problem, clips, Q):
                 blocks = block_list(problem.grid, box, Q.shape[2] - n_video, n, q.device)
                 lists = BlockSparseTensorsTorch(**arguments(blocks, n))
                 # its layout is (batch, L, heads, d): each pair is a batch of one head
                 qkv = (x[tuple(pairs)][:, :, None] for x in (Q[:, :, :n_video], K, V))
-                rows = flash_attn_func(*qkv, block_sparse_tensors=lists, return_lse=lse)
-                O[(*pairs, slice(n_video))] = rows[0][:, :, 0]
-                if S is not None:
-                    S[(*pairs, slice(n_video))] = rows[1][:, 0]
-    return out, sums
+                rows = flash_attn_func(*qkv, block_sparse_tensors=lists)[0]
+                O[(*pairs, slice(n_video))] = rows[:, :, 0]
+    return out

@@ -17,13 +17,10 @@ IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`."""
-    n_video = problem.n_video
-    out, sums = results(q, problem, lse)
-    for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums):
+    n_video, out = problem.n_video, results(q, problem)
+    for clips, Q, K, V, O in parts(problem, q, k, v, out):
         M = torch.ones(*Q.shape[:3], Q.shape[2], dtype=torch.bool)
         for clip, boxes in enumerate(problem.windows[clips].tolist()):
             for head, box in enumerate(boxes):
@@ -32,6 +29,4 @@ def window_attention(
         logits = Q.float() @ K.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
         logits = logits.masked_fill(~M.to(q.device), -math.inf)
         O[:] = (logits.softmax(-1) @ V.float()).to(q.dtype)  # (Eq. 7)
-        if S is not None:
-            S[:] = logits.logsumexp(-1)
-    return out, sums
+    return out

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import attend_text, log_sum_exp, parts, results
+from s2flow.attention.batches import attend_text, parts, results
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
@@ -44,20 +44,18 @@ def axis_spans(n: int, b: int, w: int) -> list[tuple[slice, slice]]:
     return spans
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`."""
     tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
-    out, sums = results(q, problem, lse)
+    out = results(q, problem)
     alike = bool((problem.windows == problem.windows[:1]).all())
-    for clips, Q, K, V, O, S in parts(problem, q, k, v, out, sums, together=alike):
+    for clips, Q, K, V, O in parts(problem, q, k, v, out, together=alike):
         boxes = [tuple(b) for b in problem.windows[clips][0].tolist()]
-        attend_text(Q, K, V, n_video, O, S)
+        attend_text(Q, K, V, n_video, O)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
             whole = box == problem.grid
-            dense = not lse and (whole or masked(box, tokens, brick, q.shape[-1] * len(heads)))
+            dense = whole or masked(box, tokens, brick, q.shape[-1] * len(heads))
             cut = (tokens, brick, box, Q.shape[2] - n_video, q.device)
             M = _mask(*cut) if dense and not whole else None
             for some in _at_once(heads, K, n_video):
@@ -65,8 +63,8 @@ def window_attention(
                     qkv = Q[:, some, :n_video], K[:, some], V[:, some]
                     O[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
                 else:
-                    _windowed(Q, K, V, O, S, some, box, problem)
-    return out, sums
+                    _windowed(Q, K, V, O, some, box, problem)
+    return out
 
 
 def masked(box: Box, tokens: Box, brick: Box, width: int) -> bool:
@@ -95,8 +93,8 @@ def _at_once(heads: list[int], k: Tensor, n_video: int) -> Iterator[slice | list
         yield slice(some[0], some[-1] + 1) if together else some
 
 
-def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> None:
-    """Video queries of some heads that share one window, written to `out` and `sums`."""
+def _windowed(q, k, v, out: Tensor, heads, box: Box, problem: Problem) -> None:
+    """Video queries of some heads that share one window, written to `out`."""
     tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
     spans = [axis_spans(n, b, w) for n, b, w in zip(tokens, brick, box, strict=True)]
     inner = max(range(3), key=lambda a: len(spans[a]))
@@ -107,7 +105,6 @@ def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> 
         return x[:, :, :n_video].unflatten(2, tokens).movedim((2 + inner, 2 + a, 2 + b), (2, 3, 4))
 
     Q, K, V, O = (grid(x) for x in (q, k, v, out))
-    S = None if sums is None else grid(sums)
     texts = [x[:, heads, n_video:] for x in (k, v)]
     for (qa, ka), (qb, kb) in itertools.product(spans[a], spans[b]):
         keys, values = (x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V))
@@ -119,8 +116,6 @@ def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> 
             Q_at = queries.flatten(2, 4).reshape(len(K_at), pieces, -1, q.shape[-1])
             O_at = F.scaled_dot_product_attention(Q_at, K_at, V_at)  # (Eq. 7)
             O[:, heads, at, qa, qb] = O_at.reshape(queries.shape)
-            if S is not None:
-                S[:, heads, at, qa, qb] = log_sum_exp(Q_at, K_at).view(queries.shape[:-1])
 
 
 def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, int]]:

@@ -87,42 +87,38 @@ def unusable(problem: Problem) -> str | None:
     return None
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`; tokens in brick order. Raises UserError if a gradient is wanted."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise UserError("attention=triton has no backward pass; type attention=tiled")
     # 128 tokens, a tile, must be less than 2^31 elements apart, as in any usual layout
     fits = [x.stride(-1) == 1 and x.stride(2) < 2**24 for x in (q, k, v)]
     q, k, v = (x if fit else x.contiguous() for x, fit in zip((q, k, v), fits, strict=True))
-    B, heads, L, _ = q.shape
+    B, heads = q.shape[:2]
     real = torch.tensor(problem.text or [problem.n_text] * B, dtype=torch.int32)
     table = torch.cat([problem.windows.int(), real[:, None, None].expand(B, heads, 1)], -1)
     table = to_device(table, q.device)
     out = torch.empty_like(q)
-    sums = torch.empty(B, heads, L, device=q.device, dtype=torch.float32) if lse else None
     with torch.cuda.device(q.device if q.is_cuda else -1):
-        _video(q, k, v, out, sums, table, problem)
+        _video(q, k, v, out, table, problem)
         if problem.n_text:
-            _text(q, k, v, out, sums, table, problem.n_video)
-    return out, sums
+            _text(q, k, v, out, table, problem.n_video)
+    return out
 
 
 def _strides(*tensors: Tensor) -> list[int]:
     return [s for x in tensors for s in x.stride()[:3]]
 
 
-def _video(q, k, v, out, sums, table, problem: Problem) -> None:
+def _video(q, k, v, out, table, problem: Problem) -> None:
     from s2flow.attention import window_kernel  # needs the package triton
 
     B, heads, L, d = q.shape
     g, n_video, volume, ragged = problem.grid, problem.n_video, problem.volume, problem.ragged
-    # what is not read or written is stood for by the table
+    # of full grids offsets are not read: the table stands for them
     offsets = brick_offsets(problem.tokens, problem.brick, q.device) if ragged else table
-    lse = table if sums is None else sums
-    arguments = (q, k, v, out, lse, table, offsets, *_strides(q, k, v, out), *g, L, n_video)
-    fixed = {"VOLUME": volume, "RAGGED": ragged, "TEXT": n_video < L, "LSE": sums is not None}
+    arguments = (q, k, v, out, table, offsets, *_strides(q, k, v, out), *g, n_video)
+    fixed = {"VOLUME": volume, "RAGGED": ragged, "TEXT": n_video < L}
     fixed |= {"D": d, "D_PADDED": _power_of_2(d)}
 
     def tiles(config: Config) -> int:
@@ -175,7 +171,7 @@ def _fastest(launch, known: list[Config], device, heads: int, written: Tensor) -
     return min(seconds, key=seconds.get)
 
 
-def _text(q, k, v, out, sums, table, n_video: int) -> None:
+def _text(q, k, v, out, table, n_video: int) -> None:
     """The launch of text queries, and its chunks put together: dense over all real keys."""
     from s2flow.attention import window_kernel  # needs the package triton
 
@@ -192,5 +188,3 @@ def _text(q, k, v, out, sums, table, n_video: int) -> None:
     total = lse.logsumexp(0)
     weights = (lse - total.nan_to_num(neginf=0.0)).exp()  # padding is -inf everywhere, and stays 0
     out[:, :, n_video:] = torch.einsum("sbhnd,sbhn->bhnd", parts, weights)
-    if sums is not None:
-        sums[:, :, n_video:] = total

@@ -1,7 +1,7 @@
 """The Triton kernels behind `triton.py`: softmax attention of a tile of queries over runs of keys.
 
     s = q k^T / sqrt(d) log2(e)          m = max s,   p = 2^(s - m),   l = sum p,   acc = sum p v
-    out = acc / l,    lse = (m + log2 l) ln 2              kept online, tile of keys by tile of keys
+    out = acc / l                                          kept online, tile of keys by tile of keys
 
 Tokens are in brick order (`order.py`): a window is w_t w_h runs of w_w bricks, each run contiguous. On
 full grids all tiles of all runs are one loop, so that loads stay in flight from run to run; on ragged
@@ -23,7 +23,7 @@ import triton.language as tl
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-GRID = ("g_t", "g_h", "g_w", "length", "n_video", "n_text", "chunk")  # say nothing about alignment
+GRID = ("g_t", "g_h", "g_w", "n_video", "n_text", "chunk")  # say nothing about alignment
 
 
 @triton.jit
@@ -96,16 +96,16 @@ def _nothing(i, d):
 
 @triton.jit(do_not_specialize=GRID)
 def windowed(
-    Q, K, V, Out, Lse, windows, offsets,
+    Q, K, V, Out, windows, offsets,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
-    g_t, g_h, g_w, length, n_video,
-    VOLUME: tl.constexpr, RAGGED: tl.constexpr, TEXT: tl.constexpr, LSE: tl.constexpr,
+    g_t, g_h, g_w, n_video,
+    VOLUME: tl.constexpr, RAGGED: tl.constexpr, TEXT: tl.constexpr,
     D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Video queries: program = (tile of one brick's queries, head, clip).
 
     windows: (B, heads, 4) int32, the sides in bricks and the clip's real text keys; offsets:
-    (bricks + 1) int32, read where RAGGED; lse: (B, heads, length).
+    (bricks + 1) int32, read where RAGGED.
     """
     SCALE: tl.constexpr = LOG2_E / D**0.5
     TILES: tl.constexpr = (VOLUME + BLOCK_M - 1) // BLOCK_M
@@ -152,9 +152,6 @@ def windowed(
         acc, m, l = _run(acc, m, l, q, K, V, n_video, end, n, d, k_l, v_l, D, SCALE)
     o_at = Out + b * o_b + h * o_h + first.to(tl.int64) * o_l + (i[:, None] * o_l + d[None, :])
     tl.store(o_at, rounded(acc / l[:, None], Out.dtype.element_ty), mask=mine)
-    if LSE:
-        at = (b * tl.num_programs(1) + h) * length + first
-        tl.store(Lse + at + i, (m + tl.log2(l)) * LN_2, mask=first + i < last)
 
 
 @triton.jit(do_not_specialize=GRID)
