@@ -94,7 +94,7 @@ def cases(chip: int, d: int, dtype: torch.dtype) -> Iterator[tuple[str, Any, dic
     """(name, kernel, options) of everything that may be launched at this head_dim and dtype."""
     fixed = {"D": d, "D_PADDED": 1 << (d - 1).bit_length()}
     for ragged, volume in ((False, 128), (True, 128), (False, 32)):
-        own = {"VOLUME": volume, "RAGGED": ragged, "TEXT": True, "LSE": False}
+        own = {"VOLUME": volume, "RAGGED": ragged, "TEXT": True}
         for config in configs(d, dtype, volume, ragged, chip):
             name = f"windowed, {'ragged ' if ragged else ''}bricks of {volume}"
             yield name, window_kernel.windowed, fixed | own | config._asdict()

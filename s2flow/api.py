@@ -6,13 +6,12 @@
 
 Keywords are the knobs of docs/knobs.md that describe a clip, with the same checks and defaults. Knobs
 that are not given come, in this order, from other keywords (`low` is half of `high`), from the pipe
-(the shift of its scheduler, strides, dtypes), and from the matching file of conf/backbone. Clips are
-made by `methods.generate`, as in `run.py`: the noise is the same, and so are the pixels if dtypes and
-shift are. `run.py` keeps the autoencoder in float32 (here: pipe.vae.float()).
+(the shift of its scheduler, strides, dtypes), and from the matching file of conf/backbone. Noise is
+that of `run.py`, and so are the pixels if dtypes and shift are; `run.py` keeps the autoencoder in
+float32 (here: pipe.vae.float()).
 
-A call leaves the pipe unchanged. Attention processors are wrapped during the call and restored at its
-end, also after an error or Ctrl-C; so are the tiles of the autoencoder (`vae_tile`) and anything else
-that an adapter changes. Weights, dtypes, devices and scheduler are never changed.
+A call leaves the pipe unchanged: what an adapter wraps or sets is restored at its end, also after an
+error or Ctrl-C. Weights, dtypes, devices and scheduler are never changed.
 """
 
 import difflib
@@ -56,10 +55,10 @@ class Result:
     """Clips of B prompts.
 
     frames: (B, T, H, W, 3) float32 in [0, 1], for `diffusers.utils.export_to_video(frames[i])`; None
-    if `on_low` returned False. low_frames: the LR video, (B, T, h, w, 3); None for method="native".
-    latent: the HR z_0 (B, C, T, h', w'), float32, on the pipe's device. reports: per clip, the
-    realised density per step, window histogram, cosines. recipe: every knob as resolved.
-    seconds: wall time per stage. fps: frame rate of the model's training clips.
+    if `on_low` returned False. low_frames: the LR video; None for method="native". latent: the HR z_0
+    (B, C, T, h', w'), float32, on the pipe's device. reports: per clip, the realised density per step,
+    window histogram, cosines. recipe: every knob as resolved. seconds: wall time per stage. fps: of the
+    model's training clips.
     """
 
     frames: np.ndarray | None
@@ -84,14 +83,12 @@ def generate(
 
     pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
     name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
-    backbone of this package.
-    seed: one for all prompts or one each; noise depends on (prompt, seed) alone.
+    backbone of this package. seed: one for all prompts or one each.
     progress(stage, step, total): called after every step of stage "lr" and "hr".
     on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
-    returns False, the call ends there and the result has no frames; its exceptions propagate.
-    knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
-    guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like,
-    or, with parameters of its own, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
+    returns False, the call ends there and the result has no frames.
+    knobs: high=(H, W), frames, sparsity, windows, order, solver, t_i, ... and method="native" and the
+    like, or, with its parameters, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
     Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
     latent that is not finite.
@@ -106,8 +103,11 @@ def generate(
         sta.check_prompts(recipe, prompts)
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress}
-        if on_low is not None:
-            options["on_low"] = lambda video: _as_python(on_low(_array(video)))
+        if on_low is not None:  # np.False_ is not False
+            truths = (bool, np.bool_)
+            options["on_low"] = lambda video: (
+                not isinstance(answer := on_low(_array(video)), truths) or bool(answer)
+            )
         common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
             with tiled(backbone.vae, recipe.vae_tile):
@@ -116,11 +116,8 @@ def generate(
             return Result(None, _array(stop.low_video), None, [], **common)
         if not torch.isfinite(made.latent).all():
             raise FloatingPointError("the latent holds NaN or infinity")
-        low = None if made.low_video is None else _array(made.low_video)
+        low = _array(made.low_video)
         return Result(_array(made.video), low, made.latent, made.reports, **common)
-
-
-# -- backbone of a pipe -------------------------------------------------------------------------
 
 
 def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
@@ -136,9 +133,9 @@ def _wan(pipe: Any) -> tuple[Backbone, list[str]]:
             "load the whole checkpoint"
         )
     files = ["wan_1_3b", "wan_14b"] if boundary is None else ["wan_2_2_14b"]
-    if pipe.config.get("expand_timesteps"):
-        files = ["wan_2_2_5b"]
-    return WanBackbone("wan", pipe), files
+    return WanBackbone("wan", pipe), ["wan_2_2_5b"] if pipe.config.get(
+        "expand_timesteps"
+    ) else files
 
 
 def _hunyuan(pipe: Any) -> tuple[Backbone, list[str]]:
@@ -196,9 +193,6 @@ def _borrowed(pipe: Any) -> Iterator[tuple[Backbone, list[DictConfig], str]]:
         backbone.release()
 
 
-# -- keywords -----------------------------------------------------------------------------------
-
-
 def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(
@@ -226,9 +220,5 @@ def _integers(seed: Any, count: int) -> list[int]:
         ) from None
 
 
-def _array(video: Tensor) -> np.ndarray:
-    return video.float().cpu().numpy()
-
-
-def _as_python(answer: Any) -> Any:
-    return answer.item() if isinstance(answer, np.generic) else answer  # np.False_ is not False
+def _array(video: Tensor | None) -> np.ndarray | None:
+    return None if video is None else video.float().cpu().numpy()

@@ -5,16 +5,17 @@
     up   hand-off with t_i steps remaining                                                  (Eq. 5)
     HR   n = t_i ... 1 on the same noise levels, from the hand-off to z_0                   (Eq. 6)
 
-The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR step. It does not depend
-on sparsity, windows, order, t_i or HR method, and is computed once for all variants that share it.
+The LR flow runs to its end, as Eqs. 9 and 12 need it at every HR step. It does not depend on sparsity,
+windows, order, t_i or HR method, and is computed once for all variants that share it.
 
-`s2flow.methods` composes each row of Table 1 from these stages of `Cascade`. At each step, the HR flow
-applies ordered *correctors* to the velocity, then its solver:
+`s2flow.methods` composes each row of Table 1 from these stages. At each step, the HR flow applies
+ordered *correctors* to the velocity, then its solver:
 
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   solver.step
 """
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,9 @@ class Cascade:
         self.progress = progress or (lambda stage, done, total: None)
         self.on_low, self.on_step = on_low, on_step
         self.low_video: Tensor | None = None  # decoded on first use
-        self.sigma = sigma_grid(recipe.steps, recipe.shift)
+        self.sigma = self.sigma_high = sigma_grid(recipe.steps, recipe.shift)
+        if recipe.shift_high is not None:  # t_i and n count steps of this grid
+            self.sigma_high = sigma_grid(recipe.steps, recipe.shift_high)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
         self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
@@ -134,19 +137,15 @@ class Cascade:
 
     # -- the three stages of Figure 2 ---------------------------------------------------------
 
-    @property
-    def sigma_high(self) -> Tensor:
-        """Noise levels of the HR flow; t_i and n count steps of this grid."""
-        r = self.recipe
-        return self.sigma if r.shift_high is None else sigma_grid(r.steps, r.shift_high)
-
     def low_flow(self) -> LowFlow:
         """The LR flow to its end (Eq. 4), from the cache where another variant has computed it.
 
-        Its nodes are those of the HR grid: with `shift_high` it is interpolated. `on_low` is called
-        with the LR video; raises Stopped if it returns False.
+        On the HR grid: with `shift_high` it is interpolated. Raises Stopped if `on_low` returns False.
         """
-        keys = [self._low_key(p, s) for p, s in zip(self.prompts, self.seeds, strict=True)]
+        identity, ranks = self.recipe.low_identity(), self.backbone.router.ranks
+        k = None if ranks is None else ranks.k
+        clips = zip(self.prompts, self.seeds, strict=True)
+        keys = [low_key(identity, prompt, seed, k) for prompt, seed in clips]
         flows = [self.cache.get(key) for key in keys]
         missing = [i for i, flow in enumerate(flows) if flow is None]
         if missing:
@@ -160,12 +159,6 @@ class Cascade:
         if self.on_low is not None and self.on_low(self.preview(low)) is False:
             raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
-
-    def _low_key(self, prompt: str, seed: int) -> str:
-        ranks = self.backbone.router.ranks
-        return low_key(
-            self.recipe.low_identity(), prompt, seed, None if ranks is None else ranks.k
-        )
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""
@@ -183,8 +176,8 @@ class Cascade:
             eps = self.noise(self.high_shape, "high" if last else "high {}x{}".format(*self.size))
             if r.noise == "aligned":
                 eps = aligned_noise(eps, low.flow.z[r.steps].to(eps))
-            call = (flow, self.n_from, eps, r.handoff, backbone.decode, backbone.encode)
-            return hand_off(*call, self.size, r.adain)
+            vae = (backbone.decode, backbone.encode)
+            return hand_off(flow, self.n_from, eps, r.handoff, *vae, self.size, r.adain)
 
     def restart(self, clean: Tensor) -> Tensor:
         """A clean HR latent with fresh white noise added, at the level with t_i steps remaining."""
@@ -200,28 +193,24 @@ class Cascade:
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
         """HR flow from n_from steps remaining to n_to, usually 0 (Eq. 6), inside the plan's windows."""
-        if plan is None:
-            for report in self.reports:
-                dense = {str(n): 1.0 for n in range(n_from, self.n_to, -1)}
-                report["density"] = report.get("density", {}) | dense
         with self.clock("hr"), self.high_attention(), self.brick_order(plan):
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
-        for clip, report in enumerate(self.reports if plan is not None else ()):
-            level = plan.report(steps, clip)
+        for clip, report in enumerate(self.reports):
+            if plan is None:
+                report["density"] = report.get("density", {}) | {str(n): 1.0 for n in steps}
+                continue
+            level, boxes = plan.report(steps, clip), plan.kept(steps, clip)
             report |= level if n_from == self.recipe.t_i else _merged(report, level)
-            self._keep(plan, steps, clip)
+            if boxes is not None:
+                grid = brick_grid(
+                    self.backbone.token_grid(self.high_shape), self.recipe.brick_high
+                )
+                grids = torch.tensor(grid).expand(len(steps), 3)
+                kept = {"steps": torch.tensor(steps), "boxes": boxes, "grid": grids}
+                for name, values in kept.items():
+                    self.kept[clip].setdefault(name, []).append(values)
         return flow
-
-    def _keep(self, plan: Windows, steps: range, clip: int) -> None:
-        """Record a clip's windows at this level, if they are boxes."""
-        boxes = plan.kept(steps, clip)
-        if boxes is not None:
-            grid = brick_grid(self.backbone.token_grid(self.high_shape), self.recipe.brick_high)
-            level = {"steps": torch.tensor(steps), "boxes": boxes}
-            level["grid"] = torch.tensor(grid).expand(len(steps), 3)
-            for name, values in level.items():
-                self.kept[clip].setdefault(name, []).append(values)
 
     @contextmanager
     def high_attention(self):
@@ -238,10 +227,8 @@ class Cascade:
 
     def brick_order(self, plan: Windows | None) -> AbstractContextManager:
         """Video tokens in brick order for the whole HR flow, if its attention backend needs it."""
-        if not isinstance(plan, Plan) or plan.whole(plan.boxes):
-            return nullcontext()
-        order = self.backbone.router.order
-        if order is None:
+        order = self.backbone.router.order if isinstance(plan, Plan) else None
+        if order is None or plan.whole(plan.boxes):
             return nullcontext()
         name = attention_of(self.backbone, self.recipe, self.size)
         for report in self.reports:
@@ -255,18 +242,17 @@ class Cascade:
     def plan(self, low: LowFlow) -> Windows:
         """Windows of every HR step, layer and head, by the recipe's policy (Eqs. 8-9: LR attention)."""
         r = self.recipe
-        grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
+        low_grid, grid = (self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape))
         f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
+        requested = f if r.whole_grid or r.windows.module.BY_VOLUME else None
         for report in self.reports:
-            has_density = r.whole_grid or r.windows.module.BY_VOLUME
-            report["density_requested"] = f if has_density else None
+            report["density_requested"] = requested
         with self.clock("plan"):
-            tokens_and_bricks = (grids[0], r.brick_low, grids[1], r.brick_high)
-            case = Case(f, *tokens_and_bricks, self.n_from, r.coverage_rows)
+            bricks = (low_grid, r.brick_low, grid, r.brick_high)
+            case = Case(f, *bricks, self.n_from, r.coverage_rows)
             plan = decide(r.windows, case, low.coverage)
             if isinstance(plan, Plan) and self.backbone.router.order is not None:
-                # kernels are compiled and checked here, not in the HR flow
-                attention_of(self.backbone, r, self.size)
+                attention_of(self.backbone, r, self.size)  # compiles and checks kernels
             return plan
 
     def solver(self, low: LowFlow) -> Euler:
@@ -293,8 +279,8 @@ class Cascade:
 
     def noise(self, shape: tuple[int, ...], purpose: str) -> Tensor:
         """White noise for every clip of the batch; depends on its prompt and seed alone."""
-        pairs = zip(self.prompts, self.seeds, strict=True)
-        eps = torch.stack([noise(shape, p, s, purpose) for p, s in pairs])
+        clips = zip(self.prompts, self.seeds, strict=True)
+        eps = torch.stack([noise(shape, p, s, purpose) for p, s in clips])
         return eps.to(self.backbone.device)
 
     def finish(
@@ -307,11 +293,10 @@ class Cascade:
         if solver is not None:
             with self.clock("diagnostics"):
                 cosines = derivative_cosines(high, self._reference_derivative(low), self.n_from)
-        for clip, report in enumerate(self.reports):
-            if solver is not None:
+            for clip, report in enumerate(self.reports):
                 report["derivative_cosine"] = _of_clip(cosines, clip)
-            if solver is not None and solver.report:
-                report["solver"] = _of_clip(solver.report, clip)
+                if solver.report:
+                    report["solver"] = _of_clip(solver.report, clip)
         windows = [{k: torch.cat(v) for k, v in of_clip.items()} for of_clip in self.kept]
         z = high.z[0].to(self.backbone.device)
         return Generated(video, low_video, z, self.reports, windows)
@@ -319,15 +304,12 @@ class Cascade:
     def _reference_derivative(self, low: LowFlow) -> LRI:
         """The LR derivative whose cosine is recorded: the recipe's, or LRI with default settings.
 
-        For other solvers stencil, LR time and U are not part of the recipe, so they must not change
-        the record.
+        Other solvers' recipes hold no stencil, LR time and U, which must not change the record.
         """
         if self.recipe.identity().get("solver") == "lri":
             return self.lri(low, 2)
         device = self.backbone.device
         return LRI(low.flow, lambda v: resize_latent(v.to(device), *self.high_shape[-2:]))
-
-    # -- implementation -----------------------------------------------------------------------
 
     def _make_low_flow(self, clips: Sequence[int]) -> LowFlow:
         """Compute the LR flow of these clips (indices into the batch)."""
@@ -337,27 +319,25 @@ class Cascade:
                 prompts = [self.prompts[i] for i in clips]
                 condition = backbone.encode_prompt(prompts, r.negative_prompt, *r.guidances)
         tokens = backbone.token_grid(self.low_shape)
-        bricks = brick_grid(tokens, r.brick_low)
-        layers, observed = backbone.router.layers, 0
+        layers = backbone.router.layers
         step: list[Tensor] = []  # coverage per layer, on the device that computed it
         table: list[Tensor] = []
 
         def observe(layer: int, q: Tensor, k: Tensor) -> None:
-            nonlocal observed
-            rows = sample_rows(n_video, r.coverage_rows, seed=1000 * observed + layer)
+            seed = 1000 * (len(table) * layers + len(step)) + layer
+            rows = sample_rows(math.prod(tokens), r.coverage_rows, seed)
             by_head = coverage_by_heads(q, k, rows, tokens, r.brick_low, backbone.router.text)
             step.append(backbone.router.all_heads(by_head))
-            observed += 1
             if len(step) == layers:  # one synchronisation with the device per step
                 table.append(torch.stack(step).cpu())
                 step.clear()
 
-        n_video = tokens[0] * tokens[1] * tokens[2]
         with self.clock("lr"):
             z = self.noise(self.low_shape, "low")[list(clips)]
             flow = self._integrate(z, r.steps, Euler(), None, (), "lr", observe, condition)
         by_step = torch.stack(table).flip(0)
         coverage = torch.cat([by_step[:1], by_step])  # row 0 is never used
+        bricks = brick_grid(tokens, r.brick_low)
         return LowFlow(flow, coverage, bricks, self.clock.seconds["lr"])
 
     def _integrate(
@@ -373,11 +353,10 @@ class Cascade:
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
         condition = self.condition if condition is None else condition
-        grid = self.sigma_high if stage == "hr" else self.sigma
-        sigma = grid.tolist()
+        grid, last = (self.sigma_high, self.n_to) if stage == "hr" else (self.sigma, 0)
+        sigma, router = grid.tolist(), self.backbone.router
         zs: list[Tensor | None] = [None] * len(sigma)
-        vs: list[Tensor | None] = [None] * len(sigma)
-        router, attention = self.backbone.router, self.recipe.attention
+        vs = list(zs)
 
         def field(z: Tensor, n: int) -> Tensor:
             v = self.backbone.velocity(z, sigma[n], condition)
@@ -385,14 +364,12 @@ class Cascade:
                 v = corrector(n, sigma[n], z, v)
             return v
 
-        last = self.n_to if stage == "hr" else 0
         for n in range(n_from, last - (last > 0), -1):
             start, zs[n] = time.perf_counter(), z.cpu()
-            windows = (
-                nullcontext()
-                if plan is None
-                else router.replacing(plan.replacer(n, attention, router), plan.work(n))
-            )
+            windows = nullcontext()
+            if plan is not None:
+                replacer = plan.replacer(n, self.recipe.attention, router)
+                windows = router.replacing(replacer, plan.work(n))
             with windows, router.observing(observe):
                 v = field(z, n)
                 if n == last:  # the next level's hand-off needs it (Eq. 5)

@@ -64,7 +64,7 @@ def resolve(cfg: DictConfig, weights: str, knobs: tuple[str, ...]) -> Recipe:
         f = fraction_of_volume(cfg.sparsity, cfg.density)
         case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
         source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
-        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
+        policy = policy.check(replace(case, **source, sizes=max(len(stages), 1)))
     copied = {f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__}
     resolved = {
         "backbone": backbone.name,
