@@ -6,6 +6,7 @@
     IGNORES     knobs of the recipe that change nothing under it
     label(policy) -> str                        a word for tables
     check(policy, case) -> Policy               the policy as it will run; raises UserError
+    density(policy, case) -> float              unless BY_VOLUME: the density f to expect, for costs
     decide(policy, case, coverage) -> Windows   a `Plan`, or a decider of `online.py`'s kind
 
 A new policy is one such file, its name in NAMES, and `conf/windows/<name>.yaml`.

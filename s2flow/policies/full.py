@@ -21,6 +21,11 @@ def check(policy: Policy, case: Case) -> Policy:
     return policy
 
 
+def density(policy: Policy, case: Case) -> float:
+    """All of it."""
+    return 1.0
+
+
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
     return static(policy, case, everywhere(case.grid, coverage))

@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from s2flow.grid import Box, brick_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.plan import Plan
 from s2flow.policies.base import NOTHING, Case, Policy, everywhere, static
 
@@ -29,6 +29,12 @@ def label(policy: Policy) -> str:
 def check(policy: Policy, case: Case) -> Policy:
     """It can always be used."""
     return policy
+
+
+def density(policy: Policy, case: Case) -> float:
+    """That of its one box."""
+    box = inward_box(case.low_tokens, case.tokens, case.brick)
+    return realised_density(case.tokens, case.brick, box)
 
 
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:

@@ -15,7 +15,7 @@ from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import CHOICES, Config, declared, help_lines, page
+from s2flow.recipe.schema import CHOICES, KNOBS, Config, help_lines, page
 from s2flow.terminal.cli import literal
 from s2flow.windows import DEFAULT_EXPONENTS
 
@@ -166,7 +166,7 @@ def test_the_file_repeats_no_knob_of_the_schema():
     assert set(written) == {"defaults", "hydra"}
     groups = {"backbone", "method", "windows", "prompts", "scorer", "tracker"}
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert set(schema) - groups == {f.name for _, f in declared()}
+    assert set(schema) - groups == {f.name for f in KNOBS}
 
 
 def test_the_page_of_knobs_is_what_the_schema_says():
@@ -176,7 +176,7 @@ def test_the_page_of_knobs_is_what_the_schema_says():
 
 def test_help_explains_every_knob_and_choice():
     text = help_lines()
-    for _, f in declared():
+    for f in KNOBS:
         assert f"    {f.name} " in text and len(f.metadata["about"]) > 3
     assert CHOICES["attention"] == ("auto", *BACKENDS)
     for choices in CHOICES.values():
