@@ -115,7 +115,7 @@ def _beside_the_model(
 
 
 def estimated(known: Model, work: str, size: tuple, frames: int, tile: Any) -> tuple:
-    """(`s2flow.costs.vae.Pass` of the call, bytes of the autoencoder's weights), from configs."""
+    """(`s2flow.costs.trace.Trace` of the call, bytes of the autoencoder's weights), from configs."""
     backbone = blank(known.family, known.origin)
     tile_vae(backbone.vae, tile)
     given = example(backbone, work, size, frames)

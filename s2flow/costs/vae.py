@@ -7,27 +7,17 @@ by blending are not counted.
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from s2flow.costs.trace import Moved, Trace, tracing
+from s2flow.costs.trace import Trace, tracing
 
 
-@dataclass(frozen=True)
-class Pass:
-    """FLOPs, peak bytes and bytes moved by calls of the autoencoder."""
-
-    flops: int
-    peak: int
-    moved: Moved = Moved()
-
-
-def vae_cost(vae: Any, work: Callable[[], Any]) -> Pass:
-    """Cost of `work`, which calls the autoencoder; its networks run on one tile only."""
+def vae_cost(vae: Any, work: Callable[[], Any]) -> Trace:
+    """`work`, which calls the autoencoder, traced; its networks run on one tile only."""
     with tracing() as trace, contextlib.ExitStack() as stack:
         if hasattr(vae, "tile_sample_min_height"):
             for side in ("encoder", "decoder"):
@@ -36,7 +26,7 @@ def vae_cost(vae: Any, work: Callable[[], Any]) -> Pass:
             for name in ("blend_v", "blend_h", "blend_t"):
                 stack.enter_context(patch.object(vae, name, lambda a, b, extent: b))
         work()
-    return Pass(trace.flops, trace.peak, trace.moved)
+    return trace
 
 
 def _stand_in(vae: Any, side: str, trace: Trace) -> Callable:

@@ -23,7 +23,7 @@ from s2flow.run import runner
 from s2flow.terminal.cli import check_choice, literal, one_line
 
 LONG = os.environ.get("S2FLOW_SLOW") == "1"  # other values every time; CI's are the same ones
-MANY = 2000 if LONG else 60
+MANY = 2000 if LONG else 40
 BASE = ("prompts.count=2", "steps=4", "t_i=2", "frames=2", "device=cpu", "scorer=[none]")
 
 
@@ -150,7 +150,7 @@ sensible = {
 }
 
 
-@settings(few, max_examples=120 if LONG else 12)  # some seconds each
+@settings(few, max_examples=120 if LONG else 8)  # some seconds each
 @given(
     st.dictionaries(st.sampled_from(sorted(sensible)), st.none(), min_size=1, max_size=4),
     st.data(),

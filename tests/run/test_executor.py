@@ -19,7 +19,7 @@ from test_tracking import there
 
 from s2flow.errors import UserError
 from s2flow.run import executor
-from s2flow.store import clip_key, load_records, read_record, sha256_of
+from s2flow.store import load_records, read_record, sha256_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu", "scorer=[builtin]", "threads=1")
@@ -42,7 +42,7 @@ def own_ray():
         import ray
 
         yield ray
-        executor._workers_by_key.clear()
+        executor._kept.clear()
         ray.shutdown()
     torch.set_num_threads(threads)
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,13 +128,13 @@ def test_actors_are_killed_and_the_sweep_is_whole(own_ray, monkeypatch, tmp_path
 
 @RAY
 def test_a_clip_that_fails_under_ray_costs_only_itself(own_ray, monkeypatch, tmp_path, capsys):
-    words = ("prompts.count=3", "method=bicubic", *SMALL, "executor=ray", "ray.workers=2")
+    words = ("prompts.count=3", "method=bicubic", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     (run,) = (p.parent for p in (tmp_path / "runs").glob("*/records"))
     known = hashes(tmp_path / "runs")
-    record = read_record(next((run / "records").glob("*.json")))
-    key = clip_key(record["prompt"], record["seed"])
+    key = next((run / "records").glob("*.json")).stem
     shutil.rmtree(run)
+    words += ("executor=ray", "ray.workers=2")
     (run / "clips" / f"{key}.mp4").mkdir(parents=True)  # where no clip can be written
     capsys.readouterr()
     assert run_here(monkeypatch, tmp_path, *words) == 2
@@ -156,7 +156,7 @@ def test_what_ray_has_no_room_for_is_refused(own_ray, command, capsys):  # noqa:
         "ray.workers=2 context_parallel=2": "type ray.workers=1",
         "device=cuda": "device=c",
     }.items():
-        executor._workers_by_key.clear()
+        executor._kept.clear()
         assert said in refusal(command("executor=ray", *SMALL, *words.split()), capsys)
 
 
@@ -208,7 +208,7 @@ def test_a_group_makes_each_clip_together_and_is_replaced_whole(own_ray, monkeyp
 
 
 HEAD = """
-from s2flow import executor
+from s2flow.run import executor
 executor.start(None, 2)
 import ray
 print(ray.get_runtime_context().gcs_address, flush=True)
