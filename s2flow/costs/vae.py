@@ -24,7 +24,7 @@ def vae_cost(vae: Any, work: Callable[[], Any]) -> Trace:
                 stand_in = _stand_in(vae, side, trace)
                 stack.enter_context(patch.object(getattr(vae, side), "forward", stand_in))
             for name in ("blend_v", "blend_h", "blend_t"):
-                stack.enter_context(patch.object(vae, name, lambda a, b, extent: b))
+                stack.enter_context(patch.object(vae, name, lambda a, b, extent: b, create=True))
         work()
     return trace
 

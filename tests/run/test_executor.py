@@ -1,5 +1,6 @@
 """executor=ray: the same clips as in one process, whoever is killed on the way."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_cli import command, refusal, run_here  # noqa: F401  (a fixture)
@@ -59,31 +61,12 @@ def hashes(runs):
 
 
 def at_work():
-    """Process ids of the actors that are in the middle of a clip."""
-    return [
-        int(p.parent.name)
-        for p in Path("/proc").glob("[0-9]*/cmdline")
-        if command_of(p).startswith("ray::Actor.make") and descends(int(p.parent.name))
-    ]
-
-
-def command_of(path):
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def descends(pid):
-    """Whether a process is below this one."""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-    return False
+    """The actors of this process that are in the middle of a clip."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [process] if "".join(process.cmdline()).startswith("ray::Actor.make") else []
+    return found
 
 
 def killing(runs, times, done):
@@ -94,9 +77,9 @@ def killing(runs, times, done):
         while not done.is_set() and len(victims) < times:
             if len(list(runs.glob("*/records/[!.]*.json"))) > len(victims) and at_work():
                 time.sleep(rng.uniform(0, 0.2))
-                for pid in at_work()[:1]:
-                    os.kill(pid, signal.SIGKILL)
-                    victims.append(pid)
+                for actor in at_work()[:1]:
+                    actor.kill()
+                    victims.append(actor.pid)
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -272,10 +255,7 @@ def test_a_signal_to_the_driver_ends_its_actors_and_the_same_command_goes_on(gro
             assert driver.wait(60) == 75, (tmp_path / "log").read_text()
         said = (tmp_path / "log").read_text()
         assert "Traceback" not in said and said.count("stopped by SIGTERM") == 1, said
-        deadline = time.monotonic() + 20  # Ray's own processes see it go
-        while any(Path(f"/proc/{pid}").exists() for pid in actors):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert not psutil.wait_procs(actors, timeout=20)[1]  # Ray's own processes see it go
         kept = hashes(runs)
         assert 1 <= len(kept) < 4 and not list(runs.glob("*/failures/*"))
         done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)
