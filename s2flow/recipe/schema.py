@@ -284,7 +284,6 @@ class Config(*reversed(SECTIONS)):
 
 KNOBS = [f for section in SECTIONS for f in fields(section)]
 CLIP_KNOBS = (*(f.name for section in OF_A_CLIP for f in fields(section)), "vae_tile")
-CHOICES = {f.name: f.metadata["choices"] for f in KNOBS if f.metadata["choices"]}
 
 
 def _rows(section: type) -> Iterator[tuple[str, str, Any]]:

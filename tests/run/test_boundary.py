@@ -18,7 +18,7 @@ from s2flow.methods import names
 from s2flow.methods.params import parameters
 from s2flow.process import loading
 from s2flow.recipe import CONF
-from s2flow.recipe.schema import CHOICES, Config
+from s2flow.recipe.schema import KNOBS, Config
 from s2flow.run import runner
 from s2flow.terminal.cli import check_choice, literal, one_line
 
@@ -116,6 +116,7 @@ def test_any_value_of_any_parameter_of_a_method(tmp_path, parameter, value):
     outcome(tmp_path / "runs", f"method={method}", f"method.{name}={value}")
 
 
+CHOICES = {f.name: f.metadata["choices"] for f in KNOBS}
 POLICIES = ["adaptive", "cubes", "fixed", "coverage", "full", "oracle", "svg", "moba", "inward"]
 sensible = {
     "sparsity": st.floats(0, 1, exclude_min=True),
