@@ -34,8 +34,11 @@ from script import run
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
-from s2flow.costs import CONTEXT_GIB, GIB, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.costs.blank import blank
+from s2flow.costs.clip import measure
+from s2flow.costs.clock import VAE_SHARE
+from s2flow.costs.forward import forward_cost
+from s2flow.costs.stages import CONTEXT_GIB, GIB, SLACK, Costs
 from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 from s2flow.methods import generate

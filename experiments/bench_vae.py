@@ -26,8 +26,10 @@ from script import run
 from torch import Tensor
 
 from s2flow.backbones.tiles import tile_vae
-from s2flow.costs import GIB, VAE_SHARE, vae_cost
 from s2flow.costs.blank import blank
+from s2flow.costs.clock import VAE_SHARE
+from s2flow.costs.stages import GIB
+from s2flow.costs.vae import vae_cost
 from s2flow.process.timing import Clock
 
 MODELS = ("wan_1_3b", "hunyuan")
@@ -113,7 +115,7 @@ def _beside_the_model(
 
 
 def estimated(known: Model, work: str, size: tuple, frames: int, tile: Any) -> tuple:
-    """(`s2flow.costs.Pass` of the call, bytes of the autoencoder's weights), from configs."""
+    """(`s2flow.costs.trace.Trace` of the call, bytes of the autoencoder's weights), from configs."""
     backbone = blank(known.family, known.origin)
     tile_vae(backbone.vae, tile)
     given = example(backbone, work, size, frames)

@@ -284,7 +284,7 @@ def _forced(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
 def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
     """Bytes of a call at its worst moment, its inputs included.
 
-    On a CPU of tensors only (`s2flow.costs.Trace`): what a kernel allocates inside is not seen.
+    On a CPU of tensors only (`s2flow.costs.trace.Trace`): what a kernel allocates inside is not seen.
     """
     given = sum(x.nbytes for x in inputs)
     if device == "cuda":
@@ -294,7 +294,7 @@ def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
         call(0)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before + given
-    from s2flow.costs import tracing  # heavy, and of no use on a GPU
+    from s2flow.costs.trace import tracing  # heavy, and of no use on a GPU
 
     with tracing(fused=False) as trace:
         call(0)

@@ -35,9 +35,9 @@ from s2flow.policies import sta
 from s2flow.process.timing import Clock
 from s2flow.recipe.defaults import composed, conf_file, of_pipe
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import BackboneConf, declared
+from s2flow.recipe.schema import CLIP_KNOBS, BackboneConf
 
-KNOBS = ("method", "windows", *(f.name for _, f in declared() if f.metadata["clip"]))
+KNOBS = ("method", "windows", *CLIP_KNOBS)
 WEIGHTS_OF_PIPE = "of a loaded pipe"  # stands for the hash of the weights
 DIFFUSERS_KEYWORDS = {  # diffusers' keyword -> ours
     "height": "high=(height, width)",

@@ -5,6 +5,7 @@
     OPTIONS     the fields of `Policy` that it reads, beside dense_steps and dense_layers
     IGNORES     knobs of the recipe that change nothing under it
     USUAL       the exponents that its label leaves out, where it reads any
+    density(policy, case) -> float              unless BY_VOLUME: the density f to expect, for costs
     decide(policy, case, coverage) -> Windows   a `Plan`, or a decider of `online.py`'s kind
 
 and `label(policy)` and `check(policy, case)` where the defaults of `Policy` will not do. A new policy

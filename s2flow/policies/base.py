@@ -76,6 +76,12 @@ class Policy:
         """Whether every window is the whole grid where a share `kept` is asked for (s or f)."""
         return self.name == "full" or (self.module.BY_VOLUME and kept >= 1)
 
+    def density(self, case: "Case") -> float:
+        """Density f before any window is chosen: as requested, or what the module expects."""
+        if self.whole(case.f):
+            return 1.0
+        return case.f if self.module.BY_VOLUME else self.module.density(self, case)
+
     def ignored(self, kept: float) -> frozenset[str]:
         """Knobs of the recipe that change nothing where a share `kept` is asked for."""
         return Policy("full").module.IGNORES if self.whole(kept) else self.module.IGNORES

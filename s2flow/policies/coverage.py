@@ -33,6 +33,11 @@ def check(policy: Policy, case: Case) -> Policy:
     return policy
 
 
+def density(policy: Policy, case: Case) -> float:
+    """Its cap: what is below it depends on the attention."""
+    return policy.cap
+
+
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
     boxes = choose_by_target(coverage.float(), policy.target, policy.cap)

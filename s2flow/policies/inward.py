@@ -11,12 +11,18 @@ import math
 
 from torch import Tensor
 
-from s2flow.grid import Box, brick_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.plan import Plan
 from s2flow.policies.base import NOTHING, Case, Policy, static
 
 READS, BY_VOLUME, OPTIONS = NOTHING, False, ()
 IGNORES = frozenset({"sparsity", "density", "brick_low", "coverage_rows"})
+
+
+def density(policy: Policy, case: Case) -> float:
+    """That of its one box."""
+    box = inward_box(case.low_tokens, case.tokens, case.brick)
+    return realised_density(case.tokens, case.brick, box)
 
 
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:

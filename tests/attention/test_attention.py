@@ -13,7 +13,7 @@ from plain import kind, of_backend, off, qkv, windowed
 
 from s2flow.attention import dispatch, tiled
 from s2flow.attention.order import brick_order, reordered
-from s2flow.costs import tracing
+from s2flow.costs.trace import tracing
 from s2flow.errors import UserError
 from s2flow.grid import brick_grid, window_mask
 from s2flow.windows import DEFAULT_EXPONENTS, candidates
