@@ -25,7 +25,8 @@ from s2flow.embedded.world import WORLDS, held_out_captions
 from s2flow.metrics import paired_difference
 from s2flow.process.provenance import provenance
 from s2flow.scorers import Clip
-from s2flow.scorers.world import WorldAgreement, features, frechet_distance, renders
+from s2flow.scorers.oracle import features
+from s2flow.scorers.world import WorldAgreement, frechet_distance, renders
 from s2flow.store.lowflow import LowFlowCache
 from s2flow.training.sheets import table
 
