@@ -9,21 +9,18 @@ import json
 from typing import Any
 
 VERSION = 1  # raise it when the same recipe would give other pixels
-ADDED_FIELDS = {  # fields that the first records do not have, at the values that those records imply
-    **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
-    **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
-    "params": None,
-}
+# fields that the first records do not have, at the values that those records imply
+ADDED_FIELDS = {"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None}
+ADDED_FIELDS |= {"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False}
+ADDED_FIELDS |= {"stages": [], "params": None}
 LOW_FIELDS = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
 LOW_FIELDS += ("negative_prompt", "dtype", "fp8", "guidance_2")  # what decides the LR flow
+# columns of the tables; a test compares them with the fields of Recipe
 KNOBS = ("backbone", "weights", "method", "steps", "shift", "low", "guidance", "negative_prompt")
 KNOBS += ("t_i", "handoff", "noise", "sparsity", "density", "brick_low", "brick_high")
 KNOBS += ("coverage_rows", "attention", "solver", "order", "stencil", "lr_time", "upsample")
 KNOBS += ("dtype", "rope", "temperature", "shift_high", "fp8", "vae_tile", "guidance_2", "adain")
-KNOBS += (
-    "stages",
-    "params",
-)  # columns of the tables; a test compares them with the fields of Recipe
+KNOBS += ("stages", "params")
 
 
 def id_of(version: int, identity: dict[str, Any]) -> str:
