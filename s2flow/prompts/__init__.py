@@ -29,7 +29,6 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from s2flow.embedded import world as worlds
 from s2flow.errors import UserError
