@@ -9,8 +9,8 @@ more with everything that saves memory and changes no pixel, so that its run id 
     cache        PyTorch's allocator cache is emptied
 
 The job keeps these settings and records them (`saving`), since reloading the model costs more than
-offloading. The next job of a sweep starts without them. A clip that runs out of memory a second time, or while the
-settings are active, fails, and its message says what to type.
+offloading. The next job of a sweep starts without them. A clip that runs out of memory a second time,
+or while the settings are active, fails, and its message says what to type.
 """
 
 import gc
