@@ -10,14 +10,14 @@ One panel per machine and backbone, never two on one axis.
 """
 
 # %%
-from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save
+from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save, show
 
 # isort: split
 from itertools import cycle
 from statistics import fmean
 
 from script import markdown
-from stored import lacking, records_by_run, show_markdown
+from stored import lacking, records_by_run
 from timed import (
     SETTING,
     STAGES,
@@ -76,7 +76,7 @@ def blocks_figure(panels):
 
 def show_table(title, head, rows):
     """A table of markdown below its title."""
-    show_markdown("\n".join(["", title.replace("\n", ", "), "", *markdown(head, rows), ""]))
+    show("\n".join(["", title.replace("\n", ", "), "", *markdown(head, rows), ""]))
 
 
 timed = timed_runs(records_by_run(runs))

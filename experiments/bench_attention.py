@@ -1,25 +1,18 @@
 """Window attention against the best dense kernel of the same machine, timed side by side.
 
     python experiments/bench_attention.py            # on a GPU if one is here, else small, on the CPU
-    python experiments/bench_attention.py --device cpu
     cost      2 to 4 minutes on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`); not yet run there
     expected  CPU: at f = .5 1.3 times, at .125 3.5 times as fast as dense. GPU: 95 % of 1/f against
               our own kernel run dense; 1.85, 3.4, 6 times at f = .5, .25, .125 against the best one
 
-Writes results/bench_attention_<device>.json with picture. In it, of every size:
-
-    dense      each dense kernel; the fastest is `best_dense`, and takes its turn in every group below
-    backends   why one cannot be used here, or null
-    rows       windows "mixed" (heads with different candidates: what a plan is), each candidate at each
-               density, "whole grid" (our kernel run dense). ordered: tokens are in brick order already;
-               false: q, k, v and the output are permuted in the call. ratio: best dense over this;
-               share_of_1_over_f: own dense over this, times f, both ordered alike. density: realised,
-               of video pairs; pairs: the same with text, which is always dense
-    error      rel-L2 of sampled query rows against float32, computed for these rows alone
-    memory     peak bytes with inputs, and the ratio to the best dense kernel's
-    planning   coverage of one layer (Eq. 8) over the dense attention of one layer at that size, which
-               is less than the layer's forward: the true share is smaller (bench_step.py)
-    sweep      seconds against tokens at f = .25, with fitted slopes; `judged`: asked, measured, met
+Writes results/bench_attention_<device>.json with picture. In it, of every size: each `dense` kernel,
+the fastest as `best_dense`; `backends`, why one cannot be used here; `rows`, windows "mixed" (heads
+with different candidates: what a plan is), each candidate by itself, "whole grid" (our kernel run
+dense). ordered: tokens are in brick order already; false: permuted in the call. ratio: best dense
+over this; share_of_1_over_f: own dense over this, times f. density: realised, of video pairs; pairs:
+with text, which is always dense. `error`: rel-L2 of sampled rows against float32. `memory`: peak
+bytes. `planning`: coverage of one layer (Eq. 8) over its dense attention. `sweep`: seconds against
+tokens at f = .25.
 """
 
 from dataclasses import replace

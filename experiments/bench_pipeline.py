@@ -5,18 +5,12 @@
     cost      2 minutes on two CPU cores; on a GPU the minutes given, 24 GiB or more; not yet run there
     expected  speed-up over native as the model has it; peak memory within 20 % of `s2flow.costs`
 
-Methods take turns, clip by clip, and each makes its own LR flow: nothing is reused. ratio is native's
-wall time over this method's, native being dense attention at HR from the first step to the last; by
-stage likewise where both have the stage. The model: FLOPs of every stage by `s2flow.costs`, over the
-rates that native's own HR stage and decoding reached in this run. What it does not count (text, plan,
-diagnostics) is 0 there.
-
-Wan 1.3B needs no checkpoint: time and memory do not depend on the weights' values, and text states are
-drawn at random. Its size is the largest of SIZES that by the estimate fits the memory, and by one
-measured forward the time. There are few steps, so that attention, not their number, fills the time.
-`--tiny` is the same at toy width, on a CPU, to see that it runs.
-
-Writes results/bench_pipeline_<device>.json with picture, `_wan_1_3b` or `_toy` in its name.
+Methods take turns, clip by clip, and each makes its own LR flow. ratio: native's wall time (dense
+attention at HR from the first step to the last) over this method's. The model: FLOPs of every stage
+by `s2flow.costs` over the rates that native's HR stage and decoding reached in this run; 0 for text,
+plan, diagnostics. Wan needs no checkpoint, and takes the largest of SIZES that fits memory and time;
+`--tiny` is the same at toy width, on a CPU. Writes results/bench_pipeline_<device>.json, `_wan_1_3b`
+or `_toy` in its name.
 """
 
 import argparse

@@ -1,23 +1,19 @@
 """One block of each kind of the true HunyuanVideo and Wan 1.3B, scaled to a step of the whole model.
 
     python experiments/bench_step.py                # on a GPU: true width; on a CPU: toy width
-    python experiments/bench_step.py --models hunyuan --sizes lr
     cost      a minute on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), not yet run there
     expected  the step at f against the dense one as `s2flow.costs` has it: 1.9 times at .5, 6 at .125
 
-A transformer with one block of each kind (HunyuanVideo: one double, one single) and random weights runs
-the backbone's own `velocity`, windows through its router as in an HR step. Dense steps are made with
-the model's own call and with every dense kernel at hand; speed-ups are over the fastest of these, in
-one group. The blocks are timed inside, by events before and after them:
+A transformer with one block of each kind and random weights runs the backbone's own `velocity`,
+windows through its router as in an HR step; speed-ups are over the fastest dense kernel at hand, in
+one group. The blocks are timed inside, by events before and after them; rest is what lies in none of
+them:
 
     step = rest + sum over kinds of (blocks of that kind in the model) x (seconds of one)
 
-rest is what lies in no block: embeddings, text refiner, head, conversions. Of Wan both passes of the
-guidance are in it. Beside it stand the FLOPs of the whole model's forward by `s2flow.costs` and its
-seconds at the rate assumed there, and at the rate that the dense step of this run achieved (so the
-speed-ups compare). planning: the coverage of one layer (Eq. 8) over the forward of one block.
-
-Writes results/bench_step_<device>.json with picture, `_toy` in its name at toy width.
+Beside it: FLOPs by `s2flow.costs`, their seconds at the rate assumed there and at the one that the
+dense step achieved. planning: the coverage of one layer (Eq. 8) over the forward of one block. Writes
+results/bench_step_<device>.json with picture, `_toy` in its name at toy width.
 """
 
 import itertools

@@ -5,13 +5,10 @@
     cost      a minute on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), not yet run there
     expected  peaks within 20 % of `s2flow.costs`
 
-True configs, random weights, float32 and the tiles of conf/backbone, as in a run; the calls are the
-backbone's own encode and decode, video in [0, 1] to latent and back. Of each call: median seconds, peak
-memory with the weights in, and the estimate of `s2flow.costs` of both (seconds at the rate it assumes).
-On a CPU the peak is the process's and cannot be compared. ratio: seconds of this call over those of the
-untiled one in the same group, where whole frames were asked for (--whole) and fitted.
-
-Writes results/bench_vae_<device>.json with picture.
+True configs, random weights, float32 and the tiles of conf/backbone; the backbone's own encode and
+decode, video in [0, 1] to latent and back. Peaks have the weights in; on a CPU they are the process's
+and cannot be compared. ratio: over the untiled call of the same group, with --whole. Writes
+results/bench_vae_<device>.json with picture.
 """
 
 import argparse

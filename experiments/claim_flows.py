@@ -1,20 +1,14 @@
 """Claims that need no clips: the solver's order on closed-form flows, and the paper's speed by FLOPs.
-
-**Order.** Images drawn from a Gaussian mixture have exact velocities (gaussian_flow.py). From one
-hand-off state each, every order integrates the HR flow; the error is |z_0 - z_ref| / |z_ref|.
-
-    own twin    derivatives from an Euler path of the same flow: Eq. 12 at its best. The global
-                order is log2 of the error's fall when N doubles
-    half size   derivatives from the flow of the block means, upsampled, fresh noise at the hand-off:
-                Eq. 12 as it is. Compared are log errors of order 1 and order 2
+ **Order** (gaussian_flow.py), error |z_0 - z_ref| / |z_ref|. own twin: derivatives from an Euler path
+of the same flow, Eq. 12 at its best; the global order is log2 of the error's fall when N doubles.
+half size: derivatives from the flow of the block means, fresh noise at the hand-off, Eq. 12 as it is;
+compared are log errors of orders 1 and 2.
 
 **Speed.** The paper's clock (`s2flow.costs.paper`): forwards of HunyuanVideo counted from its config,
-at the rate of its LR steps, which predicts its 733 s of ten HR steps within 1 %. At that rate, windows
-that are neither better nor worse than dense attention by more than UTILISATION give a range for
-whatever else the paper states. A claim of the clock is confirmed if it lies in the range, refuted
-if it does not. The range is an assumption, not an interval of data. Text, autoencoder and data are
-not in it, so what the paper states of whole clips can be refuted by the transformer alone, never
-confirmed.
+at the rate of its LR steps. Windows no better or worse than dense attention by more than UTILISATION
+give a range, an assumption and no interval of data, in which a claim is confirmed, outside it
+refuted. Text, autoencoder and data are not in it, so claims of whole clips can be refuted by it,
+never confirmed.
 """
 
 import math

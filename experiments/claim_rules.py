@@ -1,8 +1,7 @@
 """How a claim of the paper is decided: rules, margins fixed beforehand, verdicts.
-
-An interval [low, high] of 95 % (s2flow.metrics: paired over prompts, seeds averaged within the prompt)
-meets a rule with a margin m > 0, the smallest effect that counts (`above`, `below`) or the largest loss
-that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `under`):
+ An interval [low, high] of 95 % (s2flow.metrics: paired over prompts, seeds averaged within the
+prompt) meets a rule with a margin m > 0, the smallest effect that counts (`above`, `below`) or the
+largest loss that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `under`):
 
     rule       is claimed of a - b   confirmed             refuted             else undecided
     above      a is better           low > 0, high >= m    high < m
@@ -13,13 +12,8 @@ that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `unde
     over       the value itself      low > m               high < m
     under                            high < m              low > m
 
-`above` and `below` are confirmed only where at least six prompts differ (PairedDifference.is_real).
-So a gain that is certainly smaller than what counts refutes a claim of gain, even one that is
-certainly there, and a wide interval decides nothing. A claim without its prompts and seeds is
-undecided, whatever its interval.
-
-Each claim stands alone: of twenty that are false, about one is confirmed by chance. The claims
-themselves are in claims.yaml.
+`above` and `below` are confirmed only where six prompts or more differ; a claim without its prompts
+and seeds is undecided. Each stands alone: of twenty false claims about one is confirmed by chance.
 """
 
 import math

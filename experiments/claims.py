@@ -3,16 +3,12 @@
     python experiments/claims.py [--runs runs] [--run] [--plan] [WORDS of run.py: backbone=hunyuan]
 
 The claims, their measures and margins are in claims.yaml, the rules in claim_rules.py, the solver's
-order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of Tables
-1-4 and of windows=oracle. `--plan` lists them; `--run` makes what is missing, here
-and through run.py's own code, and can be stopped and typed again; without it the commands are
-printed, and a claim whose runs are missing is undecided. With WORDS the same claims are asked of
-other backbones, schedules or prompts (by default prompts=world for embedded backbones, else
-prompts=vbench prompts.subset=half).
-
-Writes experiments/results/claims_<backbone>.{json,md}: per claim its sentence, source, rule,
-estimate, 95 % interval, prompts and clips behind it, run ids and verdict; then regret per step and
-layer, and the cosine of borrowed and true v' per step.
+order and the paper's clock in claim_flows.py. `--plan` lists the runs needed; `--run` makes what is
+missing, through run.py's own code, and can be typed again; without it the commands are printed. WORDS
+ask the same of other backbones, schedules or prompts. Writes
+experiments/results/claims_<backbone>.{json,md}: per claim sentence, source, rule, estimate, 95 %
+interval, prompts and clips behind it, run ids and verdict; then regret per step and layer, and the
+cosine of borrowed and true v' per step.
 """
 
 import argparse

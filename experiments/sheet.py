@@ -4,14 +4,11 @@
     differences        row minus reference row, paired, with 95 % intervals
     origin             of every number: setting -> run -> clips per column
 
-CSV has the differences as columns beside the score. LaTeX wants \\usepackage{booktabs,graphicx}; every
-character that it cannot read plainly is escaped. The pages are the templates of templates/.
-
-**Best and second best.** Only like is ranked with like: our rows among themselves, the paper's among
-themselves, and of ours only the rows with as many scored clips as the fullest one, for a mean over
-fewer prompts is another quantity. Cells that print alike share a rank; what comes next is second. A
-column whose cells are all alike, or of which it is not known which end is better, has no marks;
-neither have our seconds, which depend on what else the machine was doing.
+LaTeX wants \\usepackage{booktabs,graphicx}. **Best and second best.** Our rows are ranked among
+themselves, the paper's among themselves, and of ours only those with as many scored clips as the
+fullest one. Cells that print alike share a rank. A column whose cells are all alike, or of which it
+is not known which end is better, has no marks; neither have seconds, which depend on what else the
+machine was doing.
 """
 
 import html

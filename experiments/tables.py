@@ -2,23 +2,16 @@
 
     python experiments/tables.py table2 [--runs runs] [--format text|md|tex|csv|html] [--reference RUN]
 
-Only comparable clips share a table: one backbone, step count and video size, and every knob that
-the table does not vary held at one value, which a note names. Held is the combination with the
-most finished clips among those that give at least two rows (one row compares nothing). Whatever
-that leaves out is counted in a note.
+Only comparable clips share a table: one backbone, step count and video size, and every knob that the
+table does not vary held at one value, which a note names: the combination with the most finished
+clips among those that give at least two rows. What that leaves out is counted in a note.
 
-Our columns stand left. A VBench dimension is headed `VBench ...`, every other score `own ...`, and
-Temporal, Visual and Mean stay empty until all their dimensions exist. The paper's columns stand
-right, each headed by its backbone and hardware: compare how the rows differ, not the levels.
-
-A score marked `*` differs from that of one row, the reference: prompt by prompt, with an interval
-that leaves out 0 (`s2flow.metrics`). The differences themselves stand in a second table. The
-reference is the row of run `--reference`, else the one with the paper's setting, else the first with
-clips. Formats, and the marks of best and second best, are in sheet.py.
-
-`clips` is n of N, the clips asked for: `--of` prompts, else the paper's 473 for a real backbone, or
-all that any row has. What is missing is printed to stderr with the command that makes it; `--strict`
-then ends with 1.
+Our columns stand left, `VBench ...` or `own ...`; Temporal, Visual and Mean stay empty until all
+their dimensions exist. The paper's stand right: compare how the rows differ, not the levels. A score
+marked `*` differs from the reference row's (`--reference`, else the paper's setting, else the first
+with clips): the interval of the paired difference leaves out 0, and six prompts or more differ.
+`clips` is n of N: `--of` prompts, else the paper's 473 for a real backbone, or all that any row has.
+What is missing is printed to stderr with the command that makes it; `--strict` then ends with 1.
 """
 
 import argparse

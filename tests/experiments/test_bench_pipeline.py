@@ -10,6 +10,7 @@ from s2flow.grid import brick_grid
 from s2flow.windows import DEFAULT_EXPONENTS, candidates
 
 bench, models = script("bench_pipeline"), script("random_models")
+SMALL = ["--device", "cpu", "--repeats", "1", "--steps", "2", "--t-i", "1", "--sparsity", "0.5"]
 VARIANTS = ["native", "cascade", "s2flow s=0.5", "s2flow s=0.5 per axis"]
 
 
@@ -36,19 +37,8 @@ def check(found):
 
 
 def test_the_embedded_backbone_goes_its_whole_way(monkeypatch, tmp_path):
-    words = (
-        "--device",
-        "cpu",
-        "--repeats",
-        "1",
-        "--steps",
-        "2",
-        "--t-i",
-        "1",
-        "--sparsity",
-        "0.5",
-    )
-    found = benched(monkeypatch, tmp_path, "bench_pipeline", *words)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # then it is the default
+    found = benched(monkeypatch, tmp_path, "bench_pipeline", *SMALL[2:])
     check(found)
     assert found["backbone"] == "micro" and found["shapes"]["t_i"] == 1
     model, native = found["rows"][0]["model"], found["rows"][0]["stages"]
@@ -58,13 +48,11 @@ def test_the_embedded_backbone_goes_its_whole_way(monkeypatch, tmp_path):
 
 
 def test_wan_at_toy_width_goes_its_whole_way(monkeypatch, tmp_path):
-    narrow = models.TOY["wan"] | {
-        "transformer": models.TOY["wan"]["transformer"] | {"num_layers": 2}
-    }
+    wan = models.TOY["wan"]
+    narrow = wan | {"transformer": wan["transformer"] | {"num_layers": 2}}
     monkeypatch.setitem(models.TOY, "wan", narrow)
     monkeypatch.setattr(bench, "TOY_SIZE", ((32, 32), (64, 64), 5, (1, 1, 1), (1, 2, 2)))
-    words = ("--device", "cpu", "--tiny", "--repeats", "1", "--steps", "2", "--t-i", "1")
-    found = benched(monkeypatch, tmp_path, "bench_pipeline", *words, "--sparsity", "0.5")
+    found = benched(monkeypatch, tmp_path, "bench_pipeline", *SMALL, "--tiny")
     check(found)
     assert found["toy"] and list(tmp_path.glob("bench_pipeline_cpu_toy.json"))
 
@@ -96,11 +84,3 @@ def test_bad_words_are_refused_in_a_line(words, said, monkeypatch, tmp_path, cap
     words = ("--device", "cpu", *words)
     answer = refused(monkeypatch, tmp_path, capsys, "bench_pipeline", *words)
     assert said in answer and answer.startswith("error: ") and "\n" not in answer
-
-
-def test_without_a_gpu_it_is_the_embedded_backbone(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    seen = []
-    monkeypatch.setattr(bench, "bench", lambda *given: seen.append(given[1].name))
-    benched(monkeypatch, tmp_path, "bench_pipeline")
-    assert seen == ["micro"]

@@ -1,5 +1,7 @@
 """bench_step.py: a step from blocks, windows that are really used, ratios of one group."""
 
+import itertools
+
 import pytest
 import torch
 from benchmark import EVERYWHERE, benched, refused, script
@@ -19,14 +21,12 @@ def small(monkeypatch):
 
 
 def test_both_models_at_both_sizes(monkeypatch, tmp_path, small):
-    words = ("--device", "cpu", "--repeats", "2", "--minutes", "2")
+    words = ("--device", "cpu", "--repeats", "1", "--minutes", "2")
     found = benched(monkeypatch, tmp_path, "bench_step", *words)
     assert set(found) >= EVERYWHERE and found["finished"] and found["toy"]
     assert found.get("failed", []) == [] and found["judged"] == []
-    expected = [
-        (m, s, f) for s in ("lr", "hr") for m in bench.MODELS for f in (1, *bench.DENSITIES)
-    ]
-    assert [(r["model"], r["size"], r["f"]) for r in found["rows"]] == expected
+    expected = itertools.product(("lr", "hr"), bench.MODELS, (1, *bench.DENSITIES))
+    assert [(r["size"], r["model"], r["f"]) for r in found["rows"]] == list(expected)
     layers = {"hunyuan": [20, 40], "wan_1_3b": [30]}
     for r in found["rows"]:
         blocks = [(n, r["block_seconds"][k]["seconds"]) for k, n in r["layers"].items()]
