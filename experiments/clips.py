@@ -1,7 +1,5 @@
 """Runs of a store as tables, figures and paired differences read them: knobs, and a frame of clips."""
 
-"""Runs of a store as tables, figures and paired differences read them: knobs, and a frame of clips."""
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
