@@ -30,6 +30,8 @@ from script import run
 from torch import Tensor, nn
 
 from s2flow import attention
+from s2flow.costs import forward_cost
+from s2flow.costs.blank import blank
 from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.grid import brick_grid
 from s2flow.plan import Plan
@@ -71,7 +73,8 @@ class Bench:
         self.backbone = build(known, args.device, ("transformer",), **changes)
         shape = self.backbone.latent_shape(*problem.size, problem.frames)
         self.tokens = self.backbone.token_grid(shape)
-        self.estimate = random_models.estimated_forward(known, shape, guidance)
+        whole = blank(known.family, known.origin)  # the model, from its configs alone
+        self.estimate = forward_cost(whole, shape, 1, guidance)
         self.rate = random_models.assumed_rate(result.data["device"]) * 1e12  # FLOP/s
         self.layers = known.layers()
         self.z = torch.randn(1, *shape, device=args.device)

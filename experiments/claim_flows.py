@@ -16,7 +16,7 @@ from typing import Any
 
 from claim_rules import CONFIRMED, REFUTED, UNDECIDED, WORDS, Decision, decide
 from gaussian_flow import GaussianCascade
-from reference import reference_flow
+from reference import reference_flow, relative_errors
 from torch import Tensor
 
 from s2flow.cascade import Cascade
@@ -63,7 +63,7 @@ def _engine(make: Any, words: list[str]) -> GaussianCascade:
 
 
 def _errors(run: Cascade, z: Tensor, truth: Tensor) -> dict[tuple[str, int], float]:
-    e = (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    e = relative_errors(z, truth)
     return dict(zip(zip(run.prompts, run.seeds, strict=True), e.tolist(), strict=True))
 
 

@@ -222,21 +222,19 @@ def to_markdown(result: dict[str, Any]) -> str:
             "runtime model are about the paper's size.\n"
         ]
     lines += [f"Made by `{result['command']}`.", ""]
-    head = ("", "claim", "measure", "estimate [95 %]", "prompts, clips", "verdict")
-    lines += [*markdown(head, map(_cells, result["claims"])), "", *_steps(result["details"])]
+    head, rows = ("", "claim", "measure", "estimate [95 %]", "prompts, clips", "verdict"), []
+    for row in result["claims"]:
+        behind = f"{row['prompts']}, {row['clips']}" if row["prompts"] else ""
+        verdict = f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
+        measure = "; ".join(filter(None, (row["measure"], row.get("note"), row["rule"])))
+        rows.append((row["source"], row["claim"], measure, _estimate(row), behind, verdict))
+    lines += [*markdown(head, rows), "", *_steps(result["details"])]
     return "\n".join(lines) + "\n"
 
 
 def _estimate(row: dict[str, Any]) -> str:
     text = "" if row["estimate"] is None else f"{row['estimate']:.3f}"
     return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    behind = f"{row['prompts']}, {row['clips']}" if row["prompts"] else ""
-    verdict = f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
-    measure = "; ".join(filter(None, (row["measure"], row.get("note"), row["rule"])))
-    return (row["source"], row["claim"], measure, _estimate(row), behind, verdict)
 
 
 def _steps(means: dict[str, Any]) -> list[str]:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.published import PUBLISHED
-from s2flow.costs import RATES, forward_cost
-from s2flow.costs.blank import FAMILIES, blank, cast
+from s2flow.costs import RATES
+from s2flow.costs.blank import FAMILIES, cast
 from s2flow.grid import Box
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.schema import BackboneConf
@@ -119,8 +119,3 @@ def sizes_of(model: Model) -> dict[str, Problem]:
 def assumed_rate(device_name: str) -> float:
     """TFLOP/s that `s2flow.costs` assumes of such a device."""
     return next((rate for word, rate in RATES.items() if word in device_name), RATES["A100"])
-
-
-def estimated_forward(model: Model, shape: tuple, guidance: float) -> Any:
-    """`s2flow.costs.Forward` of the whole model, from its configs alone."""
-    return forward_cost(blank(model.family, model.origin), shape, 1, guidance)

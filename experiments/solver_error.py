@@ -19,7 +19,7 @@ from typing import Any
 
 from configs import composed, recipe_of, weights_of
 from gaussian_flow import GaussianCascade
-from reference import reference_flow
+from reference import reference_flow, relative_errors
 from script import RESULTS, markdown, result, run, write_result
 from torch import Tensor
 
@@ -165,7 +165,7 @@ def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
         past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
         borrowed = (s.derivatives(n, sigma, None, None, None)[0] for s in (lri, snr))
         for name, d in zip(("lri", "snr", "history"), (*borrowed, past), strict=True):
-            errors[name][n] = _errors(d.cpu(), truth).tolist()
+            errors[name][n] = relative_errors(d.cpu(), truth).tolist()
     row: Row = {}
     for name in cosines:
         row[f"cosine_{name}"] = _mean(cosines[name])
@@ -175,13 +175,8 @@ def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
     return row
 
 
-def _errors(z: Tensor, truth: Tensor) -> Tensor:
-    """|z - truth| / |truth| per clip."""
-    return (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
-
-
 def _relative(z: Tensor, reference: Tensor) -> float:
-    return float(f"{_errors(z.cpu(), reference.cpu()).mean():.4g}")
+    return float(f"{relative_errors(z.cpu(), reference.cpu()).mean():.4g}")
 
 
 def _mean(by_step: dict[int, list[float]]) -> float | None:
