@@ -30,9 +30,10 @@ import nbformat
 import stored
 import style
 import tables
+import timed
 from test_conf import composed
 
-from s2flow.costs import paper, yours
+from s2flow.costs import paper
 from s2flow.coverage import axis_windows
 from s2flow.grid import brick_of_token
 from s2flow.report.windowmap import COLOURS, RARER, in_words, read_windows
@@ -98,8 +99,8 @@ def figure6_runs(runs, device="cpu, some CPU", prefix="6"):
     hr = {"hr": 10.0, "decode": 0.2}
     step = {"step_seconds": {"hr": high}, "density": {"50": 1.0}}
     add_run(runs, f"{prefix}0", native, clip(seconds=hr, **step), PROMPTS[:2])
-    for name, reading, f, timed in (("1", "volume", 0.5, low), ("2", "per_axis", 0.125, {})):
-        step = {"step_seconds": flows | timed, "density": {"30": f}, "low_flow_reused": not timed}
+    for name, reading, f, made in (("1", "volume", 0.5, low), ("2", "per_axis", 0.125, {})):
+        step = {"step_seconds": flows | made, "density": {"30": f}, "low_flow_reused": not made}
         step |= {"windows": "adaptive", "seconds": seconds}
         add_run(runs, prefix + name, own | {"density": reading}, clip(**step), PROMPTS[:2])
 
@@ -130,11 +131,12 @@ def store(tmp_path_factory):
 def clips(tmp_path_factory):
     """What Figures 3 to 5 ask for, at a reduced size."""
     runs = tmp_path_factory.mktemp("clips") / "runs"
-    small = ("steps=4", "t_i=3", "frames=2", "prompts.count=2", "device=cpu", "progress=off")
+    small = ("steps=4", "t_i=3", "frames=2", "device=cpu", "progress=off", "scorer=[none]")
     methods = ("native", "bicubic", "diffusehigh", "hiflow", "macs", "cascade", "s2flow")
-    for word in (*(f"method={m}" for m in methods), "windows=oracle", "order=1"):
-        runner.run(composed([*small, word, f"runs_dir={runs}"]))
-    runner.run(composed([*small, "steps=8", "prompts.count=1", f"runs_dir={runs}"]))
+    words = [*(f"method={m}" for m in methods), "order=1", "steps=8", "windows=oracle"]
+    for word in words:  # two clips where means are checked
+        count = f"prompts.count={1 + (word == 'windows=oracle')}"
+        runner.run(composed([*small, count, word, f"runs_dir={runs}"]))
     return runs
 
 
@@ -143,7 +145,7 @@ def notebook(tmp_path_factory):
     """notebook("tables", runs): the names it leaves behind, its folder of figures, what it said."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "paper_clock", functools.cache(paper.paper_clock))
-        patch.setattr(yours, "model", functools.cache(yours.model))
+        patch.setattr(timed, "model", functools.cache(timed.model))
 
         def run(name, runs):
             out, said = tmp_path_factory.mktemp(name), io.StringIO()
@@ -313,7 +315,7 @@ def test_what_cannot_be_exported_is_one_line(words, said, monkeypatch, capsys):
 
 def test_blocks_are_sums_of_ten_steps_and_a_reused_lr_flow_is_looked_up(shown, store):
     names, _, _ = shown("runtime")
-    ((title, found),) = names["timed"].items()
+    ((title, found),) = names["found"].items()
     assert title.startswith("micro, 32×48, 3 frames\ncpu, some CPU, threads 2")
     assert list(found) == ["native", "s2flow, f = 0.5", "s2flow, f = 0.125"]
     blocks = dict(names["panels"][title])
@@ -322,8 +324,8 @@ def test_blocks_are_sums_of_ten_steps_and_a_reused_lr_flow_is_looked_up(shown, s
     ours = [("LR", pytest.approx(0.1))] * 5 + [("HR", pytest.approx(s)) for s in tens]
     assert blocks["s2flow, f = 0.5"] == blocks["s2flow, f = 0.125"] == ours
     twice = {"a": found["native"], "b": found["native"]}
-    assert list(names["labelled"](twice)) == ["native", "native (b)"]
-    alone = names["flow_blocks"](found["s2flow, f = 0.125"], found["s2flow, f = 0.125"])
+    assert list(timed.labelled(twice)) == ["native", "native (b)"]
+    alone = timed.flow_blocks(found["s2flow, f = 0.125"], found["s2flow, f = 0.125"])
     assert [side for side, _ in alone] == ["HR"] * 3  # nobody timed its LR flow
     stages = names["stages"][title]["s2flow, f = 0.5"]
     assert stages == {
@@ -334,7 +336,7 @@ def test_blocks_are_sums_of_ten_steps_and_a_reused_lr_flow_is_looked_up(shown, s
 
 def test_the_papers_bars_are_its_published_seconds_and_the_models(shown, store):
     names, _, _ = shown("runtime")
-    rows = dict(names["paper_rows"](names["clock"]))
+    rows = dict(timed.paper_rows(names["clock"]))
     total = {name: sum(s for _, s in blocks) for name, blocks in rows.items()}
     assert total["native, published"] == pytest.approx(5 * 733.0)
     assert total["s2flow, published"] == pytest.approx(5 * 51.0 + 3 * 96.4)

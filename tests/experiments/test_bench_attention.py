@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from benchmark import EVERYWHERE, benched, refused, script
+from benchmark import EVERYWHERE, benched, script
 from plain import windowed
 
 benching, rows_of, bench = (script(n) for n in ("benching", "attention_rows", "bench_attention"))
@@ -140,24 +140,3 @@ def test_a_sweep_fits_its_slope(monkeypatch, tmp_path, quick):
         assert r["ratio"] == pytest.approx(
             r["dense"]["seconds"] / r["window"]["seconds"], rel=1e-3
         )
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--minutes", "0"), "type --minutes 5"),
-        (("--repeats", "0"), "type --repeats 3"),
-        (("--name", "a/b"), "type letters"),
-        (("--device", "cpu", "--sizes", "hr"), "type small"),
-        (("--device", "cpu", "--tokens", "0", "4", "4"), "of 1 or more"),
-        (("--tokens", "a"), "expected 3 arguments"),
-    ],
-)
-def test_bad_words_are_refused_in_a_line(words, said, monkeypatch, tmp_path, capsys):
-    assert said in refused(monkeypatch, tmp_path, capsys, "bench_attention", *words)
-
-
-def test_without_a_gpu_cuda_is_refused(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = refused(monkeypatch, tmp_path, capsys, "bench_attention", "--device", "cuda")
-    assert said == "error: device=cuda: no CUDA device is here; type --device cpu"
