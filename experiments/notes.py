@@ -53,12 +53,9 @@ def provenance_notes(rows: dict[str, Run], left_out: int) -> list[str]:
     done = pd.concat([run.done for run in rows.values()])
     known = {k: used[k].dropna() if k in used else pd.Series() for k in ("device", "commit")}
     words = {k: ", ".join(sorted({str(v) for v in x if v})) or "unknown" for k, x in known.items()}
-    prompts, seeds = (
-        len(used.drop_duplicates(["prompt", "original_prompt"])),
-        used["seed"].nunique(),
-    )
+    prompts = len(used.drop_duplicates(["prompt", "original_prompt"]))
     made = f"device {words['device']}; commit {words['commit']}"
-    notes = [f"ours: {prompts} prompts, {seeds} seeds; {made}"]
+    notes = [f"ours: {prompts} prompts, {used['seed'].nunique()} seeds; {made}"]
     notes.append("s: the share that is kept; f: share of query-key pairs really computed")
     if left_out:
         notes.append(f"left out: {left_out} finished clips made with other settings")
