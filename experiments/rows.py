@@ -146,24 +146,9 @@ def _table(name: str, runs: list[Run], reference: str | None, of: int | None) ->
     names = {c.removeprefix("score_") for c in recorded}
     scores = [s for s in VBENCH if s in names] + sorted(names - set(VBENCH))
 
-    published, rows, labelled = paper_rows(name), [], {}
-    for key in (*published, *sorted(ours.keys() - published.keys(), key=str)):
-        run, row = ours.get(key), published.get(key)
-        label = row_label(name, row if run is None else run.knobs)
-        if run is not None:
-            labelled[label] = run
-        cells, theirs = our_cells(name, run, clips, scores), paper_cells(name, row)
-        minus = {} if embedded else _minus_paper(cells, theirs)
-        rows.append({"setting": label, **cells, **theirs, **minus})
-    if name == "table2":  # HR seconds of full attention over those of the row; LR is shared
-        full = next((r["seconds hr"] for r in rows if r["setting"].startswith("s=1 ")), None)
-        for row in rows:
-            if full and row["seconds hr"]:
-                row["HR speed-up"] = full / row["seconds hr"]
-
-    base = _reference(published, ours, labelled, reference)
+    rows, labelled = _rows(name, ours, clips, scores, embedded)
+    base = _reference(paper_rows(name), ours, labelled, reference)
     differences = {} if base is None else _differences(labelled, base, scores)
-
     below = [notes.held_note(held, group["steps"])]
     below += notes.provenance_notes(labelled, _finished(runs) - _finished(ours.values()))
     below += [notes.difference_note(base)] if differences else []
@@ -183,6 +168,27 @@ def _table(name: str, runs: list[Run], reference: str | None, of: int | None) ->
         missing=[f"{row} ({n} of {clips} clips)" for row, n in have.items() if n < clips],
         command=command(name, group, held, prompts, seeds, embedded),
     )
+
+
+def _rows(
+    name: str, ours: dict[tuple, Run], clips: int, scores: list[str], embedded: bool
+) -> tuple[list[Record], dict[str, Run]]:
+    """The cells of every row, ours and the paper's, and our runs by setting."""
+    published, rows, labelled = paper_rows(name), [], {}
+    for key in (*published, *sorted(ours.keys() - published.keys(), key=str)):
+        run, row = ours.get(key), published.get(key)
+        label = row_label(name, row if run is None else run.knobs)
+        if run is not None:
+            labelled[label] = run
+        cells, theirs = our_cells(name, run, clips, scores), paper_cells(name, row)
+        minus = {} if embedded else _minus_paper(cells, theirs)
+        rows.append({"setting": label, **cells, **theirs, **minus})
+    if name == "table2":  # HR seconds of full attention over those of the row; LR is shared
+        full = next((r["seconds hr"] for r in rows if r["setting"].startswith("s=1 ")), None)
+        for row in rows:
+            if full and row["seconds hr"]:
+                row["HR speed-up"] = full / row["seconds hr"]
+    return rows, labelled
 
 
 def _reference(published: dict, ours: dict, labelled: dict, run_id: str | None) -> str | None:
