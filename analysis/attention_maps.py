@@ -16,7 +16,7 @@ backbone show how a toy model attends, not how the paper's models do.
 
 # %%
 import numpy as np
-from figure3 import AXES, attention_at, by_distance, clip_to_show, telling_heads
+from figure3 import AXES, attention_at, by_distance, clip_to_show, has_its_model, telling_heads
 from matplotlib.patches import Rectangle
 from style import GREY, PAGE, folders, headed, plt, save, spread
 
@@ -25,22 +25,10 @@ EXPERIMENT = f"python run.py experiment=figure3 runs_dir={RUNS}"
 
 RECORD, FLOW, _ = clip_to_show(RUNS)
 STEP = RECORD and (RECORD["recipe"]["t_i"] + 1) // 2  # halfway through the HR flow
-
-
-def model_is_here(record):
-    """Whether the weights that made a clip are those of an embedded backbone of this installation."""
-    from notes import EMBEDDED
-
-    from s2flow.embedded import backbone as tiny
-
-    name = record["recipe"]["backbone"]
-    return name in EMBEDDED and tiny.weights_hash(name) == record["recipe"]["weights"]
-
-
 MEASURED = None
 if FLOW is None:
     print(f"no clip with windows whose LR flow is in lr_cache; make some: {EXPERIMENT}")
-elif not model_is_here(RECORD):
+elif not has_its_model(RECORD):
     print(f"attention is measured with embedded models only, so with runs of: {EXPERIMENT}")
 else:
     MEASURED = attention_at(RECORD, FLOW, STEP)  # tokens, query rows, attention

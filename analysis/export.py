@@ -7,7 +7,6 @@ that fails leaves the others going, is written as far as it came, and is named a
 error; the exit status is then 1. A notebook is a .py file that begins with a py:percent cell.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import jupytext
 import nbformat
 from nbclient.exceptions import CellExecutionError
 from nbconvert.preprocessors import ExecutePreprocessor
-from style import add_folders, check_folders
+from style import check_folders, parser_of
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 1800  # of one cell, at most
@@ -48,11 +47,8 @@ def export(path: Path, out: Path) -> str | None:
 def main() -> int:
     """Export what was asked for."""
     known = notebooks()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
-    add_folders(parser)
     args = parser.parse_args()
     for name in args.names:
         if name not in known:

@@ -7,9 +7,12 @@ No notebook: `attention_maps.py` and `window_maps.py` draw what is worked out he
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from s2flow.coverage import attention_rows, sample_rows
+from s2flow.embedded import backbone as tiny
+from s2flow.embedded.world import WORLDS
 from s2flow.report.windowmap import read_windows
 from s2flow.store import read_run
 from s2flow.store.lowflow import find_flow
@@ -39,10 +42,14 @@ def clip_to_show(runs, most=64):
     return (kept[0][0], None, kept[0][1]) if kept else (None, None, None)
 
 
+def has_its_model(record):
+    """Whether the weights that made a clip are those of an embedded backbone of this installation."""
+    name = record["recipe"]["backbone"]
+    return name in WORLDS and tiny.weights_hash(name) == record["recipe"]["weights"]
+
+
 def attention_at(record, flow, n, most=512):
     """(tokens, query rows, attention (layers, heads, rows, L)) with n LR steps remaining."""
-    from s2flow.embedded import backbone as tiny
-
     recipe, seen = record["recipe"], []
     backbone = tiny.load(recipe["backbone"], "cpu")
     z, sigma = flow.flow.z[n], float(flow.flow.sigma[n])
@@ -51,12 +58,10 @@ def attention_at(record, flow, n, most=512):
     words = (recipe["negative_prompt"], recipe["guidance"])
     condition = backbone.encode_prompt([record["prompt"]], *words)
 
-    def observe(layer, q, k):
-        seen.append(attention_rows(q, k, rows, int(np.prod(tokens)), backbone.router.text)[0])
-
-    with backbone.router.observing(observe):
+    with backbone.router.observing(lambda layer, q, k: seen.append((q, k))):
         backbone.velocity(z, sigma, condition)
-    return tokens, rows.numpy(), torch.stack(seen).numpy()
+    of = (rows, int(np.prod(tokens)), backbone.router.text)
+    return tokens, rows.numpy(), torch.stack([attention_rows(*qk, *of)[0] for qk in seen]).numpy()
 
 
 def by_distance(tokens, rows, A, axis):
@@ -101,21 +106,22 @@ def best_by_volume(r):
 
 def regret_table(clips):
     """(HR steps remaining, layers, regret (layers, steps)): means over the clips that have it."""
-    kept = [r["oracle"]["regret_by_layer"] for r in clips]
-    steps = sorted({int(n) for one in kept for n in one}, reverse=True)
-    layers = sorted({int(i) for one in kept for by in one.values() for i in by})
-    cells = [
-        [[one.get(str(n), {}).get(str(i), np.nan) for n in steps] for i in layers] for one in kept
-    ]
-    return steps, layers, np.nanmean(np.array(cells, float), 0)
+    cells = [pd.DataFrame(r["oracle"]["regret_by_layer"]).stack() for r in clips]
+    mean = pd.concat(cells, axis=1).mean(axis=1).unstack()
+    mean.index, mean.columns = mean.index.astype(int), mean.columns.astype(int)
+    mean = mean.sort_index().sort_index(axis=1, ascending=False)
+    return mean.columns.tolist(), mean.index.tolist(), mean.to_numpy()
 
 
 def coverage_lines(clips, steps):
     """(HR's own choice, LR's choice, realised density): means over clips, per step."""
-    own = np.array([[r["oracle"]["coverage"][str(n)] for n in steps] for r in clips])
-    lost = np.array([[r["oracle"]["regret"][str(n)] for n in steps] for r in clips])
-    f = np.array([[r["density"][str(n)] for n in steps] for r in clips])
-    return own.mean(0), (own - lost).mean(0), f.mean(0)
+    keys = [str(n) for n in steps]
+    tables = [{**r["oracle"], "density": r["density"]} for r in clips]
+    own, lost, f = (
+        np.array([[table[name][n] for n in keys] for table in tables]).mean(0)
+        for name in ("coverage", "regret", "density")
+    )
+    return own, own - lost, f
 
 
 def oracle_clips(runs):

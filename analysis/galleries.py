@@ -21,15 +21,7 @@ import numpy as np
 from style import ORANGE, PAGE, folders, plt, save
 
 # isort: split
-from gallery_clips import (
-    METHODS,
-    crop_of,
-    figure4_runs,
-    figure5_runs,
-    group_with_most,
-    middle_frame,
-    shared_clips,
-)
+import gallery_clips as of
 from matplotlib.patches import Rectangle
 from notes import EMBEDDED
 from PIL import Image
@@ -38,7 +30,7 @@ RUNS, OUT = folders(__doc__)
 EXPERIMENT = f"python run.py experiment=figure5 runs_dir={RUNS}"
 GAP, LINE, HEAD = 0.03, 0.13, 0.62  # inches: between pictures, of a line of text, of the head
 WIDEST = 600  # pixels; wider frames are shrunk, crops are not
-GROUP, FITTING = group_with_most(RUNS)
+GROUP, FITTING = of.group_with_most(RUNS)
 
 # %% [markdown]
 """
@@ -128,19 +120,19 @@ def draw_figure4(runs, clips):
     titles = [("LR",), *(title_of(*run) for run in runs.items())]
     lines = []
     for prompt, _, key in clips:
-        frames = [middle_frame(RUNS, run.id, key) for run in runs.values()]
-        low = (middle_frame(RUNS, run.id, key, low=True) for run in runs.values())
+        frames = [of.middle_frame(RUNS, run.id, key) for run in runs.values()]
+        low = (of.middle_frame(RUNS, run.id, key, low=True) for run in runs.values())
         pictures = [next((f for f in low if f is not None), None), *frames]
         pictures = [f if f is None else shown(f) for f in pictures]
         lines.append((prompt, pictures, [None] * len(pictures)))
     draw_sheet("gallery_methods", titles, lines)
 
 
-METHODS_SHOWN = figure4_runs(FITTING)
-if LACKING := [m for m in METHODS if m not in METHODS_SHOWN]:
+METHODS_SHOWN = of.figure4_runs(FITTING)
+if LACKING := [m for m in of.METHODS if m not in METHODS_SHOWN]:
     print(f"no clips of {', '.join(LACKING)}; make some: {EXPERIMENT}")
 if METHODS_SHOWN:
-    draw_figure4(METHODS_SHOWN, shared_clips(METHODS_SHOWN, most=6))
+    draw_figure4(METHODS_SHOWN, of.shared_clips(METHODS_SHOWN, most=6))
 
 # %% [markdown]
 """
@@ -157,11 +149,11 @@ def draw_figure5(runs, clips):
     """Frame and crop of each of the runs, the same crop for all."""
     lines = []
     for prompt, _, key in clips:
-        frames = [middle_frame(RUNS, run.id, key) for run in runs.values()]
+        frames = [of.middle_frame(RUNS, run.id, key) for run in runs.values()]
         whole = next((f for f in frames if f is not None), None)
         if whole is None:
             continue
-        y, x, h, w = crop_of(whole)
+        y, x, h, w = of.crop_of(whole)
         box = tuple(np.array([y, x, h, w]) / np.tile(whole.shape[:2], 2))
         pairs = [
             (None, None) if f is None else (shown(f), f[y : y + h, x : x + w]) for f in frames
@@ -172,9 +164,9 @@ def draw_figure5(runs, clips):
     draw_sheet("gallery_order", titles, lines, every=2)
 
 
-COMPARED = figure5_runs(FITTING)
+COMPARED = of.figure5_runs(FITTING)
 if len(COMPARED) < 3:
     present = " ".join(COMPARED) or "nothing"
     print(f"Figure 5 has {present} of (a) (b) (c); make them: {EXPERIMENT}")
 if COMPARED:
-    draw_figure5(COMPARED, shared_clips(COMPARED, most=4))
+    draw_figure5(COMPARED, of.shared_clips(COMPARED, most=4))

@@ -10,24 +10,15 @@ One panel per machine and backbone, never two on one axis.
 """
 
 # %%
-from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save
+from style import BLACK, BLUE, COLUMN, GREEN, ORANGE, PINK, RED, SKY, folders, plt, save, show
 
 # isort: split
 from itertools import cycle
 from statistics import fmean
 
+import timed
 from script import markdown
-from stored import lacking, records_by_run, show_markdown
-from timed import (
-    SETTING,
-    STAGES,
-    flow_blocks,
-    labelled,
-    model_stages,
-    paper_rows,
-    stage_seconds,
-    timed_runs,
-)
+from stored import lacking, records_by_run
 
 from s2flow.costs.paper import paper_clock
 
@@ -76,21 +67,22 @@ def blocks_figure(panels):
 
 def show_table(title, head, rows):
     """A table of markdown below its title."""
-    show_markdown("\n".join(["", title.replace("\n", ", "), "", *markdown(head, rows), ""]))
+    show("\n".join(["", title.replace("\n", ", "), "", *markdown(head, rows), ""]))
 
 
-timed = timed_runs(records_by_run(runs))
+found = timed.timed_runs(records_by_run(runs))
 clock = paper_clock()
 panels = {}
-for title, by_run in timed.items():
-    timed[title] = labelled(by_run)
+for title, by_run in found.items():
+    found[title] = timed.labelled(by_run)
     every = sum(by_run.values(), [])
-    panels[title] = [(name, flow_blocks(rs, every)) for name, rs in timed[title].items()]
-if not timed:
+    panels[title] = [(name, timed.flow_blocks(rs, every)) for name, rs in found[title].items()]
+if not found:
     lacking("runs of Figure 6 with the seconds of every step", "experiment=figure6", runs)
-size = "×".join(map(str, reversed(SETTING["high_resolution"])))
-title = f"{SETTING['backbone']}, {size}, {SETTING['frames']} frames\n{SETTING['gpus']} (the paper)"
-panels[title] = paper_rows(clock)
+own = timed.SETTING
+size = "×".join(map(str, reversed(own["high_resolution"])))
+title = f"{own['backbone']}, {size}, {own['frames']} frames\n{own['gpus']} (the paper)"
+panels[title] = timed.paper_rows(clock)
 save(blocks_figure(panels), out / "figure6_blocks")
 
 # %% [markdown]
@@ -137,10 +129,10 @@ def stages_figure(panels):
     figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False)
     for ax, (title, by_run) in zip(axes[:, 0], panels.items(), strict=True):
         for mark, colour, (name, of) in zip(cycle(MARKS), cycle(TONES), by_run.items()):
-            y = [list(STAGES).index(k) for k in of]
+            y = [list(timed.STAGES).index(k) for k in of]
             ax.semilogx([*of.values()], y, mark, color=colour, mfc="none", label=name)
-        ax.set_yticks(range(len(STAGES)), STAGES)
-        ax.set_ylim(len(STAGES) - 0.5, -0.5)
+        ax.set_yticks(range(len(timed.STAGES)), timed.STAGES)
+        ax.set_ylim(len(timed.STAGES) - 0.5, -0.5)
         ax.grid(True)
         ax.set_title(title)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
@@ -150,12 +142,13 @@ def stages_figure(panels):
 
 
 stages = {
-    name: {who: stage_seconds(rs) for who, rs in by_run.items()} for name, by_run in timed.items()
+    name: {who: timed.stage_seconds(rs) for who, rs in by_run.items()}
+    for name, by_run in found.items()
 }
-stages[title.replace("(the paper)", "(runtime model)")] = model_stages(clock)
+stages[title.replace("(the paper)", "(runtime model)")] = timed.model_stages(clock)
 save(stages_figure(stages), out / "figure6_stages")
 for name, by_run in stages.items():
-    cells = [(k, *(digits(f[k]) if k in f else "" for f in by_run.values())) for k in STAGES]
+    cells = [(k, *(digits(f[k]) if k in f else "" for f in by_run.values())) for k in timed.STAGES]
     show_table(name, ("stage, s", *by_run), cells)
 print(f"beside the transformer, by Table 1: {60 * clock.rest:.0f} s (MACS), ", end="")
 print(f"{60 * clock.rest_of_s2flow:.0f} s (S2Flow)")

@@ -19,6 +19,7 @@ from stored import (
     PAPER_NUMBERS,
     RESULTS,
     chosen,
+    from_zero,
     lacking,
     name_of,
     records_by_run,
@@ -26,7 +27,6 @@ from stored import (
     tables_of,
 )
 
-from s2flow.metrics import paired_clips
 from s2flow.store import load_records
 
 runs, out = folders(__doc__)
@@ -43,25 +43,19 @@ a pair of closed-form flows, where the LR flow knows the HR flow as well as it e
 
 
 # %%
-def show_errors():
-    """One figure per file of experiments/solver_error.py; files of other solvers are left out."""
-    files = sorted(RESULTS.glob("*solver_error*.json"))
-    for file in files:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        rows = result["rows"]
-        if not rows or any(row["error"].keys() < LOOK.keys() for row in rows):
-            print(f"{file.name}: other solvers; measure them again with: {result['command']}")
-            continue
-        print(f"{file.name}: {result['command']}")
-        figure = drawn(rows)
-        title = file.stem.replace("_solver_error", " ")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
-        save(figure, out / file.stem.replace("=", ""))
-    if not files:
-        print("missing: solver errors; measure them with: python experiments/solver_error.py")
-
-
-show_errors()
+FILES = sorted(RESULTS.glob("*solver_error*.json"))
+if not FILES:
+    print("missing: solver errors; measure them with: python experiments/solver_error.py")
+for file in FILES:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    if not rows or any(row["error"].keys() < LOOK.keys() for row in rows):
+        print(f"{file.name}: other solvers; measure them again with: {result['command']}")
+        continue
+    print(f"{file.name}: {result['command']}")
+    figure = drawn(rows)
+    figure.suptitle(file.stem.replace("_solver_error", " "), x=0.01, ha="left", fontsize=7)
+    save(figure, out / file.stem.replace("=", ""))
 
 # %% [markdown]
 """
@@ -125,29 +119,25 @@ def cosines(clips, source):
     """Steps remaining -> (mean, low, high) over prompts of a run's records."""
     by_step = {}
     for r in clips:
-        prompt = (r["prompt"], r.get("original_prompt"))
+        key = ((r["prompt"], r.get("original_prompt")), r["seed"])
         for n, x in ((r.get("derivative_cosine") or {}).get(source) or {}).items():
-            by_step.setdefault(int(n), {})[prompt, r["seed"]] = x
-    ends = {}
-    for n in sorted(by_step, reverse=True):
-        d = paired_clips(by_step[n], dict.fromkeys(by_step[n], 0.0))
-        if d.mean is not None:
-            ends[n] = (d.mean, d.low, d.high)
-    return ends
+            by_step.setdefault(int(n), {})[key] = x
+    means = {n: from_zero(by_step[n]) for n in sorted(by_step, reverse=True)}
+    return {n: (d.mean, d.low, d.high) for n, d in means.items() if d.mean is not None}
 
 
 def cosine_runs(by_run):
     """(Backbone, steps) -> the run nearest to the paper's setting, then the one with most clips."""
-    best = {}
+    ranked = []
     for run, clips in by_run.items():
-        clips = [r for r in clips if r.get("derivative_cosine")]
-        if clips:
+        if clips := [r for r in clips if r.get("derivative_cosine")]:
             recipe = clips[0]["recipe"]
             usual = sum(recipe.get(k) == v for k, v in USUAL.items())
             usual += recipe["t_i"] * SETTING["steps"] == SETTING["t_i"] * recipe["steps"]
-            rank, key = (usual, len(clips), run), (recipe["backbone"], recipe["steps"])
-            best[key] = max(best.get(key, ((-1,),)), (rank, clips), key=lambda pair: pair[0])
-    return {key: (rank[-1], clips) for key, (rank, clips) in best.items()}
+            key = (recipe["backbone"], recipe["steps"])
+            ranked.append(((usual, len(clips), run), key, clips))
+    ranked.sort(key=lambda each: each[0])  # the best of a key comes last
+    return {key: (rank[-1], clips) for rank, key, clips in ranked}
 
 
 def cosine_figure(clips, title):

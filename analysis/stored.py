@@ -1,22 +1,20 @@
 """What notebooks read from a store: records by run, tables, scores with intervals, and what lacks.
 
-    table  = tables_of("table2", frame, runs)      experiments/tables.py, and what is missing
+    table  = tables_of("table2", frame, runs)      experiments/rows.py, and what is missing
     score  = score_of(table.runs[setting], "own detail")   mean over prompts with its 95 % interval
 
 A score is a column of a table: "Mean", "VBench ..." or "own ..." (of the embedded world).
 """
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips import Run
 from notes import PAPER_NUMBERS  # noqa: F401  for notebooks
-from script import RESULTS  # noqa: F401  for notebooks
+from rows import AGGREGATES, make_tables
+from script import RESULTS, ROOT  # noqa: F401  for notebooks
 from sheet import Table
-from style import IN_JUPYTER, ROOT
-from tables import AGGREGATES, make_tables
 
 from s2flow.metrics import AGGREGATES as FORMULAS
 from s2flow.metrics import PairedDifference, paired_clips
@@ -90,35 +88,9 @@ def score_of(run: Run, score: str) -> PairedDifference:
     """Mean over prompts, seeds averaged within, with its 95 % interval: the difference to 0."""
     name = AGGREGATES.get(score, score.removeprefix("VBench ").removeprefix("own "))
     get = FORMULAS.get(name, lambda row: row.get(name))
-    values = {clip: get(row) for clip, row in run.scores().items()}
+    return from_zero({clip: get(row) for clip, row in run.scores().items()})
+
+
+def from_zero(values: dict) -> PairedDifference:
+    """The mean of values by (prompt, seed), as a difference to 0."""
     return paired_clips(values, dict.fromkeys(values, 0.0))
-
-
-def uneven(records: Iterable[dict[str, Any]]) -> str:
-    """In what the making of raw records differs, so that their seconds do not compare; or ""."""
-    records = list(records)
-    values = {k: sorted({str(r.get(k)) for r in records}) for k in ("device", "threads", "batch")}
-    return "; ".join(f"{k} {', '.join(v)}" for k, v in values.items() if len(v) > 1)
-
-
-def show_html(page: str, text: str) -> None:
-    """Rich in Jupyter, text elsewhere; of a page only the body, so that it styles nothing around it."""
-    if not IN_JUPYTER:
-        print(text)
-        return
-    from IPython.display import HTML, display
-
-    head, _, body = page.rpartition("</style>")
-    style = head.partition("<style>")[2]
-    body = body.replace("</html>", "")
-    display(HTML(f'<style>.s2flow {{{style}}}</style><div class="s2flow">{body}</div>'))
-
-
-def show_markdown(text: str) -> None:
-    """Rendered in Jupyter, as it is elsewhere."""
-    if not IN_JUPYTER:
-        print(text)
-        return
-    from IPython.display import Markdown, display
-
-    display(Markdown(text))

@@ -34,26 +34,25 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 
-def folders(doc: str | None) -> tuple[Path, Path]:
-    """(runs, out) from the command line, the environment or their defaults; `out` is made."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_folders(parser)
-    args = parser.parse_args([] if IN_JUPYTER else sys.argv[1:])
-    check_folders(parser, args)
-    return args.runs, args.out
-
-
-def add_folders(parser: argparse.ArgumentParser) -> None:
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The options --runs and --out."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=form)
     runs = Path(os.environ.get("S2FLOW_RUNS", ROOT / "runs"))
     out = Path(os.environ.get("S2FLOW_OUT", ROOT / "analysis" / "out"))
     parser.add_argument("--runs", type=Path, default=runs, help="the store to read")
     parser.add_argument("--out", type=Path, default=out, help="for what is written")
+    return parser
 
 
-def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def folders(doc: str | None) -> tuple[Path, Path]:
+    """(runs, out) from the command line, the environment or their defaults; `out` is made."""
+    parser = parser_of(doc)
+    args = parser.parse_args([] if IN_JUPYTER else sys.argv[1:])
+    return check_folders(parser, args)
+
+
+def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Path, Path]:
     """Make `out`; ends with one line if that or reading `runs` cannot be."""
     if not args.runs.is_dir():
         parser.error(f"--runs {args.runs}: no such folder; make clips first, python run.py")
@@ -61,6 +60,7 @@ def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {args.out} cannot be made ({error.strerror}); type another folder")
+    return args.runs, args.out
 
 
 def intervals(ax: Axes, rows: list[tuple], solid: list[bool] | None = None) -> None:
@@ -107,3 +107,19 @@ def save(figure: Figure, path: Path, dpi: float | None = None) -> None:
         from IPython.display import Image, display
 
         display(Image(f"{path}.png", width=int(figure.get_figwidth() * 160)))
+
+
+def show(text: str, page: str = "") -> None:
+    """Markdown, or a page of HTML, in Jupyter; the text elsewhere.
+
+    Of a page only the body is shown, so that it styles nothing around it.
+    """
+    if not IN_JUPYTER:
+        print(text)
+        return
+    from IPython.display import HTML, Markdown, display
+
+    head, _, body = page.rpartition("</style>")
+    style, body = head.partition("<style>")[2], body.replace("</html>", "")
+    rich = HTML(f'<style>.s2flow {{{style}}}</style><div class="s2flow">{body}</div>')
+    display(rich if page else Markdown(text))

@@ -14,12 +14,12 @@ nothing about the paper's model. Compare how rows differ, not how high they are.
 """
 
 # %%
-from style import COLUMN, folders, intervals, plt, save
+from style import COLUMN, folders, intervals, plt, save, show
 
 # isort: split
 
-from sheet import to_html, to_md, to_text
-from stored import RESULTS, chosen, name_of, show_html, show_markdown, tables_of
+from sheet import FORMATS
+from stored import RESULTS, chosen, name_of, tables_of
 
 from s2flow.errors import UserError
 from s2flow.report.preferences import left_share, ranking, read_votes, win_rates
@@ -53,10 +53,10 @@ def show_table(name):
     tables = tables_of(name, frame, runs)
     if not tables:
         return
-    every = list(tables.values())
-    show_html(to_html(every), to_text(every))
-    (out / f"{name}.md").write_text(to_md(every), encoding="utf-8")
-    (out / f"{name}.html").write_text(to_html(every), encoding="utf-8")
+    pages = {form: FORMATS[form](list(tables.values())) for form in ("text", "md", "html")}
+    show(pages["text"], pages["html"])
+    for form in ("md", "html"):
+        (out / f"{name}.{form}").write_text(pages[form], encoding="utf-8")
     for which, table in tables.items():
         scores = chosen(table)
         if scores and table.differences:
@@ -116,16 +116,11 @@ undecided where the interval or the runs do not suffice.
 
 
 # %%
-def show_claims():
-    """The tables that experiments/claims.py wrote, one per backbone."""
-    files = sorted(RESULTS.glob("claims_*.md"))
-    if not files:
-        print("missing: the claims; decide them with: python experiments/claims.py --run")
-    for file in files:
-        show_markdown(file.read_text(encoding="utf-8"))
-
-
-show_claims()
+CLAIMS = sorted(RESULTS.glob("claims_*.md"))  # of experiments/claims.py, one per backbone
+if not CLAIMS:
+    print("missing: the claims; decide them with: python experiments/claims.py --run")
+for file in CLAIMS:
+    show(file.read_text(encoding="utf-8"))
 
 # %% [markdown]
 """
@@ -160,11 +155,11 @@ def show_votes():
         rates = win_rates(votes)
         share, low, high = left_share(votes)
         print(f"{len(votes)} votes; the left side won {share:.2f} [{low:.2f}, {high:.2f}]")
-        show_html(rates.to_html(index=False), rates.to_string(index=False))
+        show(rates.to_string(index=False), rates.to_html(index=False))
         save(votes_figure(rates), out / "win_rates")
         if len({*rates["a"], *rates["b"]}) > 2:
             best = ranking(votes)
-            show_html(best.to_html(index=False), best.to_string(index=False))
+            show(best.to_string(index=False), best.to_html(index=False))
     except UserError as error:
         print(error)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from stored import PAPER_NUMBERS
 
-from s2flow.costs import rates_of
+from s2flow.costs.clock import rates_of
 from s2flow.costs.paper import READINGS, PaperClock, figure6
 from s2flow.costs.yours import model
 from s2flow.store.recipes import LOW_FIELDS
@@ -114,9 +114,11 @@ def model_stages(clock: PaperClock) -> dict[str, dict[str, float]]:
     names = {keys[0]: name for name, keys in STAGES.items()}
     whole = {names[row["stage"]]: row["seconds"] for row in yours.stages()}
     steps, t_i = yours.recipe.steps / 10, yours.recipe.t_i / 10
-    native = {"HR flow": steps * yours.ten_steps(yours.high)}
+    native = {"HR flow": steps * yours.ten_steps(yours.costs.high)}
     stages = {"native": {k: whole[k] for k in ("decode", "other")} | native}
     for reading in READINGS:
         f = fraction_of_volume(yours.recipe.sparsity, reading)
-        stages[f"s2flow, f = {f:g}"] = whole | {"HR flow": t_i * yours.ten_steps(yours.high, f)}
+        stages[f"s2flow, f = {f:g}"] = whole | {
+            "HR flow": t_i * yours.ten_steps(yours.costs.high, f)
+        }
     return stages

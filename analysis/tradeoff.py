@@ -15,7 +15,7 @@ from style import BLACK, BLUE, COLUMN, GREEN, GREY, ORANGE, PINK, RED, SKY, fold
 # isort: split
 from functools import cache
 
-from stored import PAPER_NUMBERS, chosen, name_of, records_by_run, score_of, tables_of, uneven
+from stored import PAPER_NUMBERS, chosen, name_of, records_by_run, score_of, tables_of
 
 from s2flow.store import load_records
 
@@ -54,15 +54,17 @@ def native_seconds(tables, group, column):
 @cache
 def differing(title, run_ids):
     """In what the clips of a table differ that decides their seconds; printed, once."""
-    words = uneven(r for run in run_ids for r in raw.get(run, []))
+    clips = [r for run in run_ids for r in raw.get(run, [])]
+    values = {k: sorted({str(r.get(k)) for r in clips}) for k in ("device", "threads", "batch")}
+    words = "; ".join(f"{k} {', '.join(v)}" for k, v in values.items() if len(v) > 1)
     if words:
         print(f"CAUTION: {title}: seconds do not compare, clips differ in {words}")
     return words
 
 
-def is_uneven(table):
-    """Whether seconds of a table's rows do not compare."""
-    return bool(differing(table.title, tuple(run.id for run in table.runs.values())))
+def caution(table):
+    """What stands over seconds that do not compare."""
+    return UNEVEN if differing(table.title, tuple(run.id for run in table.runs.values())) else ""
 
 
 def draw_interval(ax, x, q, **look):
@@ -92,38 +94,32 @@ def kind(point):
     return "fixed" if "fixed" in setting else "other"
 
 
-def draw_ours(axes, rows, full, base):
-    """Quality, and HR seconds / base, over f."""
-    chain = [p for p in rows if kind(p) == "adaptive" and p is not full]
-    chain = sorted(chain, key=lambda p: p["f"]) + ([full] if full else [])
-    for ax, value in zip(axes, (lambda p: p["q"][0], lambda p: p["s"] / base), strict=True):
-        ax.plot([p["f"] for p in chain], [value(p) for p in chain], color=BLUE)
+def draw_lines(axes, lines, full, form):
+    """Quality above time: a line of (x, quality, time), and full attention's dashed."""
+    for ax, i in zip(axes, (1, 2), strict=True):
+        ax.plot([p[0] for p in lines], [p[i] for p in lines], form, color=BLUE)
         if full:
-            ax.axhline(value(full), color=BLACK, ls="--", lw=0.7)
-    for p in rows:
-        x, look = p["f"] + ASIDE * (kind(p) != "adaptive"), WINDOWS[kind(p)]
-        draw_interval(axes[0], x, p["q"], **look)
-        axes[1].plot(x, p["s"] / base, ls="none", **look)
-
-
-def draw_paper(axes, rows):
-    """Mean and time (1 / speed-up) over s, as published; the last row is full attention."""
-    rows = [r for r in rows if r.get("mean") is not None]
-    for ax, value in zip(axes, (lambda r: r["mean"], lambda r: 1 / r["speedup"]), strict=True):
-        ax.plot([r["sparsity"] for r in rows], [value(r) for r in rows], "o-", color=BLUE)
-        ax.axhline(value(rows[-1]), color=BLACK, ls="--", lw=0.7)
+            ax.axhline(full[i], color=BLACK, ls="--", lw=0.7)
 
 
 def sparsity_figure(table, score, native):
     """Two columns: ours and the paper's; quality above time."""
     rows = [p for p in points(table, score, "seconds hr") if p["f"] is not None]
-    full = next((p for p in rows if p["setting"].startswith("s=1 ")), None)
+    ours = {p["setting"]: (p["f"], p["q"][0], p["s"] / (native or 1)) for p in rows}
+    full = next((x for setting, x in ours.items() if setting.startswith("s=1 ")), None)
+    chain = [ours[p["setting"]] for p in rows if kind(p) == "adaptive"]
     figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 3), sharex="col")
-    draw_ours(axes[:, 0], rows, full, native or 1)
-    draw_paper(axes[:, 1], PAPER_NUMBERS["table2_sparsity"])
+    draw_lines(axes[:, 0], sorted(chain, key=lambda x: (x is full, x)), full, "-")
+    for p in rows:
+        x, look = p["f"] + ASIDE * (kind(p) != "adaptive"), WINDOWS[kind(p)]
+        draw_interval(axes[0, 0], x, p["q"], **look)
+        axes[1, 0].plot(x, ours[p["setting"]][2], ls="none", **look)
+    paper = [r for r in PAPER_NUMBERS["table2_sparsity"] if r.get("mean") is not None]
+    paper = [(r["sparsity"], r["mean"], 1 / r["speedup"]) for r in paper]  # as published
+    draw_lines(axes[:, 1], paper, paper[-1], "o-")
     axes[0, 0].set(ylabel=name_of(score), title=f"{table.group['backbone']}, ours")
     axes[1, 0].set(ylabel="HR seconds / native's" if native else "HR seconds")
-    axes[1, 0].set(xlabel="realised density f", title=UNEVEN if is_uneven(table) else "")
+    axes[1, 0].set(xlabel="realised density f", title=caution(table))
     axes[0, 1].set(ylabel=name_of("Mean"), title="HunyuanVideo, the paper")
     axes[1, 1].set(ylabel="time / full attention's", xlabel="s as published")
     for ax in axes.flat:
@@ -133,9 +129,8 @@ def sparsity_figure(table, score, native):
         ax.set_ylim(0)
     keys = {"adaptive windows": plt.Line2D([], [], color=BLUE, marker="o")}
     keys["full attention"] = plt.Line2D([], [], color=BLACK, ls="--")
-    for name in ("fixed", "other"):
-        if name in map(kind, rows):
-            keys[name] = plt.Line2D([], [], ls="none", **WINDOWS[name])
+    shown = {name: WINDOWS[name] for name in ("fixed", "other") if name in map(kind, rows)}
+    keys |= {name: plt.Line2D([], [], ls="none", **look) for name, look in shown.items()}
     look = {"columnspacing": 1, "handletextpad": 0.4}
     figure.legend(keys.values(), keys, ncols=4, loc="lower center", **look)
     figure.tight_layout(pad=0.3, rect=(0, 0.06, 1, 1))
@@ -165,12 +160,13 @@ def methods_figure(table, score, native):
     figure, axes = plt.subplots(2, figsize=(COLUMN, 3.6))
     for p in points(table, score, "seconds total"):
         mark, colour = LOOKS.get(p["setting"], ("P", GREY))
-        x = p["s"] / native if native else p["s"]
+        x = p["s"] / (native or 1)
         draw_interval(axes[0], x, p["q"], fmt=mark, color=colour, label=p["setting"])
     unit = "seconds / native's" if native else "seconds"
     axes[0].set(ylabel=name_of(score), xlabel=f"{unit} per clip")
-    caution = f"; {UNEVEN}" if is_uneven(table) else ""
-    axes[0].set_title(f"{table.group['backbone']}, ours{caution}")
+    axes[0].set_title(
+        "; ".join(filter(None, (f"{table.group['backbone']}, ours", caution(table))))
+    )
     rows = PAPER_NUMBERS["table1"]
     for r in rows:
         mark, colour = LOOKS[r["method"]]

@@ -2,35 +2,32 @@
 
     python experiments/backbone_card.py [--prompts 64] [--seeds 2] [--factors 2 1.5 3] [--weights DIR]
 
-Cost: about half an hour on two cores. Held-out prompts (factors other than 2: one seed), raw frames,
-every measure of s2flow/scorers/world.py, means with 95 % intervals over prompts (seeds averaged within
-the prompt), beside those of true renders; every row minus the cascade, prompt by prompt. Writes to
-experiments/results/ `<backbone>_card.json`, `<backbone>_gallery.png` (the first 8 prompts of seed 0 at
-2x) and `<backbone>_sheet.png` (the first 32).
+Cost: half an hour on two cores. Held-out prompts (factors other than 2: one seed), raw frames, every
+measure of s2flow/scorers/world.py, means with 95 % intervals over prompts, beside those of true
+renders; every row minus the cascade, prompt by prompt. Writes to experiments/results/
+`<backbone>_card.json`, `<backbone>_gallery.png` (the first 8 prompts of seed 0 at 2x) and
+`<backbone>_sheet.png` (the first 32).
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed, recipe_of
+from script import RESULTS, result, write_result
 
-import s2flow.recipe.resolve
 from s2flow import methods
 from s2flow.embedded import backbone as tiny
 from s2flow.embedded.world import WORLDS, held_out_captions
-from s2flow.metrics import paired_difference
-from s2flow.process.provenance import provenance
+from s2flow.metrics import PairedDifference, paired_difference
 from s2flow.scorers import Clip
-from s2flow.scorers.world import WorldAgreement, features, frechet_distance, renders
+from s2flow.scorers.oracle import features
+from s2flow.scorers.world import WorldAgreement, frechet_distance, renders
 from s2flow.store.lowflow import LowFlowCache
 from s2flow.training.sheets import table
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "experiments" / "results"
 ROWS = {
     "native": "method=native",
     "native rope=interpolate": "method=native rope=interpolate",
@@ -80,17 +77,16 @@ def main() -> None:
             shown = {"render": videos["render"]} | shown
             shown |= {row: videos[row] for row in ELSEWHERE}
     for name, count in (("gallery", 8), ("sheet", 32)) if shown else ():
-        path = args.out / f"{args.backbone}_{name}.png"
-        draw({row: v[:count] for row, v in shown.items()}, texts[:count], path)
+        sheet = table({row: torch.stack(v[:count]) for row, v in shown.items()}, texts[:count])
+        sheet.quantize(256).save(args.out / f"{args.backbone}_{name}.png")
     write(args, found)
 
 
 def sample(backbone, args, clips, words, factor, cache):
     """LR videos, None where the row has none, and HR videos (T, H, W, 3) of every clip."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=[f"backbone={args.backbone}", *words])
+    cfg = composed([f"backbone={args.backbone}", *words])
     cfg.high = [round(side * factor) for side in cfg.backbone.low]
-    recipe = s2flow.recipe.resolve.resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
+    recipe = recipe_of(cfg)
     low, high = [], []
     for k in range(0, len(clips), args.batch):
         prompts, seeds = zip(*clips[k : k + args.batch], strict=True)
@@ -109,48 +105,38 @@ def summary(scorer: WorldAgreement, videos: list, clips: list[tuple[str, int]]) 
         for name, value in scores.items():
             each.setdefault(name, {}).setdefault(text, []).append(value)
     by_prompt = {name: {t: fmean(v) for t, v in values.items()} for name, values in each.items()}
-    means = {}
-    for name, values in by_prompt.items():
-        d = paired_difference(values, dict.fromkeys(values, 0.0))
-        means[name] = [round(x, 4) for x in (d.mean, d.low, d.high)]
+    zero = {name: dict.fromkeys(values, 0.0) for name, values in by_prompt.items()}
+    means = {k: _ends(paired_difference(values, zero[k])) for k, values in by_prompt.items()}
     true = renders(list(dict.fromkeys(t for t, _ in clips)), scorer.world, videos[0].shape[:3])
     distance = frechet_distance(features(scorer.oracle, videos), features(scorer.oracle, true))
     return {"means": means | {"frechet_distance": [round(distance, 1)]}, "by_prompt": by_prompt}
 
 
+def _ends(d: PairedDifference) -> list[float]:
+    return [round(x, 4) for x in (d.mean, d.low, d.high)]
+
+
 def write(args: argparse.Namespace, found: dict) -> None:
     """The result file, and a table on the terminal."""
     differences = {}
-    for row in found:
+    for row, of in found.items():
         factor, _, name = row.partition(" ")
         if f"{factor} cascade" in found and name not in ("", "render", "cascade"):
-            pair = found[row]["by_prompt"], found[f"{factor} cascade"]["by_prompt"]
-            differences[row] = {}
-            for measure in ("world_agreement", "whole", "debris", "detail"):
-                d = paired_difference(pair[0][measure], pair[1][measure])
-                differences[row][measure] = [round(x, 4) for x in (d.mean, d.low, d.high)]
-    result = {
-        "command": " ".join(["python", "experiments/backbone_card.py", *sys.argv[1:]]),
-        "backbone": args.backbone,
-        "weights": tiny.weights_hash(args.backbone) if args.weights is None else "of --weights",
-        "prompts": args.prompts,
-        "seeds": args.seeds,
-        **{k: v for k, v in provenance("cpu").items() if k not in ("command", "host")},
-        "means": {row: of["means"] for row, of in found.items()},
-        "minus_cascade": differences,
-    }
+            ours, base = of["by_prompt"], found[f"{factor} cascade"]["by_prompt"]
+            names = ("world_agreement", "whole", "debris", "detail")
+            differences[row] = {n: _ends(paired_difference(ours[n], base[n])) for n in names}
+    weights = tiny.weights_hash(args.backbone) if args.weights is None else "of --weights"
+    about = {"backbone": args.backbone, "weights": weights, "prompts": args.prompts}
+    card = result("backbone_card", sys.argv[1:], **about, seeds=args.seeds)
+    card["means"] = {row: of["means"] for row, of in found.items()}
+    card["minus_cascade"] = differences
     path = args.out / f"{args.backbone}_card.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, card)
     names = ("world_agreement", "world_shape", "repetition", "whole", "debris", "detail", "grid")
     for row, of in found.items():
         cells = " ".join(f"{n.removeprefix('world_')} {of['means'][n][0]:.3f}" for n in names)
         print(f"{row:26s} {cells}")
     print(f"wrote {path}")
-
-
-def draw(shown: dict[str, list], texts: list[str], path: Path) -> None:
-    """A sheet of middle frames, `shown` by row."""
-    table({row: torch.stack(list(v)) for row, v in shown.items()}, texts).quantize(256).save(path)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,20 @@
 """Window attention against the best dense kernel of the same machine, timed side by side.
 
     python experiments/bench_attention.py            # on a GPU if one is here, else small, on the CPU
-    python experiments/bench_attention.py --device cpu
-    cost      2 to 4 minutes on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), where it has
-              not run yet
+    cost      2 to 4 minutes on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`); not yet run there
     expected  CPU: at f = .5 1.3 times, at .125 3.5 times as fast as dense. GPU: 95 % of 1/f against
               our own kernel run dense; 1.85, 3.4, 6 times at f = .5, .25, .125 against the best one
 
-Writes results/bench_attention_<device>.json with picture. In it, of every size:
-
-    dense      each dense kernel; the fastest is `best_dense`, and takes its turn in every group below
-    backends   why one cannot be used here, or null
-    rows       windows "mixed" (heads with different candidates: what a plan is), each candidate at each
-               density, "whole grid" (our kernel run dense). ordered: tokens are in brick order already;
-               false: q, k, v and the output are permuted in the call. ratio: best dense over this;
-               share_of_1_over_f: own dense over this, times f, both ordered alike. density: realised,
-               of video pairs; pairs: the same with text, which is always dense
-    error      rel-L2 of sampled query rows against float32, computed for these rows alone
-    memory     peak bytes with inputs, and the ratio to the best dense kernel's
-    planning   coverage of one layer (Eq. 8) over the dense attention of one layer at that size, which
-               is less than the layer's forward: the true share is smaller (bench_step.py)
-    sweep      seconds against tokens at f = .25, with fitted slopes; `judged`: asked, measured, met
+Writes results/bench_attention_<device>.json with picture. In it, of every size: each `dense` kernel,
+the fastest as `best_dense`; `backends`, why one cannot be used here; `rows`, windows "mixed" (heads
+with different candidates: what a plan is), each candidate by itself, "whole grid" (our kernel run
+dense). ordered: tokens are in brick order already; false: permuted in the call. ratio: best dense
+over this; share_of_1_over_f: own dense over this, times f. density: realised, of video pairs; pairs:
+with text, which is always dense. `error`: rel-L2 of sampled rows against float32. `memory`: peak
+bytes. `planning`: coverage of one layer (Eq. 8) over its dense attention. `sweep`: seconds against
+tokens at f = .25.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -68,10 +59,7 @@ def main() -> None:
         Bench(name, size, args, result).measure()
         if i == 0 and not args.no_sweep:
             sweep(size, args, result)
-    result.put("judged", judged(result.data))
-    for line in result.data["judged"]:
-        print(line)
-    result.finish("attention")
+    result.finish(judged(result.data))
 
 
 def sizes_of(args: Any) -> dict[str, Size]:
@@ -99,25 +87,25 @@ def sizes_of(args: Any) -> dict[str, Size]:
 def sweep(size: Size, args: Any, result: Result) -> None:
     """Dense and windows at f = .25 against the number of tokens, with slopes fitted in logarithms."""
     brick = (2, 8, 8) if args.device == "cuda" else size.brick
+    rows = result.data.get("sweep", [])
     for tokens in SWEEP[args.device] if args.tokens is None else (size.tokens,):
         one = Bench("sweep", replace(size, tokens=tokens, brick=brick), args, result)
-        before = result.data.get("sweep", [])[-1:]
         guess = 1.0
-        for row in before:
-            guess = 7.5 * row["dense"]["seconds"] * (math.prod(tokens) / row["tokens"]) ** 2
+        if rows:
+            guess = 7.5 * rows[-1]["dense"]["seconds"] * (one.n / rows[-1]["tokens"]) ** 2
         windows = one.mixture(SWEPT)
-        if not windows or not result.time_for(f"sweep, {math.prod(tokens)} tokens", guess):
+        if not windows or not result.time_for(f"sweep, {one.n} tokens", guess):
             continue
         one.dense, _ = dense_kernels(one.sets[0][0], args.device)
         quick, _ = interleaved({n: one.dense_call(n) for n in one.dense}, args.device, 1)
         best = min(quick, key=lambda n: quick[n])
         calls = {"dense": one.dense_call(best), "window": one.call("auto", windows)}
-        rows = {name: summed_up(t) for name, t in one.timed(calls)[0].items()}
-        ratio = sig(rows["dense"]["seconds"] / rows["window"]["seconds"])
-        about = {"tokens": math.prod(tokens), "best_dense": best, "f": SWEPT}
-        about["density"] = sig(one.density(windows))
-        result.add("sweep", {**about, **rows, "ratio": ratio})
-    rows = result.data.get("sweep", [])
+        times = {name: summed_up(t) for name, t in one.timed(calls)[0].items()}
+        row = {"tokens": one.n, "best_dense": best, "f": SWEPT}
+        row |= {"density": sig(one.density(windows)), **times}
+        row["ratio"] = sig(times["dense"]["seconds"] / times["window"]["seconds"])
+        result.add("sweep", row)
+        rows = result.data["sweep"]
     if len(rows) > 1:
         slopes = {n: slope(rows, n) for n in ("dense", "window")}
         result.put("slopes", slopes)
@@ -142,8 +130,7 @@ def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
     for name, size in data["sizes"].items():
         if name == "own":  # nothing is asked of a size of one's own
             continue
-        memory = size.get("memory", {}).get(size.get("auto"))
-        if memory:
+        if memory := size.get("memory", {}).get(size.get("auto")):
             ratio = memory["in_its_order_over_dense"]
             lines.append(judge(f"{name}: peak memory over dense", 1.1, ratio, least=False))
         if size["dtype"] == "float32":

@@ -18,10 +18,6 @@
 set -uo pipefail
 out=${1:?type bash experiments/bench_on_gpu.sh OUT STAGE [MINUTES]} stage=${2:-all} minutes=${3:-9}
 device=${DEVICE:-cuda} failed=0
-case $stage in
-  attention | attention_lr | attention_hr | step | vae | pipeline | all) ;;
-  *) echo "error: stage $stage is unknown; type attention, step, vae, pipeline or all" >&2; exit 2 ;;
-esac
 if ! [[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || [[ $minutes =~ ^0+(\.0+)?$ ]]; then
   echo "error: minutes $minutes is no time; type 9" >&2; exit 2
 fi
@@ -64,6 +60,7 @@ case $stage in
     bench vae "$(share .1)" ${vae[@]+"${vae[@]}"}
     bench pipeline "$(share .2)" --backbone wan_1_3b ${pipeline[@]+"${pipeline[@]}"}
     ;;
+  *) echo "error: stage $stage is unknown; type attention, step, vae, pipeline or all" >&2; exit 2 ;;
 esac
 du -sk "$out" | awk '$1 > 16384 { print "error: OUT holds more than 16 MiB"; exit 1 }' || failed=1
 exit $failed

@@ -5,23 +5,16 @@
     cost      2 minutes on two CPU cores; on a GPU the minutes given, 24 GiB or more; not yet run there
     expected  speed-up over native as the model has it; peak memory within 20 % of `s2flow.costs`
 
-Methods take turns, clip by clip, and each makes its own LR flow: nothing is reused. ratio is native's
-wall time over this method's, native being dense attention at HR from the first step to the last; by
-stage likewise where both have the stage. The model: FLOPs of every stage by `s2flow.costs`, over the
-rates that native's own HR stage and decoding reached in this run. What it does not count (text, plan,
-diagnostics) is 0 there.
-
-Wan 1.3B needs no checkpoint: time and memory do not depend on the weights' values, and text states are
-drawn at random. Its size is the largest of SIZES that by the estimate fits the memory, and by one
-measured forward the time. There are few steps, so that attention, not their number, fills the time.
-`--tiny` is the same at toy width, on a CPU, to see that it runs.
-
-Writes results/bench_pipeline_<device>.json with picture, `_wan_1_3b` or `_toy` in its name.
+Methods take turns, clip by clip, and each makes its own LR flow. ratio: native's wall time (dense
+attention at HR from the first step to the last) over this method's. The model: FLOPs of every stage
+by `s2flow.costs` over the rates that native's HR stage and decoding reached in this run; 0 for text,
+plan, diagnostics. Wan needs no checkpoint, and takes the largest of SIZES that fits memory and time;
+`--tiny` is the same at toy width, on a CPU. Writes results/bench_pipeline_<device>.json, `_wan_1_3b`
+or `_toy` in its name.
 """
 
 import argparse
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
@@ -34,8 +27,11 @@ from script import run
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.tiles import tile_vae
-from s2flow.costs import CONTEXT_GIB, GIB, SLACK, VAE_SHARE, Costs, forward_cost, measure
 from s2flow.costs.blank import blank
+from s2flow.costs.clip import measure
+from s2flow.costs.clock import VAE_SHARE
+from s2flow.costs.forward import forward_cost
+from s2flow.costs.stages import CONTEXT_GIB, GIB, SLACK, Costs
 from s2flow.embedded import backbone as tiny
 from s2flow.errors import UserError
 from s2flow.methods import generate
@@ -52,6 +48,7 @@ SIZES = [  # (LR, HR, frames, brick at LR, brick at HR), largest first; the firs
 ]
 TOY_SIZE = ((64, 64), (128, 128), 5, (1, 1, 1), (1, 2, 2))
 PROMPT = "a large red ball moves right on sand"  # of the embedded world; others have random text
+SHAPE = ("low", "high", "frames", "brick_low", "brick_high")
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode", "preview", "diagnostics")
 
 
@@ -87,41 +84,34 @@ def main() -> None:
         raise UserError("backbone=wan_1_3b needs a CUDA device; type --tiny to see that it runs")
     if args.backbone == "micro" and args.tiny:
         raise UserError("tiny is of backbone=wan_1_3b; leave --tiny out: micro is small already")
+    kind = ""
     if args.backbone == "wan_1_3b":
         args.steps, args.t_i = args.steps or 5, args.t_i or 3
-        args.name = "_".join(filter(None, ("toy" if args.tiny else "wan_1_3b", args.name)))
-    result = Result("pipeline", args, backbone=args.backbone, toy=args.tiny)
-    with subject(args) as (backbone, origin, sizes):
-        bench(backbone, origin, sizes, args, result)
-    result.finish("pipeline")
-
-
-@contextmanager
-def subject(args: argparse.Namespace):
-    """(backbone, its origin, the sizes to choose from; None: the one of its file)."""
+        kind = "toy" if args.tiny else "wan_1_3b"
+    result = Result("pipeline", args, kind, backbone=args.backbone, toy=args.tiny)
     if args.backbone == "micro":
-        yield tiny.load("micro", args.device), Origin("micro"), [None]
-        return
-    with model(args.backbone, args.tiny) as known:
-        backbone = build(known, args.device, ("transformer", "vae"))
-        backbone.encode_prompt = lambda prompts, negative, guidance: random_condition(
-            backbone, len(prompts), guidance
-        )
-        yield backbone, known.origin, [TOY_SIZE] if args.tiny else SIZES
+        backbone = tiny.load("micro", args.device)
+        bench(backbone, Origin("micro"), [None], args, result)
+    else:
+        with model(args.backbone, args.tiny) as known:
+            backbone = build(known, args.device, ("transformer", "vae"))
+            backbone.encode_prompt = lambda prompts, negative, guidance: random_condition(
+                backbone, len(prompts), guidance
+            )
+            bench(backbone, known.origin, [TOY_SIZE] if args.tiny else SIZES, args, result)
+    result.finish()
 
 
 def recipes_of(args: argparse.Namespace, size: tuple | None) -> dict[str, Recipe]:
-    """The recipe of every variant at one size. Raises UserError for what cannot be made."""
+    """The recipe of every variant at one size, or at its file's. Raises UserError as run.py does."""
     words = [f"{k}={v}" for k, v in (("steps", args.steps), ("t_i", args.t_i)) if v is not None]
-    if size is not None:
-        names = ("low", "high", "frames", "brick_low", "brick_high")
-        plain = (v if isinstance(v, int) else list(v) for v in size)
-        words += [f"{k}={v}" for k, v in zip(names, plain, strict=True)]
+    for k, v in zip(SHAPE, size or (), strict=size is not None):
+        words.append(f"{k}={v if isinstance(v, int) else list(v)}")
     words += ["vae_tile=[64,48]"] if args.tiny else []
-    recipes = {}
     variants = {"native": ["method=native"], "cascade": ["method=cascade"]}
     variants |= {f"s2flow s={s:g}": [f"sparsity={s:g}"] for s in args.sparsity}
     variants["s2flow s=0.5 per axis"] = ["sparsity=0.5", "density=per_axis"]
+    recipes = {}
     for name, more in variants.items():
         own = [f"backbone={args.backbone}", *words, *more]
         if name == "native":  # no hand-off, so no t_i
@@ -132,11 +122,13 @@ def recipes_of(args: argparse.Namespace, size: tuple | None) -> dict[str, Recipe
 
 
 def bench(backbone: Any, origin: Origin, sizes: list, args: Any, result: Result) -> None:
-    """Every variant in turn, as often as the time allows, at least once."""
+    """Every variant in turn, as often as the time allows, at least once.
+
+    sizes: to choose from; None is the one of the backbone's file.
+    """
     variants = choose(backbone, origin, sizes, args, result)
     r = variants["cascade"].recipe
-    names = ("low", "high", "frames", "steps", "t_i", "brick_low", "brick_high")
-    result.put("shapes", {name: getattr(r, name) for name in names})
+    result.put("shapes", {name: getattr(r, name) for name in (*SHAPE, "steps", "t_i")})
     for v in variants.values():  # compiles, tunes, allocates
         make(backbone, replace(v.recipe, steps=2, t_i=1), args.device)
     for _ in range(args.repeats):
@@ -183,17 +175,23 @@ def row_of(v: Variant, native: Variant, device: str) -> dict[str, Any]:
         for of in (v, native)
     )
     stages = {}
-    for stage, took in v.seconds().items():
-        stages[stage] = {"seconds": sig(took)}
-        if stage in measured:
-            stages[stage]["ratio"] = sig(measured[stage] / max(took, 1e-9))
-        stages[stage] |= _estimate(v, stage, guess.get(stage, 0.0), device)
+    counted = {s.name: s for s in v.costs.stages if s.name != "text"}
+    resident = v.costs.weights.vae + v.costs.weights.transformer[0]
+    for name, took in v.seconds().items():
+        row = stages[name] = {"seconds": sig(took)}
+        if name in measured:
+            row["ratio"] = sig(measured[name] / max(took, 1e-9))
+        if stage := counted.get(name):
+            peak = max(c.peak_mib[name] for c in v.clocks) / 1024
+            estimate = (resident + stage.bytes) / GIB
+            row |= {"tokens": stage.tokens, "tflop": sig(stage.flops / 1e12)}
+            row |= {"model_seconds": sig(guess.get(name, 0.0)), "peak_gib": sig(peak, 4)}
+            row["estimated_peak_gib"] = sig(estimate, 4)
+            # a CPU's peak is the whole process: nothing to compare with
+            row["estimate_over_measured"] = sig(estimate / peak) if device == "cuda" else None
     times, total = summed_up(v.walls), sum(guess.values())
     return {
-        "variant": v.name,
-        "method": v.recipe.method,
-        "density": sig(v.density),
-        **times,
+        **{"variant": v.name, "method": v.recipe.method, "density": sig(v.density), **times},
         "ratio": sig(median(native.walls) / times["seconds"]),
         "stages": stages,
         "model": {
@@ -201,25 +199,6 @@ def row_of(v: Variant, native: Variant, device: str) -> dict[str, Any]:
             "ratio": sig(sum(whole.values()) / total),
             "tflops_reached": {k: sig(x / 1e12) for k, x in rate.items()},
         },
-    }
-
-
-def _estimate(v: Variant, name: str, seconds: float, device: str) -> dict[str, Any]:
-    """The runtime model's view of a stage; empty where it does not count it."""
-    stage = next((s for s in v.costs.stages if s.name == name != "text"), None)
-    if stage is None:
-        return {}
-    peak = max(c.peak_mib[name] for c in v.clocks) / 1024
-    resident = v.costs.weights.vae + v.costs.weights.transformer[0]
-    estimate = (resident + stage.bytes) / GIB
-    return {
-        "tokens": stage.tokens,
-        "tflop": sig(stage.flops / 1e12),
-        "model_seconds": sig(seconds),
-        "peak_gib": sig(peak, 4),
-        "estimated_peak_gib": sig(estimate, 4),
-        # a CPU's peak is the whole process: nothing to compare with
-        "estimate_over_measured": sig(estimate / peak) if device == "cuda" else None,
     }
 
 
@@ -231,24 +210,19 @@ def choose(
     counted = args.device == "cuda"
     memory = torch.cuda.mem_get_info()[1] / GIB if counted else float("inf")
     step = seconds_per_flop(backbone, origin, family, sizes[-1]) if counted else 0.0
-    minutes = 0.0
     for size in sizes:
         recipes = recipes_of(args, size)
         costs = {name: measure(blank(family, origin), r) for name, r in recipes.items()}
-        needed = (
-            max(c.peak(s) for c in costs.values() for s in c.stages) / GIB * SLACK + CONTEXT_GIB
-        )
-        minutes = sum(work_of(c) for c in costs.values()) * step * 1.5 / 60  # and the warm-up
+        needed = max(c.peak(s) for c in costs.values() for s in c.stages) / GIB
+        needed = needed * SLACK + CONTEXT_GIB
+        stages = [s for c in costs.values() for s in c.stages]
+        flops = sum(s.flops / (VAE_SHARE if s.part == "vae" else 1) for s in stages)
+        minutes = flops * step * 1.5 / 60  # and the warm-up
         if counted:
             print(f"{size[1]} x {size[2]}: {needed:.1f} GiB, {minutes:.1f} minutes")
         if needed <= memory and 60 * minutes <= result.left():
             return {name: Variant(name, r, costs[name]) for name, r in recipes.items()}
     raise UserError(f"nothing fits {args.minutes:g} minutes; type --minutes {minutes + 1:.0f}")
-
-
-def work_of(costs: Costs) -> float:
-    """FLOPs of a clip, those of the autoencoder at its slower rate."""
-    return sum(s.flops / (VAE_SHARE if s.part == "vae" else 1) for s in costs.stages)
 
 
 def seconds_per_flop(backbone: Any, origin: Origin, family: str, size: tuple) -> float:

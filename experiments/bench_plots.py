@@ -20,32 +20,26 @@ from figures import plt
 from matplotlib.axes import Axes
 
 BACKENDS = {  # name -> colour, marker
-    **{
-        "fa4": (figures.GREEN, "D"),
-        "triton": (figures.BLUE, "o"),
-        "flex": (figures.PINK, "^"),
-        "tiled": (figures.RED, "s"),
-    }
+    "fa4": (figures.GREEN, "D"),
+    "triton": (figures.BLUE, "o"),
+    "flex": (figures.PINK, "^"),
+    "tiled": (figures.RED, "s"),
 }
 STAGES = {  # name -> colour, hatch
-    **{
-        "text": (figures.GREY, ""),
-        "lr": (figures.SKY, ""),
-        "plan": (figures.BLACK, ""),
-        "handoff": (figures.YELLOW, "////"),
-    },
-    **{
-        "hr": (figures.BLUE, ""),
-        "decode": (figures.ORANGE, ""),
-        "preview": (figures.PINK, "...."),
-    },
+    "text": (figures.GREY, ""),
+    "lr": (figures.SKY, ""),
+    "plan": (figures.BLACK, ""),
+    "handoff": (figures.YELLOW, "////"),
+    "hr": (figures.BLUE, ""),
+    "decode": (figures.ORANGE, ""),
+    "preview": (figures.PINK, "...."),
     "diagnostics": ("#BBBBBB", "xxxx"),
 }
-PARTS = (
-    ("blocks, double", figures.BLUE, ""),
-    ("blocks, single", figures.SKY, "////"),
-    ("rest", figures.GREY, ""),
-)
+PARTS = {
+    "blocks, double": (figures.BLUE, ""),
+    "blocks, single": (figures.SKY, "////"),
+    "rest": (figures.GREY, ""),
+}
 NAMES = {"hunyuan": "HunyuanVideo", "wan_1_3b": "Wan 1.3B", "handoff": "hand-off"}
 GUESS = {"color": figures.RED, "marker": "D", "ls": "none"}
 
@@ -54,22 +48,21 @@ def main() -> None:
     """Draw every file named."""
     if len(sys.argv) < 2:
         sys.exit("error: no file; type python experiments/bench_plots.py results/bench_X.json")
-    draw = {"attention": attention, "step": step, "vae": vae, "pipeline": pipeline}
     for path in map(Path, sys.argv[1:]):
         kind = path.stem.split("_")[1] if path.stem.startswith("bench_") else ""
-        if kind not in draw or not path.exists():
+        if kind not in DRAW or not path.exists():
             sys.exit(f"error: {path} is no benchmark's file; type one of results/bench_*.json")
-        draw[kind](json.loads(path.read_text()), path.with_suffix(""))
+        DRAW[kind](json.loads(path.read_text()), path.with_suffix(""))
 
 
-def panels(heights: list[float]):
+def _panels(heights: list[float]) -> tuple[Any, list[Axes]]:
     """A figure of column width with one panel below the other."""
     size = {"figsize": (figures.COLUMN, sum(heights)), "height_ratios": heights}
     figure, axes = plt.subplots(len(heights), **size, squeeze=False, layout="constrained")
     return figure, list(axes[:, 0])
 
 
-def above(figure: Any, ax: Axes, columns: int) -> None:
+def _above(figure: Any, ax: Axes, columns: int) -> None:
     """The legend of one panel over the whole figure, each label once."""
     handles, labels = ax.get_legend_handles_labels()
     known = dict(zip(labels, handles, strict=True))
@@ -77,25 +70,26 @@ def above(figure: Any, ax: Axes, columns: int) -> None:
     figure.legend(known.values(), known, ncols=columns, loc="outside upper center", **look)
 
 
-def stacked(ax: Axes, y: int, parts: list[tuple[str, float, str, str]]) -> float:
-    """One horizontal bar of (label, length, colour, hatch); its end."""
+def _bar(
+    ax: Axes, y: int, parts: dict[str, float], looks: dict, guess: float, label: str, text: str
+) -> None:
+    """One horizontal bar of stacked parts, the runtime model's mark, and a text behind both."""
     end = 0.0
-    for name, length, colour, hatch in parts:
+    for name, length in parts.items():
+        colour, hatch = looks[name]
         style = {"color": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.3}
-        ax.barh(y, length, 0.66, left=end, label=name, **style)
+        ax.barh(y, length, 0.66, left=end, label=NAMES.get(name, name), **style)
         end += length
-    return end
+    ax.plot([guess], [y], label=label, **GUESS)
+    ax.text(max(end, guess), y, f"  {text}", va="center", fontsize=6.5)
 
 
-def bars(ax: Axes, labels: list[str], right: float) -> None:
+def _rows(ax: Axes, labels: list[str], right: float) -> None:
     """Names of horizontal bars, the first one on top."""
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlim(0, right)
     ax.grid(True, axis="x")
-
-
-# -- attention ----------------------------------------------------------------------------------
 
 
 def attention(result: dict[str, Any], path: Path) -> None:
@@ -104,7 +98,7 @@ def attention(result: dict[str, Any], path: Path) -> None:
     swept = len(result.get("sweep", [])) > 1
     if not names and not swept:
         return
-    figure, axes = panels([2.3] * len(names) + [1.9] * swept)
+    figure, axes = _panels([2.3] * len(names) + [1.9] * swept)
     for name, ax in zip(names, axes, strict=False):
         _speed_up(ax, result, name)
     if swept:
@@ -134,12 +128,10 @@ def _speed_up(ax: Axes, result: dict[str, Any], name: str) -> None:
     ax.invert_xaxis()
     densities = (1, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.0156)
     figures.plain_numbers(ax, "x", [d for d in densities if d > least * 0.9])
-    low = min(0.8, *(0.9 * r["ratio"] for r in rows))
-    top = max(1.2 / least, *(1.2 * r["ratio"] for r in rows))
+    ratios = [r["ratio"] for r in rows]
+    low, top = min(0.8, 0.9 * min(ratios)), max(1.2 / least, 1.2 * max(ratios))
     ax.set_ylim(low, top)
-    figures.plain_numbers(
-        ax, "y", [y for y in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= y <= top]
-    )
+    figures.plain_numbers(ax, "y", [2.0**k for k in range(-2, 7) if low <= 2.0**k <= top])
     ax.grid(True)
     ax.legend(fontsize=6, loc="upper left", handlelength=1.8)
     size = result["sizes"][name]
@@ -167,31 +159,27 @@ def _tokens(ax: Axes, result: dict[str, Any]) -> None:
     ax.legend(fontsize=6, loc="upper left")
 
 
-# -- step, autoencoder, whole clips -------------------------------------------------------------
-
-
 def step(result: dict[str, Any], path: Path) -> None:
     """Seconds of a step of the whole model, measured blocks scaled, beside the runtime model."""
-    rows = result.get("rows", [])
-    groups = list(dict.fromkeys((r["model"], r["size"]) for r in rows))
+    groups: dict[tuple, list] = {}
+    for r in result.get("rows", []):
+        groups.setdefault((r["model"], r["size"]), []).append(r)
     if not groups:
         return
-    figure, axes = panels([1.25] * len(groups))
+    figure, axes = _panels([1.25] * len(groups))
     toy = " at toy width" if result["toy"] else ""
-    for ax, group in zip(axes, groups, strict=True):
-        own = [r for r in rows if (r["model"], r["size"]) == group]
-        for y, r in enumerate(own):
+    for ax, ((model, _), rows) in zip(axes, groups.items(), strict=True):
+        for y, r in enumerate(rows):
             blocks = [n * r["block_seconds"][k]["seconds"] for k, n in r["layers"].items()]
             lengths = [*blocks, 0.0][:2] + [max(r["rest_seconds"]["seconds"], 0.0)]
-            parts = [(p[0], x, *p[1:]) for p, x in zip(PARTS, lengths, strict=True)]
-            end, guess = stacked(ax, y, parts), r["estimate"]["seconds_at_achieved"]
-            ax.plot([guess], [y], label="FLOPs at the dense step's rate", **GUESS)
-            ax.text(max(end, guess), y, f"  {r['ratio']:.2f}×", va="center", fontsize=6.5)
-        names = [f"f = {r['f']:g}" if r["f"] < 1 else "dense" for r in own]
-        bars(ax, names, 1.2 * max(r["step_seconds"] for r in own))
-        ax.set_title(f"{NAMES.get(group[0], group[0])}{toy}, {own[0]['video_tokens']:,} tokens")
+            parts, guess = dict(zip(PARTS, lengths, strict=True)), r["estimate"]
+            words = ("FLOPs at the dense step's rate", f"{r['ratio']:.2f}×")
+            _bar(ax, y, parts, PARTS, guess["seconds_at_achieved"], *words)
+        names = [f"f = {r['f']:g}" if r["f"] < 1 else "dense" for r in rows]
+        _rows(ax, names, 1.2 * max(r["step_seconds"] for r in rows))
+        ax.set_title(f"{NAMES.get(model, model)}{toy}, {rows[0]['video_tokens']:,} tokens")
     axes[-1].set_xlabel("seconds of one step of the whole model")
-    above(figure, axes[0], 2)
+    _above(figure, axes[0], 2)
     figures.write(figure, path)
 
 
@@ -201,17 +189,17 @@ def vae(result: dict[str, Any], path: Path) -> None:
     if not rows:
         return
     keys = {"seconds": "seconds"} | ({} if result["small"] else {"peak_gib": "peak memory, GiB"})
-    figure, axes = panels([0.55 + 0.2 * len(rows)] * len(keys))
+    figure, axes = _panels([0.55 + 0.2 * len(rows)] * len(keys))
     labels = [f"{NAMES[r['model']]} {r['size'].upper()} {r['work']}" for r in rows]
     if len({r["tile"] is None for r in rows}) > 1:
-        tiles = ["tiles" if r["tile"] else "whole" for r in rows]
-        labels = [f"{label}, {tile}" for label, tile in zip(labels, tiles, strict=True)]
+        tiles = [", tiles" if r["tile"] else ", whole" for r in rows]
+        labels = list(map(str.__add__, labels, tiles))
     colours = [figures.BLUE if r["work"] == "decode" else figures.SKY for r in rows]
     for ax, (key, title) in zip(axes, keys.items(), strict=True):
         measured, estimate = [r[key] for r in rows], [r["estimate"][key] for r in rows]
         ax.barh(range(len(rows)), measured, 0.62, color=colours)
         ax.plot(estimate, range(len(rows)), label="s2flow.costs", **GUESS)
-        bars(ax, labels, 1.08 * max(measured + estimate))
+        _rows(ax, labels, 1.08 * max(measured + estimate))
         ax.set_xlabel(title)
         ax.legend(fontsize=6, loc="best")
     toy = ", toy width" if result["toy"] else ""
@@ -225,26 +213,26 @@ def pipeline(result: dict[str, Any], path: Path) -> None:
     rows = result.get("rows", [])
     if not rows:
         return
-    figure, (ax,) = panels([1.2 + 0.22 * len(rows)])
+    figure, (ax,) = _panels([1.2 + 0.22 * len(rows)])
     longest = max(r["seconds"] for r in rows)
     seconds = {s: [r["stages"].get(s, {"seconds": 0.0})["seconds"] for r in rows] for s in STAGES}
     shown = [s for s in STAGES if max(seconds[s]) >= longest / 200]  # others are too thin
     for y, r in enumerate(rows):
-        end = stacked(ax, y, [(NAMES.get(s, s), seconds[s][y], *STAGES[s]) for s in shown])
-        guess = r["model"]["seconds"]
-        ax.plot([guess], [y], label="runtime model", **GUESS)
-        text = f"  {r['ratio']:.2f}× ({r['model']['ratio']:.2f}×)"
-        ax.text(max(end, guess), y, text, va="center", fontsize=6.5)
+        guess, parts = r["model"], {s: seconds[s][y] for s in shown}
+        text = f"{r['ratio']:.2f}× ({guess['ratio']:.2f}×)"
+        _bar(ax, y, parts, STAGES, guess["seconds"], "runtime model", text)
     longest = max(longest, *(r["model"]["seconds"] for r in rows))
-    bars(ax, [r["variant"] for r in rows], 1.65 * longest)
+    _rows(ax, [r["variant"] for r in rows], 1.65 * longest)
     ax.set_xlabel("seconds a clip; × faster than native\n(in brackets: by the runtime model)")
-    above(figure, ax, 4)
+    _above(figure, ax, 4)
     shape = result["shapes"]
     (h, w), frames = shape["high"], shape["frames"]
     name = NAMES.get(result["backbone"], result["backbone"]) + " (toy width)" * result["toy"]
     ax.set_title(f"{name}, {h}×{w}×{frames}, {shape['steps']} steps, $t_i$ = {shape['t_i']}")
     figures.write(figure, path)
 
+
+DRAW = {"attention": attention, "step": step, "vae": vae, "pipeline": pipeline}
 
 if __name__ == "__main__":
     main()

@@ -3,8 +3,7 @@
     python experiments/bench_run.py [--repeats 3]
 
 Times `python run.py` and `python run.py -m sparsity=0.25,0.5,0.75` (one prompt) from outside, imports
-and loading included, and writes experiments/results/bench_run.json with the machine's name. Quote the
-median.
+and loading included, and writes experiments/results/bench_run.json. Quote the median.
 """
 
 import argparse
@@ -24,17 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    times = {name: [seconds(words) for _ in range(repeats)] for name, words in COMMANDS.items()}
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for name, words in COMMANDS.items():
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                took = measured(["run.py", *words, *places(Path(folder))])
+                times[name].append(took["seconds"])
     data = result("bench_run", ["--repeats", str(repeats)], seconds=times)
     data["median"] = {name: median(s) for name, s in times.items()}
     write_result(RESULTS / "bench_run.json", data)
     print(json.dumps(data))
-
-
-def seconds(words: list[str]) -> float:
-    """Wall seconds of one `python run.py` with these words, in an empty runs folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        return measured(["run.py", *words, *places(Path(folder))])["seconds"]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
     python experiments/bench_score.py [--clips 473] [--workers 2]
 
-Writes synthetic clips (slow shapes that move, the reference with a little noise) as two runs into a
-temporary folder, then times `python -m s2flow.score` on one of them from outside: one process per
-worker, each with a shard and one thread, imports and decoding of both clips included. Writes
-experiments/results/bench_score.json with machine, versions and commit; `cpu_seconds` of all workers
-tell what it would take on cores that nobody else uses. Expected: under 60 seconds on two cores.
+Writes synthetic clips as two runs into a temporary folder, then times `python -m s2flow.score` on one
+of them from outside: a process per worker, each with a shard and one thread, imports and decoding
+included. Writes experiments/results/bench_score.json. Expected: under 60 seconds on two cores.
 """
 
 import argparse
@@ -16,8 +14,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from commands import ONE_THREAD, load, measured
-from script import RESULTS, result, write_result
+from commands import ONE_THREAD, measured
+from script import RESULTS, load, result, write_result
 
 from s2flow.store import Store, clip_key, sha256_of
 from s2flow.video import write_video

@@ -1,23 +1,19 @@
 """One block of each kind of the true HunyuanVideo and Wan 1.3B, scaled to a step of the whole model.
 
     python experiments/bench_step.py                # on a GPU: true width; on a CPU: toy width
-    python experiments/bench_step.py --models hunyuan --sizes lr
     cost      a minute on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), not yet run there
     expected  the step at f against the dense one as `s2flow.costs` has it: 1.9 times at .5, 6 at .125
 
-A transformer with one block of each kind (HunyuanVideo: one double, one single) and random weights runs
-the backbone's own `velocity`, windows through its router as in an HR step. Dense steps are made with
-the model's own call and with every dense kernel at hand; speed-ups are over the fastest of these, in
-one group. The blocks are timed inside, by events before and after them:
+A transformer with one block of each kind and random weights runs the backbone's own `velocity`,
+windows through its router as in an HR step; speed-ups are over the fastest dense kernel at hand, in
+one group. The blocks are timed inside, by events before and after them; rest is what lies in none of
+them:
 
     step = rest + sum over kinds of (blocks of that kind in the model) x (seconds of one)
 
-rest is what lies in no block: embeddings, text refiner, head, conversions. Of Wan both passes of the
-guidance are in it. Beside it stand the FLOPs of the whole model's forward by `s2flow.costs` and its
-seconds at the rate assumed there, and at the rate that the dense step of this run achieved (so the
-speed-ups compare). planning: the coverage of one layer (Eq. 8) over the forward of one block.
-
-Writes results/bench_step_<device>.json with picture, `_toy` in its name at toy width.
+Beside it: FLOPs by `s2flow.costs`, their seconds at the rate assumed there and at the one that the
+dense step achieved. planning: the coverage of one layer (Eq. 8) over the forward of one block. Writes
+results/bench_step_<device>.json with picture, `_toy` in its name at toy width.
 """
 
 import itertools
@@ -34,6 +30,8 @@ from script import run
 from torch import Tensor, nn
 
 from s2flow import attention
+from s2flow.costs.blank import blank
+from s2flow.costs.forward import forward_cost
 from s2flow.coverage import coverage_by_heads, sample_rows
 from s2flow.grid import brick_grid
 from s2flow.plan import Plan
@@ -52,15 +50,15 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="toy width, as on a CPU")
     args = checked(parser.parse_args())
     toy = args.tiny or args.device == "cpu"
-    args.name = "_".join(filter(None, ("toy" if toy else "", args.name)))
-    result = Result("step", args, toy=toy)
+    result = Result("step", args, "toy" * toy, toy=toy)
     for size, name in itertools.product(args.sizes, args.models):
         with model(name, toy) as known:
             Bench(known, size, sizes_of(known)[size], args, result).measure()
-    result.put("judged", judged(result.data))
-    for line in result.data["judged"]:
-        print(line)
-    result.finish("step")
+    lines = []
+    for r in result.data.get("planning", []) if not toy else ():  # nothing is asked of a toy
+        words = f"{r['model']}: planning over an LR layer's forward"
+        lines.append(judge(words, 0.01, r["share"], least=False))
+    result.finish(lines)
 
 
 class Bench:
@@ -69,14 +67,14 @@ class Bench:
     def __init__(
         self, known: Model, word: str, problem: Problem, args: Any, result: Result
     ) -> None:
-        self.known, self.word, self.args, self.result = known, word, args, result
+        self.name, self.word, self.args, self.result = known.name, word, args, result
         self.brick, guidance = problem.brick, known.conf.guidance
-        self.backbone = build(
-            known, args.device, ("transformer",), **random_models.ONE_OF_EACH[known.family]
-        )
+        changes = random_models.ONE_OF_EACH[known.family]
+        self.backbone = build(known, args.device, ("transformer",), **changes)
         shape = self.backbone.latent_shape(*problem.size, problem.frames)
         self.tokens = self.backbone.token_grid(shape)
-        self.estimate = random_models.estimated_forward(known, shape, guidance)
+        whole = blank(known.family, known.origin)  # the model, from its configs alone
+        self.estimate = forward_cost(whole, shape, 1, guidance)
         self.rate = random_models.assumed_rate(result.data["device"]) * 1e12  # FLOP/s
         self.layers = known.layers()
         self.z = torch.randn(1, *shape, device=args.device)
@@ -88,56 +86,48 @@ class Bench:
         """Dense kernels, then the fastest of them beside the windows; rows as they are known."""
         flops = sum(self.estimate.flops(f) for f in (1, 1, 1, *DENSITIES))
         once = flops * len(self.layers) / sum(self.layers.values()) / self.rate
-        if not self.result.time_for(f"{self.known.name} {self.word}", 8 * once):
+        if not self.result.time_for(f"{self.name} {self.word}", 8 * once):
             return
-        best, kernels = self.best_dense()
+        best, dense_call, kernels = self._best_dense()
         plans = {f: plan_of(self.backbone, self.tokens, self.brick, f) for f in DENSITIES}
-        calls = {1.0: best[1]}
+        calls = {1.0: dense_call}
         calls |= {f: windowed(self.backbone, p, self.z, self.text) for f, p in plans.items()}
-        times, failed = self.timed(calls, self.args.repeats, 60 * self.args.minutes / 5)
+        times, failed = self._timed(calls, self.args.repeats, 60 * self.args.minutes / 5)
         self.watch.remove()
-        lines = (f"{self.known.name} {self.word}, f = {f:g}: {v}" for f, v in failed.items())
-        self.result.add("failed", *lines)
+        self.result.failed(f"{self.name} {self.word}", failed, lambda f: f"f = {f:g}")
         if 1.0 not in times:
             return
         steps = {f: step_of(rows, self.layers) for f, rows in times.items()}
         for f, step in steps.items():
-            row = self.row(f, step, steps[1.0]["step_seconds"], best[0])
+            row = self._row(f, step, steps[1.0]["step_seconds"], best)
             row["density"] = 1.0 if f == 1 else sig(plans[f].density(N))
-            row |= {"dense_kernels": kernels} if f == 1 else {}
-            self.result.add("rows", row)
-        if self.word == "lr" and self.result.time_for(f"{self.known.name}: planning", 8 * once):
+            self.result.add("rows", row | ({"dense_kernels": kernels} if f == 1 else {}))
+        if self.word == "lr" and self.result.time_for(f"{self.name}: planning", 8 * once):
             blocks = steps[1.0]["block_seconds"].items()
-            self.planning(*min(blocks, key=lambda pair: pair[1]["seconds"]))
+            self._planning(*min(blocks, key=lambda pair: pair[1]["seconds"]))
 
-    def timed(self, calls: dict, repeats: int, seconds: float = math.inf) -> tuple[dict, dict]:
+    def _timed(self, calls: dict, repeats: int, seconds: float = math.inf) -> tuple[dict, dict]:
         """Side by side, with the seconds of the blocks inside."""
-        watch = lambda call, i: self.watch(call)  # noqa: E731
-        return interleaved(calls, self.args.device, repeats, seconds, watch)
+        watch = self.watch
+        return interleaved(calls, self.args.device, repeats, seconds, lambda call, i: watch(call))
 
-    def row(self, f: float, step: dict, dense: float, best: str) -> dict[str, Any]:
+    def _row(self, f: float, step: dict, dense: float, best: str) -> dict[str, Any]:
         """A step beside the dense one, and beside the runtime model's; dense: seconds."""
         flops, whole = self.estimate.flops(f), self.estimate.flops()
-        achieved = whole / dense
-        ratio, guess = sig(dense / step["step_seconds"]), sig(whole / flops)
-        videos = math.prod(self.tokens)
+        achieved, took = whole / dense, step["step_seconds"]
+        ratio, guess, videos = sig(dense / took), sig(whole / flops), math.prod(self.tokens)
         print(
-            f"{self.known.name} {self.word}, {videos} tokens, f = {f:g}: a step "
-            f"{step['step_seconds']:.4g} s, {ratio:.2f} x; s2flow.costs "
-            f"{flops / self.rate:.4g} s, {guess:.2f} x"
+            f"{self.name} {self.word}, {videos} tokens, f = {f:g}: a step {took:.4g} s, "
+            f"{ratio:.2f} x; s2flow.costs {flops / self.rate:.4g} s, {guess:.2f} x"
         )
+        m = self.backbone.transformer
+        kind = (m.config.attention_head_dim, m.dtype, m.device)
+        auto = attention.dispatch.choose(attention.Problem(self.brick, self.brick, *kind))
         return {
-            "model": self.known.name,
-            "size": self.word,
-            "tokens": self.tokens,
-            "video_tokens": videos,
-            "brick": self.brick,
-            "attention": best if f == 1 else dispatch_of(self.backbone, self.brick),
-            "best_dense": best,
-            "f": f,
-            "layers": self.layers,
-            **step,
-            "ratio": ratio,
+            **{"model": self.name, "size": self.word, "tokens": self.tokens},
+            **{"video_tokens": videos, "brick": self.brick},
+            **{"attention": best if f == 1 else auto, "best_dense": best},
+            **{"f": f, "layers": self.layers, **step, "ratio": ratio},
             "estimate": {
                 "pflop": sig(flops / 1e15),
                 "assumed_tflops": self.rate / 1e12,
@@ -148,22 +138,29 @@ class Bench:
             },
         }
 
-    def best_dense(self) -> tuple:
-        """((name, call) of the fastest dense step, {name: seconds or why it failed})."""
-        m = self.backbone.transformer
+    def _best_dense(self) -> tuple[str, Callable, dict[str, Any]]:
+        """Name and call of the fastest dense step; {name: seconds or why it failed}."""
+        m, router = self.backbone.transformer, self.backbone.router
         shape = (1, m.config.num_attention_heads, math.prod(self.tokens))
         q = torch.empty((*shape, m.config.attention_head_dim), device="meta", dtype=m.dtype)
         kernels, missing = dense_kernels(q, self.args.device)
         kernels.pop("default")  # which the model itself calls
         calls = {"the model's own": lambda i: self.backbone.velocity(self.z, 0.5, self.text)}
-        for name, kernel in kernels.items():
-            calls[name] = replaced(self.backbone, kernel, self.z, self.text)
-        times, failed = self.timed(calls, 1)
+
+        def replaced(kernel: Callable) -> Callable[[int], Tensor]:
+            def velocity(i: int) -> Tensor:
+                with router.replacing(lambda layer, q, k, v: kernel(q, k, v)):
+                    return self.backbone.velocity(self.z, 0.5, self.text)
+
+            return velocity
+
+        calls |= {name: replaced(kernel) for name, kernel in kernels.items()}
+        times, failed = self._timed(calls, 1)
         steps = {k: step_of(rows, self.layers)["step_seconds"] for k, rows in times.items()}
         best = min(steps, key=lambda k: steps[k])
-        return (best, calls[best]), {**steps, **failed, **missing}
+        return best, calls[best], {**steps, **failed, **missing}
 
-    def planning(self, kind: str, block: dict[str, Any]) -> None:
+    def _planning(self, kind: str, block: dict[str, Any]) -> None:
         """Coverage of one layer's q and k, as the LR flow records it, over the forward of one block."""
         kept, n, router = {}, math.prod(self.tokens), self.backbone.router
         with router.observing(lambda layer, q, k: kept.update({layer: (q, k)})):
@@ -174,31 +171,19 @@ class Bench:
             rows = sample_rows(n, 128, i)
             return coverage_by_heads(q, k, rows, self.tokens, self.brick, router.text)
 
-        seconds = self.args.minutes * 3
-        times, failed = interleaved(
-            {"coverage": cover}, self.args.device, self.args.repeats, seconds
-        )
+        device, repeats, seconds = self.args.device, self.args.repeats, self.args.minutes * 3
+        times, failed = interleaved({"planning": cover}, device, repeats, seconds)
+        self.result.failed(self.name, failed)
         if failed:
-            self.result.add("failed", f"{self.known.name}, planning: {failed['coverage']}")
             return
-        coverage = summed_up(times["coverage"])
+        coverage = summed_up(times["planning"])
         # the block's seconds are of all passes; coverage is taken in the conditional one alone
         passes = 2 if getattr(self.text, "negative", None) is not None else 1
         share = sig(coverage["seconds"] / block["seconds"])
-        row = {"model": self.known.name, "tokens": n, "rows": 128, "coverage": coverage}
+        row = {"model": self.name, "tokens": n, "rows": 128, "coverage": coverage}
         row |= {"block": kind, "block_seconds": block["seconds"], "passes": passes}
         self.result.add("planning", row | {"share": share})
-        print(f"{self.known.name}: planning is {100 * share:.2g} % of an LR block's forward")
-
-
-def replaced(backbone: Any, kernel: Callable, z: Tensor, text: Any) -> Callable[[int], Tensor]:
-    """One velocity with another dense attention."""
-
-    def velocity(i: int) -> Tensor:
-        with backbone.router.replacing(lambda layer, q, k, v: kernel(q, k, v)):
-            return backbone.velocity(z, 0.5, text)
-
-    return velocity
+        print(f"{self.name}: planning is {100 * share:.2g} % of an LR block's forward")
 
 
 def plan_of(backbone: Any, tokens: tuple, brick: tuple, f: float) -> Plan:
@@ -221,19 +206,11 @@ def windowed(backbone: Any, plan: Plan, z: Tensor, text: Any) -> Callable[[int],
     return velocity
 
 
-def dispatch_of(backbone: Any, brick: tuple) -> str:
-    """The backend that auto takes for this model."""
-    m = backbone.transformer
-    kind = (m.config.attention_head_dim, m.dtype, m.device)
-    return attention.dispatch.choose(attention.Problem(brick, brick, *kind))
-
-
 class Watch:
     """Seconds of a call and of the blocks in it; CUDA events, so that nothing waits in between."""
 
     def __init__(self, kinds: dict[str, nn.Module], device: str) -> None:
-        self.cuda, self.marks = device == "cuda", {}
-        self.hooks = []
+        self.cuda, self.marks, self.hooks = device == "cuda", {}, []
         for name, block in kinds.items():
             note = lambda *_, name=name, **__: self.mark(name)  # noqa: E731
             self.hooks.append(block.register_forward_pre_hook(note, with_kwargs=True))
@@ -241,30 +218,21 @@ class Watch:
 
     def mark(self, name: str) -> None:
         """A moment of the device's own time; nothing is returned, so the hook changes nothing."""
+        moment = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
         if self.cuda:
-            moment = torch.cuda.Event(enable_timing=True)
             moment.record()
-        else:
-            moment = time.perf_counter()
         self.marks.setdefault(name, []).append(moment)
 
     def __call__(self, call: Callable[[int], Any]) -> dict[str, float]:
         """{"all": seconds, and of each kind of block the sum over its calls}."""
-        self.marks = {}
-        if self.cuda:
-            torch.cuda.synchronize()
+        self.marks, wait = {}, torch.cuda.synchronize if self.cuda else lambda: None
+        wait()
         self.mark("all")
         call(0)
         self.mark("all")
-        if self.cuda:
-            torch.cuda.synchronize()
-        return {
-            name: sum(self._between(a, b) for a, b in zip(at[::2], at[1::2], strict=True))
-            for name, at in self.marks.items()
-        }
-
-    def _between(self, a: Any, b: Any) -> float:
-        return a.elapsed_time(b) / 1000 if self.cuda else b - a
+        wait()
+        between = (lambda a, b: a.elapsed_time(b) / 1000) if self.cuda else (lambda a, b: b - a)
+        return {k: sum(map(between, at[::2], at[1::2])) for k, at in self.marks.items()}
 
     def remove(self) -> None:
         """Leave the blocks as they were."""
@@ -278,15 +246,6 @@ def step_of(rows: list[dict[str, float]], layers: dict[str, int]) -> dict[str, A
     rest = summed_up([r["all"] - sum(r[k] for k in layers) for r in rows])
     whole = rest["seconds"] + sum(n * blocks[k]["seconds"] for k, n in layers.items())
     return {"block_seconds": blocks, "rest_seconds": rest, "step_seconds": sig(whole)}
-
-
-def judged(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Planning as a share of an LR layer; nothing is asked at toy width."""
-    if data["toy"]:
-        return []
-    words = "planning over an LR layer's forward"
-    rows = data.get("planning", [])
-    return [judge(f"{r['model']}: {words}", 0.01, r["share"], least=False) for r in rows]
 
 
 if __name__ == "__main__":

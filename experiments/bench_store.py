@@ -2,23 +2,14 @@
 
     python experiments/bench_store.py [--records 8,1000,10000,100000] [--folder SCRATCH]
 
-Eight runs, the rows of Table 1 at a reduced size, make one clip each with the embedded backbone. Their
-records, recipes and verdicts are then copied under other prompts, each with an mp4 of 64 bytes: `one`
-is a store whose records are all of the run of S2Flow, `eight` shares them among all. Timed from
-outside, imports included, are
-
-    ls        python -m s2flow.store ls                     eight
-    table     python experiments/tables.py table1           eight
-    resume    python run.py ... of clips that are all there, unscored    one
-    scored    the same with the two usual scorers, whose verdicts are all there    one
-    verify    python -m s2flow.store verify                 eight, once
-
-cold: without an index (it is removed before); warm: with the one that the cold run left, the least of
-REPEATS, since others on the machine only add. `cpu_seconds` are those of the same run, peak memory is
-that of the process. The growth is the CPU seconds of a store over those of the next smaller one;
-`scan` are the seconds, warm, above those of the smallest store, which are imports. Writes
-experiments/results/bench_store.json with machine, versions, commit and load.
-Expected: at 100,000 ls, table and scan under 5 seconds warm, and under 1 GB.
+Eight runs of one clip each are copied under other prompts, with mp4s of 64 bytes: store `one` holds
+all records in the run of S2Flow, `eight` shares them among the methods. Timed from outside, imports
+included: `s2flow.store ls`, `tables.py table1` and `s2flow.store verify` (once) on eight; on one
+`resume`, run.py over clips that are all there, and `scored`, the same with verdicts. cold: without an
+index; warm: the least of REPEATS. growth: CPU seconds over those of the next smaller store; scan:
+seconds, warm, above the smallest store's, which are imports. Writes
+experiments/results/bench_store.json. Expected: at 100,000 ls, table and scan under 5 seconds warm,
+and under 1 GB.
 """
 
 import argparse
@@ -29,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from commands import ONE_THREAD, load, measured, places
-from script import RESULTS, result, write_result
+from commands import ONE_THREAD, measured, places
+from script import RESULTS, load, result, write_result
 
 from s2flow.store import clip_key, read_record
 
@@ -59,7 +50,9 @@ def main() -> None:
         seeds = made(Path(folder) / "seeds")
         for n in sizes:
             stores.append(commands_on(Path(folder) / str(n), seeds, n))
-            data["growth"] = growth(stores)
+            cpu = [store["cpu_seconds"] for store in stores]
+            pairs = list(zip(cpu, cpu[1:], strict=False))
+            data["growth"] = {k: [round(b[k] / a[k], 2) for a, b in pairs] for k in cpu[0]}
             first, last = stores[0]["seconds"], stores[-1]["seconds"]
             warm = [name for name in last if name.endswith("warm")]
             stores[-1]["scan"] = {name: round(last[name] - first[name], 2) for name in warm}
@@ -126,25 +119,15 @@ def fill(folder: Path, like: Path, n: int) -> None:
             names = same | {source.stem: key}
             names |= {json.dumps(record["prompt"]): json.dumps(_prompt(i))}
             (folder / "clips" / f"{key}.mp4").write_bytes(VIDEO)
-            (folder / "records" / f"{key}.json").write_text(_replaced(text, names))
-            scores.writelines(_replaced(line, names) + "\n" for line in verdicts)
-
-
-def growth(stores: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """CPU seconds of each store over those of the one before, by command."""
-    cpu = [store["cpu_seconds"] for store in stores]
-    pairs = list(zip(cpu, cpu[1:], strict=False))
-    return {name: [round(b[name] / a[name], 2) for a, b in pairs] for name in cpu[0]}
+            made, *scored = [text, *verdicts]
+            for old, new in names.items():
+                made, *scored = (t.replace(old, new) for t in (made, *scored))
+            (folder / "records" / f"{key}.json").write_text(made)
+            scores.writelines(f"{line}\n" for line in scored)
 
 
 def _prompt(i: int) -> str:
     return f"a large red ball moves right on sand, number {i}"
-
-
-def _replaced(text: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        text = text.replace(old, new)
-    return text
 
 
 if __name__ == "__main__":

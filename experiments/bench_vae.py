@@ -5,13 +5,10 @@
     cost      a minute on two CPU cores; --minutes on a GPU (`bench_on_gpu.sh`), not yet run there
     expected  peaks within 20 % of `s2flow.costs`
 
-True configs, random weights, float32 and the tiles of conf/backbone, as in a run; the calls are the
-backbone's own encode and decode, video in [0, 1] to latent and back. Of each call: median seconds, peak
-memory with the weights in, and the estimate of `s2flow.costs` of both (seconds at the rate it assumes).
-On a CPU the peak is the process's and cannot be compared. ratio: seconds of this call over those of the
-untiled one in the same group, where whole frames were asked for (--whole) and fitted.
-
-Writes results/bench_vae_<device>.json with picture.
+True configs, random weights, float32 and the tiles of conf/backbone; the backbone's own encode and
+decode, video in [0, 1] to latent and back. Peaks have the weights in; on a CPU they are the process's
+and cannot be compared. ratio: over the untiled call of the same group, with --whole. Writes
+results/bench_vae_<device>.json with picture.
 """
 
 import argparse
@@ -26,8 +23,10 @@ from script import run
 from torch import Tensor
 
 from s2flow.backbones.tiles import tile_vae
-from s2flow.costs import GIB, VAE_SHARE, vae_cost
 from s2flow.costs.blank import blank
+from s2flow.costs.clock import VAE_SHARE
+from s2flow.costs.stages import GIB
+from s2flow.costs.vae import vae_cost
 from s2flow.process.timing import Clock
 
 MODELS = ("wan_1_3b", "hunyuan")
@@ -43,15 +42,14 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="toy width")
     parser.add_argument("--whole", action="store_true", help="beside tiles, whole frames")
     args = checked(parser.parse_args())
-    args.name = "_".join(filter(None, ("toy" if args.tiny else "", args.name)))
-    result = Result("vae", args, toy=args.tiny, small=args.device == "cpu")
+    result = Result("vae", args, "toy" * args.tiny, toy=args.tiny, small=args.device == "cpu")
     speed: dict[tuple, float] = {}  # seconds a FLOP, of what was measured at a smaller size
     for size, name in itertools.product(args.sizes, args.models):
         with model(name, args.tiny) as known:
             backbone = build(known, args.device, ("vae",))
             for work in ("decode", "encode"):
                 measure(known, backbone, size, work, args, result, speed)
-    result.finish("vae")
+    result.finish()
 
 
 def measure(
@@ -64,21 +62,24 @@ def measure(
     speed: dict,
 ) -> None:
     """Decode or encode of one model at one size."""
-    small, problem = args.device == "cpu", sizes_of(known)[word]
+    small, problem, what = (
+        args.device == "cpu",
+        sizes_of(known)[word],
+        f"{known.name} {word} {work}",
+    )
     size, frames = (SMALL[word], SMALL_FRAMES) if small else (problem.size, problem.frames)
     tile = None if small else tuple(known.conf.vae_tile)
     tiles = (tile, None) if args.whole and tile else (tile,)
     estimates = {t: estimated(known, work, size, frames, t) for t in tiles}
     rate = assumed_rate(result.data["device"]) * VAE_SHARE * 1e12
     once = sum(e.flops for e, _ in estimates.values()) * speed.get((known.name, work), 1 / rate)
-    if not result.time_for(f"{known.name} {word} {work}", 4 * once):
+    if not result.time_for(what, 4 * once):
         return
     given = example(backbone, work, size, frames)
     calls = {t: call_of(backbone, work, given, t) for t in tiles}
     repeats = args.repeats if 12 * once < result.left() else 1
     times, failed = interleaved(calls, args.device, repeats, 60 * args.minutes / 8)
-    for t, why in failed.items():
-        result.add("failed", f"{known.name} {word} {work}, tile {t}: {why}")
+    result.failed(what, failed, lambda t: f"tile {t}")
     for t, seconds in times.items():
         estimate, weights = estimates[t]
         clock = Clock(args.device)
@@ -86,34 +87,28 @@ def measure(
             calls[t](0)
         row = {"model": known.name, "size": word, "work": work, "pixels": size, "frames": frames}
         row |= {"tile": t, **summed_up(seconds)}
-        row |= _beside_the_model(row, estimate.flops, (estimate.peak + weights) / GIB, rate)
-        row["peak_gib"] = sig(clock.peak_mib[work] / 1024, 4)
-        over = row["estimate"]["peak_gib"] / row["peak_gib"]
-        row["estimate"]["peak_over_measured"] = None if small else sig(over, 4)
+        guess, peak = (estimate.peak + weights) / GIB, sig(clock.peak_mib[work] / 1024, 4)
+        guesses = {"seconds": sig(estimate.flops / rate), "peak_gib": sig(guess, 4)}
+        over = None if small else sig(guesses["peak_gib"] / peak, 4)
+        row |= {
+            "tflop": sig(estimate.flops / 1e12),
+            "estimate": guesses | {"peak_over_measured": over},
+            "assumed_tflops": rate / 1e12,
+            "achieved_tflops": sig(estimate.flops / 1e12 / row["seconds"], 4),
+            "peak_gib": peak,
+        }
         if None in times and t is not None:
             row["ratio"] = sig(row["seconds"] / summed_up(times[None])["seconds"])
         speed[known.name, work] = row["seconds"] / estimate.flops
         result.add("rows", row)
         print(
-            f"{known.name} {word} {work} {size[0]}x{size[1]}x{frames}: {row['seconds']:.4g} s "
-            f"(s2flow.costs {row['estimate']['seconds']:.4g}), {row['peak_gib']:.3g} GiB "
-            f"({row['estimate']['peak_gib']:.3g})"
+            f"{what} {size[0]}x{size[1]}x{frames}: {row['seconds']:.4g} s (s2flow.costs "
+            f"{guesses['seconds']:.4g}), {peak:.3g} GiB ({guesses['peak_gib']:.3g})"
         )
 
 
-def _beside_the_model(
-    row: dict[str, Any], flops: float, gib: float, rate: float
-) -> dict[str, Any]:
-    return {
-        "tflop": sig(flops / 1e12),
-        "estimate": {"seconds": sig(flops / rate), "peak_gib": sig(gib, 4)},
-        "assumed_tflops": rate / 1e12,
-        "achieved_tflops": sig(flops / 1e12 / row["seconds"], 4),
-    }
-
-
 def estimated(known: Model, work: str, size: tuple, frames: int, tile: Any) -> tuple:
-    """(`s2flow.costs.Pass` of the call, bytes of the autoencoder's weights), from configs."""
+    """(`s2flow.costs.trace.Trace` of the call, bytes of the autoencoder's weights), from configs."""
     backbone = blank(known.family, known.origin)
     tile_vae(backbone.vae, tile)
     given = example(backbone, work, size, frames)

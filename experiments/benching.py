@@ -3,10 +3,10 @@
     warm up each call once, then A B C A B C ...: drift of clocks and neighbours meets all alike;
     median and spread (interquartile range over the median) of each; ratios only within such a group
 
-Short calls are repeated until one timing takes `LEAST` seconds. Inputs are fresh random numbers, and
-several sets take turns where one would stay in a cache. CUDA is timed by events, a CPU by the clock.
-The file is written anew after every measurement, so a killed run keeps what it has measured. The
-CUDA half of this file has not run yet: no GPU was at hand.
+Short calls are repeated until one timing takes `LEAST` seconds; several sets of inputs take turns
+where one would stay in a cache. CUDA is timed by events, a CPU by the clock. The file is written anew
+after every measurement, so a killed run keeps what it has. The CUDA half has not run yet: no GPU was
+at hand.
 """
 
 import argparse
@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from commands import load
-from script import RESULTS, result, write_result
+from script import RESULTS, load, result, write_result
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -40,7 +39,6 @@ SDPA = {
 QUADRATIC = 2**33  # bytes of logits up to which the math kernel is tried
 
 Call = Callable[[int], Any]  # given the number of the repeat, by which inputs take turns
-Timed = Callable[[Call, int], Any]
 
 
 # -- the command line and the file ------------------------------------------------------------
@@ -72,30 +70,33 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def label(device: str) -> str:
-    """The device in a file's name: "cpu", "h200", "rtx_4090", ..."""
-    if device == "cpu":
-        return "cpu"
-    words = re.sub(r"nvidia|geforce", "", torch.cuda.get_device_name().lower())
-    return re.sub(r"\W+", "_", words).strip("_")
-
-
 class Result:
-    """One JSON file, `bench_<what>_<device><_name>.json`, written anew whenever something is added."""
+    """The file `bench_<what>_<device>_<kind>_<name>.json`, written anew whenever something is added."""
 
-    def __init__(self, what: str, args: argparse.Namespace, **more: Any) -> None:
-        words = filter(None, (f"bench_{what}", label(args.device), args.name))
-        self.path = args.out / ("_".join(words) + ".json")
-        self.data = result(f"bench_{what}", _words(), args.device, load_average=load())
-        self.data["versions"] = self.data["versions"] | {"triton": _triton()}
+    def __init__(self, what: str, args: argparse.Namespace, kind: str = "", **more: Any) -> None:
+        words = sys.argv[1:]
+        if "--out" in words:  # results name no folder of a machine
+            i = words.index("--out")
+            words = words[:i] + words[i + 2 :]
+        device = "cpu"
+        if args.device == "cuda":  # "h200", "rtx_4090", ...
+            device = re.sub(r"nvidia|geforce", "", torch.cuda.get_device_name().lower())
+            device = re.sub(r"\W+", "_", device).strip("_")
+        name = "_".join(filter(None, (f"bench_{what}", device, kind, args.name)))
+        self.what, self.path = what, args.out / f"{name}.json"
+        self.data = result(f"bench_{what}", words, args.device, load_average=load())
+        try:
+            triton = metadata.version("triton")
+        except metadata.PackageNotFoundError:
+            triton = None
+        self.data["versions"] = self.data["versions"] | {"triton": triton}
         self.data |= {"finished": False, **more}
         self.end = time.monotonic() + 60 * args.minutes
         try:
             self.write()
         except OSError as error:
-            raise UserError(
-                f"out={args.out}: {error.strerror}; type a folder to write to"
-            ) from None
+            hint = f"{error.strerror}; type a folder to write to"
+            raise UserError(f"out={args.out}: {hint}") from None
 
     def write(self) -> None:
         """Whole or not at all."""
@@ -111,6 +112,11 @@ class Result:
         self.data[key] = value
         self.write()
 
+    def failed(self, of: str, reasons: dict, word: Callable[[Any], Any] = str) -> None:
+        """Which calls of a group failed, and why."""
+        if reasons:
+            self.add("failed", *(f"{of}, {word(k)}: {why}" for k, why in reasons.items()))
+
     def left(self) -> float:
         """Seconds of the budget."""
         return self.end - time.monotonic()
@@ -123,8 +129,11 @@ class Result:
         self.add("left_out", f"{what}: about {seconds:.0f} s, {max(left, 0):.0f} s were left")
         return False
 
-    def finish(self, draw: str) -> None:
-        """Mark as finished; then the picture, if matplotlib is here."""
+    def finish(self, judged: list[dict] | None = None) -> None:
+        """Add what is judged, mark as finished; then the picture, if matplotlib is here."""
+        if judged is not None:
+            self.data["judged"] = judged
+            print(*judged, sep="\n", end="\n" * bool(judged))
         self.data["load_average_after"] = load()
         self.put("finished", True)
         print(self.path)
@@ -133,32 +142,15 @@ class Result:
         except ModuleNotFoundError as error:
             print(f"no picture: {error}; type python experiments/bench_plots.py {self.path}")
             return
-        getattr(bench_plots, draw)(self.data, self.path.with_suffix(""))
-
-
-def _words() -> list[str]:
-    """The words typed, without --out: results name no folder of a machine."""
-    words = sys.argv[1:]
-    if "--out" in words:
-        i = words.index("--out")
-        words = words[:i] + words[i + 2 :]
-    return words
-
-
-def _triton() -> str | None:
-    try:
-        return metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        return None
+        bench_plots.DRAW[self.what](self.data, self.path.with_suffix(""))
 
 
 # -- timing -----------------------------------------------------------------------------------
 
 
-def timer(device: str) -> Timed:
-    """(call, number of the repeat) -> seconds."""
-
-    def on_cuda(call: Call, i: int) -> float:
+def clock(device: str, call: Call, i: int) -> float:
+    """Seconds of call(i)."""
+    if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         begin.record()
@@ -166,49 +158,40 @@ def timer(device: str) -> Timed:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000
-
-    def on_cpu(call: Call, i: int) -> float:
-        start = time.perf_counter()
-        call(i)
-        return time.perf_counter() - start
-
-    return on_cuda if device == "cuda" else on_cpu
+    start = time.perf_counter()
+    call(i)
+    return time.perf_counter() - start
 
 
 @torch.no_grad()
 def interleaved(
-    calls: dict[str, Call], device: str, repeats: int, seconds: float = math.inf, timed=None
-) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    calls: dict[Any, Call], device: str, repeats: int, seconds: float = math.inf, timed=None
+) -> tuple[dict[Any, list[Any]], dict[Any, str]]:
     """({name: what was timed, by repeat}, {name: why it failed}), all calls in turn.
 
     seconds: of the whole group; there are three rounds at least (or `repeats`, if fewer).
-    timed: what takes the time, if not `timer`; may return more than a number.
+    timed(call, i): what takes the time, if not `clock`; may return more than a number.
     """
-    clock = timer(device)
     failed, inner, once = {}, {}, 0.0
     for name, call in calls.items():
         try:
-            clock(call, 0)  # compiles, tunes, allocates
-            took = clock(call, 1)
+            clock(device, call, 0)  # compiles, tunes, allocates
+            took = clock(device, call, 1)
         except (RuntimeError, NotImplementedError, UserError, ImportError) as error:
             failed[name] = reason(error)
             continue
         inner[name] = 1 if timed else max(math.ceil(LEAST[device] / max(took, 1e-6)), 1)
         once += took * inner[name]
 
-    def one(name: str, i: int) -> Any:
+    def one(call: Call, n: int, i: int) -> Any:
         if timed:
-            return timed(calls[name], i)
-        n = inner[name]
-        return clock(lambda start: [calls[name](start + j) for j in range(n)], i * n) / n
+            return timed(call, i)
+        return clock(device, lambda start: [call(start + j) for j in range(n)], i * n) / n
 
     affordable = min(seconds / max(once, 1e-9), 1e6) - 1
     rounds = max(min(repeats, int(affordable)), min(3, repeats))
-    times: dict[str, list[Any]] = {name: [] for name in inner}
-    for i in range(rounds):
-        for name in inner:
-            times[name].append(one(name, i))
-    return times, failed
+    by_round = [{k: one(calls[k], n, i) for k, n in inner.items()} for i in range(rounds)]
+    return {k: [took[k] for took in by_round] for k in inner}, failed
 
 
 def reason(error: Exception) -> str:
@@ -230,12 +213,15 @@ def sig(x: float, digits: int = 5) -> float:
 
 def judge(what: str, asked: float, measured: float | None, goal: float | None = None, least=True):
     """One line of what is asked for, as the file has it; least: more is better."""
-    good = (lambda limit: measured >= limit) if least else (lambda limit: measured <= limit)
+
+    def met(limit: float) -> bool | None:
+        if measured is None:
+            return None
+        return measured >= limit if least else measured <= limit
+
     line = {"what": what, "asked": (">= " if least else "<= ") + f"{asked:g}"}
-    line |= {"measured": measured, "met": None if measured is None else good(asked)}
-    if goal is not None:
-        line |= {"goal": goal, "goal_met": None if measured is None else good(goal)}
-    return line
+    line |= {"measured": measured, "met": met(asked)}
+    return line if goal is None else line | {"goal": goal, "goal_met": met(goal)}
 
 
 # -- inputs, dense kernels, memory ------------------------------------------------------------
@@ -243,9 +229,9 @@ def judge(what: str, asked: float, measured: float | None, goal: float | None = 
 
 def random_qkv(shape: tuple, device: str, dtype: torch.dtype, seed: int = 0) -> list[Any]:
     """Sets of (q, k, v), standard normal: as many as together leave the cache, or one."""
+    draw = {"generator": torch.Generator(device).manual_seed(seed)}
+    draw |= {"device": device, "dtype": dtype}
     one = 3 * math.prod(shape) * dtype.itemsize
-    generator = torch.Generator(device).manual_seed(seed)
-    draw = {"generator": generator, "device": device, "dtype": dtype}
     sets = max(min(math.ceil(ROTATED[device] / one), 8), 1)
     return [tuple(torch.randn(shape, **draw) for _ in range(3)) for _ in range(sets)]
 
@@ -257,7 +243,7 @@ def dense_kernels(q: Tensor, device: str) -> tuple[dict[str, Callable], dict[str
         if name == "math" and math.prod(q.shape[:-1]) * q.shape[2] * 4 > QUADRATIC:
             missing[name] = "its logits would take too much memory"
         else:
-            kernels[name] = lambda q, k, v, b=backend: _forced(q, k, v, b)
+            kernels[name] = sdpa_kernel(backend)(lambda *qkv: F.scaled_dot_product_attention(*qkv))
     try:
         from flash_attn.cute import flash_attn_func
     except Exception as error:  # an optional package, which may fail in its own ways
@@ -275,16 +261,11 @@ def dense_kernels(q: Tensor, device: str) -> tuple[dict[str, Callable], dict[str
     return kernels, missing
 
 
-def _forced(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v)
-
-
 @torch.no_grad()
 def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
     """Bytes of a call at its worst moment, its inputs included.
 
-    On a CPU of tensors only (`s2flow.costs.Trace`): what a kernel allocates inside is not seen.
+    On a CPU of tensors only (`s2flow.costs.trace.Trace`): what a kernel allocates inside is not seen.
     """
     given = sum(x.nbytes for x in inputs)
     if device == "cuda":
@@ -294,7 +275,7 @@ def peak_bytes(call: Call, device: str, inputs: Iterable[Tensor]) -> int:
         call(0)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before + given
-    from s2flow.costs import tracing  # heavy, and of no use on a GPU
+    from s2flow.costs.trace import tracing  # heavy, and of no use on a GPU
 
     with tracing(fused=False) as trace:
         call(0)

@@ -1,8 +1,7 @@
 """How a claim of the paper is decided: rules, margins fixed beforehand, verdicts.
-
-An interval [low, high] of 95 % (s2flow.metrics: paired over prompts, seeds averaged within the prompt)
-meets a rule with a margin m > 0, the smallest effect that counts (`above`, `below`) or the largest loss
-that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `under`):
+ An interval [low, high] of 95 % (s2flow.metrics: paired over prompts, seeds averaged within the
+prompt) meets a rule with a margin m > 0, the smallest effect that counts (`above`, `below`) or the
+largest loss that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `under`):
 
     rule       is claimed of a - b   confirmed             refuted             else undecided
     above      a is better           low > 0, high >= m    high < m
@@ -13,19 +12,14 @@ that is none (`no loss`, `drops`, `alike`), or with a threshold m (`over`, `unde
     over       the value itself      low > m               high < m
     under                            high < m              low > m
 
-`above` and `below` are confirmed only where at least six prompts differ (PairedDifference.is_real).
-So a gain that is certainly smaller than what counts refutes a claim of gain, even one that is
-certainly there, and a wide interval decides nothing. A claim without its prompts and seeds is
-undecided, whatever its interval.
-
-Each claim stands alone: of twenty that are false, about one is confirmed by chance. The claims
-themselves are in claims.yaml.
+`above` and `below` are confirmed only where six prompts or more differ; a claim without its prompts
+and seeds is undecided. Each stands alone: of twenty false claims about one is confirmed by chance.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -102,10 +96,8 @@ class Decision:
 
     def rounded(self) -> dict[str, Any]:
         """For JSON."""
-        numbers = {k: getattr(self, k) for k in ("estimate", "low", "high")}
-        numbers = {k: None if v is None else round(v, 5) for k, v in numbers.items()}
-        behind = {"prompts": self.prompts, "clips": self.clips}
-        return {"verdict": self.verdict, "why": self.why, **numbers, **behind}
+        of = asdict(self)
+        return {k: round(x, 5) if isinstance(x, float) else x for k, x in of.items()}
 
 
 def judge(rule: str, low: float, high: float, m: float, real: bool = True) -> str:
@@ -137,11 +129,7 @@ def decide(
     reference = dict.fromkeys(a, 0.0) if b is None else b
     d = paired_clips(a, reference)
     behind = (d.mean, d.low, d.high, d.n, d.clips)
-    if why := _too_few(a, reference, prompts, seeds):
-        return Decision(UNDECIDED, why, *behind)
-    if d.low is None:
-        return Decision(UNDECIDED, "one prompt has no interval", *behind)
-    return _decision(judge(rule, d.low, d.high, margin, d.is_real), behind)
+    return _decided(rule, margin, a, reference, prompts, seeds, behind, d.is_real)
 
 
 def decide_share(rule: str, threshold: float, a: Values, prompts: int, seeds: int) -> Decision:
@@ -156,27 +144,31 @@ def decide_share(rule: str, threshold: float, a: Values, prompts: int, seeds: in
             by_prompt.setdefault(prompt, []).append(value)
     if not by_prompt:
         return Decision(UNDECIDED, "no clips")
-    p = fmean(map(fmean, by_prompt.values()))
-    low, high = wilson(p, len(by_prompt))
-    behind = (p, low, high, len(by_prompt), sum(map(len, by_prompt.values())))
-    if why := _too_few(a, a, prompts, seeds):
+    p, n = fmean(map(fmean, by_prompt.values())), len(by_prompt)
+    behind = (p, *wilson(p, n), n, sum(map(len, by_prompt.values())))
+    return _decided(rule, threshold, a, a, prompts, seeds, behind)
+
+
+def _decided(
+    rule: str,
+    margin: float,
+    a: Values,
+    b: Values,
+    prompts: int,
+    seeds: int,
+    behind: tuple,
+    real: bool = True,
+) -> Decision:
+    """behind: estimate, low, high, prompts, clips."""
+    given = (prompt for prompt, s in a if None not in (a[prompt, s], b.get((prompt, s))))
+    whole = sum(n >= seeds for n in Counter(given).values())
+    if whole < prompts:
+        why = f"{whole} of the {prompts} prompts have {seeds} seed{'s' * (seeds > 1)}"
         return Decision(UNDECIDED, why, *behind)
-    return _decision(judge(rule, low, high, threshold), behind)
-
-
-def _decision(verdict: str, behind: tuple) -> Decision:
-    return Decision(verdict, "interval too wide" if verdict == UNDECIDED else "", *behind)
-
-
-def _too_few(a: Values, b: Values, prompts: int, seeds: int) -> str:
-    """Why the clips do not suffice: too few prompts with so many seeds on both sides; or ""."""
-    shared = Counter(
-        prompt for prompt, s in a if a[prompt, s] is not None and b.get((prompt, s)) is not None
-    )
-    whole = sum(n >= seeds for n in shared.values())
-    if whole >= prompts:
-        return ""
-    return f"{whole} of the {prompts} prompts have {seeds} seed{'s' * (seeds > 1)}"
+    if behind[1] is None:
+        return Decision(UNDECIDED, "one prompt has no interval", *behind)
+    verdict = judge(rule, *behind[1:3], margin, real)
+    return Decision(verdict, "interval too wide" * (verdict == UNDECIDED), *behind)
 
 
 def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -3,16 +3,12 @@
     python experiments/claims.py [--runs runs] [--run] [--plan] [WORDS of run.py: backbone=hunyuan]
 
 The claims, their measures and margins are in claims.yaml, the rules in claim_rules.py, the solver's
-order and the paper's clock in claim_flows.py. Needed are 64 prompts x 3 seeds of the runs of Tables
-1-4 and of windows=oracle. `--plan` lists them; `--run` makes what is missing, here
-and through run.py's own code, and can be stopped and typed again; without it the commands are
-printed, and a claim whose runs are missing is undecided. With WORDS the same claims are asked of
-other backbones, schedules or prompts (by default prompts=world for embedded backbones, else
-prompts=vbench prompts.subset=half).
-
-Writes experiments/results/claims_<backbone>.{json,md}: per claim its sentence, source, rule,
-estimate, 95 % interval, prompts and clips behind it, run ids and verdict; then regret per step and
-layer, and the cosine of borrowed and true v' per step.
+order and the paper's clock in claim_flows.py. `--plan` lists the runs needed; `--run` makes what is
+missing, through run.py's own code, and can be typed again; without it the commands are printed. WORDS
+ask the same of other backbones, schedules or prompts. Writes
+experiments/results/claims_<backbone>.{json,md}: per claim sentence, source, rule, estimate, 95 %
+interval, prompts and clips behind it, run ids and verdict; then regret per step and layer, and the
+cosine of borrowed and true v' per step.
 """
 
 import argparse
@@ -29,7 +25,7 @@ from typing import Any
 import claim_rules
 import pandas as pd
 from claim_flows import order_claims, speed_claims
-from claim_rules import CLAIMS, RUNS, UNDECIDED, Claim, Decision, Measure
+from claim_rules import CLAIMS, RUNS, UNDECIDED, Claim, Measure
 from configs import composed, recipe_of, weights_of
 from script import RESULTS, markdown, result, run, write_result
 
@@ -109,13 +105,19 @@ def make(runs_dir: Path, by_name: dict[str, Need]) -> int:
     return failures
 
 
-# -- what is read from a record ---------------------------------------------------------------
+# -- deciding ---------------------------------------------------------------------------------
 
 
 def value(measure: Measure | str, record: Record, embedded: bool, folder: Path) -> float | None:
     """A measure of one clip; None where its record does not have it."""
     if isinstance(measure, Measure):
-        return _score(measure, record.get("scores", {}), embedded)
+        scores = record.get("scores", {})
+        if not embedded:
+            return AGGREGATES[measure.vbench.lower()](scores) if measure.vbench else None
+        if measure.own == "one_object":
+            count = scores.get("object_count")
+            return None if count is None else float(count == 1)
+        return scores.get(measure.own)
     if measure == "failed":
         return failed(record, folder)
     if measure == "seconds":
@@ -126,24 +128,11 @@ def value(measure: Measure | str, record: Record, embedded: bool, folder: Path) 
     return fmean(known) if known else None
 
 
-def _score(measure: Measure, scores: Record, embedded: bool) -> float | None:
-    if not embedded:
-        return AGGREGATES[measure.vbench.lower()](scores) if measure.vbench else None
-    if measure.own == "one_object":
-        count = scores.get("object_count")
-        return None if count is None else float(count == 1)
-    return scores.get(measure.own)
-
-
 def failed(record: Record, folder: Path) -> float:
     """1 for a clip that ended black or NaN. Old records do not tell: their mp4 is looked at."""
     if "outcome" in record:
         return float(record["outcome"] in ("black", "nan"))
-    frames = to_bytes(read_video(folder / record["video"]))
-    return float(black_frames(frames) == 1)
-
-
-# -- deciding ---------------------------------------------------------------------------------
+    return float(black_frames(to_bytes(read_video(folder / record["video"]))) == 1)
 
 
 def decided(
@@ -155,15 +144,27 @@ def decided(
         sizes = measure.gain if claim.rule in ("above", "below") else measure.loss
         margin = sizes[0 if embedded else 1] if margin is None else margin
         name = measure.own if embedded else f"VBench {measure.vbench}"
-    values = [
+    a, *rest = values = [
         {k: value(measure, r, embedded, runs / by_name[s].run_id) for k, r in records[s].items()}
         for s in claim.sides
     ]
-    decision = _decide(claim, margin, values)
-    name = f"{name}: {' minus '.join(claim.sides)}"
+    asked = (claim.prompts, claim.seeds)
+    if measure == "failed":
+        decision = claim_rules.decide_share(claim.rule, margin, a, *asked)
+    else:
+        least = math.log(margin) if measure == "seconds" else margin
+        decision = claim_rules.decide(claim.rule, least, a, rest[0] if rest else None, *asked)
     if decision.verdict == UNDECIDED:
-        why = _why(claim, decision, by_name, records, values, embedded)
+        absent = [f"{s} ({by_name[s].run_id})" for s in claim.sides if not records[s]]
+        why = decision.why  # if nothing below tells better what to do
+        if absent:
+            why = f"runs missing: {', '.join(absent)}"
+        elif isinstance(measure, Measure) and not embedded and measure.vbench is None:
+            why = "VBench has no such dimension"
+        elif any(all(x is None for x in v.values()) for v in values):
+            why = "not scored: python -m s2flow.score" + " 'scorer=[vbench]'" * (not embedded)
         decision = replace(decision, why=why)
+    name = f"{name}: {' minus '.join(claim.sides)}"
     if measure == "seconds":
         name = "ratio of seconds"
         numbers = {k: getattr(decision, k) for k in ("estimate", "low", "high")}
@@ -179,34 +180,11 @@ def decided(
     }
 
 
-def _decide(claim: Claim, margin: float, values: list[dict]) -> Decision:
-    if claim.measure == "failed":
-        return claim_rules.decide_share(claim.rule, margin, values[0], claim.prompts, claim.seeds)
-    margin = math.log(margin) if claim.measure == "seconds" else margin
-    b = values[1] if len(values) == 2 else None
-    return claim_rules.decide(claim.rule, margin, values[0], b, claim.prompts, claim.seeds)
-
-
-def _why(
-    claim: Claim, decision: Decision, by_name: dict, records: dict, values: list, embedded: bool
-) -> str:
-    """Why nothing is decided, in words that tell what to do."""
-    absent = [f"{s} ({by_name[s].run_id})" for s in claim.sides if not records[s]]
-    if absent:
-        return f"runs missing: {', '.join(absent)}"
-    if isinstance(claim.measure, Measure) and not embedded and claim.measure.vbench is None:
-        return "VBench has no such dimension"
-    if any(all(x is None for x in v.values()) for v in values):
-        return "not scored: python -m s2flow.score" + ("" if embedded else " 'scorer=[vbench]'")
-    return decision.why
-
-
 def details(records: dict[str, dict[tuple, Record]]) -> dict[str, Any]:
     """Means over clips: regret and coverage per step (and layer) and cosines per step."""
     oracle = [r["oracle"] for r in records["oracle"].values() if "oracle" in r]
-    cosines = [
-        r["derivative_cosine"] for r in records["s2flow"].values() if "derivative_cosine" in r
-    ]
+    ours = records["s2flow"].values()
+    cosines = [r["derivative_cosine"] for r in ours if "derivative_cosine" in r]
     layers = [o.get("regret_by_layer", {}) for o in oracle]
     return {
         "oracle_clips": len(oracle),
@@ -244,21 +222,19 @@ def to_markdown(result: dict[str, Any]) -> str:
             "runtime model are about the paper's size.\n"
         ]
     lines += [f"Made by `{result['command']}`.", ""]
-    head = ("", "claim", "measure", "estimate [95 %]", "prompts, clips", "verdict")
-    lines += [*markdown(head, map(_cells, result["claims"])), "", *_steps(result["details"])]
+    head, rows = ("", "claim", "measure", "estimate [95 %]", "prompts, clips", "verdict"), []
+    for row in result["claims"]:
+        behind = f"{row['prompts']}, {row['clips']}" if row["prompts"] else ""
+        verdict = f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
+        measure = "; ".join(filter(None, (row["measure"], row.get("note"), row["rule"])))
+        rows.append((row["source"], row["claim"], measure, _estimate(row), behind, verdict))
+    lines += [*markdown(head, rows), "", *_steps(result["details"])]
     return "\n".join(lines) + "\n"
 
 
 def _estimate(row: dict[str, Any]) -> str:
     text = "" if row["estimate"] is None else f"{row['estimate']:.3f}"
     return text if row["low"] is None else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    behind = f"{row['prompts']}, {row['clips']}" if row["prompts"] else ""
-    verdict = f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
-    measure = "; ".join(filter(None, (row["measure"], row.get("note"), row["rule"])))
-    return (row["source"], row["claim"], measure, _estimate(row), behind, verdict)
 
 
 def _steps(means: dict[str, Any]) -> list[str]:
@@ -286,8 +262,8 @@ def _steps(means: dict[str, Any]) -> list[str]:
 # -- the command ------------------------------------------------------------------------------
 
 
-def parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def main(argv: list[str] | None = None) -> int:
+    """List, make, decide, write; 1 if runs that were to be made could not be."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the store (runs)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -299,12 +275,6 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.prompts < 1 or args.seeds < 1:
         parser.error("type --prompts 1 and --seeds 1 or more")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """List, make, decide, write; 1 if runs that were to be made could not be."""
-    args = parsed(argv)
     by_name = needs(args.runs, args.prompts, args.seeds, args.words)
     failures = make(args.runs, by_name) if args.run and not args.plan else 0
     records = {name: finished(args.runs, need) for name, need in by_name.items()}
@@ -344,16 +314,15 @@ def print_missing(args: argparse.Namespace, by_name: dict, records: dict) -> Non
             print(f"{need.run_id}  {have:4} of {len(need.clips):4} clips  {name}")
     if not any(lacking.values()):
         return
-    usual = args.runs == Path("runs")
-    again = ["python", "experiments/claims.py", "--run", *args.words]
-    again = shlex.join([*again, *([] if usual else ["--runs", str(args.runs)])])
-    print(
-        f"{sum(lacking.values())} clips are missing; {again} makes them all, or:", file=sys.stderr
-    )
+    store, again = [], ["python", "experiments/claims.py", "--run", *args.words]
+    if args.runs != Path("runs"):
+        again, store = [*again, "--runs", str(args.runs)], [f"runs_dir={args.runs}"]
+    total, again = sum(lacking.values()), shlex.join(again)
+    print(f"{total} clips are missing; {again} makes them all, or:", file=sys.stderr)
     for name, n in lacking.items():
         if n:
-            words = [*by_name[name].words, *([] if usual else [f"runs_dir={args.runs}"])]
-            print(f"  python run.py {shlex.join(words)}  # {n} clips", file=sys.stderr)
+            words = shlex.join([*by_name[name].words, *store])
+            print(f"  python run.py {words}  # {n} clips", file=sys.stderr)
 
 
 if __name__ == "__main__":

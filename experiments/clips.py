@@ -1,6 +1,5 @@
 """Runs of a store as tables, figures and paired differences read them: knobs, and a frame of clips."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +136,8 @@ def _plain(value: Any) -> Any:
     """A cell as a plain value: NaN is None, 12.0 is 12, 0.30000000000000004 is 0.3."""
     if isinstance(value, list):
         return tuple(value)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or value is pd.NA or value != value:
         return None
     if isinstance(value, float):
         return int(value) if value.is_integer() else round(value, 12)

@@ -24,15 +24,9 @@ def measured(*commands: list[str], env: dict[str, str] | None = None) -> dict[st
         started = []
         for words, log in zip(commands, logs, strict=True):
             with open(log, "w") as out:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, *words],
-                        cwd=ROOT,
-                        env=os.environ | (env or {}),
-                        stdout=out,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+                more = {"cwd": ROOT, "env": os.environ | (env or {}), "stdout": out}
+                command = [sys.executable, *words]
+                started.append(subprocess.Popen(command, stderr=subprocess.STDOUT, **more))
         for process, words, log in zip(started, commands, logs, strict=True):
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -47,8 +41,3 @@ def measured(*commands: list[str], env: dict[str, str] | None = None) -> dict[st
 def places(folder: Path) -> list[str]:
     """Words of run.py that keep everything it writes below a folder."""
     return [f"runs_dir={folder}", f"hydra.run.dir={folder}/out", f"hydra.sweep.dir={folder}/out"]
-
-
-def load() -> list[float]:
-    """The machine's load: others on it cost time."""
-    return [round(x, 2) for x in os.getloadavg()]

@@ -35,8 +35,6 @@ from s2flow.coverage import launch_options
 SHARED = {80: 163, 90: 227, 100: 227}  # KiB that one block may have
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATRIX = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-NUMBERS = ("Q", "K", "V", "Out")
-RESULTS = Path(__file__).parent / "results" / "kernels_aot.json"
 
 
 def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
@@ -46,7 +44,12 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     floats = ("Lse",) if kernel is not coverage_kernel.brick_sums else ("Out",)
     if kernel is window_kernel.of_text:
         floats = ("Out", "Lse")
-    types = {n: _type(n, fixed, floats, dtype) for n in names}
+    types = dict.fromkeys(names, "i32")  # Triton's words for the types of the arguments
+    types |= {n: "i64" for n in names if re.fullmatch("[qkvo]_b", n)}  # strides may pass 2^31
+    types |= dict.fromkeys(("windows", "offsets", "chosen", "slots"), "*i32")
+    types |= dict.fromkeys(("Q", "K", "V", "Out"), f"*{TYPES[dtype]}")
+    types |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(fixed, "constexpr")
+    types = {n: types[n] for n in names}
     aligned = [n for n in names if types[n].startswith("*") or re.fullmatch("[qkvo]_[bhl]", n)]
     source = ASTSource(
         fn=kernel,
@@ -58,28 +61,13 @@ def compiled(kernel, chip: int, dtype: torch.dtype, options: dict[str, Any]):
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=rest)
 
 
-def _type(name: str, fixed: dict, floats: tuple[str, ...], dtype: torch.dtype) -> str:
-    """Triton's word for the type of an argument."""
-    if name in fixed:
-        return "constexpr"
-    if name in floats:
-        return "*fp32"
-    if name in NUMBERS:
-        return f"*{TYPES[dtype]}"
-    if name in ("windows", "offsets", "chosen", "slots"):
-        return "*i32"
-    return "i64" if re.fullmatch("[qkvo]_b", name) else "i32"  # strides over clips may pass 2^31
-
-
 def looked_at(kernel) -> dict[str, Any]:
     """Registers, spilled bytes, shared KiB and matrix instructions of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        usage = subprocess.check_output([tool, "-res-usage", file.name], text=True)
     ptx = kernel.asm["ptx"]
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
@@ -94,7 +82,7 @@ def cases(chip: int, d: int, dtype: torch.dtype) -> Iterator[tuple[str, Any, dic
     """(name, kernel, options) of everything that may be launched at this head_dim and dtype."""
     fixed = {"D": d, "D_PADDED": 1 << (d - 1).bit_length()}
     for ragged, volume in ((False, 128), (True, 128), (False, 32)):
-        own = {"VOLUME": volume, "RAGGED": ragged, "TEXT": True, "LSE": False}
+        own = {"VOLUME": volume, "RAGGED": ragged, "TEXT": True}
         for config in configs(d, dtype, volume, ragged, chip):
             name = f"windowed, {'ragged ' if ragged else ''}bricks of {volume}"
             yield name, window_kernel.windowed, fixed | own | config._asdict()
@@ -125,7 +113,9 @@ def main() -> None:
             print(*of.values(), config, *facts.values(), "TOO MUCH" if bad else "", flush=True)
     if not quick:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
-        RESULTS.write_text(json.dumps({"versions": versions, "kernels": rows}, indent=1) + "\n")
+        text = json.dumps({"versions": versions, "kernels": rows}, indent=1)
+        path = Path(__file__).parent / "results" / "kernels_aot.json"
+        path.write_text(f"{text}\n")
     if wrong:
         sys.exit(f"{wrong} configurations spill or need more shared memory than the chip has")
 

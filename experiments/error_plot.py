@@ -1,18 +1,16 @@
 """Error curves as a picture: |z_0 - z_ref| / |z_ref| over the step count, both logarithmic.
-
-One panel per hand-off noise, at the first guidance; its legend has, from the largest last error to the
-smallest, each solver with the slope over the last doubling of N, -1 for a first-order solver.
+ One panel per hand-off noise, at the first guidance; its legend has, from the largest last error to
+the smallest, each solver with the slope over the last doubling of N, -1 for a first-order solver.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-from figures import COLUMN, plain_numbers, plt, write
+from figures import COLUMN, plain_numbers, plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,13 +27,8 @@ LOOK = {  # solver -> (name on the page, colour, marker, dashes)
 }
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write path.png and path.pdf from the rows of one result file."""
-    write(drawn(rows), path)
-
-
 def drawn(rows: list[dict[str, Any]]) -> Figure:
-    """The figure of one result file, not yet written."""
+    """The figure of one result file."""
     rows = [r for r in rows if r["guidance"] == rows[0]["guidance"]]
     noises = list(dict.fromkeys(r["noise"] for r in rows))
     size = {"figsize": (COLUMN, 2.35 * len(noises)), "layout": "constrained"}
@@ -53,7 +46,10 @@ def panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for name in sorted(LOOK, key=lambda name: -rows[-1]["error"][name]):
         label, colour, marker, dashes = LOOK[name]
         error = [r["error"][name] for r in rows]
-        slope = f" {_slope(steps, error):+.1f}".replace("-", "−") if len(rows) > 1 else ""
+        slope = ""
+        if len(rows) > 1:
+            slope = math.log(error[-1] / error[-2]) / math.log(steps[-1] / steps[-2])
+            slope = f" {slope:+.1f}".replace("-", "−")
         look = {"color": colour, "marker": marker, "ms": 3, "mew": 0.8}
         ax.loglog(steps, error, dashes, label=label + slope, **look)
     plain_numbers(ax, "x", steps)
@@ -61,7 +57,3 @@ def panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_ylabel("relative error of z₀")
     ax.grid(True)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
-
-
-def _slope(steps: list[int], error: list[float]) -> float:
-    return math.log(error[-1] / error[-2]) / math.log(steps[-1] / steps[-2])

@@ -79,7 +79,7 @@ class GaussianCascade(Cascade):
             latent_shape=lambda h, w, t: (
                 1,
                 1,
-                *[SIDE // (SCALE if h == recipe.low[0] else 1)] * 2,
+                *[SIDE if h != recipe.low[0] else SIDE // SCALE] * 2,
             ),
             encode_prompt=lambda *words: None,
             decode=None,

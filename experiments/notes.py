@@ -51,15 +51,17 @@ def provenance_notes(rows: dict[str, Run], left_out: int) -> list[str]:
     """Where the rows, by their labels, come from, and why they might not be comparable."""
     used = pd.concat([run.clips for run in rows.values()])
     done = pd.concat([run.done for run in rows.values()])
+    known = {k: used[k].dropna() if k in used else pd.Series() for k in ("device", "commit")}
+    words = {k: ", ".join(sorted({str(v) for v in x if v})) or "unknown" for k, x in known.items()}
     prompts = len(used.drop_duplicates(["prompt", "original_prompt"]))
-    made = f"device {_values(used, 'device')}; commit {_values(used, 'commit')}"
+    made = f"device {words['device']}; commit {words['commit']}"
     notes = [f"ours: {prompts} prompts, {used['seed'].nunique()} seeds; {made}"]
     notes.append("s: the share that is kept; f: share of query-key pairs really computed")
     if left_out:
         notes.append(f"left out: {left_out} finished clips made with other settings")
     if len({frozenset(run.clip_keys()) for run in rows.values()}) > 1:
         notes.append("CAUTION: rows cover different clips, so their means are not paired")
-    if "device" in used and used["device"].nunique(dropna=False) > 1:
+    if known["device"].nunique() > 1:
         notes.append("CAUTION: several devices, so seconds are not comparable")
     reused = done["low_flow_reused"].dropna() if "low_flow_reused" in done else pd.Series()
     if reused.any():
@@ -70,17 +72,12 @@ def provenance_notes(rows: dict[str, Run], left_out: int) -> list[str]:
             "CAUTION: clips were scored by different scorers, versions or weights; "
             "`python -m s2flow.score` over all runs mends that"
         )
-    return notes + [note for label, run in rows.items() for note in _outcomes(label, run)]
-
-
-def _outcomes(label: str, run: Run) -> list[str]:
-    """How many clips of a row failed, and how many are black, frozen or NaN."""
-    failed = len(run.clips) - len(run.done)
-    notes = [f"{label}: {failed} clips failed"] if failed else []
-    outcomes = run.clips["outcome"].value_counts() if "outcome" in run.clips else {}
-    bad = sorted(f"{n} {word}" for word, n in outcomes.items() if word != "ok")
-    if bad:
-        notes.append(f"CAUTION: of the {len(run.clips)} clips of {label} {', '.join(bad)}")
+    for label, run in rows.items():
+        clips, failed = run.clips, len(run.clips) - len(run.done)
+        notes += [f"{label}: {failed} clips failed"] if failed else []
+        outcomes = clips["outcome"].value_counts() if "outcome" in clips else {}
+        bad = ", ".join(sorted(f"{n} {word}" for word, n in outcomes.items() if word != "ok"))
+        notes += [f"CAUTION: of the {len(clips)} clips of {label} {bad}"] if bad else []
     return notes
 
 
@@ -117,8 +114,3 @@ def difference_note(reference: str) -> str:
         "prompt; 95 % bootstrap intervals over prompts; *: 0 is outside, and 6 prompts or more differ. "
         "Each interval stands alone: of 20 differences that are none, one is marked"
     )
-
-
-def _values(clips: pd.DataFrame, column: str) -> str:
-    values = {str(v) for v in clips[column].dropna().unique() if v} if column in clips else ()
-    return ", ".join(sorted(values)) or "unknown"

@@ -2,17 +2,17 @@
 
     python experiments/paired.py RUN [--runs runs] [--score world_agreement]
 
-RUN is a run id. Compared are all runs below `--runs` that share clips (prompt and seed) with it. Per
-run: how its recipe differs, the shared clips and prompts, the mean score over the clips, the share of
-clips with exactly one object (of the embedded world), and its score minus that of RUN as
-`s2flow.metrics.paired_runs` gives it: seeds averaged within the prompt, prompts resampled; `*` where
-the interval leaves out 0. `--score` is any recorded score, or temporal, visual, mean (of VBench's
-dimensions, where a clip has all of them). Writes experiments/results/<backbone>_paired.json.
+RUN is a run id. Per run that shares clips (prompt and seed) with it: how its recipe differs, shared
+clips and prompts, the mean score, the share of clips with exactly one object (of the embedded world),
+and its score minus that of RUN (`s2flow.metrics.paired_runs`); `*` where the interval leaves out 0.
+`--score`: any recorded score, or temporal, visual, mean of VBench. Writes
+experiments/results/<backbone>_paired.json.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,20 +33,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--score", default="world_agreement")
     args = parser.parse_args(argv)
     try:
-        runs = scored_runs(args.runs, args.score)
+        get = AGGREGATES.get(args.score, lambda row: row.get(args.score))
+        runs: dict[str, dict[ClipKey, Row]] = {}
+        for r in read_runs(load_records(args.runs)):
+            scored = {clip: row for clip, row in r.scores().items() if get(row) is not None}
+            runs.setdefault(r.id, {}).update(scored)
+        runs = {run_id: clips for run_id, clips in runs.items() if clips}
         if args.run not in runs:
             raise UserError(
                 f"{args.run} has no clip scored with {args.score} below {args.runs}; "
                 f"there are {', '.join(runs) or 'none'}"
             )
         base, recipe = runs[args.run], read_recipe(args.runs, args.run)
-        rows = [
-            {"run": name}
-            | compare(clips, base, args.score)
-            | {"differs": differing(read_recipe(args.runs, name), recipe)}
-            for name, clips in runs.items()
-            if clips.keys() & base.keys()
-        ]
+        rows = []
+        for name, clips in runs.items():
+            if clips.keys() & base.keys():
+                own = read_recipe(args.runs, name)
+                differs = {k: own.get(k) for k in sorted({*own, *recipe})}
+                differs = {k: v for k, v in differs.items() if v != recipe.get(k)}
+                compared = compare(clips, base, args.score, get)
+                rows.append({"run": name, **compared, "differs": differs})
     except ValueError as error:  # a score on another scale, or no recipe.json
         raise UserError(str(error)) from error
     words = sys.argv[1:] if argv is None else argv
@@ -57,32 +63,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def scored_runs(runs_dir: Path, score: str) -> dict[str, dict[ClipKey, Row]]:
-    """The scores of all clips that have this one, by run id and clip."""
-    get = AGGREGATES.get(score, lambda row: row.get(score))
-    by_run: dict[str, dict[ClipKey, Row]] = {}
-    for r in read_runs(load_records(runs_dir)):
-        scored = {clip: row for clip, row in r.scores().items() if get(row) is not None}
-        by_run.setdefault(r.id, {}).update(scored)
-    return {run_id: clips for run_id, clips in by_run.items() if clips}
-
-
 def read_recipe(runs_dir: Path, run_id: str) -> dict[str, Any]:
     """The recipe of a run, without the version of the recipe's format."""
     recipe = json.loads((runs_dir / run_id / "recipe.json").read_text(encoding="utf-8"))
     return {k: v for k, v in recipe.items() if k != "version"}
 
 
-def differing(own: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """The knobs of a run that are others than in `recipe`; None where it has no such knob."""
-    return {k: own.get(k) for k in sorted({*own, *recipe}) if own.get(k) != recipe.get(k)}
-
-
-def compare(clips: dict[ClipKey, Row], base: dict[ClipKey, Row], score: str) -> dict[str, Any]:
-    """`clips` minus `base` over the clips that both have."""
+def compare(clips: dict, base: dict, score: str, get: Callable) -> dict[str, Any]:
+    """`clips` minus `base` over the clips that both have; get: the score of a clip's scores."""
     d = paired_runs(clips, base, [score])[score]
     shared = [clips[clip] for clip in clips if clip in base]
-    get = AGGREGATES.get(score, lambda row: row[score])
     counts = [row["object_count"] for row in shared if row.get("object_count") is not None]
     return {
         "clips": d.clips,

@@ -22,14 +22,16 @@ from torch import Tensor
 
 from s2flow.backbones.base import Origin
 from s2flow.backbones.published import PUBLISHED
-from s2flow.costs import RATES, forward_cost
-from s2flow.costs.blank import FAMILIES, blank, cast
+from s2flow.costs.blank import FAMILIES, cast
+from s2flow.costs.clock import RATES, known
 from s2flow.grid import Box
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.schema import BackboneConf
 
 CHANGES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 NO_TEXT, TOY, ONE_OF_EACH = (CHANGES[name] for name in ("no_text", "toy", "one_of_each"))
+
+TOY_SIZES = (((192, 320), 29, (2, 2, 2)), ((384, 640), 29, (2, 4, 4)))
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,11 @@ def build(model: Model, device: str, runs: tuple[str, ...], **config: Any) -> An
 def random_condition(backbone: Any, batch: int, guidance: float) -> Any:
     """The blank condition on the backbone's device, with numbers in it."""
     condition = backbone.blank_condition(batch, guidance)
+    values = {f.name: getattr(condition, f.name) for f in fields(condition)}
     drawn = {
-        f.name: torch.randn_like(x)
-        for f in fields(condition)
-        if isinstance(x := getattr(condition, f.name), Tensor) and x.is_floating_point()
+        k: torch.randn_like(x)
+        for k, x in values.items()
+        if isinstance(x, Tensor) and x.is_floating_point()
     }
     return replace(condition, **drawn)
 
@@ -106,21 +109,13 @@ class Problem:
 
 def sizes_of(model: Model) -> dict[str, Problem]:
     """LR and HR of the model's file, or of a toy."""
-    c = model.conf
-    if model.toy:
-        low, high = Problem((192, 320), 29, (2, 2, 2)), Problem((384, 640), 29, (2, 4, 4))
-        return {"lr": low, "hr": high}
-    return {
-        "lr": Problem(tuple(c.low), c.frames, tuple(c.brick_low)),
-        "hr": Problem(tuple(c.high), c.frames, tuple(c.brick_high)),
-    }
+    c, sizes = model.conf, TOY_SIZES
+    if not model.toy:
+        sizes = ((c.low, c.frames, c.brick_low), (c.high, c.frames, c.brick_high))
+    pairs = zip(("lr", "hr"), sizes, strict=True)
+    return {k: Problem(tuple(size), frames, tuple(brick)) for k, (size, frames, brick) in pairs}
 
 
 def assumed_rate(device_name: str) -> float:
     """TFLOP/s that `s2flow.costs` assumes of such a device."""
-    return next((rate for word, rate in RATES.items() if word in device_name), RATES["A100"])
-
-
-def estimated_forward(model: Model, shape: tuple, guidance: float) -> Any:
-    """`s2flow.costs.Forward` of the whole model, from its configs alone."""
-    return forward_cost(blank(model.family, model.origin), shape, 1, guidance)
+    return (known(device_name) or RATES["A100"]).tflops

@@ -36,3 +36,8 @@ def reference_flow(run: Cascade, z: Tensor, n_from: int, cut: int = 4) -> Tensor
                 k3 = v(z + 3 * h / 4 * k2, s + 3 * h / 4)
                 z = z + h / 9 * (2 * k1 + 3 * k2 + 4 * k3)
     return z
+
+
+def relative_errors(z: Tensor, truth: Tensor) -> Tensor:
+    """|z - truth| / |truth| of each clip."""
+    return (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)

@@ -2,11 +2,9 @@
 
     python experiments/screenshot.py runs/ [--keep native cascade 8acde59716 ...] [--output FILE]
 
-Builds the page of a folder of runs (`s2flow.report`) in a temporary place, opens it in a headless
-Chromium (Debian's `chromium` package; Playwright's own download is not used), keeps the clips of the
-methods and runs named (all if none is), waits until those in view play in step, and writes
-experiments/results/gallery_page.png. Takes half a minute for 1,300 clips. The clips are of whatever
-backbone made the runs: in the README's picture the embedded one's, of 64x96 pixels, enlarged.
+Builds the page of a folder of runs (`s2flow.report`), opens it in a headless Chromium (Debian's
+`chromium` package), keeps the clips of the methods and runs named, waits until those in view play in
+step, and writes experiments/results/gallery_page.png. Half a minute for 1,300 clips.
 """
 
 import argparse
@@ -20,15 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
+from script import RESULTS
 
 from s2flow.errors import UserError
 from s2flow.report import write_report
 from s2flow.store import written_whole
 from s2flow.terminal.cli import one_line
 
-OUTPUT = Path(__file__).parent / "results" / "gallery_page.png"
-FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]  # as root, in a small container
-FLAGS.append("--autoplay-policy=no-user-gesture-required")
+# as root, in a small container
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required")
 COLOURS = 256  # of the picture: a third of the size, no visible loss
 
 
@@ -43,7 +41,7 @@ def chromium() -> Iterator[Any]:
     except ImportError:
         raise UserError("playwright is missing; type pip install -e '.[test]'") from None
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
         yield browser
         browser.close()
 
@@ -54,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--keep", nargs="+", metavar="NAME")
     parser.add_argument("--size", type=int, default=216, help="pixels that a clip is wide")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=RESULTS / "gallery_page.png")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--dark", action="store_true")
@@ -73,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             page.screenshot(path=Path(folder) / "page.png")
             with written_whole(args.output) as temporary:
                 image = Image.open(Path(folder) / "page.png").convert("RGB")
-                image.quantize(COLOURS, dither=Image.Dither.NONE).save(
-                    temporary, "PNG", optimize=True
-                )
+                image = image.quantize(COLOURS, dither=Image.Dither.NONE)
+                image.save(temporary, "PNG", optimize=True)
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -3,14 +3,12 @@
     python experiments/solver_error.py [--prompts 4] [--steps 10,20,40] [--backbone micro] [t_i=...]
     python experiments/solver_error.py --flow gaussian [--power 4] [--prompts 32]
 
-From one hand-off state (of the LR flow with most steps), every solver integrates the HR flow with
-full attention, over several step counts N; the reference (experiments/reference.py) cuts the finest of
-these steps in `--cut`. `--flow gaussian` puts a pair of closed-form flows (gaussian_flow.py) in the
-model's place. Prints, per guidance and hand-off noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who
-wins; for each source of v' its cosine with the HR flow's own central difference and its relative
-error, mean over steps (the file has the cosine of every step); and lambda of lri_cv. Writes
-experiments/results/<backbone, or gaussian_power>_solver_error*.{json,png,pdf}; pictures need
-matplotlib, of the extra `analysis`.
+From one hand-off state, every solver integrates the HR flow with full attention over several step
+counts N; the reference (reference.py) cuts the finest of these steps in `--cut`. `--flow gaussian`
+puts closed-form flows (gaussian_flow.py) in the model's place. Prints, per guidance and hand-off
+noise, |z_0 - z_ref| / |z_ref|, mean over prompts; who wins; of each source of v' its cosine with the
+HR flow's own central difference and its relative error; lambda of lri_cv. Writes
+experiments/results/*_solver_error*.
 """
 
 import argparse
@@ -21,7 +19,7 @@ from typing import Any
 
 from configs import composed, recipe_of, weights_of
 from gaussian_flow import GaussianCascade
-from reference import reference_flow
+from reference import reference_flow, relative_errors
 from script import RESULTS, markdown, result, run, write_result
 from torch import Tensor
 
@@ -50,28 +48,6 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Measure all settings, print, write and draw them."""
-    args = parsed()
-    is_gaussian = args.flow == "gaussian"
-    make = gaussian(args) if is_gaussian else embedded(args)
-    guidances = (1.0,) if is_gaussian else args.guidance
-    settings = [(g, noise) for g in guidances for noise in ("fresh", "aligned")]
-    rows = [r for g, noise in settings for r in measure(args, make, g, noise)]
-    name = f"gaussian_{args.power:g}" if is_gaussian else args.backbone
-    path = RESULTS / "_".join([name, "solver_error", *args.words])
-    weights = make(_finest(args)).recipe.weights
-    data = result("solver_error", sys.argv[1:], args.device, weights=weights, rows=rows)
-    write_result(path.with_name(path.name + ".json"), data)
-    print("\n".join(table(rows)))
-    try:
-        from error_plot import draw
-    except ModuleNotFoundError as missing:
-        print(f"no picture, {missing.name} is not installed; type pip install -e '.[analysis]'")
-    else:
-        draw(rows, path)
-
-
-def parsed() -> argparse.Namespace:
-    """The command line; ends with one line for what cannot work."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--steps", default="10,20,40", help="N, separated by commas")
@@ -92,36 +68,42 @@ def parsed() -> argparse.Namespace:
         parser.error(f"{error}; type --steps 10,20,40 --guidance 4,1")
     if args.prompts < 1 or args.cut < 2 or args.steps[0] < 2:
         parser.error("type --prompts 1, --cut 2 and --steps 2 or more")
-    return args
+    is_gaussian = args.flow == "gaussian"
+    make = engines(args)
+    guidances = (1.0,) if is_gaussian else args.guidance
+    settings = [(g, noise) for g in guidances for noise in ("fresh", "aligned")]
+    rows = [r for g, noise in settings for r in measure(args, make, g, noise)]
+    name = f"gaussian_{args.power:g}" if is_gaussian else args.backbone
+    path = RESULTS / "_".join([name, "solver_error", *args.words])
+    weights = make([f"steps={args.steps[-1]}"]).recipe.weights
+    data = result("solver_error", sys.argv[1:], args.device, weights=weights, rows=rows)
+    write_result(path.with_name(path.name + ".json"), data)
+    print("\n".join(table(rows)))
+    try:
+        from error_plot import drawn
+        from figures import write
+    except ModuleNotFoundError as missing:
+        print(f"no picture, {missing.name} is not installed; type pip install -e '.[analysis]'")
+    else:
+        write(drawn(rows), path)
 
 
-# -- the two kinds of flow --------------------------------------------------------------------
+def engines(args: argparse.Namespace) -> Make:
+    """make(words): an engine for all prompts at once, around a backbone or the closed-form pair.
 
-
-def config(args: argparse.Namespace, words: list[str]) -> Any:
-    """The config of some knobs beside those of the command line."""
+    The pair's schedule and hand-off level are the backbone's.
+    """
     base = ["prompts=world", f"backbone={args.backbone}", "windows=full"]
-    return composed([*base, f"prompts.count={args.prompts}", *args.words, *words])
-
-
-def embedded(args: argparse.Namespace) -> Make:
-    """Engines around a backbone, for its whole prompt list at once."""
+    base += [f"prompts.count={args.prompts}", *args.words]
+    is_gaussian = args.flow == "gaussian"
 
     def make(words: list[str]) -> Cascade:
-        cfg = config(args, words)
+        cfg = composed([*base, *["handoff=latent"] * is_gaussian, *words])
+        if is_gaussian:
+            return GaussianCascade(args.power, recipe_of(cfg), args.prompts)
         recipe, tasks = recipe_of(cfg, weights_of(cfg)), clip_tasks(cfg)
         backbone = loading.load_backbone(cfg.backbone, args.device)
         return Cascade(backbone, recipe, [t.prompt for t in tasks], [t.seed for t in tasks])
-
-    return make
-
-
-def gaussian(args: argparse.Namespace) -> Make:
-    """Engines around the closed-form pair; schedule and hand-off level are the backbone's."""
-
-    def make(words: list[str]) -> Cascade:
-        recipe = recipe_of(config(args, ["handoff=latent", *words]))
-        return GaussianCascade(args.power, recipe, args.prompts)
 
     return make
 
@@ -132,7 +114,7 @@ def gaussian(args: argparse.Namespace) -> Make:
 def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -> list[Row]:
     """Errors of all solvers at all step counts, from one hand-off state."""
     words = [f"guidance={guidance}", f"noise={noise}"]
-    t_i = hand_off_steps(make(_finest(args)).recipe.t_i, args.steps)
+    t_i = hand_off_steps(make([f"steps={args.steps[-1]}"]).recipe.t_i, args.steps)
     finest = make([*words, f"steps={args.steps[-1]}", f"t_i={t_i[-1]}"])
     z = finest.hand_off(finest.low_flow())
     reference = reference_flow(finest, z, t_i[-1], args.cut)
@@ -156,10 +138,6 @@ def measure(args: argparse.Namespace, make: Make, guidance: float, noise: str) -
         rows.append(row)
         print(f"guidance {guidance:g}, {noise}, N = {N}:", row["error"], file=sys.stderr)
     return rows
-
-
-def _finest(args: argparse.Namespace) -> list[str]:
-    return [f"steps={args.steps[-1]}"]
 
 
 def hand_off_steps(t_i: int, steps: list[int]) -> list[int]:
@@ -187,7 +165,7 @@ def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
         past = (high.v[n] - high.v[n + 1]) / (sigma[n] - sigma[n + 1])
         borrowed = (s.derivatives(n, sigma, None, None, None)[0] for s in (lri, snr))
         for name, d in zip(("lri", "snr", "history"), (*borrowed, past), strict=True):
-            errors[name][n] = _errors(d.cpu(), truth).tolist()
+            errors[name][n] = relative_errors(d.cpu(), truth).tolist()
     row: Row = {}
     for name in cosines:
         row[f"cosine_{name}"] = _mean(cosines[name])
@@ -197,13 +175,8 @@ def sources(high: Trajectory, lri: LRI, snr: LRI, t_i: int) -> Row:
     return row
 
 
-def _errors(z: Tensor, truth: Tensor) -> Tensor:
-    """|z - truth| / |truth| per clip."""
-    return (z - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
-
-
 def _relative(z: Tensor, reference: Tensor) -> float:
-    return float(f"{_errors(z.cpu(), reference.cpu()).mean():.4g}")
+    return float(f"{relative_errors(z.cpu(), reference.cpu()).mean():.4g}")
 
 
 def _mean(by_step: dict[int, list[float]]) -> float | None:

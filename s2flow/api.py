@@ -6,13 +6,12 @@
 
 Keywords are the knobs of docs/knobs.md that describe a clip, with the same checks and defaults. Knobs
 that are not given come, in this order, from other keywords (`low` is half of `high`), from the pipe
-(the shift of its scheduler, strides, dtypes), and from the matching file of conf/backbone. Clips are
-made by `methods.generate`, as in `run.py`: the noise is the same, and so are the pixels if dtypes and
-shift are. `run.py` keeps the autoencoder in float32 (here: pipe.vae.float()).
+(the shift of its scheduler, strides, dtypes), and from the matching file of conf/backbone. Noise is
+that of `run.py`, and so are the pixels if dtypes and shift are; `run.py` keeps the autoencoder in
+float32 (here: pipe.vae.float()).
 
-A call leaves the pipe unchanged. Attention processors are wrapped during the call and restored at its
-end, also after an error or Ctrl-C; so are the tiles of the autoencoder (`vae_tile`) and anything else
-that an adapter changes. Weights, dtypes, devices and scheduler are never changed.
+A call leaves the pipe unchanged: what an adapter wraps or sets is restored at its end, also after an
+error or Ctrl-C. Weights, dtypes, devices and scheduler are never changed.
 """
 
 import difflib
@@ -48,9 +47,9 @@ from s2flow.recipe.given import fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.keywords import Knobs
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import BackboneConf, declared
+from s2flow.recipe.schema import CLIP_KNOBS, BackboneConf
 
-KNOBS = ("method", "windows", *(f.name for _, f in declared() if f.metadata["clip"]))
+KNOBS = ("method", "windows", *CLIP_KNOBS)
 ALIASES = {  # diffusers' keyword -> ours
     "num_frames": "frames",
     "num_inference_steps": "steps",
@@ -122,10 +121,9 @@ def generate(
     callback_on_step_end(pipe, i, t, {"latents": z}): as in diffusers, after every step of both stages,
     counted through; it may return other latents.
     on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
-    returns False, the call ends there and the result has no frames; its exceptions propagate.
-    knobs: high=(H, W), low, frames, sparsity, density, windows, order, solver, t_i, steps, shift,
-    guidance, negative_prompt, handoff, noise, rope, temperature, ... and method="native" and the like,
-    or, with parameters of its own, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
+    returns False, the call ends there and the result has no frames.
+    knobs: high=(H, W), frames, sparsity, windows, order, solver, t_i, ... and method="native" and the
+    like, or, with its parameters, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
     Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
     latent that is not finite.
@@ -167,8 +165,11 @@ def generate(
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress, "generator": generator}
         options |= {"decode": output_type != "latent", "video": given and given.video}
-        if on_low is not None:
-            options["on_low"] = lambda video: _as_python(on_low(_array(video)))
+        if on_low is not None:  # np.False_ is not False
+            truths = (bool, np.bool_)
+            options["on_low"] = lambda video: (
+                not isinstance(answer := on_low(_array(video)), truths) or bool(answer)
+            )
         if callback_on_step_end is not None:
             options["on_latent"] = _callback(pipe, callback_on_step_end)
         common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}

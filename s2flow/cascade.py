@@ -5,11 +5,11 @@
     up   hand-off with t_i steps remaining                                                  (Eq. 5)
     HR   n = t_i ... 1 on the same noise levels, from the hand-off to z_0                   (Eq. 6)
 
-The LR flow runs to its end, not only to t_i: Eqs. 9 and 12 need it at every HR step. It does not depend
-on sparsity, windows, order, t_i or HR method, and is computed once for all variants that share it.
+The LR flow runs to its end, as Eqs. 9 and 12 need it at every HR step. It does not depend on sparsity,
+windows, order, t_i or HR method, and is computed once for all variants that share it.
 
-`s2flow.methods` composes each row of Table 1 from these stages of `Cascade`. At each step, the HR flow
-applies ordered *correctors* to the velocity, then its solver:
+`s2flow.methods` composes each row of Table 1 from these stages. At each step, the HR flow applies
+ordered *correctors* to the velocity, then its solver:
 
     v = model(z, sigma);   for corrector in correctors: v = corrector(n, sigma, z, v);   solver.step
 """
@@ -121,7 +121,9 @@ class Cascade:
         self.generator, self.decodes = generator, decode
         # decoded on first use
         self.low_video = None if video is None else video.expand(len(self.prompts), -1, -1, -1, -1)
-        self.sigma = sigma_grid(recipe.steps, recipe.shift)
+        self.sigma = self.sigma_high = sigma_grid(recipe.steps, recipe.shift)
+        if recipe.shift_high is not None:  # t_i and n count steps of this grid
+            self.sigma_high = sigma_grid(recipe.steps, recipe.shift_high)
         self.low_shape = backbone.latent_shape(*recipe.low, recipe.frames)
         self.size, self.n_from, self.n_to = recipe.high, recipe.t_i, 0
         self.reports: list[dict[str, Any]] = [{} for _ in self.prompts]
@@ -155,19 +157,15 @@ class Cascade:
 
     # -- the three stages of Figure 2 ---------------------------------------------------------
 
-    @property
-    def sigma_high(self) -> Tensor:
-        """Noise levels of the HR flow; t_i and n count steps of this grid."""
-        r = self.recipe
-        return self.sigma if r.shift_high is None else sigma_grid(r.steps, r.shift_high)
-
     def low_flow(self) -> LowFlow:
         """The LR flow to its end (Eq. 4), from the cache where another variant has computed it.
 
-        Its nodes are those of the HR grid: with `shift_high` it is interpolated. `on_low` is called
-        with the LR video; raises Stopped if it returns False.
+        On the HR grid: with `shift_high` it is interpolated. Raises Stopped if `on_low` returns False.
         """
-        keys = [self._low_key(p, s) for p, s in zip(self.prompts, self.seeds, strict=True)]
+        identity, ranks = self.recipe.low_identity(), self.backbone.router.ranks
+        k = None if ranks is None else ranks.k
+        clips = zip(self.prompts, self.seeds, strict=True)
+        keys = [low_key(identity, prompt, seed, k) for prompt, seed in clips]
         flows = [self.cache.get(key) for key in keys]
         missing = [i for i, flow in enumerate(flows) if flow is None]
         if missing:
@@ -182,12 +180,6 @@ class Cascade:
         if self.on_low is not None and self.on_low(self.preview(low)) is False:
             raise Stopped(self.low_video)
         return low if self.recipe.shift_high is None else low.at(self.sigma_high)
-
-    def _low_key(self, prompt: str, seed: int) -> str:
-        ranks = self.backbone.router.ranks
-        return low_key(
-            self.recipe.low_identity(), prompt, seed, None if ranks is None else ranks.k
-        )
 
     def preview(self, low: LowFlow, stage: str = "preview") -> Tensor:
         """The LR video, (B, T, h, w, 3) in [0, 1]."""
@@ -226,28 +218,24 @@ class Cascade:
         correctors: Sequence[Corrector] = (),
     ) -> Trajectory:
         """HR flow from n_from steps remaining to n_to, usually 0 (Eq. 6), inside the plan's windows."""
-        if plan is None:
-            for report in self.reports:
-                dense = {str(n): 1.0 for n in range(n_from, self.n_to, -1)}
-                report["density"] = report.get("density", {}) | dense
         with self.clock("hr"), self.high_attention(), self.brick_order(plan):
             flow = self._integrate(z, n_from, solver or Euler(), plan, correctors, "hr")
         steps = range(n_from, self.n_to, -1)
-        for clip, report in enumerate(self.reports if plan is not None else ()):
-            level = plan.report(steps, clip)
+        for clip, report in enumerate(self.reports):
+            if plan is None:
+                report["density"] = report.get("density", {}) | {str(n): 1.0 for n in steps}
+                continue
+            level, boxes = plan.report(steps, clip), plan.kept(steps, clip)
             report |= level if n_from == self.recipe.t_i else _merged(report, level)
-            self._keep(plan, steps, clip)
+            if boxes is not None:
+                grid = brick_grid(
+                    self.backbone.token_grid(self.high_shape), self.recipe.brick_high
+                )
+                grids = torch.tensor(grid).expand(len(steps), 3)
+                kept = {"steps": torch.tensor(steps), "boxes": boxes, "grid": grids}
+                for name, values in kept.items():
+                    self.kept[clip].setdefault(name, []).append(values)
         return flow
-
-    def _keep(self, plan: Windows, steps: range, clip: int) -> None:
-        """Record a clip's windows at this level, if they are boxes."""
-        boxes = plan.kept(steps, clip)
-        if boxes is not None:
-            grid = brick_grid(self.backbone.token_grid(self.high_shape), self.recipe.brick_high)
-            level = {"steps": torch.tensor(steps), "boxes": boxes}
-            level["grid"] = torch.tensor(grid).expand(len(steps), 3)
-            for name, values in level.items():
-                self.kept[clip].setdefault(name, []).append(values)
 
     @contextmanager
     def high_attention(self):
@@ -264,10 +252,8 @@ class Cascade:
 
     def brick_order(self, plan: Windows | None) -> AbstractContextManager:
         """Video tokens in brick order for the whole HR flow, if its attention backend needs it."""
-        if not isinstance(plan, Plan) or plan.whole(plan.boxes):
-            return nullcontext()
-        order = self.backbone.router.order
-        if order is None:
+        order = self.backbone.router.order if isinstance(plan, Plan) else None
+        if order is None or plan.whole(plan.boxes):
             return nullcontext()
         name = attention_of(self.backbone, self.recipe, self.size)
         for report in self.reports:
@@ -281,18 +267,17 @@ class Cascade:
     def plan(self, low: LowFlow) -> Windows:
         """Windows of every HR step, layer and head, by the recipe's policy (Eqs. 8-9: LR attention)."""
         r = self.recipe
-        grids = [self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape)]
+        low_grid, grid = (self.backbone.token_grid(s) for s in (self.low_shape, self.high_shape))
         f = 1.0 if r.whole_grid else fraction_of_volume(r.sparsity, r.density)
+        requested = f if r.whole_grid or r.windows.module.BY_VOLUME else None
         for report in self.reports:
-            has_density = r.whole_grid or r.windows.module.BY_VOLUME
-            report["density_requested"] = f if has_density else None
+            report["density_requested"] = requested
         with self.clock("plan"):
-            tokens_and_bricks = (grids[0], r.brick_low, grids[1], r.brick_high)
-            case = Case(f, *tokens_and_bricks, self.n_from, r.coverage_rows)
+            bricks = (low_grid, r.brick_low, grid, r.brick_high)
+            case = Case(f, *bricks, self.n_from, r.coverage_rows)
             plan = decide(r.windows, case, low.coverage)
             if isinstance(plan, Plan) and self.backbone.router.order is not None:
-                # kernels are compiled and checked here, not in the HR flow
-                attention_of(self.backbone, r, self.size)
+                attention_of(self.backbone, r, self.size)  # compiles and checks kernels
             return plan
 
     def solver(self, low: LowFlow) -> Euler:
@@ -339,11 +324,10 @@ class Cascade:
         if solver is not None:
             with self.clock("diagnostics"):
                 cosines = derivative_cosines(high, self._reference_derivative(low), self.n_from)
-        for clip, report in enumerate(self.reports):
-            if solver is not None:
+            for clip, report in enumerate(self.reports):
                 report["derivative_cosine"] = _of_clip(cosines, clip)
-            if solver is not None and solver.report:
-                report["solver"] = _of_clip(solver.report, clip)
+                if solver.report:
+                    report["solver"] = _of_clip(solver.report, clip)
         windows = [{k: torch.cat(v) for k, v in of_clip.items()} for of_clip in self.kept]
         z = high.z[0].to(self.backbone.device)
         return Generated(video, low_video, z, self.reports, windows)
@@ -351,15 +335,12 @@ class Cascade:
     def _reference_derivative(self, low: LowFlow) -> LRI:
         """The LR derivative whose cosine is recorded: the recipe's, or LRI with default settings.
 
-        For other solvers stencil, LR time and U are not part of the recipe, so they must not change
-        the record.
+        Other solvers' recipes hold no stencil, LR time and U, which must not change the record.
         """
         if self.recipe.identity().get("solver") == "lri":
             return self.lri(low, 2)
         device = self.backbone.device
         return LRI(low.flow, lambda v: resize_latent(v.to(device), *self.high_shape[-2:]))
-
-    # -- implementation -----------------------------------------------------------------------
 
     def _make_low_flow(self, clips: Sequence[int]) -> LowFlow:
         """Compute the LR flow of these clips (indices into the batch)."""
@@ -420,11 +401,10 @@ class Cascade:
     ) -> Trajectory:
         """Taylor steps n = n_from ... 1 (Eqs. 4, 6, 10); the state stays in float32."""
         condition = self.condition if condition is None else condition
-        grid = self.sigma_high if stage == "hr" else self.sigma
-        sigma = grid.tolist()
+        grid, last = (self.sigma_high, self.n_to) if stage == "hr" else (self.sigma, 0)
+        sigma, router = grid.tolist(), self.backbone.router
         zs: list[Tensor | None] = [None] * len(sigma)
-        vs: list[Tensor | None] = [None] * len(sigma)
-        router, attention = self.backbone.router, self.recipe.attention
+        vs = list(zs)
         caches.forget(self.backbone.pipeline)
 
         def field(z: Tensor, n: int) -> Tensor:
@@ -433,14 +413,12 @@ class Cascade:
                 v = corrector(n, sigma[n], z, v)
             return v
 
-        last = self.n_to if stage == "hr" else 0
         for n in range(n_from, last - (last > 0), -1):
             start, zs[n] = time.perf_counter(), z.cpu()
-            windows = (
-                nullcontext()
-                if plan is None
-                else router.replacing(plan.replacer(n, attention, router), plan.work(n))
-            )
+            windows = nullcontext()
+            if plan is not None:
+                replacer = plan.replacer(n, self.recipe.attention, router)
+                windows = router.replacing(replacer, plan.work(n))
             with windows, router.observing(observe):
                 v = field(z, n)
                 if observe is not None:

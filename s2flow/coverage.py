@@ -4,13 +4,10 @@
     mass(i, b) = sum_{j in b} exp(q_i k_j^T / sqrt(d)) / sum_j exp(q_i k_j^T / sqrt(d))
 
 One pass over the keys gives the mass of every brick b; three small contractions of these give r of
-every box size of the brick grid at once. A is never formed: only the R sampled rows are computed, and
-of these only a sum per brick is kept: as a logarithm by the Triton kernel
-(`attention/coverage_kernel.py`), with a softmax over bricks at the end; beside the running maximum in
-plain torch. Text keys are further bricks: they take part in the softmax, and their share is left out.
-Results stay on the device, and the host never waits for it.
-
-Tokens are row-major, as the LR model has them.
+every box size of the brick grid at once. Only the R sampled rows of A are computed, and of these only a
+sum per brick is kept: as a logarithm by the Triton kernel (`attention/coverage_kernel.py`), beside the
+running maximum in plain torch. Text keys take part in the softmax as further bricks, whose share is
+left out. Results stay on the device, for which the host never waits. Tokens are row-major.
 """
 
 import functools
@@ -32,10 +29,7 @@ LARGEST = 256  # tokens of a brick, for the kernel
 
 
 def coverage_bytes(
-    k: tuple[int, int, int, int],
-    rows: int,
-    limit: int = COVERAGE_BYTES,
-    bricks: int | None = None,
+    k: tuple[int, ...], rows: int, limit: int = COVERAGE_BYTES, bricks: int | None = None
 ) -> int:
     """Bytes that `coverage_by_heads` needs at once, at most, for k of this shape (B, heads, L, d).
 
@@ -56,24 +50,19 @@ def coverage_by_heads(
     text: Sequence[int] | None = None,
     limit: int = COVERAGE_BYTES,
 ) -> Tensor:
-    """Eq. 8 for every box size from q and k, where they are, as many heads at once as fit `limit`.
+    """Eq. 8 for every box size, (B, heads, g_t, g_h, g_w), as many heads at once as fit `limit` bytes.
 
-    Logits are formed for one piece of the keys at a time, or not at all: see `brick_masses`.
+    q, k: (B, heads, L, d), rows: (R,) on the CPU; text: how many of each clip's L - T*H*W text keys are
+    real, None for all.
     """
-    one = coverage_bytes(
-        (len(k), 1, *k.shape[2:]), len(rows), 1, math.prod(brick_grid(tokens, brick))
-    )
-    n = max(limit // one, 1)
-    return torch.cat(
-        [
-            coverage_of_masses(
-                brick_masses(q[:, h : h + n], k[:, h : h + n], rows, tokens, brick, text),
-                *(rows, tokens, brick),
-            )
-            for h in range(0, k.shape[1], n)
-        ],
-        1,
-    )
+    bricks = math.prod(brick_grid(tokens, brick))
+    n = max(limit // coverage_bytes((len(k), 1, *k.shape[2:]), len(rows), 1, bricks), 1)
+    at = (rows, tokens, brick)
+    kernel = q.is_cuda and math.prod(brick) <= LARGEST
+    kernel = kernel and _kernel_is_right(q.device, q.dtype, q.shape[-1], tuple(brick))
+    masses_of = masses_by_kernel if kernel else masses
+    parts = zip(q.split(n, 1), k.split(n, 1), strict=True)
+    return torch.cat([coverage_of_masses(masses_of(*qk, *at, text), *at) for qk in parts], 1)
 
 
 def sample_rows(length: int, rows: int, seed: int) -> Tensor:
@@ -98,11 +87,7 @@ def axis_windows(g: int) -> Tensor:
 def attention_rows(
     q: Tensor, k: Tensor, rows: Tensor, n_video: int, text: Sequence[int] | None = None
 ) -> Tensor:
-    """Softmax weights of some query rows over all keys, video keys only.
-
-    q, k: (B, heads, L, d); returns (B, heads, R, n_video) float32. Text keys take part in the
-    softmax and are then left out; text: how many of each clip's are real, None for all.
-    """
+    """Softmax weights of some query rows, (B, heads, R, n_video) float32; see `coverage_by_heads`."""
     scale = q.shape[-1] ** -0.5
     logits = (q[:, :, rows].float() * scale) @ k.float().transpose(-1, -2)
     for i, n_text in enumerate(text or ()):
@@ -126,34 +111,15 @@ def coverage_of_masses(pooled: Tensor, rows: Tensor, tokens: Box, brick: Box) ->
     return inside / pooled.sum((-1, -2))[..., None, None, None]
 
 
-# -- what each brick receives ------------------------------------------------------------------
-
-
-def brick_masses(
-    q: Tensor,
-    k: Tensor,
-    rows: Tensor,
-    tokens: Box,
-    brick: Box,
-    text: Sequence[int] | None = None,
-) -> Tensor:
-    """Softmax weights of some query rows over all keys, summed over each brick of video keys.
-
-    q, k: (B, heads, L, d), rows: (R,) on the CPU; returns (B, heads, R, bricks) float32 on q's
-    device. text: how many of each clip's L - T*H*W text keys are real, None for all.
-    """
-    fits = q.is_cuda and math.prod(brick) <= LARGEST
-    if fits and _kernel_is_right(q.device, q.dtype, q.shape[-1], tuple(brick)):
-        return masses_by_kernel(q, k, rows, tokens, brick, text)
-    return masses(q, k, rows, tokens, brick, text)
-
-
 def masses(q, k, rows, tokens: Box, brick: Box, text=None, keys: int = KEYS) -> Tensor:
-    """`brick_masses` in plain torch, `keys` keys at a time; text is one more brick."""
-    n_video, L = math.prod(tokens), k.shape[2]
+    """Attention of the rows summed over each brick of video keys, (B, heads, R, bricks) float32.
+
+    In plain torch, `keys` keys at a time; text is one more brick.
+    """
+    n_video, L, bricks = math.prod(tokens), k.shape[2], math.prod(brick_grid(tokens, brick))
     brick_of = _brick_of_keys(tokens, brick, L, q.device)
     x = q.index_select(2, to_device(rows, q.device)).float() * q.shape[-1] ** -0.5
-    pooled = x.new_zeros(*x.shape[:3], math.prod(brick_grid(tokens, brick)) + 1)
+    pooled = x.new_zeros(*x.shape[:3], bricks + 1)
     top = x.new_full((*x.shape[:3], 1), -math.inf)
     for at in range(0, L, keys):
         logits = x @ k[:, :, at : at + keys].float().transpose(-1, -2)
@@ -167,7 +133,7 @@ def masses(q, k, rows, tokens: Box, brick: Box, text=None, keys: int = KEYS) -> 
 
 
 def masses_by_kernel(q, k, rows, tokens: Box, brick: Box, text=None) -> Tensor:
-    """`brick_masses` by the Triton kernel: text is a few more bricks."""
+    """`masses` by the Triton kernel: text is a few more bricks."""
     from s2flow.attention import coverage_kernel  # needs the package triton
 
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
@@ -180,11 +146,9 @@ def masses_by_kernel(q, k, rows, tokens: Box, brick: Box, text=None) -> Tensor:
     options = launch_options(d, q.dtype, math.prod(brick), many)
     groups = math.ceil(len(slots) / options["PER"] / options["EACH"])
     grid = (groups, heads, B * math.ceil(len(rows) / options["BLOCK_R"]))
+    sizes = (*q.stride()[:3], *k.stride()[:3], len(rows), len(slots))
     with torch.cuda.device(q.device if q.is_cuda else -1):
-        coverage_kernel.brick_sums[grid](
-            *(q, k, chosen, slots, lse, *q.stride()[:3], *k.stride()[:3], len(rows), len(slots)),
-            **options,
-        )
+        coverage_kernel.brick_sums[grid](q, k, chosen, slots, lse, *sizes, **options)
     return lse.softmax(2)[:, :, :n].transpose(2, 3)
 
 
@@ -215,9 +179,8 @@ def _padded_slots(tokens: Box, brick: Box, L: int, device: torch.device) -> tupl
     n, volume = slots.shape
     behind = torch.arange(math.prod(tokens), L)
     behind = F.pad(behind, (0, -len(behind) % volume), value=-1).view(-1, volume)
-    both = F.pad(
-        torch.cat([slots, behind]), (0, (1 << (volume - 1).bit_length()) - volume), value=-1
-    )
+    padding = (1 << (volume - 1).bit_length()) - volume
+    both = F.pad(torch.cat([slots, behind]), (0, padding), value=-1)
     return both.to(device, torch.int32), n
 
 
@@ -227,19 +190,16 @@ def _kernel_is_right(device: torch.device, dtype: torch.dtype, d: int, brick: Bo
     try:
         if triton.unusable(Problem(brick, brick, d, dtype, device)) is not None:
             return False
-        return all(
-            _kernel_agrees(device, dtype, d, brick, tuple(3 * b - cut * (b // 2) for b in brick))
-            for cut in (0, 1)
-        )
+        off = 0.0
+        for cut in (0, 1):
+            tokens = tuple(3 * b - cut * (b // 2) for b in brick)
+            shape = (2, 2, 2, math.prod(tokens) + 7, d)
+            q, k = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+            call = (q, k, torch.arange(0, math.prod(tokens), 5), tokens, brick, [5, 7])
+            off += float((masses_by_kernel(*call) - masses(*call)).abs().max())
+        return off < 1e-4  # NaN is not
     except Exception:  # whatever the compiler may raise: the plain path remains
         return False
-
-
-def _kernel_agrees(device, dtype, d: int, brick: Box, tokens: Box) -> bool:
-    shape = (2, 2, 2, math.prod(tokens) + 7, d)
-    q, k = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    call = (q, k, torch.arange(0, math.prod(tokens), 5), tokens, brick, [5, 7])
-    return bool((masses_by_kernel(*call) - masses(*call)).abs().max() < 1e-4)
 
 
 class Recorder:

@@ -9,8 +9,7 @@ Deviation: the paper uses two time conventions at once (in Eq. 3 z_0 is noise, i
 z_{t_N} is noise). Here sigma = 1 is noise everywhere, and n counts the steps that *remain*:
 sigma[N] = 1 ... sigma[0] = 0, so that `t_i = 30` of 50 means 30 steps at the high resolution.
 
-Latents are (B, C, T, H, W) in float32 throughout the loop; the second-order term of a step is as
-small as 2e-5 of the velocity, and bfloat16 rounds it away.
+Latents are (B, C, T, H, W) in float32: bfloat16 would round second-order terms (2e-5 of v) away.
 """
 
 import hashlib
@@ -54,11 +53,7 @@ def equal_snr_sigma(sigma: float, scale: float) -> float:
 
 
 def noise(shape: tuple[int, ...], prompt: str, seed: int, purpose: str) -> Tensor:
-    """White Gaussian noise that depends on (prompt, seed, purpose) alone, on every device.
-
-    Drawn in float32 on the CPU, one generator per clip: a clip does not depend on batch, rank or
-    device.
-    """
+    """White Gaussian noise, float32 on the CPU, that depends on (prompt, seed, purpose) alone."""
     digest = hashlib.sha256(f"{purpose}\0{seed}\0{prompt}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(shape, generator=generator)
@@ -68,9 +63,8 @@ def noise(shape: tuple[int, ...], prompt: str, seed: int, purpose: str) -> Tenso
 class Trajectory:
     """One flow, recorded: z[n] for n = 0..N and v[n] for n = 1..N (steps remaining).
 
-    sigma: (N+1,) float64; z and v: lists of (B, C, T, H, W) float32. v[0] is None, because Euler
-    never evaluates sigma = 0. A trajectory that starts at a hand-off has None above it. Tensors stay on
-    the CPU (30 MB a step at LR, 120 MB at HR for 2K); callers move them to the device.
+    sigma: (N+1,) float64; z and v: lists of (B, C, T, H, W) float32 on the CPU. v[0] is None, because
+    Euler never evaluates sigma = 0. A trajectory that starts at a hand-off has None above it.
     """
 
     sigma: Tensor
@@ -85,8 +79,7 @@ class Trajectory:
     def at(self, sigma: Tensor) -> "Trajectory":
         """This complete trajectory, interpolated at the nodes of another grid over [0, 1], (N'+1,).
 
-        z is linear between nodes, which is the Euler path itself. v is linear between velocities;
-        below the lowest node with a velocity it is constant.
+        z is linear between nodes (the Euler path itself), and so is v, constant below v[1].
         """
         grid = self.sigma.tolist()
         zs, vs = [], []

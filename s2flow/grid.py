@@ -29,12 +29,9 @@ def realised_density(tokens: Box, brick: Box, box: Box) -> float:
     """Exact share of valid query-key pairs inside the window, in (0, 1]."""
     f = 1.0
     for n, b, w in zip(tokens, brick, box, strict=True):
-        starts = window_starts(math.ceil(n / b), w)
-        pairs = sum(
-            (min((i + 1) * b, n) - i * b) * (min((s + w) * b, n) - s * b)
-            for i, s in enumerate(starts)
-        )
-        f *= pairs / n**2
+        starts = enumerate(window_starts(math.ceil(n / b), w))
+        pairs = ((min(i * b + b, n) - i * b) * (min((s + w) * b, n) - s * b) for i, s in starts)
+        f *= sum(pairs) / n**2
     return f
 
 

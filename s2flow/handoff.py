@@ -66,10 +66,7 @@ def aligned_noise(white: Tensor, eps_low: Tensor) -> Tensor:
 
 
 def matched(x: Tensor, like: Tensor) -> Tensor:
-    """AdaIN: x with the mean and standard deviation of `like`, per clip and channel; (B, C, T, h, w).
-
-    A channel that is constant in x becomes the mean of `like`.
-    """
+    """AdaIN: x with the mean and standard deviation of `like`, per clip and channel."""
     (std, mean), (new_std, new_mean) = (
         torch.std_mean(y, (2, 3, 4), correction=0, keepdim=True) for y in (x, like)
     )
@@ -88,10 +85,8 @@ def hand_off(
 ) -> Tensor:
     """HR latent with n steps remaining (Eq. 5), float32, shaped like the HR noise `eps`.
 
-    decode/encode: the backbone's VAE; size: HR (height, width) in pixels. sigma is the
-    grid's noise level at n: the HR flow starts there and passes it to the model.
+    decode/encode: the backbone's VAE; size: HR (height, width) in pixels.
     """
-    sigma = float(low.sigma[n])
     if mode == "noisy":
         return encode(resize_video(decode(low.z[n].to(eps)), *size))  # (Eq. 5) literally
     x0 = low.x0(n).to(eps)
@@ -101,4 +96,4 @@ def hand_off(
         up = encode(resize_video(decode(x0), *size))
     if adain:
         up = matched(up, x0)
-    return add_noise(up, eps, sigma).to(torch.float32)
+    return add_noise(up, eps, float(low.sigma[n])).to(torch.float32)

@@ -14,15 +14,14 @@ Methods differ by 0.002-0.005, less than prompts do, so runs are compared prompt
 
     d_p = mean over shared seeds of a  -  mean over the same seeds of b,        d = mean over p of d_p
 
-Prompts are what is resampled. Two seeds of a prompt share whatever is easy or hard about it, so
-they are no two independent witnesses: counted as such, 64 prompts of 4 seeds would look like 256,
-and an interval half as wide as it must be. Averaging within the prompt first is exact whether
-seeds agree or not: more seeds make d_p less noisy, but only more prompts speak for other prompts.
+Prompts are what is resampled. Two seeds of a prompt share whatever is easy or hard about it: counted as
+independent, 64 prompts of 4 seeds would look like 256, and an interval half as wide as it must be.
 """
 
+import functools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -46,27 +45,10 @@ Row = Mapping[str, float | None]
 ClipKey = tuple[Hashable, int]  # prompt, seed
 
 
-def temporal(row: Row) -> float | None:
-    """Mean of the four temporal dimensions, each in [0, 1]; None if any is missing."""
-    return _mean_of(row, TEMPORAL)
-
-
-def visual(row: Row) -> float | None:
-    """Mean of aesthetic and imaging quality, each in [0, 1]; None if either is missing."""
-    return _mean_of(row, VISUAL)
-
-
-def mean(row: Row) -> float | None:
-    """Mean of the six dimensions, each in [0, 1]; None if any is missing."""
-    return _mean_of(row, SIX)
-
-
-AGGREGATES = {"temporal": temporal, "visual": visual, "mean": mean}
-
-
-def _mean_of(row: Row, names: tuple[str, ...]) -> float | None:
+def _mean_of(names: tuple[str, ...], row: Row) -> float | None:
+    """Mean of these dimensions, each in [0, 1]; None if any is missing."""
     values = [row.get(name) for name in names]
-    if any(_is_missing(v) for v in values):
+    if any(value is None or not math.isfinite(value) for value in values):
         return None
     for name, value in zip(names, values, strict=True):
         _check_scale(name, value)
@@ -81,8 +63,8 @@ def _check_scale(name: str, value: float) -> None:
         )
 
 
-def _is_missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+AGGREGATES = {name: functools.partial(_mean_of, parts) for name, parts in PARTS.items()}
+temporal, visual, mean = AGGREGATES.values()
 
 
 # -- paired differences -------------------------------------------------------------------------
@@ -92,10 +74,9 @@ def _is_missing(value: float | None) -> bool:
 class PairedDifference:
     """Mean of a - b over n prompts, with a confidence interval [low, high] at `level`.
 
-    `dropped` prompts had no seed with a score on both sides; `clips` pairs of clips are behind the
-    n prompts. `wins` is the share of the n where a is higher, a tie counting half; there were
-    `ties`. The mean and `wins` are None without pairs, the interval is None below two prompts, for
-    one says nothing about its own spread.
+    dropped: prompts without a seed that has a score on both sides. wins: the share of the n where a is
+    higher, a tie counting half. clips: pairs of clips behind the n. Mean and wins are None without
+    pairs, the interval is None below two prompts.
     """
 
     mean: float | None
@@ -112,8 +93,7 @@ class PairedDifference:
     def is_real(self) -> bool:
         """Whether the interval leaves out 0, and enough prompts differ for that to mean anything.
 
-        Enough: so many that all of one sign are rarer than 1 - level by chance, 6 at 95 %. Of one
-        hundred differences that are none, up to five still pass at 95 %.
+        Enough: so many that all of one sign are rarer than 1 - level by chance, 6 at 95 %.
         """
         if self.low is None or 2.0 ** (1 - (self.n - self.ties)) > 1 - self.level:
             return False
@@ -170,6 +150,30 @@ def paired_clips(
     return _paired(_places(clips), x, y, seed, level)
 
 
+def paired_difference(
+    a: Mapping[Hashable, float | None] | Sequence[float | None],
+    b: Mapping[Hashable, float | None] | Sequence[float | None],
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Mean of a - b over prompts, with a bootstrap interval (`bootstrap_interval`).
+
+    Two mappings are paired by key, two sequences of one length by position. A prompt that lacks a
+    finite score on either side is dropped and counted.
+
+    Raises `ValueError` for sequences of different lengths, or a level outside (0, 1).
+    """
+    if isinstance(a, Mapping) != isinstance(b, Mapping):
+        raise ValueError("give two mappings (paired by key) or two sequences (paired by position)")
+    if isinstance(a, Mapping):
+        keys = sorted({**a, **b}, key=repr)
+        a, b = ([run.get(key) for key in keys] for run in (a, b))
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} scores cannot be paired with {len(b)}; give the same prompts")
+    x, y = (np.array(values, dtype=float) for values in (a, b))
+    return _paired(np.arange(len(x)), x, y, seed, level)
+
+
 def _places(clips: Sequence[ClipKey]) -> np.ndarray:
     """The number of each clip's prompt, in one order whoever comes first: resamples depend on it."""
     order = sorted({prompt for prompt, _ in clips}, key=repr)
@@ -181,42 +185,21 @@ def _paired(
     of: np.ndarray, x: np.ndarray, y: np.ndarray, seed: int, level: float
 ) -> PairedDifference:
     """x - y of clips, NaN where there is no score, averaged over the clips of a prompt `of`."""
-    both = np.isfinite(x) & np.isfinite(y)
-    prompts = len(np.unique(of))
-    n = np.bincount(of[both], minlength=prompts)
-    mine, theirs = (np.bincount(of[both], v[both], prompts)[n > 0] / n[n > 0] for v in (x, y))
-    found = _difference(mine - theirs, int((n == 0).sum()), seed, level)
-    return replace(found, clips=int(both.sum()))
-
-
-def paired_difference(
-    a: Mapping[Hashable, float | None] | Sequence[float | None],
-    b: Mapping[Hashable, float | None] | Sequence[float | None],
-    seed: int = 0,
-    level: float = 0.95,
-) -> PairedDifference:
-    """Mean of a - b over prompts, with a bootstrap interval (`bootstrap_interval`).
-
-    Two mappings are paired by key, two sequences of one length by position. A prompt that lacks a
-    finite score on either side is dropped and counted. For several seeds see `paired_clips`.
-
-    Raises `ValueError` for sequences of different lengths, or a level outside (0, 1).
-    """
-    pairs = _pairs(a, b)
-    d = np.array([x - y for x, y in pairs if not (_is_missing(x) or _is_missing(y))], dtype=float)
-    return _difference(d, len(pairs) - len(d), seed, level)
-
-
-def _difference(d: np.ndarray, dropped: int, seed: int, level: float) -> PairedDifference:
     if not 0 < level < 1:
         raise ValueError(f"level={level} is no confidence level; give one in (0, 1), such as 0.95")
+    both = np.isfinite(x) & np.isfinite(y)
+    prompts = len(np.unique(of))
+    count = np.bincount(of[both], minlength=prompts)
+    there = count > 0
+    mine, theirs = (np.bincount(of[both], v[both], prompts)[there] / count[there] for v in (x, y))
+    d = mine - theirs
     d[np.abs(d) < ROUNDING] = 0
-    n = len(d)
+    n, dropped, clips = len(d), int((~there).sum()), int(both.sum())
     if n == 0:
         return PairedDifference(None, None, None, 0, dropped, level, None, 0, 0)
     low, high = map(float, bootstrap_interval(d, level, seed)) if n > 1 else (None, None)
     wins, ties = float((np.sign(d).mean() + 1) / 2), int((d == 0).sum())
-    return PairedDifference(float(d.mean()), low, high, n, dropped, level, wins, ties, n)
+    return PairedDifference(float(d.mean()), low, high, n, dropped, level, wins, ties, clips)
 
 
 def bootstrap_interval(
@@ -234,8 +217,7 @@ def bootstrap_interval(
         percentile    [q_lo(m*), q_hi(m*)]                  the other way round
 
     Deviation from the textbook (Efron and Tibshirani 1993, chapter 12), where r = s: a resample of
-    equal values then has no spread and t* is infinite, which is common where most prompts tie.
-    The share 1/n of the sample's own variance keeps every interval finite and fades as n grows.
+    equal values, common where most prompts tie, then has no spread and an infinite t*.
 
     Coverage of the nominal 95 %, measured by `tests/test_metrics.py` (3,000 draws each, 2,000
     resamples; of -1/0/+1 the probabilities):
@@ -246,15 +228,14 @@ def bootstrap_interval(
 
     and 97.7, 95.6 for no difference between runs that rarely differ (.02 .96 .02, .05 .90 .05; n = 64),
     of which bootstrap-t alone covers about 79 and 90. On the same draws of 16, percentile intervals
-    alone cover 93, 88, 93, 91, 92, 91; BCa 93, 89, 93, 90, 91, 90; Hesterberg's expanded percentile
-    95.5, 90.4, 93.9, 94.0, 94.4, 94.1.
+    alone cover 93, 88, 93, 91, 92, 91.
 
-    Where it fails: under 16 prompts (8: 94, 91, 97, 82, 94, 90), with very long tails (log-normal of
-    deviation 1: 91 at 16), and where so few prompts differ that a sample misses a kind (.05 .85 .1: 81
-    at 16, 94 at 64; 0 .95 .05: 56 and 96). All prompts alike give an interval of no width.
+    Where it fails: under 16 prompts (8: 94, 91, 97, 82, 94, 90), with very long tails, and where so few
+    prompts differ that a sample misses a kind (.05 .85 .1: 81 at 16; 0 .95 .05: 56). All prompts alike
+    give an interval of no width.
 
-    From MANY prompts on that differ, more than VBench has, the normal interval m -+ z r / sqrt(n)
-    stands for it, to which both tend: resampling would take minutes for a table of ten thousand.
+    From MANY prompts on that differ the normal interval m -+ z r / sqrt(n) stands for it, to which both
+    tend: resampling would take minutes for a table of ten thousand.
     """
     n = d.shape[-1]
     m = d.mean(axis=-1, keepdims=True)
@@ -279,13 +260,3 @@ def bootstrap_interval(
     q = np.quantile(np.concatenate(t, axis=-1), tails, axis=-1)
     p = np.quantile(np.concatenate(shifts, axis=-1), tails, axis=-1)
     return m[..., 0] + np.minimum(p[0], -r * q[1]), m[..., 0] + np.maximum(p[1], -r * q[0])
-
-
-def _pairs(a, b) -> list[tuple[float | None, float | None]]:
-    if isinstance(a, Mapping) != isinstance(b, Mapping):
-        raise ValueError("give two mappings (paired by key) or two sequences (paired by position)")
-    if isinstance(a, Mapping):  # in one order, whoever comes first: resamples depend on it
-        return [(a.get(key), b.get(key)) for key in sorted({**a, **b}, key=repr)]
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} scores cannot be paired with {len(b)}; give the same prompts")
-    return list(zip(a, b, strict=True))

@@ -1,7 +1,6 @@
 """The plan: what the windows are in every HR step, layer and head (Eq. 9), and how they are used.
 
-Policies (`s2flow.policies`) decide them in two ways, which the HR flow treats alike (`Windows`): per
-step it asks for a replacer of the model's attention, and after the flow for what to record.
+Policies (`s2flow.policies`) decide them in two ways, which the HR flow treats alike (`Windows`):
 
     static    a `Plan`: the boxes of all steps, layers and heads are known before the HR flow starts
     online    the HR flow's own q, k, v decide inside the forward
@@ -9,7 +8,7 @@ step it asks for a replacer of the model's attention, and after the flow for wha
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from s2flow.grid import Box, brick_grid, realised_density
 
 
 class Windows(Protocol):
-    """What the HR flow asks of whoever decides its windows."""
+    """What the HR flow asks of whoever decides its windows; None where a method is left out."""
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
         """Attention of step n; None from it means the model's own dense call."""
@@ -55,25 +54,10 @@ class Plan:
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
         """Every head inside its window; whole-grid layers stay with the model."""
-        return functools.partial(self.attend, n, attention, router, None)
+        return functools.partial(self.attend, n, attention, router)
 
-    def attend(
-        self,
-        n: int,
-        attention: str,
-        router: AttentionRouter,
-        choose: Callable[[int, int, Tensor, Tensor, Tensor, AttentionRouter], None] | None,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-    ) -> Tensor | None:
-        """Attention of one layer in its windows; None where all are the whole grid.
-
-        choose(n, layer, q, k, v, router): called first, for policies that decide by these.
-        """
-        if choose is not None:
-            choose(n, layer, q, k, v, router)
+    def attend(self, n: int, attention: str, router, layer: int, q, k, v) -> Tensor | None:
+        """Attention of one layer in its windows; None where all are the whole grid."""
         boxes = self.boxes[n, layer]
         if router.heads is not None:  # the others are with other ranks
             boxes = boxes[:, router.heads]
@@ -92,10 +76,8 @@ class Plan:
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """Density per step and histogram of boxes of one clip."""
-        return {
-            "density": {str(n): self.density(n, clip) for n in steps},
-            "window_histogram": self.histogram(steps, clip),
-        }
+        density = {str(n): self.density(n, clip) for n in steps}
+        return {"density": density, "window_histogram": self.histogram(steps, clip)}
 
     def kept(self, steps: Sequence[int], clip: int) -> Tensor:
         """See `Windows`; in bricks of `grid`."""
@@ -104,11 +86,8 @@ class Plan:
     def density(self, n: int, clip: int = 0) -> float:
         """Realised f of step n: mean over layers and heads of the valid pairs' share."""
         counts = Counter(map(tuple, self.boxes[n][:, clip].flatten(0, -2).tolist()))
-        total = sum(counts.values())
-        return (
-            sum(c * realised_density(self.tokens, self.brick, b) for b, c in counts.items())
-            / total
-        )
+        of = {box: realised_density(self.tokens, self.brick, box) for box in counts}
+        return sum(c * of[box] for box, c in counts.items()) / sum(counts.values())
 
     def histogram(self, steps: Sequence[int], clip: int = 0) -> dict[str, int]:
         """How many (step, layer, head) of these steps use each box, as {"8x2x6": 31, ...}."""

@@ -2,18 +2,16 @@
 
     z_{n-1} = z_n + sum_{k=1..K} dsigma^k / k! v^{(k-1)},     dsigma = sigma_{n-1} - sigma_n    (Eq. 10)
 
-v^{(0)} comes from the HR model; v^{(1)}, v^{(2)}, ... are total derivatives along the flow, estimated
-by finite differences of LR velocities and spatially upsampled by U (Eqs. 11-12). The solvers differ in
-the source of the derivatives:
+v^{(0)} comes from the HR model; v^{(1)}, v^{(2)}, ... are total derivatives along the flow. The solvers
+differ in their source:
 
     Euler    none (K = 1)
-    LRI      the LR flow, which is complete, so that central differences exist (the paper's)
+    LRI      finite differences of LR velocities, spatially upsampled by U (Eqs. 11-12, the paper's)
     AB2, AB3 earlier HR steps: backward differences, Adams-Bashforth of order 2 and 3
     LRICv    earlier HR steps, corrected with the LR flow as a control variate
     Heun     a second evaluation of the HR model, the expensive reference
 
-`s2flow.unipc` is the only solver that takes no Taylor step. A solver object belongs to one flow: every
-hand-off creates a new one, so that history never crosses it.
+`s2flow.unipc` takes no Taylor step. A solver belongs to one flow: every hand-off makes a new one.
 
 Deviation: Eq. 11 assumes an even grid, and shifted schedules are not even (neighbouring steps differ
 by 5-24 %). `difference_weights` gives the weights for the actual nodes, equal to Eq. 11 when they
@@ -57,11 +55,7 @@ def difference_weights(nodes: list[float], at: float, order: int) -> list[float]
 
 
 def stencil_nodes(n: int, steps: int, size: int) -> list[int]:
-    """`size` neighbouring step indices around n, moved inward to stay in [1, steps].
-
-    {n+1, n, n-1} in the interior for size 3; one-sided at n = 1 (no velocity at sigma = 0) and at
-    n = steps.
-    """
+    """`size` neighbouring step indices around n, from high to low, moved inward into [1, steps]."""
     size = min(size, steps)
     low = min(max(n - size // 2, 1), steps - size + 1)
     return list(range(low + size - 1, low - 1, -1))
@@ -83,14 +77,12 @@ def lr_derivatives(
     value = low.x0 if quantity == "x0" else low.v.__getitem__
     out = []
     for k in range(1, min(order, len(nodes))):
+        weights = difference_weights([sigma[m] for m in nodes], sigma[n], k)
+        weights = dict(zip(nodes, weights, strict=True))
         if k == 1 and stencil == "central" and 1 < n < low.steps:
-            weights = [0.0] * len(nodes)
-            dsigma = sigma[n - 1] - sigma[n]
-            weights[nodes.index(n - 1)] = 1 / (2 * dsigma)  # (Eq. 11) next step
-            weights[nodes.index(n + 1)] = -1 / (2 * dsigma)  # (Eq. 11) previous step
-        else:
-            weights = difference_weights([sigma[m] for m in nodes], sigma[n], k)
-        out.append(sum(w * value(m) for w, m in zip(weights, nodes, strict=True) if w))
+            weight = 1 / (2 * (sigma[n - 1] - sigma[n]))
+            weights = {n + 1: -weight, n - 1: weight}  # (Eq. 11) previous and next step
+        out.append(sum(w * value(m) for m, w in weights.items() if w))
     return out
 
 
@@ -112,10 +104,9 @@ def lr_derivative_at_equal_snr(low: Trajectory, sigma: float, scale: float) -> T
 
 
 class Euler:
-    """First order: no derivatives (Eq. 2). The base class of the other solvers.
+    """First order: no derivatives (Eq. 2). Other solvers override `derivatives`, or `step`.
 
-    A solver overrides `derivatives`, or `step` if it takes no Taylor step. `report` collects values
-    per step and clip for the record.
+    report: values per step and clip, for the record.
     """
 
     def __init__(self) -> None:
@@ -160,7 +151,7 @@ class LRI(Euler):
 class AB2(Euler):
     """Adams-Bashforth 2 as a Taylor step: v' = backward difference of the HR velocities.
 
-    History never crosses the hand-off: the first step is Euler.
+    The first step is Euler.
     """
 
     def __init__(self) -> None:
@@ -170,9 +161,7 @@ class AB2(Euler):
     def derivatives(self, n, sigma, z, v, field):
         """See the class."""
         past, self.past = self.past, (n, v)
-        if past is None:
-            return []
-        return [(v - past[1]) / (sigma[n] - sigma[past[0]])]
+        return [] if past is None else [(v - past[1]) / (sigma[n] - sigma[past[0]])]
 
 
 class AB3(AB2):
@@ -216,13 +205,10 @@ class LRICv(AB2):
 
     def derivatives(self, n, sigma, z, v, field):
         """See the class."""
-        previous = self.past
-        backward = super().derivatives(n, sigma, z, v, field)
+        previous, backward = self.past, super().derivatives(n, sigma, z, v, field)
         if not backward:
             return []
-        (d_minus,) = backward
-        sigma_low = self.low.sigma.tolist()
-        m = previous[0]
+        (d_minus,), (m, _), sigma_low = backward, previous, self.low.sigma.tolist()
         lr_minus = (self.low.v[n] - self.low.v[m]) / (sigma_low[n] - sigma_low[m])
         correction = self.upsample(lr_derivatives(self.low, n, 2)[0] - lr_minus)
         lam = torch.zeros(len(z), 1, 1, 1, 1, device=z.device)
@@ -255,18 +241,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def derivative_cosines(high: Trajectory, lri: LRI, t_i: int) -> dict[str, dict[int, list[float]]]:
-    """Cosine between each estimate of v' and the HR flow's own central difference, per step and clip.
+    """Cosine between each estimate of v' and the HR flow's central difference, per step and clip.
 
-    `lri`: U(dv_lr/dsigma) as this solver computes it; `history`: the HR backward difference (AB2).
-    Steps t_i-1 ... 2, where the HR central difference exists. A direct check of Eq. 12: 1 is the same
-    direction, 0 an orthogonal one.
+    `lri`: U(dv_lr/dsigma) as this solver computes it; `history`: the HR backward difference (AB2). A
+    direct check of Eq. 12 in steps t_i-1 ... 2, where the central difference exists.
     """
     cosines: dict[str, dict[int, list[float]]] = {"lri": {}, "history": {}}
     sigma = high.sigma.tolist()
     for n in range(t_i - 1, 1, -1):
-        weights = difference_weights([sigma[m] for m in (n + 1, n, n - 1)], sigma[n], 1)
+        nodes = (n + 1, n, n - 1)
+        weights = difference_weights([sigma[m] for m in nodes], sigma[n], 1)
         estimate = lri.derivatives(n, sigma, high.z[n], high.v[n], None)[0]
-        v = [high.v[m].to(estimate.device) for m in (n + 1, n, n - 1)]
+        v = [high.v[m].to(estimate.device) for m in nodes]
         central = sum(w * x for w, x in zip(weights, v, strict=True))
         backward = (v[1] - v[0]) / (sigma[n] - sigma[n + 1])
         for name, d in (("lri", estimate), ("history", backward)):

@@ -15,9 +15,8 @@ with a + b = 1 / (1 - e^-h) - 1 / h and r a + b = the second moment in `correcto
 correction costs no model call: m_t is needed for the next prediction anyway. The state recorded at a
 node is the predicted one, where the model was asked.
 
-Equal to `UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
-solver_order=2, solver_type="bh2", lower_order_final=True)` on the same sigmas (tested). lambda is
-infinite at sigma = 1; like there, it is taken at 1 - 1e-6 as float32 stores it.
+Equal to diffusers' `UniPCMultistepScheduler` (bh2, flow prediction) on the same sigmas (tested). lambda
+is infinite at sigma = 1; like there, it is taken at 1 - 1e-6 as float32 stores it.
 """
 
 import math
@@ -70,9 +69,8 @@ class UniPC(Euler):
     def _correct(self, n: int, sigma: list[float], x0: Tensor) -> Tensor:
         """The state at n again, from the one before, now that x0 at n is known."""
         s, newest = self.past[0]
-        if self.order == 1:
-            aim = newest + (x0 - newest) / 2
-        else:
+        aim = newest + (x0 - newest) / 2
+        if self.order == 2:
             p, before = self.past[1]
             r = _ratio(sigma, p, s, n)
             a, b = corrector_weights(log_snr(sigma[n]) - log_snr(sigma[s]), r)

@@ -12,7 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-QUALITY = ("-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4")
+# one thread: x264's output depends on their number, and equal pixels must give equal files
+THREADS = ["-threads", "1"]
+QUALITY = ["-crf", "10", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4"]
 
 
 def write_video(path: Path, video: Tensor, fps: int) -> None:
@@ -23,18 +25,9 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
     """
     if video.shape[1] % 2 or video.shape[2] % 2:
         raise ValueError(f"yuv420p needs even sides, not {video.shape[1]}x{video.shape[2]}")
-    iio.imwrite(
-        path,
-        to_bytes(video).cpu().numpy(),
-        plugin="FFMPEG",
-        fps=fps,
-        codec="libx264",
-        pixelformat="yuv420p",
-        macro_block_size=1,
-        ffmpeg_log_level="error",
-        # one thread: x264's output depends on their number, and equal pixels must give equal files
-        output_params=["-threads", "1", *QUALITY],
-    )
+    kind = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1}
+    frames, options = to_bytes(video).cpu().numpy(), {"output_params": THREADS + QUALITY, **kind}
+    iio.imwrite(path, frames, plugin="FFMPEG", fps=fps, ffmpeg_log_level="error", **options)
     if b"moov" not in path.read_bytes():  # the index, written last; ffmpeg's errors are silent
         raise OSError(f"ffmpeg could not finish {path.name}")
 
@@ -60,46 +53,41 @@ def size_text(shape: Sequence[int]) -> str:
 
 
 class Undecodable(ValueError):
-    """A file that is no video, or a truncated one."""
+    """A file that is missing, no video, or truncated: raised by all that reads videos."""
 
 
 def read_video(path: Path) -> Tensor:
-    """Read a video file as (T, H, W, 3), float32 in [0, 1]. Raises Undecodable."""
+    """A video file as (T, H, W, 3), float32 in [0, 1]."""
     return read_frames(path).float().div_(255)
 
 
 def read_frames(path: Path) -> Tensor:
-    """Read a video file as (T, H, W, 3), uint8; in this process, by PyAV.
-
-    Raises Undecodable if it is missing, empty or truncated.
-    """
+    """A video file as (T, H, W, 3), uint8; in this process, by PyAV."""
     return torch.from_numpy(np.stack([f.to_ndarray(format="rgb24") for f in _frames(path)]))
 
 
 def frame_count(path: Path) -> int:
-    """Number of frames of a video file, by decoding all. Raises Undecodable as `read_video`."""
+    """Number of frames of a video file, by decoding all."""
     return sum(1 for _ in _frames(path))
 
 
 def first_frame(path: Path) -> np.ndarray:
-    """The first frame of a video file, (H, W, 3) uint8. Raises Undecodable as `read_video` does."""
+    """The first frame of a video file, (H, W, 3) uint8."""
     return next(_frames(path)).to_ndarray(format="rgb24")
 
 
 def _frames(path: Path) -> Iterator[av.VideoFrame]:
-    """All frames; at their end raises Undecodable if there are fewer than the header states."""
     with _opened(path) as container:
-        count = 0
+        count, stated = 0, container.streams.video[0].frames
         for frame in container.decode(video=0):
             count += 1
             yield frame
-        stated = container.streams.video[0].frames
     if count < max(stated, 1):
         raise Undecodable(f"{path} is truncated after {count} of {stated} frames")
 
 
 def stated_size(path: Path) -> tuple[int, int, int]:
-    """(frames, height, width) that a file's header states. Raises Undecodable as `read_video` does."""
+    """(frames, height, width) that a file's header states."""
     with _opened(path) as container:
         stream = container.streams.video[0]
         return stream.frames, stream.height, stream.width
@@ -123,18 +111,17 @@ def contact_sheet(
     """
     gap, text = 4, 14
     strips = []
-    for label, video in rows:
+    for _, video in rows:
         pick = torch.linspace(0, len(video) - 1, min(columns, len(video))).round().long()
         images = [Image.fromarray(f) for f in to_bytes(video[pick]).cpu().numpy()]
-        scale = height / images[0].height
-        size = (round(images[0].width * scale), height)
-        strips.append((label, [im.resize(size, Image.Resampling.NEAREST) for im in images]))
-    width = max(sum(im.width + gap for im in images) for _, images in strips) + gap
+        size = (round(images[0].width * (height / images[0].height)), height)
+        strips.append([im.resize(size, Image.Resampling.NEAREST) for im in images])
+    width = max(sum(im.width + gap for im in images) for images in strips) + gap
     sheet = Image.new("RGB", (width, text + len(strips) * (height + text + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     title = " ".join(title.split()).encode("latin-1", "replace").decode("latin-1")
     draw.text((gap, 1), title, fill="black")
-    for i, (label, images) in enumerate(strips):
+    for i, ((label, _), images) in enumerate(zip(rows, strips, strict=True)):
         top = text + i * (height + text + gap)
         draw.text((gap, top + 1), label, fill=(90, 90, 90))
         for j, image in enumerate(images):

@@ -9,8 +9,8 @@ divides. Brick (1,1,1) is the exact per-token definition and the reference for e
     choice       argmax over candidates                                                     (Eq. 9)
     plan         the chosen boxes of all steps, layers and heads, in `plan.py`
 
-Coverage is recorded once for *every* box size of the brick grid (three small contractions give them
-all), so that no sparsity, density, hand-off or candidate set ever needs the LR run again.
+Coverage is recorded once for *every* box size of the brick grid, so that no sparsity, density, hand-off
+or candidate set ever needs the LR run again.
 
 Deviation: "a fixed proportion s of the latent volume" (density="volume", f = s) contradicts the paper's
 clock, which only f = s^3 (density="per_axis") explains. Both are first-class; f is always recorded.
@@ -29,13 +29,8 @@ from s2flow.grid import Box, brick_grid, realised_density
 
 CUBE = (1 / 3, 1 / 3, 1 / 3)
 DEFAULT_EXPONENTS = (
-    (1, 0, 0),
-    (0, 1, 0),
-    (0, 0, 1),
-    (1 / 2, 1 / 2, 0),
-    (1 / 2, 0, 1 / 2),
-    (0, 1 / 2, 1 / 2),
-    CUBE,
+    *((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    *((1 / 2, 1 / 2, 0), (1 / 2, 0, 1 / 2), (0, 1 / 2, 1 / 2), CUBE),
 )
 TOLERANCE = 0.05  # relative deviation of a candidate's volume from f
 
@@ -67,13 +62,21 @@ def nearest_box(sides: list[float], f: float, g: Box) -> Box | None:
     """The integer box within +-5 % of volume f that is nearest to `sides` in log lengths."""
     volume = f * math.prod(g)
     least, nearest = math.inf, None
-    for box in itertools.product(*(range(1, n + 1) for n in g)):
-        if abs(math.prod(box) - volume) > TOLERANCE * volume + 1e-9:
-            continue
-        distance = sum(math.log(w / s) ** 2 for w, s in zip(box, sides, strict=True))
-        if distance < least - 1e-12:
-            least, nearest = distance, box
+    for box in all_boxes(g):
+        if abs(math.prod(box) - volume) <= TOLERANCE * volume + 1e-9:
+            distance = _distance(box, sides)
+            if distance < least - 1e-12:
+                least, nearest = distance, box
     return nearest
+
+
+def all_boxes(g: Box) -> list[Box]:
+    """Every box size of a brick grid."""
+    return list(itertools.product(*(range(1, n + 1) for n in g)))
+
+
+def _distance(box: Box, sides: list[float]) -> float:
+    return sum(math.log(w / s) ** 2 for w, s in zip(box, sides, strict=True))
 
 
 def candidates(f: float, exponents: list, g: Box) -> list[Box]:
@@ -87,7 +90,7 @@ def candidates(f: float, exponents: list, g: Box) -> list[Box]:
         if box is not None and box not in boxes:
             boxes.append(box)
     if not boxes:
-        volumes = {math.prod(b) for b in itertools.product(*(range(1, n + 1) for n in g))}
+        volumes = {math.prod(b) for b in all_boxes(g)}
         nearest = min((v / math.prod(g) for v in volumes), key=lambda x: abs(math.log(x / f)))
         raise UserError(
             f"no window of the {g[0]}x{g[1]}x{g[2]} brick grid keeps f = {f:.4g} of the volume; "
@@ -113,7 +116,7 @@ def choose_by_target(coverage: Tensor, target: float, cap: float = 1.0) -> Tenso
     gets the one that covers most.
     """
     g = coverage.shape[-3:]
-    sizes = list(itertools.product(*(range(1, n + 1) for n in g)))
+    sizes = all_boxes(g)
     volume = torch.tensor([math.prod(b) for b in sizes], dtype=torch.float32)
     whole = math.prod(g)
     r = coverage.flatten(-3)
@@ -127,15 +130,13 @@ def choose_by_target(coverage: Tensor, target: float, cap: float = 1.0) -> Tenso
 def to_grid(boxes: Tensor, g_from: Box, tokens: Box, brick: Box, f: float | None) -> Tensor:
     """Boxes of one brick grid carried to the grid of `tokens` and `brick`; often the identity.
 
-    On another grid each box becomes the one whose realised density is within 5 % of f (of its own
-    volume where f is None) and whose sides are nearest in fractions; where no box is that close,
-    the one of the closest density.
+    On another grid each box becomes, of those with a realised density within 5 % of f (of its own
+    volume where f is None) or else of the closest, the one whose sides are nearest in fractions.
     """
     g_to = brick_grid(tokens, brick)
     if g_from == g_to:
         return boxes
-    every = list(itertools.product(*(range(1, n + 1) for n in g_to)))
-    realised = {box: realised_density(tokens, brick, box) for box in every}
+    realised = {box: realised_density(tokens, brick, box) for box in all_boxes(g_to)}
     out = boxes.clone()
     for box in {tuple(b) for b in boxes.flatten(0, -2).tolist()}:
         wanted = f or math.prod(box) / math.prod(g_from)
@@ -143,9 +144,8 @@ def to_grid(boxes: Tensor, g_from: Box, tokens: Box, brick: Box, f: float | None
 
         def cost(new: Box, wanted: float = wanted, sides: list[float] = sides) -> tuple:
             off = abs(math.log(realised[new] / wanted))
-            shape = sum(math.log(w / s) ** 2 for w, s in zip(new, sides, strict=True))
-            return (0.0 if off <= TOLERANCE else off, shape)
+            return (0.0 if off <= TOLERANCE else off, _distance(new, sides))
 
-        new = torch.tensor(min(every, key=cost), dtype=boxes.dtype)
+        new = torch.tensor(min(realised, key=cost), dtype=boxes.dtype)
         out[(boxes == torch.tensor(box, dtype=boxes.dtype)).all(-1)] = new
     return out

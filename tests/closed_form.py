@@ -12,6 +12,7 @@ smooth on all of [0, 1] as tau_i > 0. Total derivatives along the flow are exact
 import dataclasses
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch.func import jvp
 
@@ -59,8 +60,15 @@ class Exact(Euler):
         return [f(z, at) for f in (V1, V2)[: self.order - 1]]
 
 
+@pytest.fixture(scope="session")
+def engine(recipe):
+    """engine(steps, shift, model): the real Cascade around a closed-form model."""
+    base = recipe()
+    return lambda steps, shift, model=velocity: engine_around(base, steps, shift, model)
+
+
 def engine_around(recipe, steps, shift, model=velocity):
-    """The real Cascade around a closed-form model; the HR flow may begin anywhere."""
+    """The HR flow may begin anywhere."""
     backbone = SimpleNamespace(
         device="cpu",
         latent_shape=lambda h, w, t: (2, 1, h, w),
@@ -79,10 +87,10 @@ def start(*shape, dtype=torch.float64, seed=0):
 Z1 = start(8, 2, 1, 1, 1)  # eight starts, one point each
 
 
-def reference(z, substeps=800, grid=None):
+def reference(z, substeps=400, grid=None):
     """z along the exact flow by classical Runge-Kutta: at 0, or at every node of a grid."""
     nodes = [1.0, 0.0] if grid is None else grid.flip(0).tolist()
-    per = max(substeps // (len(nodes) - 1), 4)
+    per = max(substeps // (len(nodes) - 1), 2)
     found = [z]
     for a, b in zip(nodes[:-1], nodes[1:], strict=True):
         h = (b - a) / per
@@ -102,3 +110,9 @@ def exact_path(grid, z=Z1):
     zs = reference(z, grid=grid)
     vs = [velocity(x, s) for x, s in zip(zs, grid.tolist(), strict=True)]
     return zs, [None, *vs[1:]]
+
+
+@pytest.fixture(scope="session")
+def truth():
+    """z_0 of the exact flow from Z1."""
+    return reference(Z1)

@@ -16,6 +16,8 @@ from s2flow.scorers.vbench import compat
 if importlib.util.find_spec("torchvision"):  # may not fit a CPU torch, and transformers imports it
     compat.torchvision_operators()
 
+from closed_form import engine, truth  # noqa: F401 (fixtures)
+
 import s2flow.recipe.resolve as config
 from s2flow.embedded import backbone as tiny
 from s2flow.methods import method

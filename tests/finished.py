@@ -6,10 +6,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from hydra import compose, initialize_config_dir
 
+from s2flow.recipe import CONF
 from s2flow.store import clip_key, sha256_of, write_json
 from s2flow.store.lowflow import LowFlowCache
 from s2flow.video import write_video
+
+
+def composed(*words):
+    """The config of `python run.py WORDS`."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose("config", list(words))
+
+
+def state(folder, but="recipe.json"):
+    """Content and time of every file below a folder, but for recipe.json, which every job writes."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != but)
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, sha256_of(p)) for p in files}
 
 
 @lru_cache

@@ -51,9 +51,6 @@ def relative(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-# -- identities -------------------------------------------------------------------------------
-
-
 def test_everything_kept_at_order_one_is_the_plain_cascade_bitwise(run):
     plain = generate(run("method=cascade", cache=LowFlowCache()))
     ours = generate(run("sparsity=1", "order=1", cache=LowFlowCache()))
@@ -116,9 +113,6 @@ def test_windows_are_those_of_the_plan_step_by_step_and_clip_by_clip(run, monkey
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-# -- one sigma --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["s2flow", "cascade"])
 def test_sigma_told_is_sigma_added_is_sigma_stepped(run, micro, monkeypatch, name):
     told, model_time, added, stepped = [], [], [], []
@@ -162,40 +156,34 @@ def test_sigma_told_is_sigma_added_is_sigma_stepped(run, micro, monkeypatch, nam
 
 
 def test_hand_off_state_is_at_the_level_the_hr_flow_starts_from(run):
-    """From the latent itself: remove the known noise, and the LR flow's x0 remains."""
-    engine = run("method=cascade", "handoff=latent")
-    low = engine.low_flow()
-    z = engine.hand_off(low)
-    sigma = float(engine.sigma[3])
-    eps = noise(engine.high_shape, PROMPTS[0], 7, "high")[None]
-    x0 = handoff.resize_latent(low.flow.x0(3), *engine.high_shape[-2:], mode="bicubic")
-    assert torch.allclose((z - sigma * eps) / (1 - sigma), x0, atol=1e-5)
+    """From the latent itself: remove the LR flow's x0, and the known noise remains."""
+    for kind in ("fresh", "aligned"):
+        engine = run("method=cascade", f"noise={kind}", "handoff=latent")
+        low, sigma = engine.low_flow(), float(engine.sigma[3])
+        x0 = handoff.resize_latent(low.flow.x0(3), *engine.high_shape[-2:], mode="bicubic")
+        eps = (engine.hand_off(low) - (1 - sigma) * x0) / sigma
+        if kind == "fresh":
+            known = noise(engine.high_shape, PROMPTS[0], 7, "high")[None]
+            assert torch.allclose(eps, known, atol=1e-4)
+        else:
+            start = noise(engine.low_shape, PROMPTS[0], 7, "low")[None]
+            assert torch.allclose(F.avg_pool3d(eps, (1, 2, 2)), start / 2, atol=1e-4)
 
 
-def test_aligned_noise_agrees_with_the_noise_of_the_lr_flow(run):
-    engine = run("method=cascade", "noise=aligned", "handoff=latent")
-    low = engine.low_flow()
-    sigma = float(engine.sigma[3])
-    x0 = handoff.resize_latent(low.flow.x0(3), *engine.high_shape[-2:], mode="bicubic")
-    eps = (engine.hand_off(low) - (1 - sigma) * x0) / sigma
-    start = noise(engine.low_shape, PROMPTS[0], 7, "low")[None]
-    assert torch.allclose(F.avg_pool3d(eps, (1, 2, 2)), start / 2, atol=1e-4)
-
-
-# -- reproducibility --------------------------------------------------------------------------
-
-
-def test_same_recipe_twice_is_bitwise_equal(run):
-    first, second = (generate(run("sparsity=0.25", cache=LowFlowCache())) for _ in range(2))
+def test_same_recipe_twice_is_bitwise_equal_with_a_cached_flow_or_a_fresh_one(run):
+    cache = LowFlowCache()
+    generate(run("sparsity=0.5", "order=3", cache=cache))  # nothing in it may be written to
+    first, second = (generate(run("sparsity=0.25", cache=c)) for c in (cache, LowFlowCache()))
     assert torch.equal(first.latent, second.latent) and torch.equal(first.video, second.video)
-    assert first.reports == second.reports
+    reused = [made.reports[0].pop("low_flow_reused") for made in (first, second)]
+    assert reused == [True, False] and first.reports == second.reports
     other = generate(run("sparsity=0.25", seeds=[8]))
     assert relative(other.latent, first.latent) > 0.1
 
 
 @pytest.mark.parametrize(
     ("clips", "overrides"),
-    [((0, 1, 2), ()), ((1,), ("solver=lri_cv", "windows=coverage")), ((2,), ("solver=unipc",))],
+    [((0,), ()), ((1,), ("solver=lri_cv", "windows=coverage")), ((2,), ("solver=unipc",))],
 )
 def test_a_clip_is_the_same_in_any_batch(run, clips, overrides):
     seeds = [3, 4, 5]
@@ -227,9 +215,6 @@ def approx_report(report):
     return out
 
 
-# -- one LR flow for many variants ------------------------------------------------------------
-
-
 def test_lr_flow_is_computed_once_for_all_hr_variants(run, monkeypatch):
     made, make = [], Cascade._make_low_flow
     monkeypatch.setattr(Cascade, "_make_low_flow", lambda self, i: made.append(i) or make(self, i))
@@ -259,24 +244,20 @@ def test_lr_flow_is_computed_once_for_all_hr_variants(run, monkeypatch):
     assert made == [[0]]
 
 
-def test_key_of_the_lr_flow_changes_with_all_it_depends_on(run):
+def test_key_of_the_lr_flow_changes_with_all_it_depends_on(run, monkeypatch):
     cache = LowFlowCache()
     run("method=cascade", cache=cache).low_flow()
-    changes = [
-        {"overrides": ("low=[32,32]",)},
-        {"overrides": ("steps=3",)},
-        {"overrides": ("shift=3",)},
-        {"overrides": ("frames=4",)},
-        {"overrides": ("guidance=1",)},
-        {"overrides": ("negative_prompt=blue",)},
-        {"seeds": [8]},
-        {"prompts": PROMPTS[1:2]},
-    ]
-    for change in changes:
-        overrides = change.pop("overrides", ())
-        engine = run("method=cascade", *overrides, cache=cache, **change)
-        engine.low_flow()
-        assert engine.reports[-1]["low_flow_reused"] is False, (overrides, change)
+    monkeypatch.setattr(Cascade, "_make_low_flow", None)  # to make one is to fail
+    run("method=cascade", cache=cache).low_flow()
+    words = ("low=[32,32]", "steps=3", "shift=3", "frames=4", "guidance=1", "negative_prompt=blue")
+    for overrides, given in (
+        *(((word,), {}) for word in words),
+        ((), {"seeds": [8]}),
+        ((), {"prompts": PROMPTS[1:2]}),
+    ):
+        engine = run("method=cascade", *overrides, cache=cache, **given)
+        with pytest.raises(TypeError):
+            engine.low_flow()
     base = run("method=cascade").recipe
     other = dataclasses.replace(base, weights="retrained")
     assert other.low_identity() != base.low_identity()
@@ -296,13 +277,6 @@ def test_of_a_batch_only_the_flows_that_are_lacking_are_made(run, monkeypatch):
         torch.testing.assert_close(low.flow.z[n], whole.flow.z[n], atol=2e-4, rtol=0)
     assert low.coverage.shape == whole.coverage.shape
     torch.testing.assert_close(low.coverage, whole.coverage, atol=1e-4, rtol=0)
-
-
-def test_cached_flow_equals_a_fresh_one(run):
-    cache = LowFlowCache()
-    generate(run("sparsity=0.25", "order=3", cache=cache))  # nothing in it may be written to
-    again = generate(run("sparsity=0.5", cache=cache))
-    assert torch.equal(again.latent, generate(run("sparsity=0.5", cache=LowFlowCache())).latent)
 
 
 def spy_on_calls(micro, monkeypatch):
@@ -367,17 +341,12 @@ def test_coverage_is_filed_under_the_step_and_layer_it_was_seen_at(run, micro):
             assert torch.allclose(low.coverage[n, layer, :, :, 2, 1, 3], exact, atol=1e-5)
 
 
-def test_coverage_comes_from_the_conditional_pass(run, micro):
-    calls = []
-    engine = run()
-    with micro.router.observing(lambda layer, q, k: calls.append(layer)):
-        micro.velocity(engine.noise(engine.low_shape, "low"), 1.0, engine.condition)
-    assert engine.condition.negative is not None and calls == list(range(6))
-
-
-def test_watching_leaves_velocities_bitwise_unchanged(run, micro):
-    engine = run()
+def test_coverage_comes_from_the_conditional_pass_and_watching_changes_no_velocity(run, micro):
+    calls, engine = [], run()
     low = engine.low_flow()  # watched
+    with micro.router.observing(lambda layer, q, k: calls.append(layer)):
+        micro.velocity(low.flow.z[N], 1.0, engine.condition)
+    assert engine.condition.negative is not None and calls == list(range(6))
     for n in (N, 3, 1):
         unwatched = micro.velocity(low.flow.z[n], float(engine.sigma[n]), engine.condition)
         assert torch.equal(unwatched, low.flow.v[n])
@@ -425,9 +394,6 @@ def test_nothing_outlives_the_flow_in_the_model(run, micro):
     before = micro.velocity(z, 0.5, engine.condition)
     generate(run("sparsity=0.25"))
     assert torch.equal(micro.velocity(z, 0.5, engine.condition), before)
-
-
-# -- no NaN, and what is recorded -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

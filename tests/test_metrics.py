@@ -61,6 +61,9 @@ def test_sign_is_first_minus_second_and_seed_decides():
     other = metrics.paired_difference(b, a, seed=1)
     assert other.mean == pytest.approx(-0.3)
     assert (other.low, other.high) == pytest.approx((-one.high, -one.low))
+    d, zero = [0.1, 0.4, -0.2, 0.3, 0.0], [0.0] * 5
+    narrow, wide = (metrics.paired_difference(d, zero, level=x) for x in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def simulated(n, rng, trials=3000):
@@ -105,7 +108,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n):
 
 
 def test_of_many_prompts_the_normal_interval_stands_for_resampling(monkeypatch):
-    draws = simulated(metrics.MANY, np.random.default_rng(1), trials=400)
+    draws = simulated(metrics.MANY, np.random.default_rng(1), trials=200)
     for kind in ("normal", "exponential"):  # of the others, too few differ
         d, truth = draws[kind]
         assert 0.92 <= coverage(d, truth) <= 0.98, kind
@@ -120,13 +123,6 @@ def test_of_many_prompts_the_normal_interval_stands_for_resampling(monkeypatch):
 def test_seeds_taken_for_prompts_would_claim_too_much():
     d, truth = simulated(64, np.random.default_rng(1))["3 seeds"]
     assert coverage(d[:500].reshape(500, -1), truth) < 0.85
-
-
-def test_a_wider_level_gives_a_wider_interval():
-    d, zero = [0.1, 0.4, -0.2, 0.3, 0.0], [0.0] * 5
-    narrow = metrics.paired_difference(d, zero, level=0.5)
-    wide = metrics.paired_difference(d, zero, level=0.99)
-    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_mappings_pair_by_prompt_whatever_their_order():

@@ -4,27 +4,12 @@ import math
 
 import pytest
 import torch
-from closed_form import V1, Z1, engine_around, exact_path, reference, start, velocity
+from closed_form import V1, Z1, exact_path, start, velocity
 
 from s2flow import solver
 from s2flow.flow import Trajectory, equal_snr_sigma, sigma_grid
 from s2flow.solver import AB2, AB3, LRI, Euler, Heun, LRICv, difference_weights, taylor_step
 from s2flow.unipc import UniPC
-
-
-@pytest.fixture(scope="module")
-def engine(recipe):
-    """engine(steps, shift, model): the real Cascade around a closed-form model."""
-    base = recipe()
-    return lambda steps, shift, model=velocity: engine_around(base, steps, shift, model)
-
-
-@pytest.fixture(scope="module")
-def truth():
-    return reference(Z1)
-
-
-# -- Eq. 11 on the exact flow -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("N", [20, 50])
@@ -41,9 +26,6 @@ def test_weights_of_the_actual_nodes_beat_equation_11_on_an_uneven_grid(N):
     print(errors)
     assert errors["grid"] < 0.5 * errors["central"]
     assert errors["central"] > 0.02  # the 5-24 % by which neighbouring steps differ
-
-
-# -- Eq. 10 -----------------------------------------------------------------------------------
 
 
 def test_order_one_is_euler_exactly(engine):
@@ -67,9 +49,6 @@ def test_taylor_step_is_exact_on_polynomials():
     assert not torch.allclose(taylor_step(z, d, derivatives[:3]), end, atol=1e-6)
 
 
-# -- Eq. 11 -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("nodes", [[0.9, 0.8, 0.65], [0.1, 0.3], [0.95, 0.9, 0.8, 0.6, 0.5]])
 def test_difference_weights_are_exact_on_polynomials(nodes):
     for order in range(1, len(nodes)):
@@ -86,12 +65,8 @@ def test_even_nodes_give_equation_11():
     weights = difference_weights([0.5 + h, 0.5, 0.5 - h], 0.5, 1)
     # (v_{n-1} - v_{n+1}) / (2 dsigma) with dsigma = sigma_{n-1} - sigma_n = -h
     assert weights == pytest.approx([1 / (2 * h), 0, -1 / (2 * h)], abs=1e-9)
-    assert difference_weights([0.5 + h, 0.5, 0.5 - h], 0.5, 2) == pytest.approx(
-        [1 / h**2, -2 / h**2, 1 / h**2]
-    )
-
-
-def test_too_few_nodes_are_refused():
+    second = difference_weights([0.5 + h, 0.5, 0.5 - h], 0.5, 2)
+    assert second == pytest.approx([1 / h**2, -2 / h**2, 1 / h**2])
     with pytest.raises(ValueError, match="needs 3 nodes"):
         difference_weights([0.1, 0.2], 0.1, 2)
 
@@ -166,9 +141,6 @@ def test_lri_applies_U_to_every_derivative():
         assert torch.allclose(d, 2 * derivative(k, float(sigma[4])), rtol=1e-8)
 
 
-# -- equal signal-to-noise --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("r", [1, 2, 4])
 def test_derivative_at_equal_snr_follows_the_chain_rule(r):
     """LR x0(s) = a + b s + c s^2: v'_hr = -(1/sigma) d/dsigma x0(sigma'(sigma))."""
@@ -205,9 +177,6 @@ def test_at_scale_one_equal_snr_is_equal_sigma_along_a_real_flow():
         snr = solver.lr_derivative_at_equal_snr(low, float(grid[n]), 1.0)
         assert torch.allclose(plain, exact, atol=2e-3)
         assert torch.allclose(snr, exact, atol=2e-3)
-
-
-# -- LR as a control variate ------------------------------------------------------------------
 
 
 def test_uninformative_lr_flow_makes_lri_cv_ab2(engine):
@@ -262,9 +231,8 @@ def test_lambda_is_fitted_per_clip(engine):
     N, z1 = 20, start(2, 2, 1, 16, 16)
     run = engine(N, 3.0)
     zs, vs = exact_path(run.sigma, z1)
-    mixed = [None] + [
-        torch.cat([v[:1], start(1, 2, 1, 16, 16, seed=n)]) for n, v in enumerate(vs[1:], start=1)
-    ]
+    junk = (start(1, 2, 1, 16, 16, seed=n) for n in range(1, N + 1))
+    mixed = [None, *(torch.cat([v[:1], j]) for v, j in zip(vs[1:], junk, strict=True))]
     both = run.high_flow(z1, N, LRICv(Trajectory(run.sigma, zs, mixed), lambda d: d)).z[0]
     alone = Trajectory(run.sigma, [z[:1] for z in zs], [None, *(v[:1] for v in vs[1:])])
     single = run.high_flow(z1[:1], N, LRICv(alone, lambda d: d)).z[0]
@@ -317,9 +285,6 @@ def test_heun_is_the_trapezoid_rule_and_never_asks_at_zero(engine):
     assert torch.allclose(path.z[4], by_hand, atol=1e-14)
 
 
-# -- the cosine that is reported --------------------------------------------------------------
-
-
 def test_cosine_is_one_for_the_flow_itself_and_none_for_junk(engine):
     N, z1 = 12, start(2, 2, 2, 16, 16)
     run = engine(N, 3.0)
@@ -328,18 +293,12 @@ def test_cosine_is_one_for_the_flow_itself_and_none_for_junk(engine):
     assert sorted(same["lri"]) == sorted(same["history"]) == list(range(2, N))
     assert all(c == pytest.approx(1, abs=1e-5) for clips in same["lri"].values() for c in clips)
     assert all(0 < c < 1 for clips in same["history"].values() for c in clips)
-    junk = Trajectory(
-        high.sigma, high.z, [None, *(start(*z1.shape, seed=100 + n) for n in range(N))]
-    )
-    other = solver.derivative_cosines(high, solver.LRI(junk, lambda d: d), N)
+    v = [None, *(start(*z1.shape, seed=100 + n) for n in range(N))]
+    junk = solver.LRI(Trajectory(high.sigma, high.z, v), lambda d: d)
+    other = solver.derivative_cosines(high, junk, N)
     assert all(abs(c) < 0.12 for clips in other["lri"].values() for c in clips)
-    opposite = solver.derivative_cosines(high, solver.LRI(high, lambda d: -d), N)
-    assert all(
-        c == pytest.approx(-1, abs=1e-5) for clips in opposite["lri"].values() for c in clips
-    )
-
-
-# -- float32 in the loop ----------------------------------------------------------------------
+    back = solver.derivative_cosines(high, solver.LRI(high, lambda d: -d), N)
+    assert all(c == pytest.approx(-1, abs=1e-5) for clips in back["lri"].values() for c in clips)
 
 
 def gained_by_second_order(dtype):

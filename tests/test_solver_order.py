@@ -7,34 +7,11 @@ import math
 
 import pytest
 import torch
-from closed_form import (
-    MU,
-    TAU2,
-    V1,
-    V2,
-    WEIGHT,
-    Z1,
-    Exact,
-    engine_around,
-    exact_path,
-    reference,
-    velocity,
-)
+from closed_form import MU, TAU2, V1, V2, WEIGHT, Z1, Exact, exact_path, reference, velocity
 
 from s2flow.flow import Trajectory
 from s2flow.solver import AB2, AB3, LRI, Heun
 from s2flow.unipc import UniPC
-
-
-@pytest.fixture(scope="module")
-def engine(recipe):
-    base = recipe()
-    return lambda steps, shift: engine_around(base, steps, shift)
-
-
-@pytest.fixture(scope="module")
-def truth():
-    return reference(Z1)
 
 
 def measured_order(engine, truth, shift, steps, make_solver):
@@ -47,9 +24,6 @@ def measured_order(engine, truth, shift, steps, make_solver):
     slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
     print(f"shift {shift}: errors {[f'{e:.2e}' for e in errors]}, orders {slopes}")
     return slopes[-1]
-
-
-# -- global order (the paper's claim, and what borrowed derivatives leave of it) --------------
 
 
 def test_the_oracle_is_the_flow_of_the_mixture():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from closed_form import Z1, engine_around, start, velocity
+from closed_form import Z1, start, velocity
 from diffusers import UniPCMultistepScheduler
 
 from s2flow.flow import sigma_grid
@@ -13,24 +13,13 @@ from s2flow.unipc import UniPC, corrector_weights, log_snr
 
 def stock(z, sigma, field):
     """z_0 by diffusers; sigma (N+1,) by steps remaining, from the start of the flow."""
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        solver_order=2,
-        solver_type="bh2",
-        lower_order_final=True,
-        flow_shift=1.0,
-    )
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+    kind = {"solver_order": 2, "solver_type": "bh2", "lower_order_final": True}
+    scheduler = UniPCMultistepScheduler(**flow, **kind)
     scheduler.set_timesteps(sigmas=sigma.flip(0)[:-1].numpy().copy())
     for t, s in zip(scheduler.timesteps, sigma.flip(0).tolist(), strict=False):
         z = scheduler.step(field(z, s), t, z, return_dict=False)[0]
     return z
-
-
-@pytest.fixture(scope="module")
-def engine(recipe):
-    base = recipe()
-    return lambda steps, shift, model=velocity: engine_around(base, steps, shift, model)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])

@@ -13,7 +13,6 @@ from s2flow import coverage as cov
 from s2flow import grid, windows
 from s2flow.coverage import KEYS, masses
 from s2flow.errors import UserError
-from s2flow.plan import Plan
 from s2flow.policies import decide
 from s2flow.policies.base import Case, Policy
 
@@ -24,10 +23,6 @@ GRIDS = [  # tokens, brick
     ((5, 7, 6), (2, 4, 4)),  # ragged on every axis
     ((3, 5, 4), (1, 2, 3)),  # ragged on two
 ]
-
-
-def all_boxes(g):
-    return list(itertools.product(*(range(1, n + 1) for n in g)))
 
 
 def explicit_mask(tokens, brick, box):
@@ -42,9 +37,6 @@ def explicit_mask(tokens, brick, box):
         M[query][tuple(keys)] = True
     L = math.prod(tokens)
     return M.view(L, L)
-
-
-# -- candidates -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("f", [0.9, 0.75, 0.5, 0.42, 0.25, 0.125, 1 / 64])
@@ -68,9 +60,7 @@ def test_candidates_point_where_their_exponents_say():
         assert box == tuple(4 if i == axis else 16 for i in range(3))
     assert windows.candidates(0.25, [(0, 0.5, 0.5)], g) == [(16, 8, 8)]
     assert windows.candidates(0.125, [(1 / 3, 1 / 3, 1 / 3)], g) == [(8, 8, 8)]
-
-
-def test_a_side_below_one_brick_is_clamped_and_its_excess_handed_on():
+    # a side below one brick is clamped and its excess handed on
     (box,) = windows.candidates(1 / 32, [(1, 0, 0)], (4, 16, 16))
     assert box[0] == 1 and math.prod(box) == 32  # four bricks of time cannot shrink 32-fold
 
@@ -83,7 +73,7 @@ def test_nearest_box_is_the_nearest_of_all_within_tolerance():
         return sum(math.log(w / s) ** 2 for w, s in zip(b, sides, strict=True))
 
     volume = f * math.prod(g)
-    allowed = [b for b in all_boxes(g) if abs(math.prod(b) / volume - 1) <= 0.05]
+    allowed = [b for b in windows.all_boxes(g) if abs(math.prod(b) / volume - 1) <= 0.05]
     assert distance(box) == min(map(distance, allowed))
 
 
@@ -96,11 +86,13 @@ def test_an_unreachable_density_is_refused_with_the_nearest_reachable(f, g):
     text = str(error.value)
     assert "\n" not in text
     named = float(re.search(r"nearest reachable f is (\S+)", text)[1])
-    volumes = {math.prod(b) / math.prod(g) for b in all_boxes(g)}
+    volumes = {math.prod(b) / math.prod(g) for b in windows.all_boxes(g)}
     assert min(abs(math.log(v / f)) for v in volumes) == pytest.approx(
         abs(math.log(named / f)), abs=1e-3
     )
     # what it says to type works, under either reading of s
+    readings = [windows.fraction_of_volume(0.5, density) for density in ("volume", "per_axis")]
+    assert readings == [0.5, 0.125]
     for density in ("volume", "per_axis"):
         s = float(re.search(rf"sparsity=(\S+) with density={density}", text)[1])
         reachable = windows.fraction_of_volume(s, density)
@@ -108,18 +100,10 @@ def test_an_unreachable_density_is_refused_with_the_nearest_reachable(f, g):
             assert windows.candidates(reachable, windows.DEFAULT_EXPONENTS, g)
 
 
-def test_density_has_two_readings():
-    assert windows.fraction_of_volume(0.5, "volume") == 0.5
-    assert windows.fraction_of_volume(0.5, "per_axis") == 0.125
-
-
-# -- masks and densities ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_mask_is_a_centred_box_shifted_inward(tokens, brick):
     g = grid.brick_grid(tokens, brick)
-    for box in all_boxes(g)[:: 5 if math.prod(g) > 50 else 1]:
+    for box in windows.all_boxes(g)[:: 5 if math.prod(g) > 50 else 1]:
         expected = explicit_mask(tokens, brick, box)
         assert torch.equal(grid.window_mask(tokens, brick, box), expected)
 
@@ -130,7 +114,7 @@ def test_every_query_sees_its_own_brick_and_equally_many_keys(tokens, brick):
     where = grid.brick_of_token(tokens, brick)
     own = (where[:, None] == where[None]).all(-1)
     ragged = any(n % b for n, b in zip(tokens, brick, strict=True))
-    for box in all_boxes(g):
+    for box in windows.all_boxes(g):
         M = grid.window_mask(tokens, brick, box)
         assert (M | ~own).all()  # so that no row is empty, ragged grids included
         keys = M.sum(-1)
@@ -141,12 +125,9 @@ def test_every_query_sees_its_own_brick_and_equally_many_keys(tokens, brick):
 
 @pytest.mark.parametrize(("tokens", "brick"), GRIDS)
 def test_realised_density_is_the_mean_of_the_mask(tokens, brick):
-    for box in all_boxes(grid.brick_grid(tokens, brick)):
+    for box in windows.all_boxes(grid.brick_grid(tokens, brick)):
         mean = float(grid.window_mask(tokens, brick, box).double().mean())
         assert grid.realised_density(tokens, brick, box) == pytest.approx(mean, rel=1e-12)
-
-
-# -- coverage (Eq. 8) -------------------------------------------------------------------------
 
 
 def random_attention(tokens, heads=3, batch=2, n_text=0, seed=0):
@@ -165,7 +146,7 @@ def test_coverage_of_all_boxes_is_equation_8_for_each(tokens, brick, n_text):
     g = grid.brick_grid(tokens, brick)
     every = coverage_of_all_boxes(A, rows, tokens, brick)
     assert every.shape == (2, 3, *g)
-    boxes = all_boxes(g)
+    boxes = windows.all_boxes(g)
     for box in boxes[:: max(len(boxes) // 12, 1)]:
         M = explicit_mask(tokens, brick, box)
         truth = (A.double() * M).sum((-1, -2)) / A.double().sum((-1, -2))
@@ -207,9 +188,6 @@ def test_sampled_rows_are_stratified_and_reproducible(length, rows):
     assert cov.sample_rows(50, 128, seed=0).tolist() == list(range(50))
 
 
-# -- choice (Eq. 9) ---------------------------------------------------------------------------
-
-
 def local_heads(tokens, heads, seed):
     """q, k (1, heads, L, d) whose attention is Gaussian in each head's own extents, plus content.
 
@@ -248,16 +226,13 @@ def test_chosen_window_has_maximal_coverage():
             assert got == pytest.approx(float(best[clip, head]), rel=1e-6)
             winners.add(box)
     assert len(winners) > 6  # the heads do differ, or the test would say nothing
-
-
-def test_first_candidate_wins_among_equals():
-    coverage = torch.ones(1, 2, 4, 4, 4)
-    assert windows.choose(coverage, [(2, 4, 4), (4, 2, 4)]).tolist() == [[[2, 4, 4]] * 2]
+    equal = windows.choose(torch.ones(1, 2, 4, 4, 4), [(2, 4, 4), (4, 2, 4)])
+    assert equal.tolist() == [[[2, 4, 4]] * 2]  # the first one among equals
 
 
 def test_sampled_choice_agrees_with_the_exact_one():
     """R = 128 of 1536 rows: the same winner in >= 95 % of heads, or almost the same coverage."""
-    tokens, brick, heads, rounds = (8, 12, 16), (1, 2, 2), 8, 5
+    tokens, brick, heads, rounds = (8, 12, 16), (1, 2, 2), 8, 3
     g, L = grid.brick_grid(tokens, brick), math.prod(tokens)
     agree, losses, gains = [], [], []
     for seed in range(rounds):
@@ -281,9 +256,6 @@ def test_sampled_choice_agrees_with_the_exact_one():
     assert mean <= 1e-3
 
 
-# -- coverage target --------------------------------------------------------------------------
-
-
 def test_target_takes_the_smallest_window_that_reaches_it():
     tokens, brick = (4, 4, 6), (1, 2, 2)
     g = grid.brick_grid(tokens, brick)
@@ -295,7 +267,7 @@ def test_target_takes_the_smallest_window_that_reaches_it():
         for head in range(12):
             reach = {
                 b: float(every[0, head, b[0] - 1, b[1] - 1, b[2] - 1])
-                for b in all_boxes(g)
+                for b in windows.all_boxes(g)
                 if float(every[0, head, b[0] - 1, b[1] - 1, b[2] - 1]) >= target - 1e-6
             }
             smallest = min((math.prod(b) for b in reach), default=math.prod(g))
@@ -303,12 +275,8 @@ def test_target_takes_the_smallest_window_that_reaches_it():
             assert math.prod(box) == smallest
             equals = [r for b, r in reach.items() if math.prod(b) == smallest]
             assert not equals or reach[box] == pytest.approx(max(equals))
-
-
-def test_an_unreachable_target_takes_the_whole_grid():
-    assert windows.choose_by_target(torch.full((1, 1, 2, 3, 4), 0.9), 0.95).tolist() == [
-        [[2, 3, 4]]
-    ]
+    unreachable = windows.choose_by_target(torch.full((1, 1, 2, 3, 4), 0.9), 0.95)
+    assert unreachable.tolist() == [[[2, 3, 4]]]  # the whole grid
 
 
 def test_a_cap_bounds_the_windows_and_takes_the_best_below_it():
@@ -320,17 +288,11 @@ def test_a_cap_bounds_the_windows_and_takes_the_best_below_it():
         assert math.prod(box) <= 12
         r = coverage[i, j]
         best = max(
-            float(r[a - 1, b - 1, c - 1]) for a, b, c in all_boxes((2, 3, 4)) if a * b * c <= 12
+            float(r[a - 1, b - 1, c - 1])
+            for a, b, c in windows.all_boxes((2, 3, 4))
+            if a * b * c <= 12
         )
         assert float(r[box[0] - 1, box[1] - 1, box[2] - 1]) == pytest.approx(best, abs=1e-3)
-
-
-# -- carrying a plan to another grid ----------------------------------------------------------
-
-
-def test_equal_brick_grids_map_one_to_one():
-    boxes = torch.tensor([[[2, 3, 4], [8, 4, 6]]], dtype=torch.int16)
-    assert windows.to_grid(boxes, (8, 4, 6), (8, 8, 12), (1, 2, 2), 0.5) is boxes
 
 
 def test_a_ragged_grid_keeps_the_density_that_was_asked_for():
@@ -345,7 +307,10 @@ def test_a_ragged_grid_keeps_the_density_that_was_asked_for():
 
 
 def test_another_grid_keeps_the_volume_and_the_shape():
+    """Equal brick grids map one to one."""
     g_from, g_to, f = (8, 4, 6), (8, 8, 12), 0.25
+    boxes = torch.tensor([[[2, 3, 4], [8, 4, 6]]], dtype=torch.int16)
+    assert windows.to_grid(boxes, g_from, g_to, (1, 2, 2), 0.5) is boxes
     found = windows.candidates(f, windows.DEFAULT_EXPONENTS, g_from)
     boxes = torch.tensor(found, dtype=torch.int16)
     moved = windows.to_grid(boxes, g_from, g_to, (1, 1, 1), f)
@@ -384,6 +349,7 @@ def plan_of(coverage, f=0.25, **policy):
 
 def test_adaptive_plan_is_the_argmax_of_every_step_layer_and_head(coverage):
     plan = plan_of(coverage)
+    assert plan.boxes.dtype == torch.int16 and plan.boxes.shape == (STEPS + 1, LAYERS, 1, 4, 3)
     found = windows.candidates(0.25, windows.DEFAULT_EXPONENTS, LOW)
     for n, layer, head in itertools.product(range(1, T_I + 1), range(LAYERS), range(4)):
         r = coverage[n, layer, 0, head]
@@ -450,12 +416,6 @@ def test_dense_layers_attend_everything(coverage):
     plan, usual = plan_of(coverage, dense_layers=(0, 2)), plan_of(coverage)
     assert (plan.boxes[:, [0, 2]] == torch.tensor(LOW)).all()
     assert torch.equal(plan.boxes[:, 1], usual.boxes[:, 1])
-
-
-def test_a_plan_is_a_small_integer_table(coverage):
-    plan = plan_of(coverage)
-    assert isinstance(plan, Plan) and plan.boxes.dtype == torch.int16
-    assert plan.boxes.shape == (STEPS + 1, LAYERS, 1, 4, 3)
 
 
 def test_coverage_by_heads_is_the_coverage():

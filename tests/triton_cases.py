@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import coverage_exact, of_backend
+from plain import coverage_exact, kind, of_backend, off, windowed
 
 from s2flow import coverage, grid
-from s2flow.attention import reference, triton, window_kernel
+from s2flow.attention import dispatch, reference, triton, window_kernel
 from s2flow.attention.order import brick_order, reordered
 from s2flow.errors import UserError
 
@@ -35,29 +35,21 @@ def table_of(g, heads=2):
     return torch.tensor([*picks, g], dtype=torch.int32).view(2, heads, 3)
 
 
-def by_kernel(q, k, v, table, tokens, brick, text=None, lse=False):
+def by_kernel(q, k, v, table, tokens, brick, text=None):
     """The backend called as the dispatcher does, without its self-check."""
     order, inverse = brick_order(tokens, brick, q.device)
     q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, sums = of_backend(triton, q, k, v, table, tokens, brick, text, lse)
-    return reordered(out, inverse), sums if sums is None else reordered(sums, inverse)
-
-
-def off(found, truth):
-    return float((found.double() - truth.double()).norm() / truth.double().norm())
+    return reordered(of_backend(triton, q, k, v, table, tokens, brick, text), inverse)
 
 
 def exact(q, k, v, table, tokens, brick, text=None):
-    """(attention in float64, that of torch's own kernel under a mask in q's dtype)."""
+    """(attention in float64, that of torch's own kernel in q's dtype), under a mask."""
     M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
     for clip, head in itertools.product(range(2), range(q.shape[1])):
         n, box = math.prod(tokens), tuple(table[clip, head].tolist())
         M[clip, head, :n, :n] = grid.window_mask(tokens, brick, box)
-    double = (x.double() for x in (q, k, v))
-    return (
-        F.scaled_dot_product_attention(*double, M),
-        F.scaled_dot_product_attention(q, k, v, M),
-    )
+    both = ((x.double() for x in (q, k, v)), (q, k, v))
+    return [F.scaled_dot_product_attention(*qkv, M) for qkv in both]
 
 
 @pytest.fixture(autouse=True)
@@ -75,37 +67,30 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", fill(torch.empty))
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
-    """Several tiles of queries in a brick, of keys in a run, and several chunks for text queries."""
-    monkeypatch.setattr(triton, "configs", lambda *_: [triton.Config(16, 16, 4, 2)])
-    monkeypatch.setattr(triton, "KEYS_A_SPLIT", 20)
-
-
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)
 def test_equals_the_reference(tokens, brick, n_text, text):
     """Every element is written, and the poison in padded text is neither seen nor answered."""
     q, k, v = inputs(tokens, n_text)
     table, n = table_of(grid.brick_grid(tokens, brick)), math.prod(tokens)
-    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, text, True)
+    truth = of_backend(reference, q, k, v, table, tokens, brick, text)
     for x, (clip, real) in itertools.product((q, k, v), enumerate(text or ())):
         x[clip, :, n + real :] = math.nan
-    found, lse = by_kernel(q, k, v, table, tokens, brick, text, True)
-    assert found.isfinite().all() and not lse.isnan().any()
-    assert off(found, truth) < 1e-5
-    assert torch.allclose(lse, sums, atol=1e-5)  # -inf for padding, and equal to it
+    found = by_kernel(q, k, v, table, tokens, brick, text)
+    assert found.isfinite().all() and off(found, truth) < 1e-5
     for clip, real in enumerate(text or ()):
         assert not found[clip, :, n + real :].any()
 
 
 @pytest.mark.parametrize(("tokens", "brick"), [((2, 8, 5), (1, 4, 5)), ((2, 6, 9), (1, 4, 5))])
-def test_many_tiles(small_tiles, tokens, brick):
-    """Runs and bricks of several tiles, neither a multiple of the other; one clip has no text."""
+def test_many_tiles(tokens, brick, monkeypatch):
+    """Several tiles of queries in a brick, of keys in a run, neither a multiple of the other; several
+    chunks for text queries; one clip has no text."""
+    monkeypatch.setattr(triton, "configs", lambda *_: [triton.Config(16, 16, 4, 2)])
+    monkeypatch.setattr(triton, "KEYS_A_SPLIT", 20)
     q, k, v = inputs(tokens, 19, heads=2)
     table = table_of(grid.brick_grid(tokens, brick))
-    truth, sums = of_backend(reference, q, k, v, table, tokens, brick, [19, 0], True)
-    found, lse = by_kernel(q, k, v, table, tokens, brick, [19, 0], True)
-    assert off(found, truth) < 1e-5 and torch.allclose(lse, sums, atol=1e-5)
+    truth = of_backend(reference, q, k, v, table, tokens, brick, [19, 0])
+    assert off(by_kernel(q, k, v, table, tokens, brick, [19, 0]), truth) < 1e-5
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.0, 30.0), (20.0, 0.0), (-60.0, 30.0)])
@@ -116,7 +101,7 @@ def test_flat_peaked_and_large_logits(scale, shift):
     q, k = q * scale + shift, k + shift / 10
     table = table_of(grid.brick_grid(tokens, brick))
     truth, own = exact(q, k, v, table, tokens, brick)
-    found, _ = by_kernel(q, k, v, table, tokens, brick)
+    found = by_kernel(q, k, v, table, tokens, brick)
     assert off(found, truth) < max(1e-5, 2 * off(own, truth))  # float32 logits round beyond 100
 
 
@@ -127,7 +112,7 @@ def test_half_precision_is_as_good_as_a_dense_kernels(dtype, scale):
     q, k, v = inputs(tokens, 5, dtype)
     table = table_of(grid.brick_grid(tokens, brick))
     truth, own = exact(q * scale, k, v, table, tokens, brick)
-    found, _ = by_kernel(q * scale, k, v, table, tokens, brick)
+    found = by_kernel(q * scale, k, v, table, tokens, brick)
     assert found.dtype == dtype and off(found, truth) < 2 * off(own, truth)
 
 
@@ -137,8 +122,8 @@ def test_head_dims_and_volumes(d, brick):
     tokens = (brick[0], brick[1], 2 * brick[2])
     q, k, v = inputs(tokens, 3, d=d, heads=1)
     table = table_of(grid.brick_grid(tokens, brick), heads=1)
-    truth, _ = of_backend(reference, q, k, v, table, tokens, brick)
-    assert off(by_kernel(q, k, v, table, tokens, brick)[0], truth) < 1e-5
+    truth = of_backend(reference, q, k, v, table, tokens, brick)
+    assert off(by_kernel(q, k, v, table, tokens, brick), truth) < 1e-5
 
 
 def test_offsets_pass_two_to_the_31():
@@ -150,10 +135,10 @@ def test_offsets_pass_two_to_the_31():
     near = inputs(tokens, 0, torch.float16, heads=1)
     table = torch.tensor([[[1, 1, 1]], [[1, 2, 1]]], dtype=torch.int32)
     order, _ = brick_order(tokens, brick, far.device)
-    truth, _ = by_kernel(*near, table, tokens, brick)
+    truth = by_kernel(*near, table, tokens, brick)
     q, _, v = (reordered(x, order) for x in near)
     far.copy_(reordered(near[1], order))
-    found, _ = of_backend(triton, q, far, v, table, tokens, brick)
+    found = of_backend(triton, q, far, v, table, tokens, brick)
     assert torch.equal(found, reordered(truth, order))
 
 
@@ -163,9 +148,9 @@ def test_strides_are_taken_as_they_are(monkeypatch):
     q, k, v = inputs(tokens, 4)
     table = table_of(grid.brick_grid(tokens, brick))
     copies = (x.contiguous() for x in (q, k, v))
-    truth, _ = of_backend(triton, *copies, table, tokens, brick)
+    truth = of_backend(triton, *copies, table, tokens, brick)
     monkeypatch.setattr(torch.Tensor, "contiguous", None)
-    found, _ = of_backend(triton, q, k, v, table, tokens, brick)
+    found = of_backend(triton, q, k, v, table, tokens, brick)
     assert torch.equal(found, truth) and found.stride() == q.stride()
 
 
@@ -176,12 +161,9 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
 
     class Recorder:
         def __getitem__(self, grid):
-            def launch(*args, **constants):
-                numbers = [x for x in args if not isinstance(x, torch.Tensor)]
-                types = [x.dtype for x in args if isinstance(x, torch.Tensor)]
-                launched.append((numbers, types, constants))
-
-            return launch
+            return lambda *args, **constants: launched.append(
+                ([x.dtype if isinstance(x, torch.Tensor) else x for x in args], constants)
+            )
 
     monkeypatch.setattr(window_kernel, "windowed", Recorder())
     q, k, v = inputs(tokens)
@@ -192,10 +174,23 @@ def test_other_windows_and_batches_are_the_same_kernel(monkeypatch):
     assert len(launched) == 24 and all(x == launched[0] for x in launched)
 
 
-def test_a_gradient_is_refused():
-    q, k, v = (x.requires_grad_() for x in inputs((2, 2, 2)))
-    with pytest.raises(UserError, match="attention=tiled"):
-        of_backend(triton, q, k, v, table_of((2, 2, 2)), (2, 2, 2), (1, 1, 1))
+def test_by_name_and_never_by_itself_and_bad_input_is_one_line():
+    """The dispatcher's self-check included."""
+    q, k, v = inputs((2, 2, 2))
+    call = ([(1, 2, 1), (2, 2, 1)], (2, 2, 2), (1, 1, 2))
+    assert dispatch.choose(kind(q, call[2])) == "tiled"
+    assert off(*(windowed(q, k, v, *call, backend) for backend in ("triton", "reference"))) < 1e-5
+    for bad, reason in (
+        (q.double(), "float64 is none of float16, bfloat16, float32"),
+        (q[..., :12], "head_dim 12 is none of 16, 32, 64, 96, 128"),
+    ):
+        with pytest.raises(UserError) as error:
+            windowed(bad, bad, bad, *call, "triton")
+        said = f"attention=triton cannot be used: {reason}; type attention=auto"
+        assert str(error.value) == said
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    with pytest.raises(UserError, match="no backward pass; type attention=tiled"):
+        windowed(q, k, v, *call, "triton")
 
 
 @pytest.mark.parametrize(("tokens", "brick", "n_text", "text"), CASES)

@@ -1,6 +1,6 @@
 """Window attention: one function, several backends (Eq. 7).
 
-    A = softmax(q k^T / sqrt(d) + log M),    out = A v,    lse = log sum_j M_j exp(q k_j^T / sqrt(d))
+    A = softmax(q k^T / sqrt(d) + log M),    out = A v
 
 with M the 0/1 mask of each head's window. Video tokens come first, on a (T, H, W) grid, row-major or in
 brick order (`order.py`); text tokens (if any) follow: they are always attended and always attend
@@ -27,21 +27,17 @@ BACKENDS = dispatch.NAMES
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, backend: str = "auto", lse: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, backend: str = "auto"
+) -> Tensor:
     """Attention of every head over its own window; q, k, v: (B, heads, L, d), L = T*H*W + n_text.
 
-    Returns out, (B, heads, L, d) in q's dtype and the order of its tokens, 0 for padding; with
-    lse=True also lse, (B, heads, L) float32, -inf for padding. Raises UserError for a backend that is
-    unknown or cannot be used here.
+    Returns out, (B, heads, L, d) in q's dtype and the order of its tokens, 0 for padding. Raises
+    UserError for a backend that is unknown or cannot be used here.
     """
     module = dispatch.module(dispatch.resolve(backend, problem))
-    permuted = problem.ordered != module.IN_BRICKS
-    if permuted:
-        to_bricks, to_rows = brick_order(problem.tokens, problem.brick, q.device)
-        enter, leave = (to_rows, to_bricks) if problem.ordered else (to_bricks, to_rows)
-        q, k, v = (reordered(x, enter) for x in (q, k, v))
-    out, sums = module.window_attention(q, k, v, problem, lse)
-    if permuted:
-        out, sums = reordered(out, leave), sums if sums is None else reordered(sums, leave)
-    return (out, sums) if lse else out
+    if problem.ordered == module.IN_BRICKS:
+        return module.window_attention(q, k, v, problem)
+    to_bricks, to_rows = brick_order(problem.tokens, problem.brick, q.device)
+    enter, leave = (to_rows, to_bricks) if problem.ordered else (to_bricks, to_rows)
+    out = module.window_attention(*(reordered(x, enter) for x in (q, k, v)), problem)
+    return reordered(out, leave)

@@ -1,4 +1,11 @@
-"""A batch in the parts that a backend computes at once, and what every backend's results start from."""
+"""What backends share: a batch in the parts that go together, text queries, and block lists.
+
+    key bricks of brick (i_t, i_h, i_w) = (s_t + 0 ... w_t - 1) x (s_h + ...) x (s_w + ...),
+    s = window_starts(g, w) on each axis
+
+A block list is computed from the window, never searched for. All heads and clips of one window share
+one: bricks x prod(window) int32, 6.5 MB at 460,800 tokens and f = 1/8.
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,60 +15,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.attention.problem import Problem
-from s2flow.grid import Box
+from s2flow.grid import Box, window_starts
 
-Part = tuple[slice, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+COPIED = 2**30  # bytes of the queries, keys and values copied at once, by backends of block lists
 
 
-def results(q: Tensor, problem: Problem, lse: bool) -> tuple[Tensor, Tensor | None]:
-    """(out, lse or None) for a backend to write to; where there is padding, out is 0 and lse -inf."""
-    if problem.text is None:
-        return torch.empty_like(q), torch.empty(q.shape[:-1], device=q.device) if lse else None
-    sums = torch.full(q.shape[:-1], -math.inf, device=q.device) if lse else None
-    return q.new_zeros(q.shape), sums
+def results(q: Tensor, problem: Problem) -> Tensor:
+    """What a backend writes its output to; where there is padding, 0."""
+    return torch.empty_like(q) if problem.text is None else q.new_zeros(q.shape)
 
 
 def parts(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor | None,
-    problem: Problem,
-    together: bool = True,
-) -> Iterator[Part]:
-    """(clips, q, k, v, out, lse): views of the whole batch, or of each clip cut to its own text.
+    problem: Problem, *tensors: Tensor, together: bool = True
+) -> Iterator[tuple[slice, *tuple[Tensor, ...]]]:
+    """(clips, *views of the tensors): the whole batch, or each clip cut to its own text.
 
-    together: whether clips may go together. For backends that know no padding.
+    tensors: q, k, v, out. together: whether clips of one text may go together.
     """
+    q = tensors[0]
     if problem.text is None and (together or len(q) == 1):
-        yield slice(None), q, k, v, out, lse
+        yield slice(None), *tensors
         return
     for i in range(len(q)):
         n = q.shape[2] if problem.text is None else problem.n_video + problem.text[i]
-        one = slice(i, i + 1)
-        yield one, *(x if x is None else x[one, :, :n] for x in (q, k, v, out, lse))
+        yield slice(i, i + 1), *(x[i : i + 1, :, :n] for x in tensors)
 
 
-def boxes_of(windows: Tensor) -> tuple[list[Box], bool]:
-    """The first clip's boxes of (B, heads, 3) windows, and whether all clips have the same."""
-    return [tuple(b) for b in windows[0].tolist()], bool((windows == windows[:1]).all())
+def attend_text(q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor) -> None:
+    """Text queries attend everything: written to `out`."""
+    if q.shape[2] > n_video:
+        out[:, :, n_video:] = F.scaled_dot_product_attention(q[:, :, n_video:], k, v)
 
 
-def log_sum_exp(q: Tensor, k: Tensor, at_once: int = 2**24) -> Tensor:
-    """log sum_j exp(q k_j^T / sqrt(d)) by pieces of q: (..., L, d), (..., K, d) -> (..., L) float32."""
-    n = max(at_once // (math.prod(q.shape[:-2]) * k.shape[-2]), 1)
-    keys = k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    return torch.cat([(x.float() @ keys).logsumexp(-1) for x in q.split(n, -2)], -1)
+def window_blocks(g: Box, box: Box, device: torch.device | str = "cpu") -> Tensor:
+    """(prod(g), prod(box)) int32: bricks row-major, each row ascending and without repetition."""
+    t, h, w = (  # (g, w) each: which bricks along this axis
+        (torch.tensor(window_starts(n, w))[:, None] + torch.arange(w)).to(device, torch.int32)
+        for n, w in zip(g, box, strict=True)
+    )
+    rows = (t[:, None, None, :, None, None] * g[1] + h[:, None, None, :, None]) * g[2]
+    return (rows + w[:, None, None, :]).reshape(math.prod(g), math.prod(box))
 
 
-def attend_text(
-    q: Tensor, k: Tensor, v: Tensor, n_video: int, out: Tensor, sums: Tensor | None
-) -> None:
-    """Text queries attend everything: written to `out` and, where it is not None, `sums`."""
-    if q.shape[2] == n_video:
-        return
-    queries = q[:, :, n_video:]
-    out[:, :, n_video:] = F.scaled_dot_product_attention(queries, k, v)
-    if sums is not None:
-        sums[:, :, n_video:] = log_sum_exp(queries, k)
+def pairs_by_window(problem: Problem, clips: slice, q: Tensor) -> Iterator[tuple]:
+    """(box, clips, heads): the (clip, head) pairs of a part that share a window.
+
+    At most so many at a time as fit COPIED bytes, indices on q's device.
+    """
+    pairs: dict[Box, list[tuple[int, int]]] = {}
+    for clip, boxes in enumerate(problem.windows[clips].tolist()):
+        for head, box in enumerate(boxes):
+            pairs.setdefault(tuple(box), []).append((clip, head))
+    at_once = max(COPIED // (3 * q.shape[2] * q.shape[3] * q.element_size()), 1)
+    for box, members in sorted(pairs.items()):
+        for some in torch.tensor(members).split(at_once):
+            yield box, *some.to(q.device).unbind(1)

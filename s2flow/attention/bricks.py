@@ -3,8 +3,8 @@
     s(i, j) = (mean of q over brick i) . (mean of k over brick j)          per head, in float32
     bricks of i = the `keep` largest s(i, .), with i itself always among them
 
-Text is not chosen: text keys are attended by every query, and text queries attend everything. On
-ragged grids a brick is what it has of tokens; the rest is masked.
+Text is not chosen: it is attended by every query and attends everything. On ragged grids a brick is
+what it has of tokens; the rest is masked.
 
 Deviation: MoBA (arXiv 2502.13189) gates per query token and is causal; here a whole query brick shares
 its choice, so that its keys are gathered once, and video is not causal.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s2flow.attention.batches import attend_text, parts, results
 from s2flow.attention.problem import Problem
-from s2flow.grid import Box, brick_slots
+from s2flow.grid import Box, brick_ids, brick_slots
 
 # bytes of gathered keys and values that exist at once; on a CPU they should stay in its cache
 GATHERED = {"cpu": 2**22, "cuda": 2**28}
@@ -55,19 +55,16 @@ def brick_attention(
     (B, heads, bricks, keep); backend: "reference" for the masked twin, else the gathering one.
     """
     attend = masked if backend == "reference" else gathering
-    out, _ = results(q, problem, False)
-    for clips, *qkvo, _ in parts(q, k, v, out, None, problem):
+    out = results(q, problem)
+    for clips, *qkvo in parts(problem, q, k, v, out):
         attend(*qkvo, chosen[clips], problem)
     return out
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, out: Tensor, chosen: Tensor, problem: Problem) -> None:
+def masked(q, k, v, out: Tensor, chosen: Tensor, problem: Problem) -> None:
     """The twin: a mask over all pairs, in float32. Memory is quadratic in the number of tokens."""
-    slots, n_video = brick_slots(problem.tokens, problem.brick), problem.n_video
-    where = torch.empty(n_video, dtype=torch.long)
-    for i, slot in enumerate(slots):
-        where[slot[slot >= 0]] = i
-    allowed = torch.zeros(*chosen.shape[:3], len(slots), dtype=torch.bool)
+    where, n_video = brick_ids(problem.tokens, problem.brick), problem.n_video
+    allowed = torch.zeros(*chosen.shape[:3], chosen.shape[2], dtype=torch.bool)
     allowed.scatter_(-1, chosen.cpu(), True)
     M = torch.ones(*q.shape[:3], q.shape[2], dtype=torch.bool)
     M[:, :, :n_video, :n_video] = allowed[:, :, where][..., where]
@@ -76,18 +73,16 @@ def masked(q: Tensor, k: Tensor, v: Tensor, out: Tensor, chosen: Tensor, problem
     out[:] = (A @ v.float()).to(q.dtype)
 
 
-def gathering(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, chosen: Tensor, problem: Problem
-) -> None:
-    """One dense call over (clip, head, query brick), with the keys of each gathered beside it.
+def gathering(q, k, v, out: Tensor, chosen: Tensor, problem: Problem) -> None:
+    """Dense calls over (clip, head, query brick), as many at once as memory allows.
 
-    Only ragged grids need a mask. Query bricks are taken so many at once as memory allows.
+    The keys of each are gathered beside it; only ragged grids need a mask.
     """
     slots, n_video = brick_slots(problem.tokens, problem.brick), problem.n_video
     real, index = (slots >= 0).to(q.device), slots.clamp(min=0).to(q.device)
     B, heads, bricks, keep = chosen.shape
     d, slot, n_text = q.shape[-1], slots.shape[1], q.shape[2] - n_video
-    attend_text(q, k, v, n_video, out, None)
+    attend_text(q, k, v, n_video, out)
     K, V = (x[:, :, index].flatten(0, 1) for x in (k, v))  # (B heads, bricks, slot, d)
     text = [x[:, :, n_video:].flatten(0, 1)[:, None] for x in (k, v)]
     pair = torch.arange(B * heads, device=q.device)[:, None, None]

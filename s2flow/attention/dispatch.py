@@ -2,15 +2,15 @@
 
 A backend is a module of this package with
 
-    IN_BRICKS                     whether it takes its video tokens in brick order (`order.py`)
-    AUTO                          the device types on which `auto` considers it
-    RAGGED                        False: only grids that the brick divides (default True)
-    unusable(problem)             why its device, dtype, head_dim or brick cannot be used, or None
-    window_attention(q, k, v, problem, lse) -> (out, lse or None)
+    IN_BRICKS            whether it takes its video tokens in brick order (`order.py`)
+    AUTO                 the device types on which `auto` considers it
+    RAGGED               False: only grids that the brick divides (default True)
+    unusable(problem)    why its device, dtype, head_dim or brick cannot be used, or None (optional)
+    window_attention(q, k, v, problem) -> out
 
-`unusable` asks for devices and packages. Before the first use, small problems are computed and compared
-with the reference: kernels exist that return dense attention where they cannot do better, and say
-nothing. Each answer holds for a device, dtype, head_dim and brick, and is kept for the process.
+Before the first use small problems are computed and compared with the reference: kernels exist that
+return dense attention where they cannot do better, and say nothing. Each answer holds for a device,
+dtype, head_dim and brick, and is kept for the process.
 """
 
 import functools
@@ -75,7 +75,8 @@ def _why_not(
     name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box
 ) -> str | None:
     try:
-        reason = module(name).unusable(Problem(brick, brick, d, dtype, device))
+        unusable = getattr(module(name), "unusable", lambda problem: None)
+        reason = unusable(Problem(brick, brick, d, dtype, device))
         if reason is not None or name == "reference":
             return reason
         if math.prod(brick) > CHECKED:
@@ -83,50 +84,31 @@ def _why_not(
             return None if name == "tiled" else large
         off = self_check(name, device, dtype, d, brick)
     except Exception as error:  # whatever a kernel or its compiler may raise: it is not usable
-        said = (str(error).splitlines() or [""])[0]
-        return f"its self-check failed with {type(error).__name__}: {said}"
-    if not off <= TOLERANCE.get(dtype, 1e-4):  # NaN is not
-        return f"its self-check is off by {off:.2g}"
-    return None
+        line = (str(error).splitlines() or [""])[0]
+        return f"its self-check failed with {type(error).__name__}: {line}"
+    return f"its self-check is off by {off:.2g}" if off > TOLERANCE.get(dtype, 1e-4) else None
 
 
 @torch.no_grad()
 def self_check(name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box) -> float:
     """|out - reference| / |reference| on small grids, with text and padding: the worst of them.
 
-    On a grid that the brick divides, without and with lse, which are kernels' paths of their own, and
-    on a ragged one where the backend takes such.
+    On a grid that the brick divides, and on a ragged one where the backend takes it. Infinite for NaN.
     """
-    wholes = (True, False) if getattr(module(name), "RAGGED", True) else (True,)
-    grids = [tuple(3 * b if whole else 3 * b - b // 2 for b in brick) for whole in wholes]
-    calls = [(grids[0], False), (grids[0], True), *((g, False) for g in grids[1:])]
-    return max((_off(name, device, dtype, d, brick, *call) for call in calls), key=_worst)
-
-
-def _worst(off: float) -> float:
-    return math.inf if math.isnan(off) else off
-
-
-def _off(
-    name: str, device: torch.device, dtype: torch.dtype, d: int, brick: Box, tokens: Box, lse: bool
-) -> float:
-    attend = module(name)
-    windows = [[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]]
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 2, 2, math.prod(tokens) + 7, d)  # 7 text tokens
-    q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
-    problem = Problem.of(q, tokens, brick, torch.tensor(windows), [5, 7])
-    truth, sums = module("reference").window_attention(q, k, v, problem, lse)
-    if attend.IN_BRICKS:
-        order, inverse = brick_order(tokens, brick, device)
-        q, k, v = (reordered(x, order) for x in (q, k, v))
-    out, other = attend.window_attention(q, k, v, problem, lse)
-    if attend.IN_BRICKS:
-        out, other = (x if x is None else reordered(x, inverse) for x in (out, other))
-    off = float((out.float() - truth.float()).norm() / truth.float().norm())
-    if not lse:
-        return off
-    real = sums.isfinite()
-    if other is None or not torch.equal(real, other.isfinite()):
-        return math.inf
-    return max(off, float((other - sums)[real].norm() / sums[real].norm()), key=_worst)
+    attend, worst = module(name), 0.0
+    windows = torch.tensor([[[1, 2, 1], [2, 1, 3]], [[3, 3, 3], [1, 1, 1]]])
+    for cut in (0, 1) if getattr(attend, "RAGGED", True) else (0,):
+        tokens = tuple(3 * b - cut * (b // 2) for b in brick)
+        shape = (3, 2, 2, math.prod(tokens) + 7, d)  # 7 text tokens
+        qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        problem = Problem.of(qkv[0], tokens, brick, windows, [5, 7])
+        truth = module("reference").window_attention(*qkv, problem)
+        if attend.IN_BRICKS:
+            order, inverse = brick_order(tokens, brick, device)
+            found = attend.window_attention(*(reordered(x, order) for x in qkv), problem)
+            found = reordered(found, inverse)
+        else:
+            found = attend.window_attention(*qkv, problem)
+        off = float((found.float() - truth.float()).norm() / truth.float().norm())
+        worst = max(worst, math.inf if math.isnan(off) else off)
+    return worst

@@ -1,19 +1,15 @@
 """flash-attn-4's block sparsity: an optional extra (`pip install -e .[fa4]`), Hopper and Blackwell.
 
 A block is a brick, so its volume must be what the kernel tiles: 64 or 128 tokens on compute
-capability 9, a multiple of 256 on 10, where two query tiles of 128 are computed together. Elsewhere
-it is refused: on sm80 the kernel takes the lists, returns dense attention and says nothing.
+capability 9, a multiple of 256 on 10. Elsewhere it is refused: on sm80 the kernel takes the lists,
+returns dense attention and says nothing.
 
-Pairs of one window go together as a batch and share one list (`blocks.py`). All blocks are given as
-full ones, in ascending order: the kernel walks a list from its end and cuts the first block it meets
-at the length of the keys, so that text needs no mask. Clips whose text differs go one by one. Ragged
-grids would need a mask in the kernel's own language: they are left to other backends (`RAGGED`).
+Pairs of one window go together as a batch and share one list. All blocks are given as full ones, in
+ascending order: the kernel walks a list from its end and cuts the first block it meets at the length of
+the keys, so that text needs no mask. Ragged grids would need one, and are left to other backends.
 
-Not yet run on a GPU. 4.0.0b36 was read (interface.py, block_sparsity.py, block_sparse_utils.py); its
-own cross-compilation takes these lists for sm_90 and refuses what `unsupported` refuses, blocks of 64
-at head_dim over 128 apart. `dispatch.py` compares it with the reference before it is used.
-
-Source: https://pypi.org/project/flash-attn-4
+Not yet run on a GPU. 4.0.0b36 (https://pypi.org/project/flash-attn-4) was read; its own
+cross-compilation takes these lists for sm_90 and refuses what `unsupported` refuses.
 """
 
 import importlib.metadata
@@ -22,8 +18,13 @@ import math
 import torch
 from torch import Tensor
 
-from s2flow.attention.batches import attend_text, parts, results
-from s2flow.attention.blocks import COPIED, pairs_by_window, window_blocks
+from s2flow.attention.batches import (
+    attend_text,
+    pairs_by_window,
+    parts,
+    results,
+    window_blocks,
+)
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box
 
@@ -69,37 +70,26 @@ def block_list(g: Box, box: Box, n_text: int, n: int, device: torch.device | str
 def arguments(blocks: Tensor, n: int) -> dict[str, Tensor | tuple[int, int]]:
     """Of BlockSparseTensorsTorch: `blocks` as full blocks, and no others."""
     rows = blocks.shape[:3]
-    return {
-        "mask_block_cnt": blocks.new_zeros(rows),
-        "mask_block_idx": blocks.new_zeros(*rows, 1),
-        "full_block_cnt": blocks.new_full(rows, blocks.shape[3]),
-        "full_block_idx": blocks,
-        "block_size": (n, n),
-    }
+    none = {"mask_block_cnt": blocks.new_zeros(rows), "mask_block_idx": blocks.new_zeros(*rows, 1)}
+    full = {"full_block_cnt": blocks.new_full(rows, blocks.shape[3]), "full_block_idx": blocks}
+    return {**none, **full, "block_size": (n, n)}
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`; inference only, on grids that the brick divides."""
-    # an optional extra
-    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch  # an optional extra
     from flash_attn.cute.interface import flash_attn_func
 
     n_video, n = problem.n_video, problem.volume
     with torch.no_grad():
-        out, sums = results(q, problem, lse)
-        for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
-            attend_text(Q, K, V, n_video, O, S)
-            one = 3 * Q.shape[2] * Q.shape[3] * Q.element_size()
-            for box, *pairs in pairs_by_window(problem.windows[clips], COPIED // one):
-                pairs = tuple(i.to(q.device) for i in pairs)
+        out = results(q, problem)
+        for clips, Q, K, V, O in parts(problem, q, k, v, out):
+            attend_text(Q, K, V, n_video, O)
+            for box, *pairs in pairs_by_window(problem, clips, Q):
                 blocks = block_list(problem.grid, box, Q.shape[2] - n_video, n, q.device)
                 lists = BlockSparseTensorsTorch(**arguments(blocks, n))
                 # its layout is (batch, L, heads, d): each pair is a batch of one head
-                qkv = (x[pairs][:, :, None] for x in (Q[:, :, :n_video], K, V))
-                rows = flash_attn_func(*qkv, block_sparse_tensors=lists, return_lse=lse)
-                O[(*pairs, slice(n_video))] = rows[0][:, :, 0]
-                if S is not None:
-                    S[(*pairs, slice(n_video))] = rows[1][:, 0]
-    return out, sums
+                qkv = (x[tuple(pairs)][:, :, None] for x in (Q[:, :, :n_video], K, V))
+                rows = flash_attn_func(*qkv, block_sparse_tensors=lists)[0]
+                O[(*pairs, slice(n_video))] = rows[:, :, 0]
+    return out

@@ -1,28 +1,20 @@
-"""FlexAttention over block lists that are computed, not searched for (`blocks.py`).
+"""FlexAttention (torch.nn.attention.flex_attention, PyTorch 2.11 to 2.13) over computed block lists.
 
-A block is a brick. A (clip, head) pair is a row of the batch, and all pairs of one window go
-together: they share one list, and nothing of the size of the score matrix exists
-(`create_block_mask` would form it). Queries, keys and values are laid out in whole blocks: bricks,
-on ragged grids with room for all that fit in one, then text, padded to whole blocks.
+A block is a brick, a (clip, head) pair a row of the batch, and all pairs of one window share one list.
+Queries, keys and values are laid out in whole blocks: bricks, then text, each padded to whole blocks.
 
     full blocks      window bricks of grids that the brick divides: no mask is evaluated
     partial blocks   text, and all bricks of a ragged grid: place x of n belongs to block j = x // n,
                      a brick of min(T - b_t j_t, b_t) ... tokens; x is real if x mod n is one of them
 
-so no mask is stored. Ragged grids cost what they would if their bricks were whole. Clips whose text
-differs go one by one.
-
 Always compiled: flex that is not compiled ignores block lists and returns dense attention without a
-word, as the self-check of `dispatch.py` finds out. `fullgraph=True` turns every silent way back to
-it into an error. Sizes are dynamic: no window, plan, number of heads, grid or text length compiles
-anew; what does is the dtype, head_dim, volume of a brick, one pair against several, and lse.
+word. `fullgraph=True` turns every silent way back to it into an error. Sizes are dynamic: no window,
+plan, number of heads, grid or text length compiles anew; what does is the dtype, head_dim, volume of a
+brick, and one pair against several.
 
 On CUDA blocks must divide into tiles of 16 or more; not yet run on a GPU. On a CPU (x86 with AVX2
-and a C++ compiler) it takes ten seconds a graph to compile and serves to check the lists; the kernel
-there returns no lse, which then comes from a second pass in plain torch, and it does not compile if a
-mask reads a table of dynamic size (PyTorch 2.13), which is why real places are computed.
-
-Source: torch.nn.attention.flex_attention, PyTorch 2.11 to 2.13.
+and a C++ compiler) it takes ten seconds a graph to compile and serves to check the lists; it does not
+compile if a mask reads a table of dynamic size (PyTorch 2.13), so real places are computed.
 """
 
 import functools
@@ -32,10 +24,15 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from s2flow.attention.batches import attend_text, parts, results
-from s2flow.attention.blocks import COPIED, pairs_by_window, window_blocks
+from s2flow.attention.batches import (
+    attend_text,
+    pairs_by_window,
+    parts,
+    results,
+    window_blocks,
+)
 from s2flow.attention.order import brick_offsets
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box
@@ -57,8 +54,7 @@ def unusable(problem: Problem) -> str | None:
     if problem.dtype not in DTYPES:
         return f"FlexAttention takes float32, float16 or bfloat16, not {problem.dtype}"
     if device == "cpu":
-        # takes three seconds to load
-        from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported
+        from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported  # three seconds
 
         return None if check_cpu_supported() else "FlexAttention on a CPU needs x86 with AVX2"
     if device != "cuda":
@@ -72,8 +68,8 @@ def unusable(problem: Problem) -> str | None:
     return None
 
 
-def _attend(q, k, v, full, n_full, part, n_part, grid, lse: bool):
-    """q (P, Q, n, d), k and v (P, K, n, d), lists (1, 1, Q, .), grid (10,) -> like q, and lse."""
+def _attend(q, k, v, full, n_full, part, n_part, grid):
+    """q (P, Q, n, d), k and v (P, K, n, d), lists (1, 1, Q, .), grid (10,) -> like q."""
     n = q.shape[2]
 
     def real(b: Tensor, h: Tensor, q_idx: Tensor, x: Tensor) -> Tensor:
@@ -97,10 +93,7 @@ def _attend(q, k, v, full, n_full, part, n_part, grid, lse: bool):
     options = {"FORCE_USE_FLEX_ATTENTION": True}
     if n % 128:
         options |= {"BLOCK_M": tile(n), "BLOCK_N": tile(n)}
-    aux = AuxRequest(lse=True) if lse else None
-    result = flex_attention(Q, K, V, block_mask=mask, kernel_options=options, return_aux=aux)
-    out, sums = (result[0], result[1].lse.view(q.shape[:-1])) if lse else (result, None)
-    return out.view(q.shape), sums
+    return flex_attention(Q, K, V, block_mask=mask, kernel_options=options).view(q.shape)
 
 
 @functools.cache
@@ -108,42 +101,30 @@ def _compiled():
     return torch.compile(_attend, dynamic=True, fullgraph=True)
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """See `s2flow.attention`; inference only. Copies so many heads at once as fit COPIED bytes."""
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
+    """See `s2flow.attention`; inference only."""
     n_video, n, g = problem.n_video, problem.volume, problem.grid
     tokens, brick, bricks = problem.tokens, problem.brick, math.prod(g)
     places = real_places(tokens, brick, q.device) if problem.ragged else None
     with torch.inference_mode(False), torch.no_grad():  # one mode, one graph
-        out, sums = results(q, problem, lse)
-        for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
-            attend_text(Q, K, V, n_video, O, S)
+        out = results(q, problem)
+        for clips, Q, K, V, O in parts(problem, q, k, v, out):
+            attend_text(Q, K, V, n_video, O)
             numbers = (*tokens, *brick, *g[1:], bricks, bricks * n + Q.shape[2] - n_video)
             grid = torch.tensor(numbers, dtype=torch.int32).to(q.device)
-            one = 3 * Q.shape[2] * Q.shape[3] * Q.element_size()
-            for box, *pairs in pairs_by_window(problem.windows[clips], COPIED // one):
-                pairs = tuple(i.to(q.device) for i in pairs)
-                whole = (x[pairs] for x in (Q[..., :n_video, :], K, V))
+            for box, *pairs in pairs_by_window(problem, clips, Q):
+                whole = (x[tuple(pairs)] for x in (Q[..., :n_video, :], K, V))
                 blocks = [in_blocks(x, n_video, places, bricks, n) for x in whole]
                 lists = block_lists(g, box, blocks[1], problem.ragged)
-                for x, y in zip((O, S), _computed(*blocks, lists, grid, lse), strict=True):
-                    if x is not None:
-                        rows = y.flatten(1, 2)
-                        x[(*pairs, slice(n_video))] = rows if places is None else rows[:, places]
-    return out, sums
-
-
-def _computed(Q, K, V, lists, grid, lse: bool) -> tuple[Tensor, Tensor | None]:
-    """The compiled call, and on a CPU the lse that its kernel does not give."""
-    for x in (Q, K, V):
-        torch._dynamo.mark_static(x, (2, 3))
-    on_cpu = Q.device.type == "cpu"
-    limit = torch._dynamo.config.patch(recompile_limit=GRAPHS)
-    apart = torch.fx.experimental._config.patch(use_duck_shape=False)  # sizes equal by chance
-    with limit, apart:
-        out, sums = _compiled()(Q, K, V, *lists, grid, lse and not on_cpu)
-    return out, _second_pass(Q, K, *lists, grid) if lse and on_cpu else sums
+                for x in blocks:
+                    torch._dynamo.mark_static(x, (2, 3))
+                limit = torch._dynamo.config.patch(recompile_limit=GRAPHS)
+                # sizes may be equal by chance
+                apart = torch.fx.experimental._config.patch(use_duck_shape=False)
+                with limit, apart:
+                    rows = _compiled()(*blocks, *lists, grid).flatten(1, 2)
+                O[(*pairs, slice(n_video))] = rows if places is None else rows[:, places]
+    return out
 
 
 def real_places(tokens: Box, brick: Box, device: torch.device) -> Tensor:
@@ -164,10 +145,7 @@ def in_blocks(x: Tensor, n_video: int, places: Tensor | None, bricks: int, n: in
 
 
 def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]:
-    """(full, their counts, partial, their counts): (1, 1, bricks, columns) and (1, 1, bricks) int32.
-
-    Lists are as wide as a row is long, not as the grid; only the kernel of CPUs insists on the grid.
-    """
+    """(full, their counts, partial, their counts): (1, 1, bricks, columns) and (1, 1, bricks) int32."""
     full, bricks = window_blocks(g, box, K.device), math.prod(g)
     part = torch.arange(bricks, K.shape[1], device=K.device, dtype=torch.int32)
     part = part.expand(bricks, -1)
@@ -175,25 +153,8 @@ def block_lists(g: Box, box: Box, K: Tensor, ragged: bool) -> tuple[Tensor, ...]
         full, part = full[:, :0], torch.cat([full, part], 1)
     lists = []
     for blocks in (full, part):
-        width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]
+        width = K.shape[1] if K.device.type == "cpu" else blocks.shape[1]  # CPUs want the grid's
         width = max(width, 2)  # sizes of 0 and 1 would be compiled apart
         lists.append(F.pad(blocks, (0, width - blocks.shape[1]))[None, None])
         lists.append(blocks.new_full((1, 1, bricks), blocks.shape[1]))
     return tuple(lists)
-
-
-def _second_pass(Q, K, full, n_full, part, n_part, grid, at_once: int = 2**24) -> Tensor:
-    """log sum_j exp(q k_j^T / sqrt(d)) over the listed blocks: (P, bricks, n) float32."""
-    T, H, W, b_t, b_h, b_w, _, _, bricks, end = grid.tolist()
-    size = brick_offsets((T, H, W), (b_t, b_h, b_w), K.device).diff()
-    texts = end - torch.arange(bricks, K.shape[1]) * K.shape[2]
-    none = torch.arange(K.shape[2]) >= torch.cat([size, texts])[:, None]
-    blocks = torch.cat([full[0, 0, :, : n_full[0, 0, 0]], part[0, 0, :, : n_part[0, 0, 0]]], 1)
-    rows = max(at_once // (len(K) * blocks.shape[1] * K.shape[2] * K.shape[3]), 1)
-    sums = []
-    for queries, keys in zip(Q.split(rows, 1), blocks.split(rows), strict=True):
-        logits = queries.float() @ K[:, keys].flatten(2, 3).float().transpose(-1, -2)
-        hidden = none[keys].flatten(1, 2)[:, None]
-        logits = (logits / math.sqrt(K.shape[3])).masked_fill(hidden, -math.inf)
-        sums.append(logits.logsumexp(-1))
-    return torch.cat(sums, 1)

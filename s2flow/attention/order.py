@@ -2,8 +2,7 @@
 
 A kernel then reads a window as w_t w_h runs of w_w bricks, each run contiguous in memory. On ragged
 grids the last bricks of an axis are smaller; nothing is padded: brick i is tokens offset[i] onwards.
-Attention over all tokens does not care for their order, so a whole forward can stay in it
-(`AttentionRouter.ordered`): tokens are permuted once, not in every layer.
+A whole forward can stay in it (`AttentionRouter.ordered`): tokens are permuted once, not per layer.
 """
 
 import functools
@@ -33,13 +32,12 @@ def reordered(x: Tensor, index: Tensor, dim: int = 2) -> Tensor:
     n = len(index)
     if x.shape[dim] == n:
         return x.index_select(dim, index)
-    out = torch.empty_like(x)
-    video, text = out.narrow(dim, 0, n), out.narrow(dim, n, x.shape[dim] - n)
-    video.copy_(x.index_select(dim, index))
-    text.copy_(x.narrow(dim, n, x.shape[dim] - n))
+    out, rest = torch.empty_like(x), x.shape[dim] - n
+    out.narrow(dim, 0, n).copy_(x.index_select(dim, index))
+    out.narrow(dim, n, rest).copy_(x.narrow(dim, n, rest))
     return out
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU, without making the host wait for the device."""
+    """A small tensor of the CPU on the device, for which the host does not wait."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

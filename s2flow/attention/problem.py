@@ -46,12 +46,11 @@ class Problem:
         Raises UserError for windows of another shape, or one that is empty or larger than the grid.
         """
         if windows is not None:
-            windows = checked(windows, q.shape[:2], brick_grid(tokens, brick))
+            windows = _checked(windows, q.shape[:2], brick_grid(tokens, brick))
         n_text = q.shape[2] - math.prod(tokens)
-        lengths = None if text is None else tuple(int(n) for n in text)
-        return cls(
-            *(tokens, brick, q.shape[3], q.dtype, q.device, windows, n_text, lengths, ordered)
-        )
+        text = None if text is None else tuple(int(n) for n in text)
+        like_q = (q.shape[3], q.dtype, q.device)
+        return cls(tokens, brick, *like_q, windows, n_text, text, ordered)
 
     @property
     def n_video(self) -> int:
@@ -74,22 +73,17 @@ class Problem:
         return any(n % b for n, b in zip(self.tokens, self.brick, strict=True))
 
 
-def checked(windows: Tensor | Sequence[Box], shape: Sequence[int], g: Box) -> Tensor:
-    """Windows as (B, heads, 3) int32 on the CPU. Raises UserError if one is no box of the grid g."""
+def _checked(windows: Tensor | Sequence[Box], shape: Sequence[int], g: Box) -> Tensor:
     table = torch.as_tensor(windows, dtype=torch.int32, device="cpu")
     if table.shape not in ((shape[1], 3), (*shape, 3)):
         raise UserError(
             f"windows of shape {tuple(table.shape)} do not fit {shape[0]} clips of {shape[1]} heads; "
             f"give one (t, h, w) a head: {(shape[1], 3)} or {(*shape, 3)}"
         )
-    if bool((table < 1).any()) or bool((table > torch.tensor(g)).any()):
-        wrong = next(
-            tuple(b)
-            for b in table.flatten(0, -2).tolist()
-            if any(not 1 <= w <= n for w, n in zip(b, g, strict=True))
-        )
+    wrong = table[((table < 1) | (table > torch.tensor(g))).any(-1)].tolist()
+    if wrong:
         raise UserError(
-            f"window {wrong} is no box of the {g[0]}x{g[1]}x{g[2]} brick grid: a row would be empty "
-            "or leave the grid; give each side 1 to that many bricks"
+            f"window {tuple(wrong[0])} is no box of the {g[0]}x{g[1]}x{g[2]} brick grid: a row would "
+            "be empty or leave the grid; give each side 1 to that many bricks"
         )
     return table.expand(*shape, 3)

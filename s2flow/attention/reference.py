@@ -1,5 +1,6 @@
 """Eq. 7 with its mask written out, in float32: the twin that every fast path is tested against.
 
+Memory is quadratic in the number of tokens.
 Deviation: masked logits are -inf, not 0 (a factor of 0 would leave masked keys the weight e^0).
 """
 
@@ -16,18 +17,10 @@ IN_BRICKS = False
 AUTO = ("cpu", "cuda", "mps")
 
 
-def unusable(problem: Problem) -> str | None:
-    """Why it cannot be used for such a problem: never."""
-    return None
-
-
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """See `s2flow.attention`. Memory is quadratic in the number of tokens."""
-    n_video = problem.n_video
-    out, sums = results(q, problem, lse)
-    for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem):
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
+    """See `s2flow.attention`."""
+    n_video, out = problem.n_video, results(q, problem)
+    for clips, Q, K, V, O in parts(problem, q, k, v, out):
         M = torch.ones(*Q.shape[:3], Q.shape[2], dtype=torch.bool)
         for clip, boxes in enumerate(problem.windows[clips].tolist()):
             for head, box in enumerate(boxes):
@@ -36,6 +29,4 @@ def window_attention(
         logits = Q.float() @ K.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
         logits = logits.masked_fill(~M.to(q.device), -math.inf)
         O[:] = (logits.softmax(-1) @ V.float()).to(q.dtype)  # (Eq. 7)
-        if S is not None:
-            S[:] = logits.logsumexp(-1)
-    return out, sums
+    return out

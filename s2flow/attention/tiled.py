@@ -2,17 +2,14 @@
 
 Windows are shifted inward, so along an axis of g bricks a window of width w takes g - w + 1 positions:
 the first and the last are shared by the queries near a border, each one between belongs to one query
-brick. All queries with the same position along all three axes see exactly the same box, so the whole
-map is prod(g - w + 1) small *dense* attentions: no padding, no mask, nothing computed twice, ragged
-grids included: the pairs computed are the valid pairs that the realised density counts.
+brick. All queries with the same position along all three axes see the same box, so the whole map is
+prod(g - w + 1) small *dense* attentions of valid pairs alone, ragged grids included.
 
 For each pair of positions on two of the axes, keys are copied once, with the third axis outermost: then
 the box of every position on it is a contiguous stretch of that band, and all positions between the
-borders are one batch of overlapping views. Heads of equal windows go together, so many at once that
-the copies stay small.
+borders are one batch of overlapping views. Heads of equal windows go together.
 
-Where boxes are many and tiny, one dense call under a mask is faster and takes their place (`masked`);
-it needs tokens^2 bytes, so only small grids are computed like that.
+Where boxes are many and tiny, one dense call under a mask of tokens^2 bytes is faster (`masked`).
 """
 
 import functools
@@ -24,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2flow.attention.batches import attend_text, boxes_of, log_sum_exp, parts, results
+from s2flow.attention.batches import attend_text, parts, results
 from s2flow.attention.problem import Problem
 from s2flow.grid import Box, brick_grid, realised_density, window_mask, window_starts
 
@@ -34,11 +31,6 @@ MASKED = 2048  # tokens up to which a mask may be faster
 CALL = 5e6  # what a call costs beside its work, in query-key pairs times head_dim (two CPU cores)
 COPIED = {"cpu": 2**20, "cuda": 2**28}  # bytes of keys and values copied at once
 ROWS = {"cpu": 2**20, "cuda": 2**27}  # bytes of queries at once
-
-
-def unusable(problem: Problem) -> str | None:
-    """Why it cannot be used for such a problem: never."""
-    return None
 
 
 def axis_spans(n: int, b: int, w: int) -> list[tuple[slice, slice]]:
@@ -52,28 +44,27 @@ def axis_spans(n: int, b: int, w: int) -> list[tuple[slice, slice]]:
     return spans
 
 
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`."""
     tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
-    out, sums = results(q, problem, lse)
-    alike = boxes_of(problem.windows)[1]
-    for clips, Q, K, V, O, S in parts(q, k, v, out, sums, problem, alike):
-        boxes, n_text = boxes_of(problem.windows[clips])[0], Q.shape[2] - n_video
-        attend_text(Q, K, V, n_video, O, S)
+    out = results(q, problem)
+    alike = bool((problem.windows == problem.windows[:1]).all())
+    for clips, Q, K, V, O in parts(problem, q, k, v, out, together=alike):
+        boxes = [tuple(b) for b in problem.windows[clips][0].tolist()]
+        attend_text(Q, K, V, n_video, O)
         for box in sorted(set(boxes)):
             heads = [m for m, b in enumerate(boxes) if b == box]
             whole = box == problem.grid
-            dense = not lse and (whole or masked(box, tokens, brick, q.shape[-1] * len(heads)))
-            M = _mask(tokens, brick, box, n_text, q.device) if dense and not whole else None
+            dense = whole or masked(box, tokens, brick, q.shape[-1] * len(heads))
+            cut = (tokens, brick, box, Q.shape[2] - n_video, q.device)
+            M = _mask(*cut) if dense and not whole else None
             for some in _at_once(heads, K, n_video):
                 if dense:
                     qkv = Q[:, some, :n_video], K[:, some], V[:, some]
                     O[:, some, :n_video] = F.scaled_dot_product_attention(*qkv, M)
                 else:
-                    _windowed(Q, K, V, O, S, some, box, problem)
-    return out, sums
+                    _windowed(Q, K, V, O, some, box, problem)
+    return out
 
 
 def masked(box: Box, tokens: Box, brick: Box, width: int) -> bool:
@@ -102,8 +93,8 @@ def _at_once(heads: list[int], k: Tensor, n_video: int) -> Iterator[slice | list
         yield slice(some[0], some[-1] + 1) if together else some
 
 
-def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> None:
-    """Video queries of some heads that share one window, written to `out` and `sums`."""
+def _windowed(q, k, v, out: Tensor, heads, box: Box, problem: Problem) -> None:
+    """Video queries of some heads that share one window, written to `out`."""
     tokens, brick, n_video = problem.tokens, problem.brick, problem.n_video
     spans = [axis_spans(n, b, w) for n, b, w in zip(tokens, brick, box, strict=True)]
     inner = max(range(3), key=lambda a: len(spans[a]))
@@ -114,7 +105,6 @@ def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> 
         return x[:, :, :n_video].unflatten(2, tokens).movedim((2 + inner, 2 + a, 2 + b), (2, 3, 4))
 
     Q, K, V, O = (grid(x) for x in (q, k, v, out))
-    S = None if sums is None else grid(sums)
     texts = [x[:, heads, n_video:] for x in (k, v)]
     for (qa, ka), (qb, kb) in itertools.product(spans[a], spans[b]):
         keys, values = (x[:, :, :, ka, kb][:, heads].flatten(3, 4) for x in (K, V))
@@ -126,8 +116,6 @@ def _windowed(q, k, v, out: Tensor, sums, heads, box: Box, problem: Problem) -> 
             Q_at = queries.flatten(2, 4).reshape(len(K_at), pieces, -1, q.shape[-1])
             O_at = F.scaled_dot_product_attention(Q_at, K_at, V_at)  # (Eq. 7)
             O[:, heads, at, qa, qb] = O_at.reshape(queries.shape)
-            if S is not None:
-                S[:, heads, at, qa, qb] = log_sum_exp(Q_at, K_at).view(queries.shape[:-1])
 
 
 def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, int]]:
@@ -142,19 +130,15 @@ def _runs(spans: list, b: int, rows: int) -> Iterator[tuple[slice, slice, int, i
     between = spans[1:-1] if len(spans) > 3 else []
     n = max(rows // b, 1)
     for i in range(0, len(between), n):
-        (queries, keys), (last_queries, last_keys) = (
-            between[i],
-            between[min(i + n, len(between)) - 1],
-        )
-        pieces = min(n, len(between) - i)
-        yield slice(queries.start, last_queries.stop), slice(keys.start, last_keys.stop), pieces, b
+        run = between[i : i + n]
+        queries, keys = (slice(a.start, z.stop) for a, z in zip(run[0], run[-1], strict=True))
+        yield queries, keys, len(run), b
 
 
 def _positions(K: Tensor, V: Tensor, texts: list[Tensor], pieces: int, step: int):
     """Keys and values of `pieces` positions: (B, heads, inner, rest, d) -> (B heads, pieces, keys, d).
 
-    Each position takes a stretch of the keys: a view. Text stands behind the keys of every position,
-    which then are copied.
+    Views; where there is text, copies with it behind the keys of every position.
     """
     rest, d = K.shape[3:]
     size = (K.shape[2] - (pieces - 1) * step) * rest

@@ -4,16 +4,11 @@ What changes from head to head, layer to layer and step to step is a table of B 
 that the kernel reads: nothing is built or compiled anew, and the host never waits. Video queries and
 text queries are two launches; q, k, v and out keep whatever strides they have.
 
-Memory: out, lse if asked, the table, and for text the chunks' partial results (float32, one for every
-32,768 keys: one or two percent of out at the paper's size).
-
-Tile sizes are tuned once per (head_dim, dtype, brick volume), on as many queries as fill the GPU a few
-times; small problems and the interpreter take the first configuration.
-
-Not yet run on a GPU.
+Memory beside out: for text the chunks' partial results, one or two percent of out at the paper's size.
+Tile sizes are tuned once per (head_dim, dtype, brick volume); small problems and the interpreter take
+the first configuration. Not yet run on a GPU.
 """
 
-import functools
 import importlib.util
 import math
 from typing import Any, NamedTuple
@@ -66,8 +61,7 @@ def _power_of_2(n: int) -> int:
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which was chosen when they were first imported."""
-    # needs the package triton
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import InterpretedFunction  # needs the package triton
 
     from s2flow.attention import window_kernel
 
@@ -93,60 +87,39 @@ def unusable(problem: Problem) -> str | None:
     return None
 
 
-@functools.cache
-def no_offsets(device: torch.device) -> Tensor:
-    """What stands for the offsets of full grids, where they are not read."""
-    return torch.zeros(1, dtype=torch.int32, device=device)
-
-
-def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Tensor:
     """See `s2flow.attention`; tokens in brick order. Raises UserError if a gradient is wanted."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise UserError("attention=triton has no backward pass; type attention=tiled")
-    q, k, v = (x if _fits(x) else x.contiguous() for x in (q, k, v))
-    B, heads, L, _ = q.shape
+    # 128 tokens, a tile, must be less than 2^31 elements apart, as in any usual layout
+    fits = [x.stride(-1) == 1 and x.stride(2) < 2**24 for x in (q, k, v)]
+    q, k, v = (x if fit else x.contiguous() for x, fit in zip((q, k, v), fits, strict=True))
+    B, heads = q.shape[:2]
     real = torch.tensor(problem.text or [problem.n_text] * B, dtype=torch.int32)
     table = torch.cat([problem.windows.int(), real[:, None, None].expand(B, heads, 1)], -1)
     table = to_device(table, q.device)
     out = torch.empty_like(q)
-    sums = torch.empty(B, heads, L, device=q.device, dtype=torch.float32) if lse else None
     with torch.cuda.device(q.device if q.is_cuda else -1):
-        _video(q, k, v, out, sums, table, problem)
+        _video(q, k, v, out, table, problem)
         if problem.n_text:
-            _text(q, k, v, out, sums, table, problem.n_video)
-    return out, sums
-
-
-def _fits(x: Tensor) -> bool:
-    """Whether 128 tokens, a tile, are less than 2^31 elements apart, as in any usual layout."""
-    return x.stride(-1) == 1 and x.stride(2) < 2**24
+            _text(q, k, v, out, table, problem.n_video)
+    return out
 
 
 def _strides(*tensors: Tensor) -> list[int]:
     return [s for x in tensors for s in x.stride()[:3]]
 
 
-def _video(q, k, v, out, sums, table, problem: Problem) -> None:
-    """The launch of video queries."""
-    # needs the package triton
-    from s2flow.attention import window_kernel
+def _video(q, k, v, out, table, problem: Problem) -> None:
+    from s2flow.attention import window_kernel  # needs the package triton
 
     B, heads, L, d = q.shape
     g, n_video, volume, ragged = problem.grid, problem.n_video, problem.volume, problem.ragged
-    layout = (problem.tokens, problem.brick, q.device)
-    offsets = brick_offsets(*layout) if ragged else no_offsets(q.device)
-    lse = table if sums is None else sums  # not written without LSE
-    arguments = (q, k, v, out, lse, table, offsets, *_strides(q, k, v, out), *g, L, n_video)
-    fixed = {
-        "VOLUME": volume,
-        "RAGGED": ragged,
-        "TEXT": n_video < L,
-        "LSE": sums is not None,
-        "D": d,
-        "D_PADDED": _power_of_2(d),
-    }
+    # of full grids offsets are not read: the table stands for them
+    offsets = brick_offsets(problem.tokens, problem.brick, q.device) if ragged else table
+    arguments = (q, k, v, out, table, offsets, *_strides(q, k, v, out), *g, n_video)
+    fixed = {"VOLUME": volume, "RAGGED": ragged, "TEXT": n_video < L}
+    fixed |= {"D": d, "D_PADDED": _power_of_2(d)}
 
     def tiles(config: Config) -> int:
         return math.prod(g) * math.ceil(volume / config.BLOCK_M)
@@ -155,7 +128,8 @@ def _video(q, k, v, out, sums, table, problem: Problem) -> None:
         grid = (min(tiles(config), most), heads, 1)
         window_kernel.windowed[grid](*arguments, **fixed, **config._asdict())
 
-    known = configs(d, q.dtype, volume, ragged, _chip(q.device))
+    chip = (8, 0) if q.device.type != "cuda" else torch.cuda.get_device_capability(q.device)
+    known = configs(d, q.dtype, volume, ragged, 10 * chip[0] + chip[1])
     key, config = (q.device, d, q.dtype, volume, ragged), known[0]
     if n_video >= TUNED_FROM and q.is_cuda:
         if key not in _tuned:
@@ -164,19 +138,10 @@ def _video(q, k, v, out, sums, table, problem: Problem) -> None:
     window_kernel.windowed[(tiles(config), heads, B)](*arguments, **fixed, **config._asdict())
 
 
-@functools.cache
-def _chip(device: torch.device) -> int:
-    """80 for sm_80, and so on; that on a CPU."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
-    return 10 * major + minor
-
-
 _tuned: dict[tuple, Config] = {}
 
 
-def _fastest(
-    launch, known: list[Config], device: torch.device, heads: int, written: Tensor
-) -> Config:
+def _fastest(launch, known: list[Config], device, heads: int, written: Tensor) -> Config:
     """The quickest of some configurations, on queries that fill the GPU about eight times.
 
     written: what each launch writes again; a configuration that disagrees with the first is left out.
@@ -206,10 +171,9 @@ def _fastest(
     return min(seconds, key=seconds.get)
 
 
-def _text(q, k, v, out, sums, table, n_video: int) -> None:
+def _text(q, k, v, out, table, n_video: int) -> None:
     """The launch of text queries, and its chunks put together: dense over all real keys."""
-    # needs the package triton
-    from s2flow.attention import window_kernel
+    from s2flow.attention import window_kernel  # needs the package triton
 
     B, heads, L, d = q.shape
     n_text, splits = L - n_video, math.ceil(L / KEYS_A_SPLIT)
@@ -224,5 +188,3 @@ def _text(q, k, v, out, sums, table, n_video: int) -> None:
     total = lse.logsumexp(0)
     weights = (lse - total.nan_to_num(neginf=0.0)).exp()  # padding is -inf everywhere, and stays 0
     out[:, :, n_video:] = torch.einsum("sbhnd,sbhn->bhnd", parts, weights)
-    if sums is not None:
-        sums[:, :, n_video:] = total

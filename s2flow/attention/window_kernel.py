@@ -1,15 +1,15 @@
 """The Triton kernels behind `triton.py`: softmax attention of a tile of queries over runs of keys.
 
     s = q k^T / sqrt(d) log2(e)          m = max s,   p = 2^(s - m),   l = sum p,   acc = sum p v
-    out = acc / l,    lse = (m + log2 l) ln 2              kept online, tile of keys by tile of keys
+    out = acc / l                                          kept online, tile of keys by tile of keys
 
 Tokens are in brick order (`order.py`): a window is w_t w_h runs of w_w bricks, each run contiguous. On
 full grids all tiles of all runs are one loop, so that loads stay in flight from run to run; on ragged
 grids runs differ in length and are loops of their own. Masks are written only where a tile may leave
 its run: not at all where a brick is a whole number of tiles.
 
-Windows are read from a table in memory: another window is another number, never another kernel.
-Sources: Dao et al. 2022 and Milakov and Gimelshein 2018 for the online softmax.
+Windows are read from a table: another window is another number, never another kernel.
+Online softmax: Dao et al. 2022, Milakov and Gimelshein 2018.
 Checked: in Triton's interpreter, and compiled for sm_80, 90 and 100 (`experiments/compile_kernels.py`).
 Not yet run on a GPU.
 """
@@ -23,7 +23,7 @@ import triton.language as tl
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-GRID = ("g_t", "g_h", "g_w", "length", "n_video", "n_text", "chunk")  # say nothing about alignment
+GRID = ("g_t", "g_h", "g_w", "n_video", "n_text", "chunk")  # say nothing about alignment
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def dot(a, b, acc):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """x in another type, to the nearest; the interpreter would cut what bfloat16 cannot hold."""
+    """x in another type, to the nearest, where the interpreter would cut."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
@@ -44,17 +44,23 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, MASKED, SCALE):
-    """One tile of keys, at ... at + len(n) - 1; where MASKED, those before `end`."""
-    k_at = K + tl.cast(at, tl.int64) * stride_k + (n[:, None] * stride_k + d[None, :])
-    v_at = V + tl.cast(at, tl.int64) * stride_v + (n[:, None] * stride_v + d[None, :])
+def _tile(x, stride, at, there, n, d, D, MASKED):
+    """Tokens at ... at + len(n) - 1 of x; where MASKED, those that are there."""
+    places = x + tl.cast(at, tl.int64) * stride + (n[:, None] * stride + d[None, :])
     if MASKED:
-        there = at + n < end
-        k = tl.load(k_at, mask=there[:, None] & (d[None, :] < D), other=0.0)
+        tile = tl.load(places, mask=there[:, None] & (d[None, :] < D), other=0.0)
     elif d.shape[0] == D:
-        k = tl.load(k_at)
+        tile = tl.load(places)
     else:
-        k = tl.load(k_at, mask=d[None, :] < D, other=0.0)
+        tile = tl.load(places, mask=d[None, :] < D, other=0.0)
+    return tile
+
+
+@triton.jit
+def _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, MASKED, SCALE):
+    """One tile of keys; where MASKED, those before `end`."""
+    there = at + n < end
+    k = _tile(K, stride_k, at, there, n, d, D, MASKED)
     s = dot(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32))
     if MASKED:
         s = tl.where(there[None, :], s, float("-inf"))
@@ -62,28 +68,44 @@ def _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, MASKED, SCAL
     p = tl.exp2(s * SCALE - top[:, None])
     alpha = tl.exp2(m - top)
     l = l * alpha + tl.sum(p, 1)
-    if MASKED:  # 0 times whatever stands behind the run may be NaN
-        v = tl.load(v_at, mask=there[:, None] & (d[None, :] < D), other=0.0)
-    elif d.shape[0] == D:
-        v = tl.load(v_at)
-    else:
-        v = tl.load(v_at, mask=d[None, :] < D, other=0.0)
+    v = _tile(V, stride_v, at, there, n, d, D, MASKED)  # 0 times what stands behind may be NaN
     acc = dot(rounded(p, v.dtype), v, acc * alpha[:, None])
     return acc, top, l
 
 
+@triton.jit
+def _run(acc, m, l, q, K, V, first, end, n, d, stride_k, stride_v, D, SCALE):
+    """All tiles of the keys from `first` to before `end`."""
+    for at in range(first, end, n.shape[0]):
+        acc, m, l = _step(acc, m, l, q, K, V, at, end, n, d, stride_k, stride_v, D, True, SCALE)
+    return acc, m, l
+
+
+@triton.jit
+def _start(i, w, g):
+    """First brick of the window of brick i along one axis, shifted inward."""
+    return tl.minimum(tl.maximum(i - w // 2, 0), g - w)
+
+
+@triton.jit
+def _nothing(i, d):
+    """(acc, m, l) before any key."""
+    zero = tl.zeros((i.shape[0],), tl.float32)
+    return tl.zeros((i.shape[0], d.shape[0]), tl.float32), zero + float("-inf"), zero
+
+
 @triton.jit(do_not_specialize=GRID)
 def windowed(
-    Q, K, V, Out, Lse, windows, offsets,
+    Q, K, V, Out, windows, offsets,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
-    g_t, g_h, g_w, length, n_video,
-    VOLUME: tl.constexpr, RAGGED: tl.constexpr, TEXT: tl.constexpr, LSE: tl.constexpr,
+    g_t, g_h, g_w, n_video,
+    VOLUME: tl.constexpr, RAGGED: tl.constexpr, TEXT: tl.constexpr,
     D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Video queries: program = (tile of one brick's queries, head, clip).
 
     windows: (B, heads, 4) int32, the sides in bricks and the clip's real text keys; offsets:
-    (bricks + 1) int32, read where RAGGED; lse: (B, heads, length).
+    (bricks + 1) int32, read where RAGGED.
     """
     SCALE: tl.constexpr = LOG2_E / D**0.5
     TILES: tl.constexpr = (VOLUME + BLOCK_M - 1) // BLOCK_M
@@ -95,10 +117,8 @@ def windowed(
     V += b * v_b + h * v_h
     table = windows + (clip * tl.num_programs(1) + head) * 4
     w_t, w_h, w_w = tl.load(table), tl.load(table + 1), tl.load(table + 2)
-    t_0 = tl.minimum(tl.maximum(brick // (g_h * g_w) - w_t // 2, 0), g_t - w_t)
-    h_0 = tl.minimum(tl.maximum(brick // g_w % g_h - w_h // 2, 0), g_h - w_h)
-    w_0 = tl.minimum(tl.maximum(brick % g_w - w_w // 2, 0), g_w - w_w)
-
+    run = _start(brick // (g_h * g_w), w_t, g_t) * g_h + _start(brick // g_w % g_h, w_h, g_h)
+    run = run * g_w + _start(brick % g_w, w_w, g_w)  # first brick of the first run
     if RAGGED:
         first, last = tl.load(offsets + brick) + tile * BLOCK_M, tl.load(offsets + brick + 1)
         if first >= last:
@@ -109,17 +129,12 @@ def windowed(
     mine = (first + i < last)[:, None] & (d[None, :] < D)
     q_at = Q + b * q_b + h * q_h + first.to(tl.int64) * q_l + (i[:, None] * q_l + d[None, :])
     q = tl.load(q_at, mask=mine, other=0.0)
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
-
-    run = (t_0 * g_h + h_0) * g_w + w_0  # first brick of the first run
+    acc, m, l = _nothing(i, d)
     if RAGGED:
         for r in range(w_t * w_h):
-            here = run + (r // w_h * g_h + r % w_h) * g_w
-            end = tl.load(offsets + here + w_w)
-            for at in range(tl.load(offsets + here), end, BLOCK_N):
-                acc, m, l = _step(acc, m, l, q, K, V, at, end, n, d, k_l, v_l, D, True, SCALE)
+            here = offsets + run + (r // w_h * g_h + r % w_h) * g_w
+            ends = (tl.load(here), tl.load(here + w_w))
+            acc, m, l = _run(acc, m, l, q, K, V, *ends, n, d, k_l, v_l, D, SCALE)
     else:
         run, c, r = run * VOLUME, w_w * 0, w_w * 0
         tiles = (w_w * VOLUME + BLOCK_N - 1) // BLOCK_N
@@ -134,14 +149,9 @@ def windowed(
             r = tl.where(r == w_h, 0, r)
     if TEXT:
         end = n_video + tl.load(table + 3)
-        for at in range(n_video, end, BLOCK_N):
-            acc, m, l = _step(acc, m, l, q, K, V, at, end, n, d, k_l, v_l, D, True, SCALE)
-
+        acc, m, l = _run(acc, m, l, q, K, V, n_video, end, n, d, k_l, v_l, D, SCALE)
     o_at = Out + b * o_b + h * o_h + first.to(tl.int64) * o_l + (i[:, None] * o_l + d[None, :])
     tl.store(o_at, rounded(acc / l[:, None], Out.dtype.element_ty), mask=mine)
-    if LSE:
-        at = (b * tl.num_programs(1) + h) * length + first
-        tl.store(Lse + at + i, (m + tl.log2(l)) * LN_2, mask=first + i < last)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -169,17 +179,12 @@ def of_text(
     mine = (row < real)[:, None] & (d[None, :] < D)
     q_at = Q + b * q_b + h * q_h + (n_video + row).to(tl.int64)[:, None] * q_l + d[None, :]
     q = tl.load(q_at, mask=mine, other=0.0)
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
-    for at in range(split * chunk, end, BLOCK_N):
-        acc, m, l = _step(acc, m, l, q, K, V, at, end, n, d, k_l, v_l, D, True, SCALE)
+    first = split * chunk
+    acc, m, l = _run(*_nothing(i, d), q, K, V, first, end, n, d, k_l, v_l, D, SCALE)
     seen = (row < real) & (l > 0)
     out = tl.where(seen[:, None], acc / tl.where(seen, l, 1.0)[:, None], 0.0)
     lse = tl.where(seen, (m + tl.log2(tl.where(seen, l, 1.0))) * LN_2, float("-inf"))
-    clips = tl.num_programs(2) // SPLITS
+    clips, written = tl.num_programs(2) // SPLITS, row < n_text
     to = ((split.to(tl.int64) * clips + b) * heads + h) * n_text + row
-    tl.store(
-        Out + to[:, None] * D + d[None, :], out, mask=(row < n_text)[:, None] & (d[None, :] < D)
-    )
-    tl.store(Lse + to, lse, mask=row < n_text)
+    tl.store(Out + to[:, None] * D + d[None, :], out, mask=written[:, None] & (d[None, :] < D))
+    tl.store(Lse + to, lse, mask=written)

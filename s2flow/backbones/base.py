@@ -1,4 +1,4 @@
-"""What a backbone must offer; `wan.py` is the worked example of about a hundred lines.
+"""What a backbone must offer; `wan.py`, on top of `pipeline.py`, is the worked example.
 
 A backbone hides one video model behind latents (B, C, T, H, W) in float32 and video (B, T, H, W, 3)
 in [0, 1]. Guidance lives inside `velocity`. Its `router` shows every self-attention layer's q and k,

@@ -4,17 +4,13 @@
     source/<part>/config.json
     source/<part>/<stem>.safetensors            or <stem>.safetensors.index.json and its shards
 
-`source` is such a folder, or a name on the hub. Only safetensors are read, and only the classes that
-the family names: neither pickles nor a repository's own code ever run. What would make loading fail
-after minutes is looked for first, in the files' headers: a wrong pipeline, a missing or truncated
-shard, a part without weights.
+`source` is such a folder, or a name on the hub. Only safetensors and the family's classes are read:
+neither pickles nor a repository's own code ever run. What would fail after minutes is looked for first.
 
-`identity` names the weights in every recipe. On the hub it is the commit. Of a folder it is a hash of
-the parts' configs and weights: files up to 64 MiB wholly, larger ones by their header (every tensor's
-name, type and shape) and 4 KiB from the middle of every tensor, because reading 26 GB for a run id
-would take minutes. A finetune or a merged adapter changes all of the tensors that it touches, and so
-the samples; a change of a few single weights in a large file can go unseen. The same weights have
-one name as a folder and another on the hub.
+`identity` names the weights: the commit on the hub; of a folder a hash of the parts' configs and
+weights. Of files above 64 MiB it sees the header and 4 KiB from the middle of every tensor, because
+reading 26 GB for a run id would take minutes: a finetune changes these samples, a change of a few
+single weights can go unseen. The same weights have one name as a folder and another on the hub.
 """
 
 import contextlib
@@ -28,13 +24,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from huggingface_hub import errors as hub
 from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from s2flow.backbones import inspect
 from s2flow.backbones.base import Origin
@@ -57,13 +48,11 @@ def identity(origin: Origin, parts: dict[str, str | None], pipeline: type) -> st
     folder = local_folder(origin)
     if folder is None:
         return hub_commit(origin)[:12]
-    check(folder, parts, pipeline)
-    index = _json(folder / "model_index.json")
+    index = check(folder, parts, pipeline)
     digest = hashlib.sha256()
     for part in present(index, parts):
-        weights = weight_files(folder / part)
         texts = sorted(p for p in (folder / part).iterdir() if p.suffix in TEXTS)
-        for path in [*texts, *weights]:
+        for path in [*texts, *weight_files(folder / part)]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}\n".encode())
             digest.update(content(path))
     if index.get("boundary_ratio") is not None:  # the one setting of this file that decides pixels
@@ -156,15 +145,15 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
-    """Raises UserError for a folder that `pipeline` could not be opened from."""
-    here = f"backbone.source={folder}"
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
-    if index is None:
+def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> dict[str, Any]:
+    """model_index.json of a folder. Raises UserError if `pipeline` could not be opened from it."""
+    here, again = f"backbone.source={folder}", "fetch the checkpoint again"
+    if not (folder / "model_index.json").exists():
         raise UserError(
             f"{here} is no checkpoint: it has no model_index.json; type the folder of a "
             f"{pipeline.__name__} in diffusers' layout"
         )
+    index = _json(folder / "model_index.json")
     if index.get("_class_name") != pipeline.__name__:
         raise UserError(
             f"{here} is a {index.get('_class_name')}, and this backbone runs a "
@@ -176,7 +165,15 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             f"{here} has the part {strange[0]}, which this backbone does not know; type the folder "
             f"of a plain {pipeline.__name__}"
         )
-    _check_experts(index, here, "transformer_2" in parts)
+    boundary, second = index.get("boundary_ratio"), _named(index, "transformer_2")
+    if "transformer_2" in parts and second != (boundary is not None):
+        raise UserError(
+            f"{here} has the part transformer_2, and no boundary_ratio in model_index.json that says "
+            f"when it runs; {again}"
+            if second
+            else f"{here} changes its expert at boundary_ratio={boundary} and lacks the part "
+            f"transformer_2; {again}"
+        )
     settings = {s: None for s in SETTINGS if s == "scheduler" or _named(index, s)}
     for part, wanted in {**present(index, parts), **settings}.items():
         library, found = index.get(part) or (None, None)
@@ -184,34 +181,24 @@ def check(folder: Path, parts: dict[str, str | None], pipeline: type) -> None:
             wanted = f"{wanted or 'class'} of {' or '.join(LIBRARIES)}"
             raise UserError(f"{here}: its {part} is {library}.{found}, and must be a {wanted}")
         if not (folder / part).is_dir():
-            raise UserError(f"{here} lacks the folder {part}; fetch the checkpoint again")
+            raise UserError(f"{here} lacks the folder {part}; {again}")
         files = weight_files(folder / part)
         if wanted is not None and not files:
-            raise UserError(f"{here}: {part} holds no safetensors; fetch the checkpoint again")
+            raise UserError(f"{here}: {part} holds no safetensors; {again}")
         for file in files:
             safetensors_header(file)
-
-
-def _check_experts(index: dict[str, Any], here: str, takes_two: bool) -> None:
-    """A second transformer and the noise level where it takes over come together, or not at all."""
-    boundary, second = index.get("boundary_ratio"), _named(index, "transformer_2")
-    if takes_two and boundary is not None and not second:
-        raise UserError(
-            f"{here} changes its expert at boundary_ratio={boundary} and lacks the part "
-            "transformer_2; fetch the checkpoint again"
-        )
-    if takes_two and second and boundary is None:
-        raise UserError(
-            f"{here} has the part transformer_2, and no boundary_ratio in model_index.json that says "
-            "when it runs; fetch the checkpoint again"
-        )
+    return index
 
 
 def open_pipeline(
     origin: Origin, device: str, parts: dict[str, str | None], pipeline: type
 ) -> Any:
     """The pipeline on its device, its VAE in float32. Raises UserError for what cannot be used."""
-    folder = local_folder(origin) or download(origin, pipeline)
+    folder = local_folder(origin)
+    if folder is None:
+        commit = hub_commit(origin)
+        with _hub_errors(origin):
+            folder = Path(pipeline.download(origin.source, revision=commit, use_safetensors=True))
     check(folder, parts, pipeline)
     dtype = {"default": getattr(torch, origin.dtype), "vae": torch.float32}
     diffusers.utils.logging.disable_progress_bar()
@@ -219,9 +206,8 @@ def open_pipeline(
     try:
         found = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except Exception as error:  # the files are whole; what is left is that they do not fit
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"backbone.source={origin.source} cannot be opened ({reason}); fetch it again"
+            f"backbone.source={origin.source} cannot be opened ({reason(error)}); fetch it again"
         ) from error
     found.to(device)
     if device == "cpu":
@@ -232,9 +218,13 @@ def open_pipeline(
 def own_memory(pipeline: Any) -> None:
     """Copy weights out of their mapped files, whose alignment would decide the last bit."""
     for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            for p in part.parameters():
-                p.data = p.data.clone()
+        for p in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            p.data = p.data.clone()
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says, 200 characters at most."""
+    return str(error).strip().split("\n")[0][:200]
 
 
 # -- the hub ----------------------------------------------------------------------------------
@@ -271,7 +261,7 @@ def hub_commit(origin: Origin) -> str:
     with _hub_errors(origin):
         try:
             return model_info(origin.source, revision=wanted, timeout=10).sha
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError):
             raise
         except Exception:  # no answer, in the words of whatever HTTP client the library uses
             cached = try_to_load_from_cache(origin.source, "model_index.json", revision=wanted)
@@ -283,31 +273,23 @@ def hub_commit(origin: Origin) -> str:
     )
 
 
-def download(origin: Origin, pipeline: type) -> Path:
-    """The local folder of a name on the hub, fetched if it is not in the cache."""
-    commit = hub_commit(origin)
-    with _hub_errors(origin):
-        return Path(pipeline.download(origin.source, revision=commit, use_safetensors=True))
-
-
 @contextlib.contextmanager
 def _hub_errors(origin: Origin):
     said = f"backbone.source={origin.source}"
     try:
         yield
-    except GatedRepoError as error:
+    except hub.GatedRepoError as error:
         raise UserError(f"{said} is gated; accept its licence and type: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
         raise UserError(f"{said} is not on the hub, and no folder; check the name") from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise UserError(
             f"backbone.revision={origin.revision} is not in {origin.source}; type "
             "backbone.revision=main or a commit"
         ) from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"{said} cannot be fetched ({reason}); type the same command again, or "
+            f"{said} cannot be fetched ({reason(error)}); type the same command again, or "
             "backbone.source=FOLDER, where a copy lies"
         ) from error
 

@@ -6,15 +6,14 @@ are not compiled in, and prompts of other lengths use the same graph: LR and HR 
 
 import torch
 
-from s2flow.backbones.base import Backbone
+from s2flow.backbones.pipeline import PipelineBackbone
 
 GRAPHS = 64  # sizes, batches and kinds of padding that a sweep may go through
 
 
-def compile_backbone(backbone: Backbone, compiler: str = "inductor") -> None:
+def compile_backbone(backbone: PipelineBackbone, compiler: str = "inductor") -> None:
     """Compile a loaded backbone's transformers in place; compiler: a backend of torch.compile."""
     limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     torch._dynamo.config.recompile_limit = limit
-    for transformer in (backbone.transformer, getattr(backbone, "transformer_2", None)):
-        if transformer is not None:
-            transformer.compile(backend=compiler, fullgraph=True, dynamic=False)
+    for transformer in backbone.experts:
+        transformer.compile(backend=compiler, fullgraph=True, dynamic=False)

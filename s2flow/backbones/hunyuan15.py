@@ -4,17 +4,15 @@
 of one latent. The text is Qwen2.5-VL's third last hidden state and, for what a prompt quotes, ByT5's;
 the model puts each clip's real tokens first and the padding last. The stock pipeline pads to 1000 + 256
 tokens, adds 729 empty places for an image, and builds an N x N mask in every layer (200 GB at 2K). Here
-the image's places are left out, text is cut to the batch's longest, and a clip's padding is cut off
-before its attention instead of masked: no mask is built, and what the model computes is the same.
-
-Guidance is two passes, v = v_uncond + g (v_cond - v_uncond), each with its own text. The transformer is
-given [z, 0, 0]: no first frame, and a mask that says so. The flow lives on the latent times the VAE's
-scaling factor. The VAE's own attention, causal in frames, had such a mask too, and goes frame by frame.
+text is cut to the batch's longest, and a clip's padding is cut off before its attention instead of
+masked: what the model computes is the same. The VAE's own attention goes frame by frame instead of
+under a mask. The transformer is given [z, 0, 0]: no first frame, and a mask that says so.
 
 Deviation: in half precision the stock pipeline rounds the timestep to the model's type (1000 sigma to
 multiples of 4 in bfloat16). Here the model is told the very sigma that the step is taken from.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +28,10 @@ from torch import Tensor, nn
 
 from s2flow.backbones import checkpoint
 from s2flow.backbones.base import Origin, beyond
-from s2flow.backbones.caches import told
 from s2flow.backbones.hunyuan import HunyuanVideoBackbone
-from s2flow.backbones.inspect import State
-from s2flow.backbones.routing import AttentionRouter, routed
+from s2flow.backbones.pipeline import Condition
+from s2flow.backbones.routing import routed
+from s2flow.backbones.swap import swapped
 from s2flow.errors import UserError
 
 PARTS = {  # of the pipeline's folder, with their classes; the guider is checked once it is read
@@ -53,16 +51,8 @@ GUIDER = {  # plain classifier-free guidance, whose scale is the recipe's
     "stop": 1.0,
     "enabled": True,
 }
-
-
-def identity(origin: Origin) -> str:
-    """See `base`."""
-    return checkpoint.identity(origin, PARTS, HunyuanVideo15Pipeline)
-
-
-def state(origin: Origin) -> State:
-    """See `base`."""
-    return checkpoint.state(origin, PARTS, HunyuanVideo15Pipeline)
+identity = functools.partial(checkpoint.identity, parts=PARTS, pipeline=HunyuanVideo15Pipeline)
+state = functools.partial(checkpoint.state, parts=PARTS, pipeline=HunyuanVideo15Pipeline)
 
 
 def from_origin(origin: Origin, device: str) -> "HunyuanVideo15Backbone":
@@ -95,98 +85,76 @@ class Text:
     lengths: list[int]
 
 
-@dataclass(frozen=True)
-class HunyuanVideo15Condition:
-    """The prompts' text and, under guidance, the negative prompt's."""
-
-    positive: Text
-    negative: Text | None
-    guidance: float
-
-
 class HunyuanVideo15Backbone(HunyuanVideoBackbone):
     """A loaded `HunyuanVideo15Pipeline`; latents and tokens are laid out as HunyuanVideo's."""
 
-    def _route(self) -> AttentionRouter:
-        layers = [block.attn for block in self.transformer.transformer_blocks]
-        self._before = [(layer, layer.processor) for layer in layers]
-        for layer, stock in self._before:
-            layer.set_processor(MasklessProcessor(stock))
-        router = AttentionRouter(transformer_hunyuan_video15, layers)
-        halves = () if self.vae is None else (self.vae.encoder, self.vae.decoder)
-        blocks = [block for half in halves for block in half.mid_block.attentions]
-        self._forwards = [(block, vars(block).get("forward")) for block in blocks]
-        for block in blocks:
-            block.forward = functools.partial(attend_frame_by_frame, block)
-        self._hook = self.transformer.time_embed.timestep_embedder.register_forward_pre_hook(
-            lambda module, inputs: (inputs[0].to(self.transformer.dtype),)
+    module, strides = transformer_hunyuan_video15, (4, 16)
+    passes = ("pred_cond", "pred_uncond")
+
+    def __init__(self, name: str, pipeline: HunyuanVideo15Pipeline) -> None:
+        self._undo = contextlib.ExitStack()
+        for layer in self._layers(pipeline.transformer):
+            self._undo.callback(layer.set_processor, layer.processor)
+            layer.set_processor(MasklessProcessor(layer.processor))
+        vae = pipeline.vae
+        for half in () if vae is None else (vae.encoder, vae.decoder):
+            for block in half.mid_block.attentions:
+                forward = functools.partial(attend_frame_by_frame, block)
+                self._undo.enter_context(swapped(block, forward=forward))
+        embedder = pipeline.transformer.time_embed.timestep_embedder
+        hook = embedder.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].to(pipeline.transformer.dtype),)
         )
-        return router
+        self._undo.callback(hook.remove)
+        super().__init__(name, pipeline)
+
+    def _layers(self, transformer: nn.Module) -> list[nn.Module]:
+        return [block.attn for block in transformer.transformer_blocks]
 
     def release(self) -> None:
         """See `base.Backbone`."""
         super().release()
-        for layer, own in self._before:
-            layer.set_processor(own)
-        for block, own in self._forwards:
-            del block.forward
-            if own is not None:  # of a backbone that has it as well
-                block.forward = own
-        self._hook.remove()
+        self._undo.close()
 
     @torch.no_grad()
-    def encode_prompt(
-        self, prompts: list[str], negative: str, guidance: float
-    ) -> HunyuanVideo15Condition:
+    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Condition:
         """See `base.Backbone`."""
         unconditional = None
         if guidance != 1.0:
             unconditional = self._text([negative] * len(prompts), "negative_")
-        return HunyuanVideo15Condition(self._text(prompts, ""), unconditional, guidance)
+        return Condition(self._text(prompts, ""), unconditional, guidance)
 
     def _text(self, prompts: list[str], prefix: str) -> Text:
-        parts = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
-        given = {k: x for k in parts if (x := self.embeds.get(prefix + k)) is not None}
+        names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+        given = {k: x for k in names if (x := self.embeds.get(prefix + k)) is not None}
+        how = {"device": self.device, "dtype": self.transformer.dtype} | given
         states, mask, glyphs, glyph_mask = self.pipeline.encode_prompt(
-            None if given else prompts,
-            device=self.device,
-            dtype=self.transformer.dtype,
-            batch_size=len(prompts),
-            **given,
+            None if given else prompts, batch_size=len(prompts), **how
         )
         lengths = (mask.sum(1) + glyph_mask.sum(1)).int().tolist()
         return Text(*_cut(states, mask.bool()), *_cut(glyphs, glyph_mask.bool()), lengths)
 
-    def blank_condition(self, batch: int, guidance: float) -> HunyuanVideo15Condition:
+    def lost_words(self, prompt: str) -> tuple[int, str]:
+        """See `base.Backbone`; of the first text encoder, whose chat template is counted as tokens."""
+        tokenizer = self.pipeline.tokenizer
+        around = 0 if tokenizer is None else len(tokenizer(" ")["input_ids"]) - 1
+        return beyond(tokenizer, prompt, LONGEST[0] - around)
+
+    def blank_condition(self, batch: int, guidance: float) -> Condition:
         """A condition of the right shapes, to plan with (`s2flow.costs`); the longest text."""
-        config, like = self.transformer.config, {"device": self.device}
-        parts = []
-        widths = (config.text_embed_dim, config.text_embed_2_dim)
+        config, like, parts = self.transformer.config, {"device": self.device}, []
+        widths = config.text_embed_dim, config.text_embed_2_dim
         for length, width in zip(LONGEST, widths, strict=True):
             parts.append(torch.empty(batch, length, width, dtype=self.transformer.dtype, **like))
             parts.append(torch.ones(batch, length, dtype=torch.bool, **like))
         text = Text(*parts, [sum(LONGEST)] * batch)
-        return HunyuanVideo15Condition(text, None if guidance == 1.0 else text, guidance)
+        return Condition(text, None if guidance == 1.0 else text, guidance)
 
-    @torch.no_grad()
-    def velocity(self, z: Tensor, sigma: float, condition: HunyuanVideo15Condition) -> Tensor:
-        """See `base.Backbone`. Attention is observed in the conditional pass only."""
-        v = self._forward(z, sigma, condition.positive, "pred_cond")
-        if condition.negative is None:
-            return v
-        with self.router.observing(None):
-            v_uncond = self._forward(z, sigma, condition.negative, "pred_uncond")
-        return v_uncond + condition.guidance * (v - v_uncond)
-
-    def _forward(self, z: Tensor, sigma: float, text: Text, which: str) -> Tensor:
+    def _forward(self, z: Tensor, sigma: float, text: Text) -> Tensor:
         no_frame = z.new_zeros(len(z), z.shape[1] + 1, *z.shape[2:])
         image = z.new_zeros(len(z), 0, self.transformer.config.image_embed_dim)
         dtype = self.transformer.dtype
-        length = text.mask.shape[1] + text.glyph_mask.shape[1]
-        with (
-            self.router.text_of(text.lengths, length),
-            told(self.pipeline, self.transformer, which, sigma),
-        ):
+        with self.router.text_of(text.lengths, text.mask.shape[1] + text.glyph_mask.shape[1]):
             return self.transformer(
                 hidden_states=torch.cat([z, no_frame], 1).to(dtype),
                 timestep=torch.full((len(z),), 1000 * sigma, device=z.device, dtype=torch.float32),
@@ -198,20 +166,10 @@ class HunyuanVideo15Backbone(HunyuanVideoBackbone):
                 return_dict=False,
             )[0].float()
 
-    def lost_words(self, prompt: str) -> tuple[int, str]:
-        """See `base.Backbone`; of the first text encoder, whose chat template is counted as tokens."""
-        tokenizer = self.pipeline.tokenizer
-        around = 0 if tokenizer is None else len(tokenizer(" ")["input_ids"]) - 1
-        return beyond(tokenizer, prompt, LONGEST[0] - around)
-
 
 def _cut(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Real tokens to the front, and the length cut to the longest clip's (which may be 0).
-
-    The text's blocks know no positions, so the order of whatever is padded does not matter.
-    """
-    order = mask.int().argsort(dim=1, descending=True, stable=True)
-    order = order[:, : int(mask.sum(1).max())]
+    """Real tokens to the front, and the length cut to the longest clip's (which may be 0)."""
+    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
     places = order[..., None].expand(-1, -1, states.shape[-1])
     return states.gather(1, places), mask.gather(1, order)
 
@@ -240,30 +198,25 @@ class MasklessProcessor:
     ) -> tuple[Tensor, Tensor]:
         """Video (B, N, D) and text (B, L, D) after attention; attention_mask (B, L), None: all real."""
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(2, (attn.heads, -1))
+        def heads(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+            return [layer(x).unflatten(2, (attn.heads, -1)) for layer in layers]
 
-        q, k = attn.norm_q(heads(attn.to_q(hidden_states))), heads(attn.to_k(hidden_states))
-        k, v = attn.norm_k(k), heads(attn.to_v(hidden_states))
+        text, n = encoder_hidden_states, hidden_states.shape[1]
+        q, k, v = heads(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        q, k = attn.norm_q(q), attn.norm_k(k)
         if image_rotary_emb is not None:
             q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
-        text = encoder_hidden_states
-        text_q = attn.norm_added_q(heads(attn.add_q_proj(text)))
-        text_k = attn.norm_added_k(heads(attn.add_k_proj(text)))
-        text_v = heads(attn.add_v_proj(text))
+        text_q, text_k, text_v = heads(text, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
         joint = (torch.cat(pair, 1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        n = hidden_states.shape[1]
         padding = None if attention_mask is None else (attention_mask == 0).sum(1).tolist()
         out = routed(self.dense)(*joint, padding).flatten(2, 3).to(q.dtype)
         return attn.to_out[1](attn.to_out[0](out[:, :n])), attn.to_add_out(out[:, n:])
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, padding: list[int] | None) -> Tensor:
         """diffusers' attention, (B, L, heads, d), but for each clip's last so many tokens."""
-        attend = functools.partial(
-            dispatch_attention_fn,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        how = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+        attend = functools.partial(dispatch_attention_fn, **how)
         if padding is None:
             return attend(q, k, v)
         out = torch.zeros_like(q)
@@ -278,9 +231,8 @@ def attend_frame_by_frame(block: nn.Module, x: Tensor) -> Tensor:
     The stock one fills an N x N mask row by row, and fails for more than one clip.
     """
     normed = block.norm(x)
-    q, k, v = (
-        f(normed).flatten(3).permute(0, 2, 3, 1) for f in (block.to_q, block.to_k, block.to_v)
-    )  # (B, T, H W, C)
+    layers = block.to_q, block.to_k, block.to_v
+    q, k, v = (f(normed).flatten(3).permute(0, 2, 3, 1) for f in layers)  # (B, T, H W, C)
     frames = [
         F.scaled_dot_product_attention(
             q[:, t, None].contiguous(),

@@ -11,13 +11,13 @@ for the rotary tables, which are permuted with them. Text is never touched. Thre
 They are always there and do nothing outside `TokenOrder.of`, so that compiled graphs see them.
 """
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from s2flow.attention.order import brick_order
+from s2flow.backbones.swap import swapped
 from s2flow.grid import Box
 
 
@@ -29,26 +29,17 @@ class TokenOrder:
         self._hooks = []
         for model in transformers:
             entry = getattr(model, "x_embedder", None) or model.patch_embedding
-            for module, hook in (
-                (entry, self._enter),
-                (model.rope, self._enter_rotary),
-                (model.proj_out, self._leave),
-            ):
-                self._hooks.append(module.register_forward_hook(hook))
+            hooks = (entry, self._enter), (model.rope, self._rotary), (model.proj_out, self._leave)
+            self._hooks += [module.register_forward_hook(hook) for module, hook in hooks]
 
     def remove(self) -> None:
         """Take the hooks away."""
         for hook in self._hooks:
             hook.remove()
 
-    @contextlib.contextmanager
-    def of(self, tokens: Box, brick: Box, device: str) -> Iterator[None]:
+    def of(self, tokens: Box, brick: Box, device: str) -> AbstractContextManager[None]:
         """Within, tokens are in the brick order of this grid."""
-        before, self.index = self.index, brick_order(tokens, brick, torch.device(device))
-        try:
-            yield
-        finally:
-            self.index = before
+        return swapped(self, index=brick_order(tokens, brick, torch.device(device)))
 
     def _enter(self, module: nn.Module, args: tuple, x: Tensor) -> Tensor | None:
         if self.index is None:
@@ -57,7 +48,7 @@ class TokenOrder:
             return x.index_select(1, self.index[0])
         return x.flatten(2).index_select(2, self.index[0]).view(x.shape)
 
-    def _enter_rotary(self, module: nn.Module, args: tuple, tables: tuple) -> tuple | None:
+    def _rotary(self, module: nn.Module, args: tuple, tables: tuple) -> tuple | None:
         if self.index is None:
             return None
         return tuple(x.index_select(1 if x.ndim == 4 else 0, self.index[0]) for x in tables)

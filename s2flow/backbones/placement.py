@@ -55,20 +55,15 @@ def place(backbone: Any, device: str, offload: str = "none", fp8: bool = False) 
         return
     if offload == "group":
         for module in transformers.values():
-            group_offload(module, device)
+            apply_group_offloading(
+                module,
+                onload_device=torch.device(device),
+                offload_device=torch.device("cpu"),
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                use_stream=device.startswith("cuda"),
+            )
         parts = {k: m for k, m in parts.items() if k not in transformers}
     alone = list(parts.values())
     for module in alone:
         add_hook_to_module(module, _Alone(device, alone))
-
-
-def group_offload(module: nn.Module, device: str) -> None:
-    """diffusers' group offloading, block by block."""
-    apply_group_offloading(
-        module,
-        onload_device=torch.device(device),
-        offload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=1,
-        use_stream=device.startswith("cuda"),
-    )

@@ -12,10 +12,12 @@ Time has s = 1. Where no axis changes, nothing is touched, so that scale 1 is th
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from s2flow.backbones.swap import swapped
 
 WAN_THETA = 10000.0  # its module does not keep it
 Scale = tuple[float, float, float]
@@ -43,29 +45,22 @@ def scaled(ropes: list[nn.Module], mode: str, scale: Scale) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for rope in ropes if mode != "none" and set(scale) != {1} else ():
-            kind = _wan if hasattr(rope, "freqs_cos") else _hunyuan
-            stack.enter_context(kind(rope, mode, scale))
+            changed = (_wan if hasattr(rope, "freqs_cos") else _hunyuan)(rope, mode, scale)
+            stack.enter_context(swapped(rope, **changed))
         yield
 
 
-@contextlib.contextmanager
-def _wan(rope: nn.Module, mode: str, scale: Scale) -> Iterator[None]:
+def _wan(rope: nn.Module, mode: str, scale: Scale) -> dict[str, Tensor]:
     """Other tables of the same shape: what slices, splits or shards them does so as before."""
-    stock = rope.freqs_cos, rope.freqs_sin
-    dims, n = (rope.t_dim, rope.h_dim, rope.w_dim), len(stock[0])
+    dims, n = (rope.t_dim, rope.h_dim, rope.w_dim), len(rope.freqs_cos)
     axes = [
         table(d, n, WAN_THETA, mode, s, torch.float64) for d, s in zip(dims, scale, strict=True)
     ]
     cos, sin = (torch.cat(x, dim=1) for x in zip(*axes, strict=True))
-    rope.freqs_cos, rope.freqs_sin = cos.to(stock[0]), sin.to(stock[1])
-    try:
-        yield
-    finally:
-        rope.freqs_cos, rope.freqs_sin = stock
+    return {"freqs_cos": cos.to(rope.freqs_cos), "freqs_sin": sin.to(rope.freqs_sin)}
 
 
-@contextlib.contextmanager
-def _hunyuan(rope: nn.Module, mode: str, scale: Scale) -> Iterator[None]:
+def _hunyuan(rope: nn.Module, mode: str, scale: Scale) -> dict[str, Callable]:
     """Another `forward`, since the stock one computes its whole positions anew every time."""
     if not hasattr(rope, "rope_dim"):
         raise TypeError(f"{type(rope).__name__} has neither freqs_cos nor rope_dim")
@@ -81,11 +76,4 @@ def _hunyuan(rope: nn.Module, mode: str, scale: Scale) -> Iterator[None]:
                 out.append(x.to(latent.device).view(*place, d).expand(*grid, d))
         return torch.cat(cos, -1).flatten(0, 2), torch.cat(sin, -1).flatten(0, 2)
 
-    own = rope.__dict__.get("forward")  # a hook of someone's
-    rope.forward = forward
-    try:
-        yield
-    finally:
-        del rope.forward
-        if own is not None:
-            rope.forward = own
+    return {"forward": forward}

@@ -2,23 +2,22 @@
 
 Wan's and HunyuanVideo's processors call a module-level `dispatch_attention_fn(q, k, v, ...)` after norm
 and rotary embedding. Each self-attention layer's stock processor is wrapped so that this call knows its
-layer; the call itself is routed once per module. With nothing to observe or replace, the stock function
-runs on the stock arguments: capture is bitwise equal to the untouched model.
+layer. With nothing to observe or replace, the stock function runs on the stock arguments.
 
 In joint attention (HunyuanVideo) the tokens are [video, text], and a batch's shorter prompts end in
-padding. The adapter says with `text_of` how many text tokens of each clip are real, so that neither
-observers nor replacers need a mask; where nothing is padded, the model's own mask, all true, is
-dropped, since it would cost the flash kernel.
+padding. `text_of` says how many text tokens of each clip are real, so that nobody needs a mask; where
+nothing is padded, the model's own mask is dropped, since it would cost the flash kernel.
 
 Under torch.compile each routed call is one opaque node, `s2flow::attend`, that is told its layer in a
-tensor and looks up observers and replacers when it runs: the model is one graph, no layer or plan is
-compiled into it, and nothing is compiled again when they change. Under context parallelism
-(`ulysses.py`) observers and replacers are given whole heads, those in `heads`, over all tokens.
+tensor: no layer or plan is compiled in. Under context parallelism (`ulysses.py`) observers and
+replacers are given whole heads, those in `heads`, over all tokens.
 """
 
-import contextlib
+import functools
+import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -26,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from s2flow.backbones.ordering import TokenOrder
+from s2flow.backbones.swap import swapped
 from s2flow.backbones.ulysses import Heads, Ulysses
 from s2flow.errors import UserError
 
 Observer = Callable[[int, Tensor, Tensor], None]
 Replacer = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 Work = Callable[[int], list[float]]  # of a layer: what each of its heads costs
+Stock = Callable[..., Tensor]  # the model's own attention of q, k, v (B, L, heads, d)
+Context = AbstractContextManager[None]
 
 _inside: list["_LayerProcessor"] = []  # of the self-attention being computed, if any
 _routers: weakref.WeakValueDictionary[int, "AttentionRouter"] = weakref.WeakValueDictionary()
@@ -57,6 +59,12 @@ class AttentionRouter:
         if not hasattr(module, "_stock_dispatch"):
             module._stock_dispatch = module.dispatch_attention_fn
             module.dispatch_attention_fn = routed(module._stock_dispatch)
+        depths = [len(numbered) for numbered in (layers, *twins)]
+        if len(set(depths)) > 1:
+            raise UserError(
+                f"experts of {' and '.join(map(str, depths))} layers cannot share a plan; "
+                "type a backbone.source whose experts are alike"
+            )
         self.layers = len(layers)
         self.text: tuple[int, ...] | None = None  # real text tokens per clip; None: no padding
         self.unmasked = False  # whether the model's mask is known to be all true
@@ -66,18 +74,10 @@ class AttentionRouter:
         self._stock = module._stock_dispatch
         self._observer: Observer | None = None
         self._replacer: Replacer | None = None
-        depths = [len(numbered) for numbered in (layers, *twins)]
-        if len(set(depths)) > 1:
-            raise UserError(
-                f"experts of {' and '.join(map(str, depths))} layers cannot share a plan; "
-                "type a backbone.source whose experts are alike"
-            )
         self._work: Work | None = None
         self._dealt: Heads = []
         self._temperature = 1.0
-        self._before = [
-            (layer, layer.processor) for expert in (layers, *twins) for layer in expert
-        ]
+        self._before = [(layer, layer.processor) for layer in itertools.chain(layers, *twins)]
         self._processors: list[_LayerProcessor] = []
         for number, (layer, own) in enumerate(self._before):
             stock = own.stock if isinstance(own, _LayerProcessor) else own
@@ -98,52 +98,28 @@ class AttentionRouter:
         """Whether video tokens are handed out in brick order, not row-major."""
         return self.order is not None and self.order.index is not None
 
-    @contextlib.contextmanager
-    def observing(self, observer: Observer | None) -> Iterator[None]:
+    def observing(self, observer: Observer | None) -> Context:
         """Call `observer(layer, q, k)` before every self-attention; None hides an outer observer."""
-        before, self._observer = self._observer, observer
-        try:
-            yield
-        finally:
-            self._observer = before
+        return swapped(self, _observer=observer)
 
-    @contextlib.contextmanager
-    def replacing(self, replacer: Replacer | None, work: Work | None = None) -> Iterator[None]:
+    def replacing(self, replacer: Replacer | None, work: Work | None = None) -> Context:
         """Use `replacer(layer, q, k, v)` for attention; where it returns None, the stock call runs.
 
         work(layer): the cost of each head, by which ranks share them; None: all alike.
         """
-        before = self._replacer, self._work
-        self._replacer, self._work = replacer, work
-        try:
-            yield
-        finally:
-            self._replacer, self._work = before
+        return swapped(self, _replacer=replacer, _work=work)
 
-    @contextlib.contextmanager
-    def tempered(self, factor: float) -> Iterator[None]:
+    def tempered(self, factor: float) -> Context:
         """Multiply every attention logit by `factor`, in the stock call and in replacers alike."""
-        before, self._temperature = self._temperature, factor
-        try:
-            yield
-        finally:
-            self._temperature = before
+        return swapped(self, _temperature=factor)
 
-    @contextlib.contextmanager
-    def text_of(self, lengths: list[int], padded_to: int) -> Iterator[None]:
+    def text_of(self, lengths: list[int], padded_to: int) -> Context:
         """During this forward, clip i ends in lengths[i] text tokens, padded to so many."""
-        before = self.text, self.unmasked
         whole = all(n == padded_to for n in lengths)
-        self.text, self.unmasked = None if whole else tuple(lengths), whole
-        try:
-            yield
-        finally:
-            self.text, self.unmasked = before
+        return swapped(self, text=None if whole else tuple(lengths), unmasked=whole)
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
-    ) -> Tensor:
-        """One self-attention in diffusers' layout (B, L, heads, d); stock(q, k, v): the model's own."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Stock) -> Tensor:
+        """One self-attention in diffusers' layout (B, L, heads, d)."""
         if self._temperature != 1.0:
             q = q * self._temperature
         if self._observer is not None:
@@ -154,16 +130,13 @@ class AttentionRouter:
                 return out.transpose(1, 2)
         return stock(q, k, v)
 
-    def share(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Callable[..., Tensor]
-    ) -> Tensor:
-        """`attend` for one of several ranks: its heads over all tokens, from and to its tokens."""
+    def compute(self, layer: int, q: Tensor, k: Tensor, v: Tensor, stock: Stock) -> Tensor:
+        """`attend`; for one of several ranks, its heads over all tokens, from and to its tokens."""
+        if self.ranks is None:
+            return self.attend(layer, q, k, v, stock)
         heads = self._dealt = self.ranks.deal(q.shape[2], self._work and self._work(layer))
-        self.heads = heads[self.ranks.rank]
-        try:
+        with swapped(self, heads=heads[self.ranks.rank]):
             return self.ranks.attend(q, k, v, heads, lambda *qkv: self.attend(layer, *qkv, stock))
-        finally:
-            self.heads = None
 
     def all_heads(self, x: Tensor) -> Tensor:
         """What an observer found, (B, heads, ...), of all heads; to be called inside the observer."""
@@ -192,8 +165,7 @@ def routed(stock: Callable) -> Callable:
             tokens = 0 if ranks is None else ranks.tokens
             return attend(query, key, value, mask, at.number, at.router.handle, tokens)
         at.router._check(kwargs.get("parallel_config"))
-        compute = at.router.attend if at.router.ranks is None else at.router.share
-        return compute(
+        return at.router.compute(
             at.layer, query, key, value, lambda q, k, v: stock(q, k, v, *args, **kwargs)
         )
 
@@ -209,14 +181,9 @@ def attend(
     if router.ranks is not None:  # a graph leaves what it sets in Python until it has run
         router.ranks.tokens = tokens
     own = router._processors[int(number)]
-    router._check(getattr(own, "_parallel_config", None))
-    backend = getattr(own, "_attention_backend", None)
-
-    def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return router._stock(q, k, v, attn_mask=mask, backend=backend)
-
-    compute = router.attend if router.ranks is None else router.share
-    out = compute(own.layer, q, k, v, stock)
+    router._check(own._parallel_config)
+    stock = functools.partial(router._stock, attn_mask=mask, backend=own._attention_backend)
+    out = router.compute(own.layer, q, k, v, stock)
     return out.clone(memory_format=torch.contiguous_format)  # never one of the inputs
 
 
@@ -225,12 +192,23 @@ def _(q: Tensor, k: Tensor, v: Tensor, mask, number: Tensor, handle: int, tokens
     return q.new_empty(q.shape)
 
 
+def _of_stock(name: str) -> property:
+    """What diffusers writes on a processor (`set_attention_backend`), written on the stock one."""
+    return property(
+        lambda self: getattr(self.stock, name),
+        lambda self, value: setattr(self.stock, name, value),
+    )
+
+
 class _LayerProcessor:
     """The stock processor of one layer, with the layer announced while it runs.
 
     diffusers filters keyword arguments by this signature: every name the stock one takes is here.
-    What diffusers writes on a processor (`set_attention_backend`) is written on the stock one.
     """
+
+    _attention_backend, _parallel_config = map(
+        _of_stock, ("_attention_backend", "_parallel_config")
+    )
 
     def __init__(self, stock: Any, router: AttentionRouter, layer: int, number: int) -> None:
         self.stock, self.router, self.layer = stock, router, layer
@@ -255,19 +233,3 @@ class _LayerProcessor:
             return self.stock(attn, hidden_states, encoder_hidden_states, mask, rotary)
         finally:
             _inside.pop()
-
-    @property
-    def _attention_backend(self) -> Any:
-        return self.stock._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.stock._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.stock._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.stock._parallel_config = config

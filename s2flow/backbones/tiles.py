@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
+from s2flow.backbones.swap import swapped
 from s2flow.errors import UserError
 
 
@@ -46,9 +47,7 @@ def tiled(vae: Any, tile: tuple[int, int] | None) -> Iterator[None]:
     if vae is None or tile is None:
         yield
         return
-    before = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
-    try:
+    now = {k: v for k, v in vars(vae).items() if k == "use_tiling" or k.startswith("tile_")}
+    with swapped(vae, **now):
         tile_vae(vae, tile)
         yield
-    finally:
-        vars(vae).update(before)

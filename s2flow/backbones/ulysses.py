@@ -6,12 +6,10 @@
     last layer  the ranks' tokens are gathered again, and every rank holds the whole velocity
 
 Text (HunyuanVideo's [video, text]) is computed by every rank; in attention each takes its own heads
-of it, and the outcome is gathered. Rotary tables are cut like the tokens. The number of tokens is
-free, the last ranks have one less; k must divide the heads. Where heads have windows of different
-volume they are sorted by volume and dealt, so that no rank waits long for another; plans and
-coverage are always in the model's own order of heads.
-
-A ring cannot do this: it hands keys on in pieces, and no rank ever sees the window of one head.
+of it. The number of tokens is free, the last ranks have one less; k must divide the heads. Where heads
+have windows of different volume they are dealt by volume, so that no rank waits long for another; plans
+and coverage are always in the model's own order of heads. A ring cannot do this: no rank ever sees the
+window of one head.
 """
 
 import weakref
@@ -89,19 +87,22 @@ class Ulysses:
     def deal(self, heads: int, work: list[float] | None) -> Heads:
         """Which heads each rank takes: in order, or balanced by the work that each costs."""
         if work is None or len(set(work)) == 1:
-            work = [1.0] * heads
             size = heads // self.k
             return [list(range(r * size, (r + 1) * size)) for r in range(self.k)]
         return deal_heads(work, self.k)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: Heads, attention) -> Tensor:
         """attention(q, k, v) of whole heads, from and to (B, L/k + text, H, d)."""
-        n = self.shares(self.tokens)[self.rank]
+        shares, own = self.shares(self.tokens), heads[self.rank]
         qkv = torch.cat([q, k, v])  # one exchange instead of three
-        mine = self._to_heads(qkv[:, :n], heads)
-        mine = torch.cat([mine, qkv[:, n:, heads[self.rank]]], 1)
+        B, n, d = len(qkv), shares[self.rank], qkv.shape[3]
+        sent = [qkv[:, :n, h] for h in heads]
+        mine = self._exchange(sent, [(B, m, len(own), d) for m in shares])
+        mine = torch.cat([*mine, qkv[:, n:, own]], 1)
         out = attention(*mine.chunk(3))
-        video = self._to_tokens(out[:, : self.tokens], heads)
+        sent = out[:, : self.tokens].split(shares, 1)
+        back = self._exchange(sent, [(len(q), n, len(h), d) for h in heads])
+        video = torch.cat(back, 2).index_select(2, _places(heads, q.device))
         if out.shape[1] == self.tokens:
             return video
         return torch.cat([video, self.gather_heads(out[:, self.tokens :], 2, heads)], 1)
@@ -111,21 +112,6 @@ class Ulysses:
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in heads]
         dist.all_gather(found, x.contiguous(), self.group)
         return torch.cat(found, dim).index_select(dim, _places(heads, x.device))
-
-    def _to_heads(self, x: Tensor, heads: Heads) -> Tensor:
-        """All-to-all (B, L/k, H, d) -> (B, L, H/k, d)."""
-        B, _, _, d = x.shape
-        sent = [x[:, :, h] for h in heads]
-        shapes = [(B, n, len(heads[self.rank]), d) for n in self.shares(self.tokens)]
-        return torch.cat(self._exchange(sent, shapes), 1)
-
-    def _to_tokens(self, x: Tensor, heads: Heads) -> Tensor:
-        """All-to-all (B, L, H/k, d) -> (B, L/k, H, d)."""
-        B, _, _, d = x.shape
-        shares = self.shares(self.tokens)
-        shapes = [(B, shares[self.rank], len(h), d) for h in heads]
-        found = self._exchange(x.split(shares, 1), shapes)
-        return torch.cat(found, 2).index_select(2, _places(heads, x.device))
 
     def _exchange(self, sent, shapes: list[tuple[int, ...]]) -> list[Tensor]:
         """One piece to every rank, one of known shape from every rank."""
@@ -142,11 +128,10 @@ def share_videos(backbone: Any, group: dist.ProcessGroup) -> None:
     Raises UserError if they cannot share its heads.
     """
     ranks = Ulysses(group)
-    for transformer in (backbone.transformer, getattr(backbone, "transformer_2", None)):
-        if transformer is not None:
-            check_heads(transformer.config.num_attention_heads, ranks.k)
-            blocks = getattr(transformer, "blocks", None) or transformer.transformer_blocks
-            ranks.install(blocks[0], transformer.proj_out)
+    for transformer in backbone.experts:
+        check_heads(transformer.config.num_attention_heads, ranks.k)
+        blocks = getattr(transformer, "blocks", None) or transformer.transformer_blocks
+        ranks.install(blocks[0], transformer.proj_out)
     backbone.router.ranks = ranks
 
 

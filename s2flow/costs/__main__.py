@@ -19,15 +19,17 @@ from typing import Any
 import torch
 
 from s2flow.costs import table
-from s2flow.costs.clock import RATES, Rates, known, rates_of, with_given
+from s2flow.costs.clock import RATES, Rates, known, rates_of
 from s2flow.costs.measured import load_rates, measure_rates
-from s2flow.costs.paper import figure6, paper_clock, table1, table2
+from s2flow.costs.paper import figure6, forwards, paper_clock, speedups, table1, table2
 from s2flow.costs.yours import model
 from s2flow.errors import UserError
 
+KNOBS = ("low", "high", "frames", "steps", "t_i", "sparsity", "density", "windows", "solver")
+KNOBS += ("order",)
 
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m s2flow.costs",
         description="The paper's clock beside a model of the same method on your own GPU.",
@@ -66,32 +68,34 @@ def _size(text: str) -> list[int]:
     return [int(s) for s in sides]
 
 
-def device_of(args: argparse.Namespace) -> tuple[str, Rates]:
+def _device(args: argparse.Namespace) -> tuple[str, Rates]:
     """(device, rates): from --rates, --device-name, this machine's GPU, or an H100."""
     given = {k: getattr(args, k) for k in ("tflops", "bandwidth", "link")}
-    name, note = args.device_name, ""
+    name, memory = args.device_name, None
     if name is not None and known(name) is None and None in (args.tflops, args.bandwidth):
         raise UserError(
             f"--device-name {name} is not known; type one of {', '.join(RATES)}, or --tflops and "
             "--bandwidth beside it"
         )
     if name is None and torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
+        here = torch.cuda.get_device_properties(0)
+        name, memory = here.name, here.total_memory / 2**30
     if args.rates is not None:
-        return name or str(args.rates), with_given(load_rates(args.rates), **given)
+        return name or str(args.rates), load_rates(args.rates).having(**given)
     if name is None:
-        name, note = "H100", " (no GPU here; --device-name names another)"
-    memory = None
-    if torch.cuda.is_available() and args.device_name is None:
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return name + note, rates_of(name, memory, **given)
+        return "H100 (no GPU here; --device-name names another)", RATES["H100"].having(**given)
+    return name, rates_of(name, memory, **given)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables, or the rates; returns the exit status."""
-    args = arguments().parse_args(argv)
+    args = _arguments().parse_args(argv)
     try:
-        numbers = _rates() if args.measure else _tables(args)
+        if args.measure:
+            numbers = measure_rates("cuda" if torch.cuda.is_available() else "cpu")
+            print(json.dumps(numbers["rates"]))
+        else:
+            numbers = _tables(args)
         if args.json is not None:
             _write(args.json, numbers)
     except UserError as error:
@@ -107,24 +111,17 @@ def _write(path: Path, numbers: dict[str, Any]) -> None:
         raise UserError(f"--json {path} cannot be written ({error.strerror})") from None
 
 
-def _rates() -> dict[str, Any]:
-    measured = measure_rates("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(measured["rates"]))
-    return measured
-
-
 def _tables(args: argparse.Namespace) -> dict[str, Any]:
-    device, rates = device_of(args)
-    names = ("low", "high", "frames", "steps", "t_i", "sparsity", "density", "windows", "solver")
-    knobs = {name: getattr(args, name) for name in (*names, "order")}
+    device, rates = _device(args)
+    knobs = {name: getattr(args, name) for name in KNOBS}
     yours = model(args.backbone, device, rates, args.ranks, args.batch, **knobs)
     clock = paper_clock()
     table.show(clock, yours)
     return {
         "paper": {
             "setting": clock.setting,
-            "forwards": table.paper_forwards(clock),
-            "speedup_by_f": table.speedups(clock),
+            "forwards": forwards(clock),
+            "speedup_by_f": speedups(clock),
             "figure6": figure6(clock),
             "table1": table1(clock),
             "table2": table2(clock),

@@ -112,15 +112,11 @@ class Answers(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is Tensor.__bool__ and args[0].is_meta:
             return True
-        if func is Tensor.__getitem__ and _is_mask(args[1]) and args[0].is_meta:
-            x, mask = args
+        x, mask = args if func is Tensor.__getitem__ else (None, None)
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool and x.is_meta:
             left = 0 if getattr(mask, "negated", False) else math.prod(mask.shape)
             return x.new_empty(left, *x.shape[mask.ndim :])
         out = func(*args, **(kwargs or {}))
         if func in (Tensor.__invert__, Tensor.bitwise_not, torch.bitwise_not):
             out.negated = not getattr(args[0], "negated", False)
         return out
-
-
-def _is_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool

@@ -27,11 +27,6 @@ from dataclasses import dataclass, replace
 from s2flow.costs.trace import Moved
 from s2flow.errors import UserError
 
-RATES = {"H200": 400, "H100": 400, "H800": 400, "B200": 800, "A100": 180, "4090": 120, "cpu": 0.05}
-BANDWIDTH = {"H200": 3840, "H100": 2680, "H800": 2680, "B200": 6400, "A100": 1550, "4090": 806}
-BANDWIDTH |= {"cpu": 10}
-LINK = {"H200": 315, "H100": 315, "H800": 140, "B200": 630, "A100": 210, "4090": 20}
-LINK |= {"cpu": 2}
 VAE_SHARE = 0.1  # of the rate, for float32: the autoencoder, and sampled rows of attention
 BUS = 25e9  # bytes a second from the CPU to a GPU
 
@@ -41,8 +36,8 @@ class Rates:
     """Achieved rates: TFLOP/s, GB/s of memory and of the link to other ranks.
 
     attention, float32: TFLOP/s of self-attention and of float32 work, if known separately.
-    share: float32 rate relative to tflops, if not. kernels: whether these are rates of single kernels
-    (see the module). An infinite rate costs no time.
+    share: float32 rate relative to tflops, if not. kernels: whether these are rates of single kernels.
+    An infinite rate costs no time.
     """
 
     tflops: float
@@ -52,14 +47,6 @@ class Rates:
     float32: float | None = None
     kernels: bool = False
     share: float = VAE_SHARE
-
-    def __post_init__(self) -> None:
-        for name in ("tflops", "bandwidth", "link", "attention", "float32"):
-            rate = getattr(self, name)
-            if rate is not None and not rate > 0:
-                raise UserError(
-                    f"{name}={rate:g} is no rate; type a number above 0, as {name}=100"
-                )
 
     @property
     def in_float32(self) -> float:
@@ -83,40 +70,36 @@ class Rates:
             + moved.rest * byte
         )
 
-    def sending(self, sent: float) -> float:
-        """Seconds to send so many bytes to other ranks."""
-        return sent / (self.link * 1e9)
+    def having(self, **given: float | None) -> "Rates":
+        """With the given rates instead, None left out. Raises UserError for an invalid one."""
+        given = {name: rate for name, rate in given.items() if rate is not None}
+        for name, rate in given.items():
+            if not 0 < rate < math.inf:
+                raise UserError(
+                    f"{name}={rate:g} is no rate; type a number above 0, as {name}=100"
+                )
+        return replace(self, **given)
+
+
+RATES = {
+    "H200": Rates(400, 3840, 315),
+    "H100": Rates(400, 2680, 315),
+    "H800": Rates(400, 2680, 140),
+    "B200": Rates(800, 6400, 630),
+    "A100": Rates(180, 1550, 210),
+    "4090": Rates(120, 806, 20),
+    "cpu": Rates(0.05, 10, 2, share=1.0),  # it computes in float32 anyway
+}
 
 
 def known(name: str) -> Rates | None:
     """Assumed rates of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
-    key = next((w for w in RATES if w.lower() in name.lower()), None)
-    if key is None:
-        return None
-    share = 1.0 if key == "cpu" else VAE_SHARE  # it computes in float32 anyway
-    return Rates(RATES[key], BANDWIDTH[key], LINK[key], share=share)
+    return next((rates for word, rates in RATES.items() if word.lower() in name.lower()), None)
 
 
-def rates_of(
-    name: str,
-    memory: float | None = None,
-    tflops: float | None = None,
-    bandwidth: float | None = None,
-    link: float | None = None,
-) -> Rates:
-    """Assumed rates of a device, overridden by the given ones.
+def rates_of(name: str, memory: float | None = None, **given: float | None) -> Rates:
+    """Assumed rates of a device, overridden by the given ones. Raises UserError for an invalid one.
 
-    memory: GiB; decides whether an unknown GPU counts as an H100 or an A100. Raises UserError for an
-    invalid rate.
+    memory: GiB; decides whether an unknown GPU counts as an H100 or an A100.
     """
-    assumed = known(name) or known("H100" if (memory or 0) > 60 else "A100")
-    given = {"tflops": tflops, "bandwidth": bandwidth, "link": link}
-    return with_given(assumed, **given)
-
-
-def with_given(rates: Rates, **given: float | None) -> Rates:
-    """Rates overridden by the given ones. Raises UserError for an invalid rate."""
-    for name, rate in given.items():
-        if rate is not None and not 0 < rate < math.inf:
-            raise UserError(f"{name}={rate:g} is no rate; type a number above 0, as {name}=100")
-    return replace(rates, **{k: v for k, v in given.items() if v is not None})
+    return (known(name) or RATES["H100" if (memory or 0) > 60 else "A100"]).having(**given)

@@ -14,6 +14,7 @@ A clip that two jobs need counts once in the totals.
 """
 
 import json
+import math
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -48,17 +49,15 @@ def forecast(
         recipe = replace(recipe, weights=weights)
     run_id = recipe.run_id if local else _run_of_same_recipe(Path(cfg.runs_dir), recipe)
     store = Store(cfg.runs_dir, run_id or recipe.run_id, {}, write=False)
-    recorded = {} if cfg.cache == "force" else store.recorded()
+    force = cfg.cache == "force"
+    recorded, failed = ({}, ()) if force else (store.recorded(), store.failed())
     missing = [t for t in tasks if t.key not in recorded]
-    names = {t.key: f"{recipe.run_id}/{t.key}" for t in tasks}
-    failed_keys = set() if cfg.cache == "force" else store.failed()
-    failed = sum(t.key in failed_keys for t in missing)
-    flows, missing_flows = loading.low_flows(cfg), []
-    ranks = cfg.context_parallel
+    flows, missing_flows = loading.low_flows(cfg), set()
+    ranks = cfg.context_parallel if cfg.context_parallel > 1 else None
     for t in missing if "lr" in stages else ():
-        key = low_key(recipe.low_identity(), t.prompt, t.seed, ranks if ranks > 1 else None)
-        cached = local and flows.folder is not None and flows.path(key).exists()
-        missing_flows += [] if cached else [flows.name(key)]
+        key = low_key(recipe.low_identity(), t.prompt, t.seed, ranks)
+        if not (local and flows.folder is not None and flows.path(key).exists()):
+            missing_flows.add(flows.name(key))
     clip_bytes, bytes_from = _clip_bytes(cfg, recipe, store)
     low = _low_bytes(recipe, blank) if flows.folder is not None and "lr" in stages else 0
     per_clip = sum(s for name, s in stages.items() if name != "lr") / cfg.batch
@@ -67,7 +66,7 @@ def forecast(
         "label": recipe.label,
         "cached": len(tasks) - len(missing),
         "missing": len(missing),
-        "failed_before": failed,
+        "failed_before": sum(t.key in failed for t in missing),
         "cache": cfg.cache,
         "seconds_clip": round(per_clip, 3),
         "seconds_low_flow": round(stages.get("lr", 0.0) / cfg.batch, 3),
@@ -77,9 +76,9 @@ def forecast(
         "low_flows_limit": flows.limit,
         "gpu": cfg.memory is not None or loading.device_here(cfg.device) != "cpu",
         "needs": {
-            "every_clip": list(names.values()),
-            "clips": [names[t.key] for t in missing],
-            "low_flows": sorted(set(missing_flows)),
+            "every_clip": [f"{recipe.run_id}/{t.key}" for t in tasks],
+            "clips": [f"{recipe.run_id}/{t.key}" for t in missing],
+            "low_flows": sorted(missing_flows),
             "runs_dir": str(cfg.runs_dir),
         },
     }
@@ -101,30 +100,22 @@ def _run_of_same_recipe(runs_dir: Path, recipe: Recipe) -> str | None:
 
 def _clip_bytes(cfg: DictConfig, recipe: Recipe, store: Store) -> tuple[int, str]:
     """(bytes of one clip's files, their source: "records" or "pixels")."""
-    folders = [store.folder, *sorted(Path(cfg.runs_dir).glob("*"))]
-    for folder in folders:
+    size = (recipe.frames, *recipe.high)
+    for folder in (store.folder, *sorted(Path(cfg.runs_dir).glob("*"))):
         paths = islice((folder / "records").glob("[!.]*.json"), MAX_SAMPLED_RECORDS)
         records = [r for r in map(read_record, paths) if r is not None]
-        size = (recipe.frames, *recipe.high)
-        if not records or tuple(records[0][k] for k in ("frames", "height", "width")) != size:
-            continue
-        kinds = ("clips", "sheets", "records", "windows", "latents")
-        files = (
-            p
-            for r in records
-            for kind in kinds
-            for p in (folder / kind).glob(f"{Path(r['video']).stem}.*")
-        )
-        return sum(p.stat().st_size for p in files) // len(records), "records"
-    pixels = recipe.frames * recipe.high[0] * recipe.high[1]
-    pixels += recipe.frames * recipe.low[0] * recipe.low[1]
+        if records and tuple(records[0][k] for k in ("frames", "height", "width")) == size:
+            names = [f"{Path(r['video']).stem}.*" for r in records]
+            kinds = ("clips", "sheets", "records", "windows", "latents")
+            files = (p for kind in kinds for name in names for p in (folder / kind).glob(name))
+            return sum(p.stat().st_size for p in files) // len(records), "records"
+    pixels = recipe.frames * (math.prod(recipe.high) + math.prod(recipe.low))
     return round(pixels * BYTES_PER_PIXEL) + SIDE_FILE_BYTES, "pixels"
 
 
 def _low_bytes(recipe: Recipe, blank: Any) -> int:
     """Bytes of one LR flow on disk: z, v and coverage of every node, float32."""
-    c, t, h, w = shape = blank.latent_shape(*recipe.low, recipe.frames)
-    bricks = brick_grid(blank.token_grid(shape), recipe.brick_low)
+    shape = blank.latent_shape(*recipe.low, recipe.frames)
+    bricks = math.prod(brick_grid(blank.token_grid(shape), recipe.brick_low))
     heads = blank.router.layers * blank.transformer.config.num_attention_heads
-    numbers = 2 * c * t * h * w + heads * bricks[0] * bricks[1] * bricks[2]
-    return 4 * (recipe.steps + 1) * numbers
+    return 4 * (recipe.steps + 1) * (2 * math.prod(shape) + heads * bricks)

@@ -89,30 +89,27 @@ def forward_cost(backbone: Any, shape: tuple, batch: int, guidance: float) -> Fo
     """One `backbone.velocity` of a latent (C, T, h, w) on the meta device."""
     condition = backbone.blank_condition(batch, guidance)
     z = torch.empty(batch, *shape, device=backbone.device)
-    counts = {"flops": 0, "live": 0, "shape": None, "size": 0, "moved": 0, "calls": 0}
-
+    calls = []
     with tracing(weights=backbone.transformer) as trace:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            counts["flops"] += attention_flops(q, k)
-            counts["live"] = max(counts["live"], trace.live)
-            counts["shape"], counts["size"] = tuple(q.shape), q.element_size()
-            counts["moved"] += 4 * q.nbytes
-            counts["calls"] += 1
+            size = q.element_size()
+            calls.append((attention_flops(q, k), trace.live, 4 * q.nbytes, tuple(q.shape), size))
             return torch.empty_like(q)
 
         with Answers(), backbone.router.replacing(attend):
             backbone.velocity(z, 1.0, condition)
+    flops, live, moved, shapes, sizes = zip(*calls, strict=True)
     return Forward(
         linear=trace.flops,
-        attention=counts["flops"],
+        attention=sum(flops),
         peak=trace.peak,
-        attending=counts["live"],
+        attending=max(live),
         video=math.prod(backbone.token_grid(shape)),
-        q=counts["shape"],
-        size=counts["size"],
-        moved=trace.moved + Moved(attention=counts["moved"]),
-        calls=counts["calls"],
+        q=shapes[-1],
+        size=sizes[-1],
+        moved=trace.moved + Moved(attention=sum(moved)),
+        calls=len(calls),
         layers=backbone.router.layers,
         features=backbone.transformer.proj_out.out_features,
     )

@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,50 +28,63 @@ from s2flow.costs.clock import Rates, known
 from s2flow.errors import UserError
 from s2flow.process.provenance import provenance
 
-CUDA = {
-    "product": (8192, 8192, 8192),
-    "attention": (1, 24, 16384, 128),
-    "convolution": (1, 128, 9, 256, 256),
-    "copied": 2**30,
-    "repeats": 10,
-}
-CPU = {
-    "product": (1024, 1024, 1024),
-    "attention": (1, 4, 2048, 64),
-    "convolution": (1, 32, 5, 64, 64),
-    "copied": 2**27,
-    "repeats": 3,
-}
+CUDA = {"product": (8192, 8192, 8192), "attention": (1, 24, 16384, 128), "repeats": 10}
+CUDA |= {"convolution": (1, 128, 9, 256, 256), "copied": 2**30}
+CPU = {"product": (1024, 1024, 1024), "attention": (1, 4, 2048, 64), "repeats": 3}
+CPU |= {"convolution": (1, 32, 5, 64, 64), "copied": 2**27}
 KERNELS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 RATE_NAMES = ("tflops", "bandwidth", "link", "attention", "float32")
 
 
+@torch.no_grad()
 def measure_rates(device: str, sizes: dict[str, Any] | None = None) -> dict[str, Any]:
     """{"rates": {...}, device, versions, sizes} of "cuda", "cuda:1" or "cpu"."""
     cuda = device.startswith("cuda")
     sizes = sizes or (CUDA if cuda else CPU)
     kind = torch.bfloat16 if cuda else torch.float32
-    timed = {
-        "tflops": _product(device, kind, sizes),
-        "attention": _attention(device, kind, sizes),
-        "float32": _convolution(device, sizes),
-        "bandwidth": _copy(device, sizes),
-    }
+
+    def rate(amount: float, work: Callable[[], Any]) -> float:
+        return float(f"{amount / seconds(work, device, sizes['repeats']):.4g}")
+
+    rows, inner, columns = sizes["product"]
+    a, b = (torch.randn(s, device=device, dtype=kind) for s in ((rows, inner), (inner, columns)))
+    B, heads, L, d = sizes["attention"]
+    q, k, v = torch.randn(3, B, heads, L, d, device=device, dtype=kind)
+    flops = 4 * B * heads * L * L * d / 1e12
+    attention = []
+    for kernel in KERNELS if cuda else KERNELS[1:2]:
+        try:
+            with sdpa_kernel(kernel):
+                attend = partial(F.scaled_dot_product_attention, q, k, v)
+                attention.append(rate(flops, attend))
+        except RuntimeError:  # not supported on this GPU
+            continue
+    if not attention:
+        raise UserError(f"no attention kernel of torch runs on {device}; type --tflops instead")
+    x = torch.randn(sizes["convolution"], device=device)
+    C = x.shape[1]
+    w = torch.randn(C, C, 3, 3, 3, device=device)
+    old, new = torch.ones(2, sizes["copied"] // 4, device=device)
     name = torch.cuda.get_device_name(device) if cuda else "cpu"
     assumed = known(name)
-    rates = {k: float(f"{v:.4g}") for k, v in timed.items()}
-    rates |= {"link": assumed and assumed.link, "kernels": True}
+    rates = {
+        "tflops": rate(2 * rows * inner * columns / 1e12, lambda: a @ b),
+        "attention": max(attention),
+        "float32": rate(2 * 27 * C * x.numel() / 1e12, lambda: F.conv3d(x, w, padding=1)),
+        "bandwidth": rate(2 * old.nbytes / 1e9, lambda: new.copy_(old)),
+        "link": assumed and assumed.link,
+        "kernels": True,
+    }
     about = {k: v for k, v in provenance(device).items() if k not in ("command", "host")}
     return {"rates": rates, "name": name, "dtype": str(kind), "sizes": sizes, **about}
 
 
-def load_rates(path: str | Path) -> Rates:
+def load_rates(path: Path) -> Rates:
     """The rates of a file that `--measure` or a benchmark wrote. Raises UserError for any other."""
-    path = Path(path)
     try:
         rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
-        given = {k: rates[k] for k in RATE_NAMES if rates.get(k) is not None}
-        return Rates(**given, kernels=bool(rates.get("kernels", False)))
+        given = {k: rates.get(k) for k in RATE_NAMES}
+        return Rates(rates["tflops"], kernels=bool(rates.get("kernels"))).having(**given)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); type another --rates"
@@ -81,49 +95,6 @@ def load_rates(path: str | Path) -> Rates:
         ) from None
 
 
-def _product(device: str, kind: torch.dtype, sizes: dict[str, Any]) -> float:
-    m, k, n = sizes["product"]
-    a, b = (torch.randn(s, device=device, dtype=kind) for s in ((m, k), (k, n)))
-    return 2 * m * k * n / seconds(lambda: a @ b, device, sizes["repeats"]) / 1e12
-
-
-def _attention(device: str, kind: torch.dtype, sizes: dict[str, Any]) -> float:
-    B, heads, L, d = sizes["attention"]
-    q, k, v = (torch.randn(B, heads, L, d, device=device, dtype=kind) for _ in range(3))
-    timings = []
-    for kernel in KERNELS if device.startswith("cuda") else (None,):
-        try:
-            if kernel is None:
-                timings.append(_timed_attention(q, k, v, device, sizes))
-            else:
-                with sdpa_kernel(kernel):
-                    timings.append(_timed_attention(q, k, v, device, sizes))
-        except RuntimeError:  # not supported on this GPU
-            continue
-    if not timings:
-        raise UserError(f"no attention kernel of torch runs on {device}; type --tflops instead")
-    return 4 * B * heads * L * L * d / min(timings) / 1e12
-
-
-def _timed_attention(q, k, v, device: str, sizes: dict[str, Any]) -> float:
-    return seconds(lambda: F.scaled_dot_product_attention(q, k, v), device, sizes["repeats"])
-
-
-def _convolution(device: str, sizes: dict[str, Any]) -> float:
-    x = torch.randn(sizes["convolution"], device=device)
-    C, volume = x.shape[1], x[0, 0].numel()
-    w = torch.randn(C, C, 3, 3, 3, device=device)
-    time_per_call = seconds(lambda: F.conv3d(x, w, padding=1), device, sizes["repeats"])
-    return 2 * 27 * C * C * len(x) * volume / time_per_call / 1e12
-
-
-def _copy(device: str, sizes: dict[str, Any]) -> float:
-    x = torch.ones(sizes["copied"] // 4, device=device)
-    y = torch.empty_like(x)
-    return 2 * x.nbytes / seconds(lambda: y.copy_(x), device, sizes["repeats"]) / 1e9
-
-
-@torch.no_grad()
 def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
     """Median seconds of one call, after a warm-up call."""
     work()

@@ -23,6 +23,7 @@ f = s^3 when read as a share of every axis (density=per_axis).
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ from s2flow.windows import fraction_of_volume
 
 READINGS = ("volume", "per_axis")
 SOURCE = "hunyuanvideo-community/HunyuanVideo"
-PACKAGED_JSON = Path(__file__).with_name("paper.json")  # a link, which a wheel turns into a file
-# used in a checkout where links are text files
-CHECKOUT_JSON = Path(__file__).parents[2] / "experiments" / "paper.json"
+PAPER_JSON = (  # a link, which a wheel turns into a file; in a checkout links may be text files
+    Path(__file__).with_name("paper.json"),
+    Path(__file__).parents[2] / "experiments" / "paper.json",
+)
 
 
 def reported() -> dict[str, Any]:
     """The paper's published numbers. Raises UserError if the file is missing."""
-    for path in (PACKAGED_JSON, CHECKOUT_JSON):
+    for path in PAPER_JSON:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -93,35 +95,40 @@ class PaperClock:
         """TFLOP/s of each GPU, if 10 forwards of `flops` FLOPs take `seconds`."""
         return 10 * flops / seconds / self.gpus / 1e12
 
+    def readings(self, sparsity: float | None = None) -> Iterator[tuple[str, float]]:
+        """(reading, density f) of the sparsity, that of the paper's setting by default."""
+        s = self.setting["sparsity"] if sparsity is None else sparsity
+        return ((reading, fraction_of_volume(s, reading)) for reading in READINGS)
+
     # -- whole clips --------------------------------------------------------------------------
 
-    def minutes(self, f: float, cascade: bool = True) -> float:
-        """Minutes of the transformer per clip; without cascade all steps are at HR."""
-        steps, t_i = self.setting["steps"], self.setting["t_i"]
-        if not cascade:
-            return steps * self.predicted(f) / 600
-        return (steps * self.low_seconds + t_i * self.predicted(f)) / 600
+    @property
+    def native(self) -> float:
+        """Minutes of the transformer per clip without cascade: all steps at HR."""
+        return self.setting["steps"] * self.predicted() / 600
 
-    def table1_minutes(self, method: str) -> float:
-        """Minutes as reported in Table 1."""
+    def minutes(self, high_seconds: float) -> float:
+        """Minutes of the transformer per clip, if 10 HR steps take so many seconds."""
+        steps, t_i = self.setting["steps"], self.setting["t_i"]
+        return (steps * self.low_seconds + t_i * high_seconds) / 600
+
+    def _table1(self, method: str) -> float:
         return next(r["minutes"] for r in self.reported["table1"] if r["method"] == method)
 
     @property
     def rest(self) -> float:
         """Minutes outside the transformer, by MACS."""
-        return self.table1_minutes("macs") - self.minutes(1.0)
+        return self._table1("macs") - self.minutes(self.predicted())
 
     @property
     def rest_of_s2flow(self) -> float:
         """Minutes outside the transformer, by S2Flow's row and its 96.4 s of Figure 6."""
-        s = self.setting
         high = self.measured("s2flow", "high_resolution")
-        flow = (s["steps"] * self.low_seconds + s["t_i"] * high) / 600
-        return self.table1_minutes("s2flow") - flow
+        return self._table1("s2flow") - self.minutes(high)
 
     def clip_minutes(self, f: float) -> float:
         """Minutes of a cascade at density f, including `rest`."""
-        return self.minutes(f) + self.rest
+        return self.minutes(self.predicted(f)) + self.rest
 
 
 def paper_clock() -> PaperClock:
@@ -139,70 +146,90 @@ def paper_clock() -> PaperClock:
 # -- against the paper's tables ---------------------------------------------------------------
 
 
+def _cases(clock: PaperClock) -> list[tuple]:
+    """(name, forward, f, reported and predicted seconds of 10 steps): LR, HR, HR by reading."""
+    full = clock.measured("native", "high_resolution")
+    ours = clock.measured("s2flow", "high_resolution")
+    return [
+        ("LR", clock.low, 1.0, clock.low_seconds, clock.low_seconds),
+        ("HR", clock.high, 1.0, full, clock.predicted()),
+        *((f"HR, {r}", clock.high, f, ours, clock.predicted(f)) for r, f in clock.readings()),
+    ]
+
+
+def forwards(clock: PaperClock) -> list[dict[str, Any]]:
+    """FLOPs of a forward and seconds of 10 steps, under both readings of the paper's sparsity."""
+    return [
+        {
+            "row": name,
+            "tokens": forward.video,
+            "f": f,
+            "linear_pflop": forward.linear / 1e15,
+            "attention_pflop": forward.attending_flops(f) / 1e15,
+            "reported_seconds": seconds,
+            "predicted_seconds": predicted,
+            "speedup": None if forward is clock.low else clock.speedup(f),
+        }
+        for name, forward, f, seconds, predicted in _cases(clock)
+    ]
+
+
+def speedups(clock: PaperClock) -> list[dict[str, float]]:
+    """Largest speed-up of an HR forward at each f that Table 2's sparsities can mean."""
+    shares = [r["sparsity"] for r in clock.reported["table2_sparsity"]]
+    fs = {f for s in shares if s < 1 for _, f in clock.readings(s)}
+    return [{"f": f, "speedup": clock.speedup(f)} for f in sorted(fs, reverse=True)]
+
+
 def figure6(clock: PaperClock) -> list[dict[str, Any]]:
     """Seconds of 10 steps: reported, and under each reading of the sparsity."""
-    s = clock.setting["sparsity"]
-    rows = [_timed(clock, "native LR", "native", "low_resolution", None, clock.low_seconds)]
-    rows.append(_timed(clock, "native HR", "native", "high_resolution", 1.0, clock.predicted()))
-    for reading in READINGS:
-        f = fraction_of_volume(s, reading)
-        name = f"s2flow HR, {reading}"
-        rows.append(_timed(clock, name, "s2flow", "high_resolution", f, clock.predicted(f)))
-    return rows
-
-
-def _timed(clock, name, method, resolution, f, predicted) -> dict[str, Any]:
-    seconds = clock.measured(method, resolution)
-    flops = clock.low.flops() if f is None else clock.high.flops(f)
     full = clock.measured("native", "high_resolution")
-    return {
-        "row": name,
-        "f": f,
-        "reported_seconds": seconds,
-        "predicted_seconds": predicted,
-        "reported_speedup": None if f is None else full / seconds,
-        "predicted_speedup": None if f is None else clock.speedup(f),
-        # that each GPU must reach if the reported time is of this density
-        "tflops_per_gpu": clock.utilisation(seconds, flops),
-    }
+    return [
+        {
+            "row": f"{'s2flow' if ',' in name else 'native'} {name}",
+            "f": None if forward is clock.low else f,
+            "reported_seconds": seconds,
+            "predicted_seconds": predicted,
+            "reported_speedup": None if forward is clock.low else full / seconds,
+            "predicted_speedup": None if forward is clock.low else clock.speedup(f),
+            # that each GPU must reach if the reported time is of this density
+            "tflops_per_gpu": clock.utilisation(seconds, forward.flops(f)),
+        }
+        for name, forward, f, seconds, predicted in _cases(clock)
+    ]
 
 
 def table1(clock: PaperClock) -> list[dict[str, Any]]:
     """Minutes of a clip: reported, of the transformer alone, and with the rest."""
-    s, rows = clock.setting["sparsity"], []
-    native = clock.minutes(1.0, cascade=False)
+    rows = []
     for row in clock.reported["table1"]:
-        name, row_reported = row["method"], {"reported_minutes": row["minutes"]}
-        row_reported |= {"reported_speedup": row["speedup"]}
-        if name == "native":
-            cases = {name: (1.0, native, native)}
-        elif name == "s2flow":
-            fs = {r: fraction_of_volume(s, r) for r in READINGS}
-            cases = {
-                f"s2flow, {r}": (f, clock.minutes(f), clock.clip_minutes(f)) for r, f in fs.items()
-            }
-        else:
-            cases = {name: (1.0, clock.minutes(1.0), clock.clip_minutes(1.0))}
-        for label, (f, transformer, clip) in cases.items():
-            predicted = {"transformer_minutes": transformer, "predicted_minutes": clip}
-            predicted |= {"predicted_speedup": native / clip}
-            rows.append({"row": label, "f": f, **row_reported, **predicted})
+        name = row["method"]
+        cases = [(f"s2flow, {r}", f) for r, f in clock.readings()]
+        for label, f in cases if name == "s2flow" else [(name, 1.0)]:
+            transformer, clip = clock.minutes(clock.predicted(f)), clock.clip_minutes(f)
+            if name == "native":
+                transformer = clip = clock.native
+            rows.append(
+                {
+                    "row": label,
+                    "f": f,
+                    "reported_minutes": row["minutes"],
+                    "reported_speedup": row["speedup"],
+                    "transformer_minutes": transformer,
+                    "predicted_minutes": clip,
+                    "predicted_speedup": clock.native / clip,
+                }
+            )
     return rows
 
 
 def table2(clock: PaperClock) -> list[dict[str, Any]]:
     """Speed-up by sparsity: reported, of an HR forward, and of a clip, under each reading."""
-    native = clock.minutes(1.0, cascade=False)
     rows = []
     for row in clock.reported["table2_sparsity"]:
-        cells = {"sparsity": row["sparsity"], "window": row["window"]}
-        cells["reported_speedup"] = row["speedup"]
-        for reading in READINGS:
-            f = fraction_of_volume(row["sparsity"], reading)
-            cells[reading] = {
-                "f": f,
-                "forward_speedup": clock.speedup(f),
-                "clip_speedup": native / clock.clip_minutes(f),
-            }
+        cells = {k: row[k] for k in ("sparsity", "window")} | {"reported_speedup": row["speedup"]}
+        for reading, f in clock.readings(row["sparsity"]):
+            clip = clock.native / clock.clip_minutes(f)
+            cells[reading] = {"f": f, "forward_speedup": clock.speedup(f), "clip_speedup": clip}
         rows.append(cells)
     return rows

@@ -8,73 +8,33 @@
 Both work from configs alone (`blank.py`, `costs`); every number is an estimate.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from s2flow.backbones.base import Origin
-from s2flow.costs import (
-    CONTEXT_GIB,
-    GIB,
-    SLACK,
-    Costs,
-    Rates,
-    Stage,
-    bound,
-    measure,
-    rates_of,
-    vae_stages,
-)
 from s2flow.costs.blank import blank
+from s2flow.costs.clip import measure, vae_stages
+from s2flow.costs.clock import Rates, rates_of
 from s2flow.costs.forecast import forecast
+from s2flow.costs.stages import CONTEXT_GIB, GIB, SLACK, Costs, Stage
 from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
 from s2flow.store.tasks import Task
 
 TILE = (512, 448)  # suggested if whole frames do not fit
+DIGITS = {"f": 4, "tflop": 3, "moved_gb": 3, "sent_gb": 3, "seconds": 2, "peak_gib": 2}
+RANKS, OFFLOADS = (2, 4, 8), ("model", "group")
 REMEDIES = (  # (offload, fp8, tiled, ranks) in the order of preference
-    *((o, False, False, 1) for o in ("model", "group")),
-    *((o, False, True, 1) for o in ("none", "model", "group")),
-    *(("none", False, True, k) for k in (2, 4, 8)),
-    *((o, False, True, k) for k in (2, 4, 8) for o in ("model", "group")),
-    *((o, True, True, 1) for o in ("model", "group")),
-    *((o, True, True, k) for k in (2, 4, 8) for o in ("model", "group")),
+    *product(OFFLOADS, [False], [False], [1]),
+    *product(("none", *OFFLOADS), [False], [True], [1]),
+    *product(["none"], [False], [True], RANKS),
+    *((o, False, True, k) for k in RANKS for o in OFFLOADS),
+    *((o, True, True, k) for k in (1, *RANKS) for o in OFFLOADS),
 )
-
-
-@dataclass(frozen=True)
-class Device:
-    """The device of a plan: name, GiB (None: not known), rates."""
-
-    name: str
-    memory: float | None
-    rates: Rates
-
-
-def device_of(cfg: DictConfig, device: str) -> Device:
-    """This machine's device; `memory`, `tflops`, `bandwidth` and `link` of the config override its own.
-
-    Raises UserError for an invalid memory or rate.
-    """
-    if cfg.memory is not None and not cfg.memory > 0:
-        raise UserError(
-            f"memory={cfg.memory:g} holds nothing; type the GiB of a GPU, as memory=80"
-        )
-    name, memory = "cpu", None
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory / GIB
-    elif cfg.memory is not None:
-        name = "a GPU"
-    memory = cfg.memory or memory
-    return Device(name, memory, rates_of(name, memory, cfg.tflops, cfg.bandwidth, cfg.link))
-
-
-def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
-    """Costs of one batch of this config. Raises UserError if the model's sizes are not known."""
-    return measure(_blank(cfg), recipe, cfg.batch)
 
 
 def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dict[str, Any]:
@@ -84,25 +44,16 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dic
     """
     if recipe.stages:
         raise UserError("plan=true counts one HR size; leave scales out to plan for the largest")
-    target, ranks = device_of(cfg, device), cfg.context_parallel
-    costs = measured(cfg, recipe)
-    placement = (cfg.offload, cfg.fp8, ranks)
-    rows = [
-        {
-            "stage": s.name,
-            "tokens": s.tokens,
-            "density": round(s.density, 4),
-            "tflop": round(s.flops / 1e12, 3),
-            "moved_gb": round(s.moved.total / 1e9, 3),
-            "sent_gb": round(s.sent(ranks) / 1e9, 3),
-            "seconds": round(costs.seconds(s, target.rates, *placement), 2),
-            "bound": bound(s, target.rates, ranks),
-            "weights_gib": round(costs.weights.resident(s.part, cfg.offload, cfg.fp8) / GIB, 2),
-            "peak_gib": round(costs.peak(s, *placement) / GIB, 2),
-        }
-        for s in costs.stages
-    ]
+    name, memory, rates = _device(cfg, device)
+    costs, placement = measured(cfg, recipe), (cfg.offload, cfg.fp8, cfg.context_parallel)
+    rows = costs.rows(rates, *placement)
+    for row, stage in zip(rows, costs.stages, strict=True):
+        row |= {k: round(row[k], digits) for k, digits in DIGITS.items()}
+        row["density"] = row.pop("f")
+        resident = costs.weights.resident(stage.part, cfg.offload, cfg.fp8)
+        row["weights_gib"] = round(resident / GIB, 2)
     needed = needs(costs, *placement)
+    fits = None if memory is None else needed <= memory
     report = {
         "backbone": cfg.backbone.name,
         "method": recipe.method,
@@ -114,25 +65,23 @@ def plan(cfg: DictConfig, recipe: Recipe, device: str, tasks: list[Task]) -> dic
         "offload": cfg.offload,
         "fp8": cfg.fp8,
         "vae_tile": recipe.vae_tile and list(recipe.vae_tile),
-        "ranks": ranks,
-        "device": target.name,
-        "memory_gib": target.memory and round(target.memory, 2),
-        "assumed_tflops": target.rates.tflops,
-        "assumed_float32": target.rates.in_float32,
-        "assumed_bandwidth": target.rates.bandwidth,
-        "assumed_link": target.rates.link,
+        "ranks": cfg.context_parallel,
+        "device": name,
+        "memory_gib": memory and round(memory, 2),
+        "assumed_tflops": rates.tflops,
+        "assumed_float32": rates.in_float32,
+        "assumed_bandwidth": rates.bandwidth,
+        "assumed_link": rates.link,
         "stages": rows,
         "seconds": round(sum(r["seconds"] for r in rows), 2),
         "needed_gib": round(needed, 2),
         "slack": round(SLACK - 1, 4),
         "context_gib": CONTEXT_GIB,
-        "fits": None if target.memory is None else needed <= target.memory,
-        "add": None,
+        "fits": fits,
+        "add": overrides_that_fit(cfg, recipe, costs, memory) if fits is False else None,
     }
-    if report["fits"] is False:
-        report["add"] = overrides_that_fit(cfg, recipe, costs, target.memory)
-    report |= forecast(cfg, recipe, tasks, {r["stage"]: r["seconds"] for r in rows}, _blank(cfg))
-    return report
+    seconds = {r["stage"]: r["seconds"] for r in rows}
+    return report | forecast(cfg, recipe, tasks, seconds, _blank(cfg))
 
 
 def refuse(cfg: DictConfig, recipe: Recipe, device: str) -> None:
@@ -145,20 +94,41 @@ def refuse(cfg: DictConfig, recipe: Recipe, device: str) -> None:
         costs = measured(cfg, recipe)
     except UserError:
         return
-    target, placement = device_of(cfg, device), (cfg.offload, cfg.fp8, cfg.context_parallel)
+    (name, memory, _), placement = (
+        _device(cfg, device),
+        (cfg.offload, cfg.fp8, cfg.context_parallel),
+    )
     needed = needs(costs, *placement)
-    if needed <= target.memory:
+    if needed <= memory:
         return
     worst = max(costs.stages, key=lambda s: costs.peak(s, *placement))
-    overrides = overrides_that_fit(cfg, recipe, costs, target.memory)
-    advice = (
-        f"type {overrides}" if overrides else "type a smaller high=[height,width] or fewer frames"
-    )
+    overrides = overrides_that_fit(cfg, recipe, costs, memory)
+    advice = overrides or "a smaller high=[height,width] or fewer frames"
     raise UserError(
         f"backbone={cfg.backbone.name} at {recipe.high[0]}x{recipe.high[1]}x{recipe.frames} needs "
-        f"about {needed:.0f} GiB (stage {worst.name}), {target.name} has {target.memory:.0f}; "
-        f"{advice}, or check_memory=false to run anyway"
+        f"about {needed:.0f} GiB (stage {worst.name}), {name} has {memory:.0f}; type {advice}, "
+        "or check_memory=false to run anyway"
     )
+
+
+def _device(cfg: DictConfig, device: str) -> tuple[str, float | None, Rates]:
+    """(name, GiB or None, rates) of this machine's device, where the config gives no other."""
+    if cfg.memory is not None and not cfg.memory > 0:
+        raise UserError(
+            f"memory={cfg.memory:g} holds nothing; type the GiB of a GPU, as memory=80"
+        )
+    name, memory = "cpu" if cfg.memory is None else "a GPU", None
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory / GIB
+    memory = cfg.memory or memory
+    given = {k: cfg[k] for k in ("tflops", "bandwidth", "link")}
+    return name, memory, rates_of(name, memory, **given)
+
+
+def measured(cfg: DictConfig, recipe: Recipe) -> Costs:
+    """Costs of one batch of this config. Raises UserError if the model's sizes are not known."""
+    return measure(_blank(cfg), recipe, cfg.batch)
 
 
 def needs(costs: Costs, offload: str, fp8: bool, ranks: int) -> float:
@@ -169,28 +139,26 @@ def needs(costs: Costs, offload: str, fp8: bool, ranks: int) -> float:
 
 def overrides_that_fit(cfg: DictConfig, recipe: Recipe, costs: Costs, memory: float) -> str | None:
     """Overrides with which a clip fits, pixels unchanged if possible; None if there are none."""
-    tiled = costs
-    if recipe.vae_tile is None and cfg.backbone.family != "tiny":
-        tiled_stages = {s.name: s for s in _tiled(cfg, recipe)}
-        tiled = Costs(costs.weights, [tiled_stages.get(s.name, s) for s in costs.stages])
+    tiled, untiled = costs, recipe.vae_tile is None
+    if untiled and cfg.backbone.family != "tiny":
+        stages = {s.name: s for s in _tiled(cfg, recipe)}
+        tiled = Costs(costs.weights, [stages.get(s.name, s) for s in costs.stages])
     for offload, fp8, tile, ranks in REMEDIES:
-        if costs.heads % ranks:
+        hooks = offload != "none" or fp8  # not allowed with compile
+        if costs.heads % ranks or cfg.compile and hooks:
             continue
-        if cfg.compile and (offload != "none" or fp8):  # not allowed with compile
-            continue
-        if needs(tiled if tile else costs, offload, fp8 or cfg.fp8, ranks) > memory:
-            continue
-        overrides = [] if offload == cfg.offload else [f"offload={offload}"]
-        overrides += ["fp8=true"] if fp8 and not cfg.fp8 else []
-        overrides += (
-            [f"vae_tile=[{TILE[0]},{TILE[1]}]"] if tile and recipe.vae_tile is None else []
-        )
-        overrides += [f"context_parallel={ranks}"] if ranks > 1 else []
-        return " ".join(overrides)
+        if needs(tiled if tile else costs, offload, fp8 or cfg.fp8, ranks) <= memory:
+            overrides = {
+                f"offload={offload}": offload != cfg.offload,
+                "fp8=true": fp8 and not cfg.fp8,
+                f"vae_tile=[{TILE[0]},{TILE[1]}]": tile and untiled,
+                f"context_parallel={ranks}": ranks > 1,
+            }
+            return " ".join(word for word, changed in overrides.items() if changed)
     return None
 
 
-def _tiled(cfg: DictConfig, recipe: Recipe) -> list[Stage]:
+def _tiled(cfg: DictConfig, recipe: Recipe) -> tuple[Stage, ...]:
     return vae_stages(_blank(cfg), replace(recipe, vae_tile=TILE), cfg.batch)
 
 

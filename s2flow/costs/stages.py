@@ -14,6 +14,7 @@ Not included: the CUDA context and kernel workspaces (`CONTEXT_GIB`), fragmentat
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from s2flow.costs.clock import BUS, Rates
 from s2flow.costs.forward import Forward
@@ -21,8 +22,6 @@ from s2flow.costs.trace import Moved
 
 GIB = 2**30
 CONTEXT_GIB, SLACK = 1.0, 1.05  # SLACK: a factor
-PARALLEL_PARTS = ("transformer", "none")  # their work is divided among ranks
-FLOAT32_PARTS = ("vae", "none")  # they compute in float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,21 @@ class Stage:
     attention: float = 0
     moved: Moved = Moved()
     sent: Callable[[int], float] = field(default=lambda k: 0.0, compare=False, repr=False)
+
+    def times(self, rates: Rates, ranks: int = 1) -> tuple[float, float]:
+        """(seconds of one rank's work, seconds to send), with the weights on the device."""
+        k = ranks if self.part in ("transformer", "none") else 1  # whose work ranks share
+        work = (self.flops / k, self.attention / k, self.moved.shared(k))
+        single = self.part in ("vae", "none")
+        return rates.seconds(*work, single), self.sent(k) / (rates.link * 1e9)
+
+    def bound(self, rates: Rates, ranks: int = 1) -> str:
+        """What it waits for: "compute", "memory" or "link"."""
+        compute, link = self.times(replace(rates, bandwidth=math.inf), ranks)
+        k = ranks if self.part in ("transformer", "none") else 1
+        memory = self.moved.shared(k).total / (rates.bandwidth * 1e9)
+        times = {"compute": compute, "memory": memory, "link": link}
+        return max(times, key=times.get)
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Weights:
 
 @dataclass
 class Costs:
-    """Costs of a batch of clips, counted without weights; see `measure`."""
+    """Costs of a batch of clips, counted without weights; see `clip.measure`."""
 
     weights: Weights
     stages: list[Stage]  # in the order of a run
@@ -87,44 +101,28 @@ class Costs:
         return self.weights.resident(stage.part, offload, fp8) + stage.bytes // shared
 
     def seconds(
-        self,
-        stage: Stage,
-        rates: Rates | float,
-        offload: str = "none",
-        fp8: bool = False,
-        ranks: int = 1,
+        self, stage: Stage, rates: Rates, offload: str = "none", fp8: bool = False, ranks: int = 1
     ) -> float:
-        """Seconds by the roofline of `clock`, for each rank. rates: a number is TFLOP/s alone."""
-        rates = rates if isinstance(rates, Rates) else Rates(rates)
-        estimate = seconds_of(stage, rates, ranks)
+        """Seconds by the roofline of `clock`, for each rank."""
+        estimate = sum(stage.times(rates, ranks))
         if offload == "group" and stage.part == "transformer":
             estimate = max(estimate, stage.forwards * self.weights.one(fp8) / BUS)
         return estimate
 
-
-def seconds_of(stage: Stage, rates: Rates, ranks: int = 1) -> float:
-    """Seconds of a stage whose weights are on the device."""
-    sent = stage.sent(_ranks(stage, ranks))
-    return rates.seconds(*_share(stage, ranks), stage.part in FLOAT32_PARTS) + rates.sending(sent)
-
-
-def bound(stage: Stage, rates: Rates, ranks: int = 1) -> str:
-    """What bounds a stage: "compute", "memory" or "link"."""
-    flops, attention, moved = _share(stage, ranks)
-    only_compute = replace(rates, bandwidth=math.inf)
-    times = {
-        "compute": only_compute.seconds(flops, attention, moved, stage.part in FLOAT32_PARTS),
-        "memory": moved.total / (rates.bandwidth * 1e9),
-        "link": rates.sending(stage.sent(_ranks(stage, ranks))),
-    }
-    return max(times, key=times.get)
-
-
-def _ranks(stage: Stage, ranks: int) -> int:
-    return ranks if stage.part in PARALLEL_PARTS else 1
-
-
-def _share(stage: Stage, ranks: int) -> tuple[float, float, Moved]:
-    """FLOPs, those of self-attention, and bytes moved of one rank."""
-    k = _ranks(stage, ranks)
-    return stage.flops / k, stage.attention / k, stage.moved.shared(k)
+    def rows(self, rates: Rates, *placement: Any) -> list[dict[str, Any]]:
+        """What tables say of every stage. placement: offload, fp8, ranks."""
+        ranks = placement[-1]
+        return [
+            {
+                "stage": s.name,
+                "tokens": s.tokens,
+                "f": s.density,
+                "tflop": s.flops / 1e12,
+                "moved_gb": s.moved.total / 1e9,
+                "sent_gb": s.sent(ranks) / 1e9,
+                "seconds": self.seconds(s, rates, *placement),
+                "bound": s.bound(rates, ranks),
+                "peak_gib": self.peak(s, *placement) / GIB,
+            }
+            for s in self.stages
+        ]

@@ -1,45 +1,11 @@
 """The printed tables of `python -m s2flow.costs`, 100 columns wide."""
 
-from typing import Any
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2flow.costs.paper import READINGS, PaperClock, figure6, table1, table2
+from s2flow.costs.paper import READINGS, PaperClock, figure6, forwards, speedups, table1, table2
 from s2flow.costs.yours import Yours
-from s2flow.windows import fraction_of_volume
-
-DASH = "—"
-
-
-def paper_forwards(clock: PaperClock) -> list[dict[str, Any]]:
-    """LR, HR and HR under both readings of the paper's sparsity: FLOPs and seconds of 10 steps."""
-    s = clock.setting["sparsity"]
-    cases = [("LR", clock.low, 1.0, clock.low_seconds)]
-    cases += [("HR", clock.high, 1.0, clock.measured("native", "high_resolution"))]
-    high = clock.measured("s2flow", "high_resolution")
-    cases += [(f"HR, {r}", clock.high, fraction_of_volume(s, r), high) for r in READINGS]
-    return [
-        {
-            "row": name,
-            "tokens": forward.video,
-            "f": f,
-            "linear_pflop": forward.linear / 1e15,
-            "attention_pflop": forward.attending_flops(f) / 1e15,
-            "reported_seconds": seconds,
-            "predicted_seconds": clock.low_seconds * forward.flops(f) / clock.low.flops(),
-            "speedup": None if forward is clock.low else clock.speedup(f),
-        }
-        for name, forward, f, seconds in cases
-    ]
-
-
-def speedups(clock: PaperClock) -> list[dict[str, float]]:
-    """Largest speed-up of an HR forward at each f that Table 2's sparsities can mean."""
-    shares = [r["sparsity"] for r in clock.reported["table2_sparsity"]]
-    fs = {fraction_of_volume(s, r) for s in shares if s < 1 for r in READINGS}
-    return [{"f": f, "speedup": clock.speedup(f)} for f in sorted(fs, reverse=True)]
 
 
 def show(clock: PaperClock, yours: Yours) -> None:
@@ -50,50 +16,62 @@ def show(clock: PaperClock, yours: Yours) -> None:
     _stages(console, yours)
 
 
-def _grid(*columns: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+def _print(console: Console, columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i else "left")
-    return table
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _side_by_side(console: Console, clock: PaperClock, model: Yours) -> None:
     s, r = clock.setting, model.recipe
-    low, high = ("x".join(map(str, reversed(s[k]))) for k in ("low_resolution", "high_resolution"))
-    console.print(
-        f"paper  {s['backbone']}, {low} -> {high}, {s['frames']} frames, {s['steps']} steps, "
-        f"t_i {s['t_i']}, s {s['sparsity']:g}, on {s['gpus']}"
-    )
-    sizes = ["x".join(map(str, size)) for size in (r.low, r.high)]
-    console.print(
-        f"yours  {r.backbone}, {sizes[0]} -> {sizes[1]}, {r.frames} frames, {r.steps} steps, "
-        f"t_i {r.t_i}, s {r.sparsity:g}, on {model.ranks}x {model.device}",
-        markup=False,
-    )
-    names = ("PFLOP a forward", "paper s", "model s", "x", "|", "tokens", "PFLOP", "yours s", "x")
-    table = _grid("10 steps", "f", *names)
-    for a, b in zip(paper_forwards(clock), model.forwards(), strict=True):
-        f = f"{a['f']:.3g}" if a["f"] == b["f"] else f"{a['f']:.3g} | {b['f']:.3g}"
-        table.add_row(
-            *(a["row"], f),
+    papers = [s[k][::-1] for k in ("low_resolution", "high_resolution")]
+    for who, name, sizes, frames, steps, t_i, kept, where in (
+        ("paper", s["backbone"], papers, s["frames"], s["steps"], s["t_i"], s["sparsity"], s["gpus"]),
+        ("yours", r.backbone, (r.low, r.high), r.frames, r.steps, r.t_i, r.sparsity,
+         f"{model.ranks}x {model.device}"),
+    ):  # fmt: skip
+        low, high = ("x".join(map(str, size)) for size in sizes)
+        console.print(
+            f"{who}  {name}, {low} -> {high}, {frames} frames, {steps} steps, t_i {t_i}, "
+            f"s {kept:g}, on {where}",
+            markup=False,
+        )
+    names = ["10 steps", "f", "PFLOP a forward", "paper s", "model s", "x", "|", "tokens", "PFLOP"]
+    rows = [
+        [
+            a["row"],
+            f"{a['f']:.3g}" if a["f"] == b["f"] else f"{a['f']:.3g} | {b['f']:.3g}",
             f"{a['linear_pflop']:.2f} + {a['attention_pflop']:.2f}",
-            *(f"{a['reported_seconds']:.1f}", f"{a['predicted_seconds']:.1f}"),
-            *(_times(a["speedup"]), "|", f"{b['tokens']:,}"),
+            f"{a['reported_seconds']:.1f}",
+            f"{a['predicted_seconds']:.1f}",
+            _times(a["speedup"]),
+            "|",
+            f"{b['tokens']:,}",
             _short(b["linear_pflop"] + b["attention_pflop"]),
-            *(_short(b["seconds_per_10_steps"]), _times(b["speedup"])),
-        )
-    console.print(table)
-    clips = _grid("whole clip", "paper min", "model min", "x", "|", "yours min", "x")
-    rows, yours = {row["row"]: row for row in table1(clock)}, model.clips()
-    rows["cascade"] = rows["macs"]
-    for name, minutes in yours.items():
-        a = rows[name]
-        clips.add_row(
-            *(name, f"{a['reported_minutes']:g}", f"{a['predicted_minutes']:.1f}"),
-            _times(a["predicted_speedup"]),
-            *("|", _short(minutes), _times(yours["native"] / minutes)),
-        )
-    console.print(clips)
+            _short(b["seconds_per_10_steps"]),
+            _times(b["speedup"]),
+        ]
+        for a, b in zip(forwards(clock), model.forwards(), strict=True)
+    ]
+    _print(console, [*names, "yours s", "x"], rows)
+    papers, clips = {row["row"]: row for row in table1(clock)}, model.clips()
+    papers["cascade"] = papers["macs"]
+    rows = [
+        [
+            name,
+            f"{papers[name]['reported_minutes']:g}",
+            f"{papers[name]['predicted_minutes']:.1f}",
+            _times(papers[name]["predicted_speedup"]),
+            "|",
+            _short(minutes),
+            _times(clips["native"] / minutes),
+        ]
+        for name, minutes in clips.items()
+    ]
+    _print(console, ["whole clip", "paper min", "model min", "x", "|", "yours min", "x"], rows)
     ratio = clock.high.flops() / clock.low.flops()
     line = ", ".join(f"{r['f']:.3g} -> {r['speedup']:.3g}x" for r in speedups(clock))
     console.print(
@@ -107,42 +85,37 @@ def _side_by_side(console: Console, clock: PaperClock, model: Yours) -> None:
 
 def _readings(console: Console, clock: PaperClock) -> None:
     """Figure 6, Table 1, Table 2: what each reading of the sparsity predicts."""
-    table = _grid(
-        *("Figure 6, 10 steps", "f", "reported s", "predicted s", "reported x", "predicted x"),
-        "TFLOP/s each GPU",
-    )
-    for r in figure6(clock):
-        table.add_row(
-            *(r["row"], DASH if r["f"] is None else f"{r['f']:g}"),
-            *(f"{r['reported_seconds']:.1f}", f"{r['predicted_seconds']:.1f}"),
-            *(_times(r["reported_speedup"]), _times(r["predicted_speedup"])),
+    names = ["Figure 6, 10 steps", "f", "reported s", "predicted s", "reported x", "predicted x"]
+    rows = [
+        [
+            r["row"],
+            "—" if r["f"] is None else f"{r['f']:g}",
+            *(f"{r[k]:.1f}" for k in ("reported_seconds", "predicted_seconds")),
+            *(_times(r[k]) for k in ("reported_speedup", "predicted_speedup")),
             f"{r['tflops_per_gpu']:,.0f}",
-        )
-    console.print(table)
-    names = ("reported min", "transformer min", "predicted min", "reported x", "predicted x")
-    table = _grid("Table 1, a clip", "f", *names)
-    for r in table1(clock):
-        table.add_row(
-            *(r["row"], f"{r['f']:g}", f"{r['reported_minutes']:g}"),
-            *(f"{r['transformer_minutes']:.1f}", f"{r['predicted_minutes']:.1f}"),
-            *(_times(r["reported_speedup"]), _times(r["predicted_speedup"])),
-        )
-    console.print(table)
-    by = [f"{r} {word}" for r in READINGS for word in ("f", "step x", "clip x")]
-    table = _grid("Table 2, s", "reported x", *by)
-    for r in table2(clock):
-        cells = [
-            cell
-            for reading in READINGS
-            for cell in (
-                f"{r[reading]['f']:.3g}",
-                _times(r[reading]["forward_speedup"]),
-                _times(r[reading]["clip_speedup"]),
-            )
         ]
-        fixed = "*" if r["window"] == "fixed" else ""
-        table.add_row(f"{r['sparsity']:.0%}{fixed}", _times(r["reported_speedup"]), *cells)
-    console.print(table)
+        for r in figure6(clock)
+    ]
+    _print(console, [*names, "TFLOP/s each GPU"], rows)
+    names = ["Table 1, a clip", "f", "reported min", "transformer min", "predicted min"]
+    rows = [
+        [
+            *(r["row"], f"{r['f']:g}", f"{r['reported_minutes']:g}"),
+            *(f"{r[k]:.1f}" for k in ("transformer_minutes", "predicted_minutes")),
+            *(_times(r[k]) for k in ("reported_speedup", "predicted_speedup")),
+        ]
+        for r in table1(clock)
+    ]
+    _print(console, [*names, "reported x", "predicted x"], rows)
+    names = [f"{r} {word}" for r in READINGS for word in ("f", "step x", "clip x")]
+    rows = []
+    for r in table2(clock):
+        row = [f"{r['sparsity']:.0%}{'*' if r['window'] == 'fixed' else ''}"]
+        row.append(_times(r["reported_speedup"]))
+        for x in (r[reading] for reading in READINGS):
+            row += [f"{x['f']:.3g}", _times(x["forward_speedup"]), _times(x["clip_speedup"])]
+        rows.append(row)
+    _print(console, ["Table 2, s", "reported x", *names], rows)
     console.print(
         "x: against native HR. TFLOP/s each GPU: what it must compute for the reported time to be of "
         "that f (an H800's peak is about 990). MACS predicts itself, by its rest; * one window for "
@@ -151,34 +124,31 @@ def _readings(console: Console, clock: PaperClock) -> None:
 
 
 def _stages(console: Console, yours: Yours) -> None:
-    rates = yours.rates
-    table = _grid(
-        *(f"yours: {yours.recipe.windows_label}", "tokens", "f", "TFLOP", "GB moved", "GB sent"),
-        *("seconds", "waits for", "peak GiB"),
-    )
-    rows = yours.stages()
-    for r in rows:
-        tokens = f"{r['tokens']:,}" if r["tokens"] else DASH
-        table.add_row(
-            *(r["stage"], tokens, f"{r['f']:.3g}" if r["tokens"] else DASH),
+    rates, stages = yours.rates, yours.stages()
+    names = ["tokens", "f", "TFLOP", "GB moved", "GB sent", "seconds", "waits for", "peak GiB"]
+    rows = [
+        [
+            r["stage"],
+            *((f"{r['tokens']:,}", f"{r['f']:.3g}") if r["tokens"] else "——"),
             *(_short(r[k]) for k in ("tflop", "moved_gb", "sent_gb", "seconds")),
             *(r["bound"], f"{r['peak_gib']:.2f}"),
-        )
-    console.print(table)
-    seconds = {r["stage"]: r["seconds"] for r in rows}
-    share = seconds["plan"] / seconds["lr"]
+        ]
+        for r in stages
+    ]
+    _print(console, [f"yours: {yours.recipe.windows_label}", *names], rows)
+    seconds = {r["stage"]: r["seconds"] for r in stages}
     attention = f", {rates.attention:g} in attention" if rates.attention else ""
     console.print(
-        f"{sum(seconds.values()):,.4g} s a clip; planning is {share:.2%} of the LR flow. "
-        f"{'Measured' if rates.kernels else 'Assumed'} of each device: {rates.tflops:g} TFLOP/s"
-        f"{attention}, {rates.bandwidth:g} GB/s of memory, {rates.link:g} GB/s sent to other ranks. "
-        "An estimate: nothing was loaded.",
+        f"{sum(seconds.values()):,.4g} s a clip; planning is {seconds['plan'] / seconds['lr']:.2%} "
+        f"of the LR flow. {'Measured' if rates.kernels else 'Assumed'} of each device: "
+        f"{rates.tflops:g} TFLOP/s{attention}, {rates.bandwidth:g} GB/s of memory, {rates.link:g} "
+        "GB/s sent to other ranks. An estimate: nothing was loaded.",
         markup=False,
     )
 
 
 def _times(x: float | None) -> str:
-    return DASH if x is None else f"{x:.2f}" if x < 10 else f"{x:.1f}"
+    return "—" if x is None else f"{x:.2f}" if x < 10 else f"{x:.1f}"
 
 
 def _short(x: float) -> str:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 LOOKUPS = ("embedding", "gather", "index", "index_select")  # read only the returned rows
@@ -61,7 +62,7 @@ class Moved:
 
 
 class Trace(TorchDispatchMode):
-    """Counts all operations in a block; see the module."""
+    """Counts all operations in a block; see the module. weights: counted separately in `moved`."""
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -75,9 +76,9 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        self._count_moved(func, [*args, *kwargs.values()], out)
+        self._count_moved(func, _tensors((args, kwargs)), _tensors(out))
         if not any(r.alias_info for r in func._schema.returns):  # neither a view nor in place
-            for t in _tensors([out]):
+            for t in _tensors(out):
                 self._allocated(t.untyped_storage())
         return out
 
@@ -91,16 +92,16 @@ class Trace(TorchDispatchMode):
         self.peak = max(self.peak, self.live + extra)
 
     def count(self, tensors: Iterable[Tensor], product: bool) -> None:
-        """Count tensors as read or written once."""
+        """Count tensors as read or written once; an expanded tensor counts its storage."""
         for t in tensors:
             is_weight = t.untyped_storage()._cdata in self._weights
-            self.bytes["weights" if is_weight else "products" if product else "rest"] += nbytes(t)
+            size = min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+            self.bytes["weights" if is_weight else "products" if product else "rest"] += size
 
-    def _count_moved(self, func: Any, args: list, out: Any) -> None:
+    def _count_moved(self, func: Any, read: list[Tensor], written: list[Tensor]) -> None:
         name = func._overloadpacket.__name__
         if name.startswith(("empty", "new_empty")):
             return
-        read, written = _tensors(args), _tensors([out])
         if not any(r.alias_info and r.alias_info.is_write for r in func._schema.returns):
             storages = {t.untyped_storage()._cdata for t in read}
             if any(t.untyped_storage()._cdata in storages for t in written):
@@ -126,15 +127,8 @@ class Trace(TorchDispatchMode):
         self.live -= size
 
 
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Tensors among arguments and lists of tensors."""
-    flat = (x for v in values for x in (v if isinstance(v, (list, tuple)) else (v,)))
-    return [x for x in flat if isinstance(x, Tensor)]
-
-
-def nbytes(t: Tensor) -> int:
-    """Bytes read of a tensor; an expanded tensor counts its storage."""
-    return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
 class _Fused(TorchFunctionMode):
@@ -145,23 +139,21 @@ class _Fused(TorchFunctionMode):
         self.trace = trace
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             q, k, v = args[:3] if len(args) > 2 else (kwargs[n] for n in ("query", "key", "value"))
             self.trace.flops += attention_flops(q, k)
             self.trace.count([q, k, v, q], product=True)
             return torch.empty_like(q)
         if func in (F.rms_norm, torch.rms_norm):
-            self.trace.count([*_tensors([*args, *(kwargs or {}).values()]), args[0]], False)
+            self.trace.count([*_tensors((args, kwargs)), args[0]], product=False)
             return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def tracing(fused: bool = True, weights: nn.Module | None = None) -> Iterator[Trace]:
-    """A `Trace` around a block; fused=False lets real attention run, as on a CPU.
-
-    weights: module whose parameters are counted separately in `moved`.
-    """
+    """A `Trace` around a block; fused=False lets real attention run, as on a CPU."""
     trace = Trace(() if weights is None else weights.parameters())
     with torch.no_grad(), trace, _Fused(trace) if fused else contextlib.nullcontext():
         yield trace

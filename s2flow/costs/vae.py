@@ -6,50 +6,32 @@ by blending are not counted.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from s2flow.costs.trace import Moved, Trace, tracing
+from s2flow.costs.trace import Trace, tracing
 
 
-@dataclass(frozen=True)
-class Pass:
-    """FLOPs, peak bytes and bytes moved by calls of the autoencoder."""
-
-    flops: int
-    peak: int
-    moved: Moved = Moved()
-
-
-def vae_cost(vae: Any, work: Callable[[], Any]) -> Pass:
-    """Cost of `work`, which calls the autoencoder; its networks run on one tile only."""
+def vae_cost(vae: Any, work: Callable[[], Any]) -> Trace:
+    """`work`, which calls the autoencoder, traced; its networks run on one tile only."""
     with tracing() as trace, contextlib.ExitStack() as stack:
         if hasattr(vae, "tile_sample_min_height"):
             for side in ("encoder", "decoder"):
-                stack.enter_context(_stubbed(vae, side, trace))
+                stand_in = _stand_in(vae, side, trace)
+                stack.enter_context(patch.object(getattr(vae, side), "forward", stand_in))
             for name in ("blend_v", "blend_h", "blend_t"):
-                stack.enter_context(_replaced(vae, name, lambda a, b, extent: b))
+                stack.enter_context(patch.object(vae, name, lambda a, b, extent: b, create=True))
         work()
-    return Pass(trace.flops, trace.peak, trace.moved)
+    return trace
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-
-
-def _stubbed(vae: Any, side: str, trace: Trace):
-    """Replace the network by empty outputs, with the costs of the largest tile so far."""
-    network, measured = getattr(vae, side), {}
-    run = network.forward
+def _stand_in(vae: Any, side: str, trace: Trace) -> Callable:
+    """A forward of empty outputs, with the costs of the largest tile so far."""
+    run, measured = getattr(vae, side).forward, {}
 
     def forward(x: Tensor, feat_cache=None, feat_idx=None, first_chunk=False) -> Tensor:
         cached = feat_cache is not None
@@ -65,7 +47,7 @@ def _stubbed(vae: Any, side: str, trace: Trace):
         trace.bytes["products"] += int(moved * pixels)
         return out
 
-    return _replaced(network, "forward", forward)
+    return forward
 
 
 def _shape_after(vae: Any, side: str, shape: tuple, cached: bool, first: bool) -> tuple:

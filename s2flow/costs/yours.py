@@ -16,7 +16,7 @@ from s2flow.costs.clip import flow_stage, measure
 from s2flow.costs.clock import Rates
 from s2flow.costs.forward import Forward
 from s2flow.costs.paper import READINGS
-from s2flow.costs.stages import GIB, Costs, bound, seconds_of
+from s2flow.costs.stages import Costs
 from s2flow.errors import UserError
 from s2flow.methods import method
 from s2flow.recipe.defaults import composed, conf_file
@@ -36,26 +36,18 @@ class Yours:
     rates: Rates
     ranks: int
 
-    @property
-    def low(self) -> Forward:
-        """One forward at LR."""
-        return self.costs.low
-
-    @property
-    def high(self) -> Forward:
-        """One forward at HR."""
-        return self.costs.high
-
     def ten_steps(self, forward: Forward, f: float = 1.0) -> float:
-        """Seconds of 10 forwards."""
-        return seconds_of(flow_stage("ten", forward, 10, f=f), self.rates, self.ranks)
+        """Seconds of 10 forwards, `costs.low` or `costs.high`, with windows of density f."""
+        return sum(flow_stage("ten", forward, 10, f=f).times(self.rates, self.ranks))
 
     def forwards(self) -> list[dict[str, Any]]:
         """Rows of LR, HR, and HR under each reading, in this order."""
-        s = self.recipe.sparsity
-        cases = [("LR", self.low, 1.0), ("HR", self.high, 1.0)]
-        cases += [(f"HR, {r}", self.high, fraction_of_volume(s, r)) for r in READINGS]
-        full = self.ten_steps(self.high)
+        low, high = self.costs.low, self.costs.high
+        cases = [("LR", low, 1.0), ("HR", high, 1.0)]
+        cases += [
+            (f"HR, {r}", high, fraction_of_volume(self.recipe.sparsity, r)) for r in READINGS
+        ]
+        full = self.ten_steps(high)
         return [
             {
                 "row": name,
@@ -64,7 +56,7 @@ class Yours:
                 "linear_pflop": forward.linear / 1e15,
                 "attention_pflop": forward.attending_flops(f) / 1e15,
                 "seconds_per_10_steps": (seconds := self.ten_steps(forward, f)),
-                "speedup": None if forward is self.low else full / seconds,
+                "speedup": None if forward is low else full / seconds,
                 "sent_gb_per_forward": forward.sent(self.ranks) / 1e9,
             }
             for name, forward, f in cases
@@ -72,31 +64,17 @@ class Yours:
 
     def stages(self) -> list[dict[str, Any]]:
         """Rows of the clip's stages."""
-        return [
-            {
-                "stage": s.name,
-                "tokens": s.tokens,
-                "f": s.density,
-                "tflop": s.flops / 1e12,
-                "moved_gb": s.moved.total / 1e9,
-                "sent_gb": s.sent(self.ranks) / 1e9 if s.part != "vae" else 0.0,
-                "seconds": self.costs.seconds(s, self.rates, ranks=self.ranks),
-                "bound": bound(s, self.rates, self.ranks),
-                "peak_gib": self.costs.peak(s, ranks=self.ranks) / GIB,
-            }
-            for s in self.costs.stages
-        ]
+        return self.costs.rows(self.rates, "none", False, self.ranks)
 
     def clips(self) -> dict[str, float]:
         """Minutes of whole clips, in the paper's order of rows."""
         r, times = self.recipe, {row["stage"]: row["seconds"] for row in self.stages()}
+        _, full, *windowed = (row["seconds_per_10_steps"] / 10 for row in self.forwards())
         shared = times["text"] + times["decode"]
         rest = shared + times["lr"] + times["plan"] + times["handoff"]
-        full = self.ten_steps(self.high) / 10
         totals = {"native": shared + r.steps * full, "cascade": rest + r.t_i * full}
-        for reading in READINGS:
-            f = fraction_of_volume(r.sparsity, reading)
-            totals[f"s2flow, {reading}"] = rest + r.t_i * self.ten_steps(self.high, f) / 10
+        for reading, step in zip(READINGS, windowed, strict=True):
+            totals[f"s2flow, {reading}"] = rest + r.t_i * step
         return {name: seconds / 60 for name, seconds in totals.items()}
 
 
@@ -113,7 +91,7 @@ def model(
     file = conf_file("backbone", backbone, BackboneConf)
     cfg = composed([file], {k: v for k, v in knobs.items() if v is not None})
     recipe = resolve(cfg, "", method("s2flow").KNOBS)
-    blank_backbone = blank(file.family, Origin.of(file))
+    empty = blank(file.family, Origin.of(file))
     if ranks > 1:
-        check_heads(blank_backbone.transformer.config.num_attention_heads, ranks)
-    return Yours(recipe, measure(blank_backbone, recipe, batch), device, rates, ranks)
+        check_heads(empty.transformer.config.num_attention_heads, ranks)
+    return Yours(recipe, measure(empty, recipe, batch), device, rates, ranks)

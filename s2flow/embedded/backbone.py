@@ -13,8 +13,9 @@ import transformers
 from diffusers import WanPipeline
 
 from s2flow.backbones.base import Origin
-from s2flow.backbones.checkpoint import own_memory
-from s2flow.backbones.wan import WanBackbone, WanCondition
+from s2flow.backbones.checkpoint import own_memory, reason
+from s2flow.backbones.pipeline import Condition
+from s2flow.backbones.wan import WanBackbone
 from s2flow.embedded.text import TEXT_LENGTH
 from s2flow.embedded.vae import PatchVAE  # noqa: F401  (named in model_index.json)
 from s2flow.embedded.world import WORLDS, World, normalise
@@ -59,8 +60,7 @@ def weights_folder(name: str) -> Path:
 def weights_hash(name: str) -> str:
     """Short hash of all weights and configs of a size: part of every recipe."""
     digest = hashlib.sha256()
-    folder = weights_folder(name)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(weights_folder(name).rglob("*")):
         if path.suffix in (".safetensors", ".json") and path.name != "card.json":
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -78,9 +78,8 @@ def load(name: str, device: str, folder: Path | None = None) -> "TinyBackbone":
     try:
         pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # safetensors, json and OS errors alike mean: not loadable
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"the weights of backbone={name} cannot be read ({reason}); reinstall s2flow"
+            f"the weights of backbone={name} cannot be read ({reason(error)}); reinstall s2flow"
         ) from error
     pipeline.to(device)
     own_memory(pipeline)
@@ -95,7 +94,7 @@ class TinyBackbone(WanBackbone):
         """What this size was trained on."""
         return WORLDS[self.name]
 
-    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> WanCondition:
+    def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Condition:
         """See `base.Backbone`; synonyms are mapped into the world's vocabulary first."""
         known = [normalise(p, self.world)[0] for p in prompts]
         return super().encode_prompt(known, normalise(negative, self.world)[0], guidance)

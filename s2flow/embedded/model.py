@@ -74,12 +74,7 @@ def build_flow(size: Size) -> nn.ModuleDict:
 
 def embed(text_encoder: nn.Module, tokenizer, texts: list[str], device) -> Tensor:
     """Text states (B, TEXT_LENGTH, D), zero beyond each prompt's end, as Wan's pipeline pads them."""
-    tokens = tokenizer(
-        texts,
-        padding="max_length",
-        max_length=TEXT_LENGTH,
-        truncation=True,
-        return_tensors="pt",
-    ).to(device)
+    how = {"padding": "max_length", "max_length": TEXT_LENGTH, "truncation": True}
+    tokens = tokenizer(texts, **how, return_tensors="pt").to(device)
     states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return states * tokens.attention_mask[..., None]

@@ -29,7 +29,7 @@ def render(
     frames: their number, evenly spaced in time, or their times in [0, 1].
     pixel: side of a pixel in the world's units, 2 / height unless another view is wanted.
     """
-    yy, xx, t, pixel = _view(height, width, frames, device, pixel)
+    xx, yy, t, pixel = _view(height, width, frames, device, pixel)
     video = torch.empty(len(scenes), len(t), height, width, 3, device=device)
     for name in {s.background for s in scenes}:
         rows = [i for i, s in enumerate(scenes) if s.background == name]
@@ -40,12 +40,25 @@ def render(
         where = (X * grain, Y * grain, pixel * zoom * grain)
         painted = _BACKGROUND[name](*where, phase[:, :, None, None, None])
         video[rows] = painted.expand(-1, len(t), -1, -1, -1)
-    for k in range(max(len(s.objects) for s in scenes)):
-        rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
-        chosen = [scenes[i] for i in rows]
-        X, Y, zoom = _camera(chosen, xx, yy, t)
-        video[rows] = _paint([s.objects[k] for s in chosen], X, Y, pixel * zoom, t, video[rows])
+    for rows, objects, u, v, px in _layers(scenes, xx, yy, t, pixel):
+        video[rows] = _paint(objects, u, v, px, video[rows])
     return video.clamp_(0, 1)
+
+
+def coverage(
+    scenes: list[Scene],
+    height: int,
+    width: int,
+    frames: int | Tensor,
+    pixel: float | None = None,
+) -> Tensor:
+    """Share of each pixel that objects cover, (B, frames, height, width) in [0, 1]; see `render`."""
+    xx, yy, t, pixel = _view(height, width, frames, "cpu", pixel)
+    covered = torch.zeros(len(scenes), len(t), height, width)
+    for rows, objects, u, v, px in _layers(scenes, xx, yy, t, pixel):
+        cover = _soft(_distances(objects, u, v), px)
+        covered[rows] = torch.maximum(covered[rows], cover)
+    return covered
 
 
 def _view(height, width, frames, device, pixel):
@@ -54,7 +67,7 @@ def _view(height, width, frames, device, pixel):
     pixel = pixel or 2.0 / height
     y = (torch.arange(height, device=device) + 0.5 - height / 2) * pixel
     x = (torch.arange(width, device=device) + 0.5 - width / 2) * pixel
-    return *torch.meshgrid(y, x, indexing="ij"), t.to(device), pixel
+    return *torch.meshgrid(x, y, indexing="xy"), t.to(device), pixel
 
 
 def _camera(scenes, xx, yy, t):
@@ -72,6 +85,23 @@ def _column(values, device) -> Tensor:
     return torch.tensor(values, device=device, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
+def _layers(scenes, xx, yy, t, pixel):
+    """The k-th objects, rear to front: (scenes' rows, objects, u, v, pixel's width).
+
+    u, v: coordinates in units of each object's radius, turned with it.
+    """
+    for k in range(max(len(s.objects) for s in scenes)):
+        rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
+        X, Y, zoom = _camera([scenes[i] for i in rows], xx, yy, t)
+        objects = [scenes[i].objects[k] for i in rows]
+        paths = [_path(o, t) for o in objects]
+        cx, cy, grow, turn = (torch.stack(p)[:, :, None, None] for p in zip(*paths, strict=True))
+        radius = _column([o.radius for o in objects], X.device) * grow
+        c, s = torch.cos(turn), torch.sin(turn)
+        dx, dy = (X - cx) / radius, (Y - cy) / radius
+        yield rows, objects, c * dx + s * dy, c * dy - s * dx, pixel * zoom / radius
+
+
 def _path(o: Object, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centre, radius factor and rotation of an object over time, each (T,)."""
     s = t - 0.5
@@ -80,38 +110,6 @@ def _path(o: Object, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grow = {"grows": 0.6, "shrinks": -0.6}.get(o.motion, 0.0)
     spin = 2.6 if o.motion == "spins" else 0.0
     return o.x + dx, o.y + dy, 1 + grow * s, o.angle + spin * s
-
-
-def coverage(
-    scenes: list[Scene],
-    height: int,
-    width: int,
-    frames: int | Tensor,
-    device: str | torch.device = "cpu",
-    pixel: float | None = None,
-) -> Tensor:
-    """Share of each pixel that objects cover, (B, frames, height, width) in [0, 1]; see `render`."""
-    yy, xx, t, pixel = _view(height, width, frames, device, pixel)
-    covered = torch.zeros(len(scenes), len(t), height, width, device=device)
-    for k in range(max(len(s.objects) for s in scenes)):
-        rows = [i for i, s in enumerate(scenes) if len(s.objects) > k]
-        chosen = [scenes[i] for i in rows]
-        X, Y, zoom = _camera(chosen, xx, yy, t)
-        objects = [s.objects[k] for s in chosen]
-        u, v, px = _seen_from(objects, X, Y, pixel * zoom, t)
-        cover = _soft(_distances(objects, u, v), px)
-        covered[rows] = torch.maximum(covered[rows], cover)
-    return covered
-
-
-def _seen_from(objects, X, Y, pixel, t):
-    """Coordinates (u, v) in units of each object's radius, turned with it, and a pixel's width."""
-    paths = [_path(o, t) for o in objects]
-    cx, cy, grow, turn = (torch.stack(p)[:, :, None, None] for p in zip(*paths, strict=True))
-    radius = _column([o.radius for o in objects], X.device) * grow
-    c, s = torch.cos(turn), torch.sin(turn)
-    dx, dy = (X - cx) / radius, (Y - cy) / radius
-    return c * dx + s * dy, c * dy - s * dx, pixel / radius
 
 
 def _distances(objects, u, v):
@@ -123,15 +121,13 @@ def _distances(objects, u, v):
     return distance
 
 
-def _paint(objects, X, Y, pixel, t, under):
+def _paint(objects, u, v, px, under):
     """Objects over the video beneath them; same shape as `under`."""
-    device = X.device
-    u, v, px = _seen_from(objects, X, Y, pixel, t)
     distance, shade = _distances(objects, u, v), torch.zeros_like(u)
     for texture in {o.texture for o in objects} - {"plain"}:
         rows = [i for i, o in enumerate(objects) if o.texture == texture]
         shade[rows] = _TEXTURE[texture](u[rows], v[rows], px.expand_as(u)[rows])
-    ink = torch.tensor([COLOURS[o.colour] for o in objects], device=device)[:, None, None, None]
+    ink = torch.tensor([COLOURS[o.colour] for o in objects], device=u.device)[:, None, None, None]
     bright = ink.mean(-1, keepdim=True)
     light = torch.where(bright > 0.9, ink * 0.45, ink + (1 - ink) * 0.72)
     edge = torch.where(bright < 0.2, 0.62 + 0 * ink, ink * 0.22)
@@ -238,11 +234,5 @@ def _floor(X, Y, px, p):
     return _mix((0.42, 0.42, 0.45), (0.66, 0.66, 0.69), a)
 
 
-_BACKGROUND = {
-    "sky": _sky,
-    "grass": _grass,
-    "sand": _sand,
-    "night": _night,
-    "bricks": _bricks,
-    "floor": _floor,
-}
+_BACKGROUND = {"sky": _sky, "grass": _grass, "sand": _sand}
+_BACKGROUND |= {"night": _night, "bricks": _bricks, "floor": _floor}

@@ -5,9 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from s2flow.embedded.world import LATER_WORDS, LONGEST, vocabulary
 
-TEXT_LENGTH = (
-    LONGEST + 1
-)  # every prompt is zero-padded to this; the padding length is part of the model
+TEXT_LENGTH = LONGEST + 1  # prompts are zero-padded to this, which is part of the model
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

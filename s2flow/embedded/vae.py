@@ -1,18 +1,14 @@
 """A small per-frame autoencoder with the interface of diffusers' video VAEs.
 
 Blocks of 4x4 pixels (48 numbers) are projected on their first 16 principal components; convolutions
-refine both directions, on the way down at latent resolution, on the way up at three resolutions, so
-that no border between blocks is left to chance:
+refine both directions, down at latent resolution, up at three:
 
     z = P (b - mean) + E(b),        x = blocks(mean + P^T z) + D(z).
 
-Linear first, so that it starts as good as PCA and trains in minutes; convolutions only, so that it
-takes any size; one frame at a time, because temporal compression ghosts moving objects.
-
-Deterministic: `encode(x).latent_dist.mode()` and `.sample()` are the same. `latents_mean` and
-`latents_std` in the config follow Wan's convention, latent = (raw - mean) / std. Channel k keeps a
-standard deviation proportional to std_k^0.5: unit variance in every channel would put texture at the
-same signal-to-noise ratio as colour, and a small flow then scatters objects over unrelated patches.
+One frame at a time, because temporal compression ghosts moving objects. `latents_mean` and
+`latents_std` follow Wan's convention, latent = (raw - mean) / std. Channel k keeps a standard deviation
+proportional to std_k^0.5: unit variance in every channel would put texture at the same signal-to-noise
+ratio as colour, and a small flow then scatters objects over unrelated patches.
 """
 
 from types import SimpleNamespace
@@ -24,30 +20,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-def _encoder(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(n_in, hidden, 3, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(hidden, hidden, 3, padding=1),
-        nn.SiLU(),
-        _silent(nn.Conv2d(hidden, n_out, 3, padding=1)),
-    )
-
-
-def _decoder(n_in: int, hidden: int) -> nn.Sequential:
-    """Latent (n_in, h, w) -> (3, 4h, 4w), in two doublings."""
-    return nn.Sequential(
-        nn.Conv2d(n_in, hidden, 3, padding=1),
-        _Residual(hidden),
-        _Residual(hidden),
-        nn.Conv2d(hidden, 2 * hidden, 3, padding=1),
-        nn.PixelShuffle(2),
-        _Residual(hidden // 2),
-        nn.Conv2d(hidden // 2, hidden, 3, padding=1),
-        nn.PixelShuffle(2),
-        _Residual(hidden // 4),
-        _silent(nn.Conv2d(hidden // 4, 3, 3, padding=1)),
-    )
+def _conv(n_in: int, n_out: int) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1)
 
 
 class _Residual(nn.Module):
@@ -55,18 +29,11 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first, self.second = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, h, w), the same."""
         return x + self.second(F.silu(self.first(F.silu(x))))
-
-
-def _silent(conv: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 class PatchVAE(ModelMixin, ConfigMixin):
@@ -87,17 +54,32 @@ class PatchVAE(ModelMixin, ConfigMixin):
         self.patch = scale_factor_spatial
         self.mean = nn.Parameter(torch.zeros(n), requires_grad=False)
         self.basis = nn.Parameter(torch.eye(z_dim, n), requires_grad=False)
-        self.encoder = _encoder(n, 48, z_dim)
-        self.decoder = _decoder(z_dim, hidden)
+        self.encoder = nn.Sequential(
+            _conv(n, 48), nn.SiLU(), _conv(48, 48), nn.SiLU(), _conv(48, z_dim)
+        )
+        self.decoder = nn.Sequential(
+            _conv(z_dim, hidden),
+            _Residual(hidden),
+            _Residual(hidden),
+            _conv(hidden, 2 * hidden),
+            nn.PixelShuffle(2),
+            _Residual(hidden // 2),
+            _conv(hidden // 2, hidden),
+            nn.PixelShuffle(2),
+            _Residual(hidden // 4),
+            _conv(hidden // 4, 3),
+        )
+        for refinement in (self.encoder[-1], self.decoder[-1]):  # begin as plain PCA
+            nn.init.zeros_(refinement.weight)
+            nn.init.zeros_(refinement.bias)
 
-    def encode(self, x: Tensor, return_dict: bool = True):
+    def encode(self, x: Tensor):
         """Raw latent of a video, as `.latent_dist.mode()`."""
         blocks = F.pixel_unshuffle(_frames(x), self.patch)
         centred = blocks - self.mean[:, None, None]
         z = torch.einsum("kn,bnhw->bkhw", self.basis, centred) + self.encoder(centred)
         z = _video(z, x.shape[2])
-        dist = SimpleNamespace(mode=lambda: z, sample=lambda generator=None: z)
-        return SimpleNamespace(latent_dist=dist) if return_dict else (dist,)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: z))
 
     def decode(self, z: Tensor, return_dict: bool = True):
         """Video of a raw latent, as `.sample`."""

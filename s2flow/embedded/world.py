@@ -29,16 +29,10 @@ COLOURS = {
 SHAPES = ("ball", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = {"small": (0.30, 0.38), "large": (0.55, 0.76)}  # radius, in half-heights of the frame
-MOTIONS = {
-    "still": "stays still",
-    "right": "moves right",
-    "left": "moves left",
-    "up": "moves up",
-    "down": "moves down",
-    "grows": "grows",
-    "shrinks": "shrinks",
-    "spins": "spins",
+MOTIONS = {"still": "stays still"} | {
+    way: f"moves {way}" for way in ("right", "left", "up", "down")
 }
+MOTIONS |= {change: change for change in ("grows", "shrinks", "spins")}
 BACKGROUNDS = {
     "sky": "over a cloudy sky",
     "grass": "on grass",
@@ -72,6 +66,8 @@ SYNONYMS = {
     "bricks": "brick wall", "street": "tiled floor", "room": "tiled floor", "kitchen": "tiled floor",
     "an": "a", "the": "the", "zoom": "zooms", "pan": "pans",
 }  # fmt: skip
+OF_OBJECTS = {*SHAPES, *COLOURS, *TEXTURES, *SIZES}  # words that no synonym may replace
+PAIRS = {"night sky", "cloudy sky", "stays still", "brick wall", "tiled floor"}  # nor their first
 NUMBERS = {1: "a", 2: "two", 3: "three"}
 CLOSEUP = "in closeup"  # said of a training view that is nearer than the caption's own
 # Words that came later stand behind the others, so that older weights keep their token numbers.
@@ -160,23 +156,19 @@ def held_out(text: str) -> bool:
 
 def all_captions(world: World) -> dict[str, Scene]:
     """Every caption of a world with a scene that shows it, in a fixed order."""
-    out = {}
-    for size, colour, texture, shape, motion, background, camera, number in itertools.product(
-        world.sizes,
-        world.colours,
-        world.textures,
-        world.shapes,
-        world.motions,
-        world.backgrounds,
-        world.cameras,
-        world.numbers,
-    ):
+    out, w = {}, world
+    objects = itertools.product(w.sizes, w.colours, w.textures, w.shapes, w.motions)
+    rest = list(itertools.product(w.backgrounds, w.cameras, w.numbers))
+    for size, colour, texture, shape, motion in objects:
         if motion == "spins" and shape in ("ball", "ring") and texture == "plain":
             continue  # nobody can see it spin
         shown = Object(shape, colour, texture, size, motion)
-        scene = Scene((shown,), background, camera, number=number)
-        out[caption(scene)] = scene
+        scenes = [Scene((shown,), background, camera, number=n) for background, camera, n in rest]
+        out |= {caption(scene): scene for scene in scenes}
     return out
+
+
+all_captions_cached = functools.cache(all_captions)  # built once per process
 
 
 def held_out_captions(world: World, count: int, seed: int = 0) -> list[str]:
@@ -193,19 +185,13 @@ def normalise(text: str, world: World) -> tuple[str, float]:
     world holds becomes "unknown", which the tokenizer turns into <unk>; training has seen that through
     word dropout. Words beyond LONGEST are lost, and counted as well.
     """
-    letters = "".join(c if c.isalnum() else " " for c in text.lower())
-    words, lost, given = [], 0, letters.split()
-    pairs = {"night sky", "cloudy sky", "stays still", "brick wall", "tiled floor"}
-    for i, word in enumerate(given):
-        follows = given[i + 1] if i + 1 < len(given) else ""
-        counted = word in LATER_WORDS and word in words_of(world)  # "stars" of a world that counts
-        if (
-            f"{word} {follows}" not in pairs
-            and not counted
-            and word not in vocabulary_of_objects()
-        ):
+    given = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    words, lost, own = [], 0, words_of(world)
+    for word, follows in itertools.pairwise([*given, ""]):
+        counted = word in LATER_WORDS and word in own  # "stars" of a world that counts
+        if f"{word} {follows}" not in PAIRS and not counted and word not in OF_OBJECTS:
             word = SYNONYMS.get(word, word)
-        known = [w if w in words_of(world) else "unknown" for w in word.split()]
+        known = [w if w in own else "unknown" for w in word.split()]
         lost += "unknown" in known or len(words) + len(known) > LONGEST
         words += known
     return " ".join(words), lost / max(len(given), 1)
@@ -218,15 +204,10 @@ def words_of(world: World) -> set[str]:
     return {w.strip(",") for text in captions for w in text.split()}
 
 
-def vocabulary_of_objects() -> set[str]:
-    """Words that must never be mapped away by a synonym."""
-    return {*SHAPES, *COLOURS, *TEXTURES, *SIZES}
-
-
 def vocabulary() -> set[str]:
     """Every word that a caption of the full grammar can contain, but for LATER_WORDS."""
     phrases = [*MOTIONS.values(), *BACKGROUNDS.values(), *CAMERAS.values(), "a"]
-    return {w for p in phrases for w in p.split()} | vocabulary_of_objects()
+    return {w for p in phrases for w in p.split()} | OF_OBJECTS
 
 
 def attributes(text: str, world: World) -> dict[str, str] | None:
@@ -234,25 +215,9 @@ def attributes(text: str, world: World) -> dict[str, str] | None:
     scene = all_captions_cached(world).get(text)
     if scene is None:
         return None
-    o = scene.objects[0]
-    return {
-        "shape": o.shape,
-        "colour": o.colour,
-        "texture": o.texture,
-        "motion": o.motion,
-        "background": scene.background,
-        "camera": scene.camera,
-    }
-
-
-_captions: dict[World, dict[str, Scene]] = {}
-
-
-def all_captions_cached(world: World) -> dict[str, Scene]:
-    """`all_captions`, built once per process."""
-    if world not in _captions:
-        _captions[world] = all_captions(world)
-    return _captions[world]
+    of_object = ("shape", "colour", "texture", "motion")
+    asked = {name: getattr(scene.objects[0], name) for name in of_object}
+    return asked | {"background": scene.background, "camera": scene.camera}
 
 
 # -- sampling ---------------------------------------------------------------------------------
@@ -267,16 +232,15 @@ def place(scene: Scene, rng: random.Random, copies: int | None = None) -> Scene:
     """
     copies = scene.number if copies is None else copies
     o = scene.objects[0]
-    low, high = SIZES[o.size]
-    radius = rng.uniform(low, high)
+    radius = rng.uniform(*SIZES[o.size])
     angle = rng.uniform(-0.12, 0.12)
-    placed = []
     if copies == 1:
         reach_x = 0.15 if o.motion in ("left", "right") else 0.55
         reach_y = 0.06 if o.motion in ("up", "down") else 0.22
         x, y = rng.uniform(-reach_x, reach_x), rng.uniform(-reach_y, reach_y)
-        placed.append(replace(o, x=x, y=y, radius=radius, angle=angle))
+        placed = [replace(o, x=x, y=y, radius=radius, angle=angle)]
     else:
+        placed = []
         cells = [(-0.85, -0.5), (0.85, -0.5), (-0.85, 0.5), (0.85, 0.5), (0.0, -0.5), (0.0, 0.5)]
         for cx, cy in rng.sample(cells, copies):
             x, y = cx + rng.uniform(-0.12, 0.12), cy + rng.uniform(-0.1, 0.1)
@@ -287,8 +251,8 @@ def place(scene: Scene, rng: random.Random, copies: int | None = None) -> Scene:
 
 
 def sample_scenes(world: World, count: int, seed: int, split: str = "train") -> list[Scene]:
-    """`count` random scenes of one split ("train", "held_out" or "all")."""
+    """`count` random scenes of one split ("train" or "held_out")."""
     rng = random.Random(f"{split}-{seed}")
     texts = all_captions_cached(world)
-    keys = [k for k in texts if split == "all" or held_out(k) == (split == "held_out")]
+    keys = [k for k in texts if held_out(k) == (split == "held_out")]
     return [place(texts[rng.choice(keys)], rng) for _ in range(count)]

@@ -6,17 +6,15 @@
 and optionally Params and DEFAULT_T_I_SHARE (`params.py`). A new method is one such file and
 `conf/method/<name>.yaml`, which lists the parameters with their defaults.
 
-Not implemented: Jenga's bias on text attention and its skipped steps, which need hooks inside the
-attention (its progressive resolution is `cascade` with `scales` and `handoff=latent`); FreeSwim's
-second path, which overrides cross-attention, and HunyuanVideo has none (its window is
-`windows=inward`).
+Not implemented: Jenga's bias on text attention and its skipped steps (its progressive resolution is
+`cascade` with `scales` and `handoff=latent`); FreeSwim's second path (its window is `windows=inward`).
 """
 
 import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from s2flow.errors import UserError
 from s2flow.methods.params import COMMON, parameters
@@ -26,8 +24,8 @@ if TYPE_CHECKING:
     from s2flow.cascade import Generated
     from s2flow.recipe.identity import Recipe
 
-CASCADE_KNOBS = ("low", "t_i", "handoff", "noise", "rope", "temperature", "shift_high")
-CASCADE_KNOBS += ("adain", "stages")
+RESTART_KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
+CASCADE_KNOBS = (*RESTART_KNOBS, "handoff", "noise", "adain", "stages")
 
 
 def method(name: str) -> ModuleType:
@@ -52,16 +50,11 @@ def by_parameter() -> dict[str, list[str]]:
 
 
 def generate(
-    backbone: "Backbone",
-    recipe: "Recipe",
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    **options: Any,
+    backbone: "Backbone", recipe: "Recipe", prompts: Sequence[str], seeds: Sequence[int], **options
 ) -> "Generated":
     """One batch of clips by the recipe's method, for `run.py` and `s2flow.generate` alike.
 
-    options: `clock`, `cache`, `progress`, `on_low` of `Cascade`. The latent may hold NaN: the runner
-    records that as the clip's outcome, `s2flow.generate` raises.
+    options: `clock`, `cache`, `progress`, `on_low`, `on_step` of `Cascade`. The latent may hold NaN.
     """
     from s2flow.cascade import Cascade  # loads torch, which labels and --help do without
 
@@ -69,8 +62,7 @@ def generate(
 
 
 def check(backbone: "Backbone", recipe: "Recipe") -> None:
-    """Raises UserError if the recipe names a layer that the backbone lacks, or an attention backend
-    that cannot be used here."""
+    """Raises UserError for a layer that the backbone lacks, or attention that cannot be used here."""
     if "windows" in recipe.knobs and recipe.attention != "auto":
         from s2flow.cascade import attention_of
 

@@ -6,11 +6,11 @@
 
 with db4 wavelets, level 1, symmetric extension. Own default of t_i: 15 of 50 steps.
 
-Deviation: the deviation of the blur is drawn once per video, from (prompt, seed); drawn per frame, as
-an image method would, it flickers. Deviation: bands are exchanged in latent space by default, not in
-pixels as in the paper: that takes a decoding and an encoding per guided step, which at 2K cost more
-than the step (space=pixel does it). Deviation: the step goes on from z with v', as in DDIM with
-eta = 0; fresh noise after each exchange would leave the flow that all methods here share.
+Deviation: the blur is drawn once per video, from (prompt, seed); drawn per frame it flickers.
+Deviation: bands are exchanged in latent space by default, not in pixels as in the paper, where each
+guided step decodes and encodes, which at 2K costs more than the step (space=pixel does it).
+Deviation: the step goes on from z with v', as in DDIM with eta = 0; fresh noise after each exchange
+would leave the flow that all methods here share.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,11 @@ from torch import Tensor
 from s2flow.cascade import Cascade, Corrector, Generated, LowFlow
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.handoff import resize_video
+from s2flow.methods import RESTART_KNOBS
 from s2flow.methods.filters import dwt, replace_ll, sharpen
 from s2flow.methods.params import check_range
 
-KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
+KNOBS = RESTART_KNOBS
 DEFAULT_T_I_SHARE = 15 / 50
 BLUR_RANGE = (0.1, 2.0)  # of the blur's standard deviation, in pixels
 
@@ -57,14 +58,12 @@ def generate(run: Cascade) -> Generated:
         video = sharpened(run, low)
         reference = run.backbone.encode(video)
         z = run.restart(reference)
-    correctors: list[Corrector] = []
+    t_i, correctors = run.recipe.t_i, []
     if params.guided_steps:
-        steps = range(run.recipe.t_i, run.recipe.t_i - params.guided_steps, -1)
-        replace_band = (
-            latent_bands(reference) if params.space == "latent" else pixel_bands(run, video)
-        )
-        correctors = [structure(steps, replace_band)]
-    return run.finish(run.high_flow(z, run.recipe.t_i, correctors=correctors), low)
+        pixels = params.space == "pixel"
+        replace_band = pixel_bands(run, video) if pixels else latent_bands(reference)
+        correctors = [structure(range(t_i, t_i - params.guided_steps, -1), replace_band)]
+    return run.finish(run.high_flow(z, t_i, correctors=correctors), low)
 
 
 def sharpened(run: Cascade, low: LowFlow) -> Tensor:

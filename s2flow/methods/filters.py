@@ -6,15 +6,13 @@
     sharpen    G <- 2 G - blur(G)                                                         (DiffuseHigh)
 
 Frequencies: rho^2 = rho_h^2 + rho_w^2, each axis in units of its own Nyquist frequency, half a cycle
-per latent pixel. So rho is in cycles per pixel for any frame size: on a non-square frame the cutoff
-is one wavelength (10 pixels at rho = 0.2) in all directions, an ellipse of FFT indices.
+per latent pixel: the cutoff is one wavelength (10 pixels at rho = 0.2) in all directions of any frame.
 
-A wavelet band of n samples has (n + 7) // 2 coefficients, a few more than n / 2, so bands at the
-border are redundant: synthesis after analysis is exact, and analysis after the synthesis of *changed*
-bands returns the coefficients whose 8 taps lie inside the frame, not those that reach over its edge.
+A wavelet band of n samples has (n + 7) // 2 coefficients, so bands at the border are redundant:
+analysis after the synthesis of *changed* bands returns those whose 8 taps lie inside the frame.
 
 All of them are linear and keep dtype and device. PyWavelets works on the CPU: about 1 s in each
-direction for a 2K latent of 117 frames; a step of the model takes a minute.
+direction for a 2K latent of 117 frames, where a step of the model takes a minute.
 """
 
 import pywt

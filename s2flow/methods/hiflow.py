@@ -7,8 +7,8 @@ ref = bicubic x0 of the LR flow at this sigma, two correctors, in this order:
     acceleration   v' += beta_i [(v'_prev + v_ref - v_ref,prev) - v'],  v_ref = (z - ref) / sigma
 
 the second from the second step on; alpha_i = alpha (1 - i / t_i), beta_i = beta (1 - i / t_i).
-v'_prev is the velocity that the previous step was taken with. LP is linear, so the direction is
-computed as v' = v - alpha_i LP(ref - x0) / sigma: one transform, and exactly v where alpha is 0.
+v'_prev is the velocity of the previous step. LP is linear, so the direction is computed as
+v' = v - alpha_i LP(ref - x0) / sigma: one transform.
 
 preset=own: DEFAULT_T_I_SHARE is not set, so t_i is as under paper_parity (its release: 16 of 30 at 2K).
 """
@@ -21,11 +21,12 @@ from torch import Tensor
 from s2flow.cascade import Cascade, Corrector, Generated, LowFlow
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.handoff import resize_latent
+from s2flow.methods import RESTART_KNOBS
 from s2flow.methods.diffusehigh import sharpened
 from s2flow.methods.filters import low_pass
 from s2flow.methods.params import check_range
 
-KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
+KNOBS = RESTART_KNOBS
 
 Reference = Callable[[int], Tensor]
 
@@ -78,6 +79,5 @@ def alignment(reference: Reference, t_i: int, params: Params) -> list[Corrector]
         previous.update(v=v, v_ref=v_ref)
         return v
 
-    return [
-        c for c, strength in ((direction, params.alpha), (acceleration, params.beta)) if strength
-    ]
+    both = ((direction, params.alpha), (acceleration, params.beta))
+    return [corrector for corrector, strength in both if strength]

@@ -8,8 +8,9 @@ of t_i: 35 of 50 steps. Deviation: the rest of MACS is trained, so it is not imp
 
 from s2flow.cascade import Cascade, Generated
 from s2flow.handoff import resize_latent
+from s2flow.methods import RESTART_KNOBS
 
-KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
+KNOBS = RESTART_KNOBS
 DEFAULT_T_I_SHARE = 35 / 50
 
 

@@ -26,7 +26,7 @@ def generate(run: Cascade) -> Generated:
     if run.recipe.scheduler is None:
         return run.finish(run.high_flow(z, run.recipe.steps))
     stock = Scheduled(run.backbone.pipeline, run.recipe.steps, run.backbone.device)
-    run.sigma = stock.levels
+    run.sigma_high = stock.levels
     return run.finish(run.high_flow(z, len(stock.levels) - 1, stock))
 
 

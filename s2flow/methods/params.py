@@ -3,9 +3,9 @@
 A method module may define two things beyond KNOBS and generate:
 
     Params             frozen dataclass of its parameters: float, int or Literal[...] fields with
-                       defaults. __post_init__ refuses invalid values. Optional: ignored() names the
-                       parameters without effect at the other parameters' values; within(t_i) maps
-                       values that t_i HR steps cannot distinguish to one value
+                       defaults; __post_init__ refuses invalid values. Optional: ignored(), names of
+                       parameters without effect at the others' values; within(t_i), one of all
+                       values that t_i HR steps cannot distinguish
     DEFAULT_T_I_SHARE  the method's own default of t_i, as a share of the steps, e.g. 15 / 50
 
 `preset` is common to all methods. It changes defaults only, so it is not part of the recipe.
@@ -88,16 +88,11 @@ def within(params: Any, t_i: int) -> Any:
 
 
 def variant(params: Any, t_i: int) -> str | None:
-    """The parameters that are not at their defaults, as text that tells runs apart in tables.
-
-    A default that `within(t_i)` has reduced still counts as the default.
-    """
-    changed = []
-    defaults = None if params is None else within(type(params)(), t_i)
-    for f in fields(params) if params is not None else ():
-        value = getattr(params, f.name)
-        if value != getattr(defaults, f.name):
-            changed.append(
-                f"{f.name}={value:g}" if isinstance(value, float) else f"{f.name}={value}"
-            )
-    return " ".join(changed) or None
+    """The parameters that are not at their defaults (`within(t_i)`), as text for tables."""
+    if params is None:
+        return None
+    defaults = within(type(params)(), t_i)
+    values = {f.name: getattr(params, f.name) for f in fields(params)}
+    changed = {k: v for k, v in values.items() if v != getattr(defaults, k)}
+    words = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in changed.items())
+    return " ".join(words) or None

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2flow.cascade import Cascade, Generated
+from s2flow.methods import RESTART_KNOBS
 from s2flow.methods.params import check_range
 
-KNOBS = ("low", "t_i", "rope", "temperature", "shift_high")
+KNOBS = RESTART_KNOBS
 DEFAULT_T_I_SHARE = 20 / 50
 
 

@@ -4,11 +4,12 @@
     BY_VOLUME   whether it keeps the share f that sparsity and density ask for
     OPTIONS     the fields of `Policy` that it reads, beside dense_steps and dense_layers
     IGNORES     knobs of the recipe that change nothing under it
-    label(policy) -> str                        a word for tables
-    check(policy, case) -> Policy               the policy as it will run; raises UserError
+    USUAL       the exponents that its label leaves out, where it reads any
+    density(policy, case) -> float              unless BY_VOLUME: the density f to expect, for costs
     decide(policy, case, coverage) -> Windows   a `Plan`, or a decider of `online.py`'s kind
 
-A new policy is one such file, its name in NAMES, and `conf/windows/<name>.yaml`.
+and `label(policy)` and `check(policy, case)` where the defaults of `Policy` will not do. A new policy
+is one such file, its name in NAMES, and `conf/windows/<name>.yaml`.
 """
 
 from torch import Tensor

@@ -11,28 +11,20 @@ from s2flow.plan import Plan
 from s2flow.policies.base import LR, Case, Policy, check_candidates, spelt, static
 from s2flow.windows import CUBE, DEFAULT_EXPONENTS, candidates, choose, to_grid
 
-READS = LR
-BY_VOLUME = True
-OPTIONS = ("exponents",)
-IGNORES = frozenset()
+READS, BY_VOLUME, OPTIONS, IGNORES = LR, True, ("exponents",), frozenset()
+USUAL = DEFAULT_EXPONENTS
 PRESETS = {(CUBE,): "cubes", ((0, 1 / 2, 1 / 2),): "temporal"}
+check = check_candidates
 
 
 def label(policy: Policy) -> str:
     """Its preset, or its exponents spelt out."""
-    return PRESETS.get(policy.exponents) or spelt(policy, DEFAULT_EXPONENTS)
-
-
-def check(policy: Policy, case: Case) -> Policy:
-    """Raises UserError if no candidate has a volume near f."""
-    check_candidates(policy, case)
-    return policy
+    return PRESETS.get(policy.exponents) or spelt(policy)
 
 
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
-    boxes = choose(
-        coverage.float(), candidates(case.f, policy.exponents, case.low_grid)
-    )  # (Eq. 9)
+    every = candidates(case.f, policy.exponents, case.low_grid)
+    boxes = choose(coverage.float(), every)  # (Eq. 9)
     boxes = to_grid(boxes, case.low_grid, case.tokens, case.brick, case.f)
-    return static(policy, case, boxes)
+    return static(policy, case, boxes, coverage)

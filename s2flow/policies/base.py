@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -57,9 +58,15 @@ class Policy:
     @property
     def label(self) -> str:
         """The policy in a word for tables; anything but the usual settings is spelt out."""
-        words = self.module.label(self)
+        module = self.module
+        words = module.label(self) if hasattr(module, "label") else spelt(self)
         words += f" dense_steps={self.dense_steps}" if self.dense_steps else ""
         return words + (f" dense_layers={list(self.dense_layers)}" if self.dense_layers else "")
+
+    def check(self, case: "Case") -> "Policy":
+        """The policy as it will run; raises UserError, in its module's words, if it cannot."""
+        check = getattr(self.module, "check", None)
+        return check(self, case) if check else self
 
     def dense(self, n: int, layer: int, t_i: int) -> bool:
         """Whether a layer attends everything with n of t_i HR steps remaining."""
@@ -68,6 +75,12 @@ class Policy:
     def whole(self, kept: float) -> bool:
         """Whether every window is the whole grid where a share `kept` is asked for (s or f)."""
         return self.name == "full" or (self.module.BY_VOLUME and kept >= 1)
+
+    def density(self, case: "Case") -> float:
+        """Density f before any window is chosen: as requested, or what the module expects."""
+        if self.whole(case.f):
+            return 1.0
+        return case.f if self.module.BY_VOLUME else self.module.density(self, case)
 
     def ignored(self, kept: float) -> frozenset[str]:
         """Knobs of the recipe that change nothing where a share `kept` is asked for."""
@@ -106,21 +119,21 @@ class Case:
         return brick_grid(self.tokens, self.brick)
 
 
-def static(policy: Policy, case: Case, boxes: Tensor) -> Plan:
-    """The plan of boxes (N+1, layers, B, heads, 3) known before the HR flow, with its guards."""
-    whole = torch.tensor(case.grid, dtype=torch.int16)
-    plan = whole_grid(boxes.shape[:-1], case.grid)
-    plan[1 : case.t_i + 1] = boxes[1 : case.t_i + 1]
-    if policy.dense_steps:
-        plan[max(case.t_i - policy.dense_steps, 0) + 1 : case.t_i + 1] = whole
-    for layer in policy.dense_layers:
-        plan[:, layer] = whole
+def static(policy: Policy, case: Case, boxes: Tensor | Sequence[int], coverage: Tensor) -> Plan:
+    """The plan of boxes known before the HR flow, with its guards.
+
+    boxes: (N+1, layers, B, heads, 3), or what broadcasts to that shape of `coverage`.
+    """
+    boxes = torch.as_tensor(boxes, dtype=torch.int16).expand(*coverage.shape[:-3], 3)
+    plan, (steps, layers) = whole_grid(boxes.shape[:-1], case.grid), boxes.shape[:2]
+    windowed = torch.tensor(
+        [
+            [0 < n <= case.t_i and not policy.dense(n, layer, case.t_i) for layer in range(layers)]
+            for n in range(steps)
+        ]
+    )
+    plan[windowed] = boxes[windowed]
     return Plan(plan, case.tokens, case.brick)
-
-
-def everywhere(box: Box, coverage: Tensor) -> Tensor:
-    """One box for all steps, layers, clips and heads of `coverage`: (N+1, layers, B, heads, 3)."""
-    return torch.tensor(box, dtype=torch.int16).expand(*coverage.shape[:-3], 3)
 
 
 # -- policies that choose between candidates ----------------------------------------------------
@@ -133,10 +146,10 @@ def candidates_of(policy: Policy, case: Case) -> list[Box]:
     return [tuple(b) for b in boxes.tolist()]
 
 
-def check_candidates(policy: Policy, case: Case) -> None:
+def check_candidates(policy: Policy, case: Case) -> Policy:
     """Raises UserError unless the LR grid has candidates of volume f, and HR bricks fine enough."""
     if case.f >= 1:
-        return
+        return policy
     boxes = candidates_of(policy, case)
     reached = [realised_density(case.tokens, case.brick, box) for box in boxes]
     nearest = min(reached, key=lambda x: abs(math.log(x / case.f)))
@@ -146,11 +159,12 @@ def check_candidates(policy: Policy, case: Case) -> None:
             f"{'x'.join(map(str, case.tokens))} tokens; the nearest that it reaches is "
             f"{nearest:.4g}: type smaller bricks, or another sparsity"
         )
+    return policy
 
 
-def spelt(policy: Policy, usual: tuple) -> str:
+def spelt(policy: Policy) -> str:
     """The policy's name, with its exponents unless they are the usual ones."""
-    if policy.exponents == usual:
+    if policy.exponents == getattr(policy.module, "USUAL", policy.exponents):
         return policy.name
     shares = ("[" + ",".join(f"{a:.3g}" for a in e) + "]" for e in policy.exponents)
     return f"{policy.name} {' '.join(shares)}"

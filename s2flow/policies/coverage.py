@@ -12,9 +12,7 @@ from s2flow.plan import Plan
 from s2flow.policies.base import LR, Case, Policy, static
 from s2flow.windows import choose_by_target, to_grid
 
-READS = LR
-BY_VOLUME = False
-OPTIONS = ("target", "cap")
+READS, BY_VOLUME, OPTIONS = LR, False, ("target", "cap")
 IGNORES = frozenset({"sparsity", "density"})
 
 
@@ -35,7 +33,13 @@ def check(policy: Policy, case: Case) -> Policy:
     return policy
 
 
+def density(policy: Policy, case: Case) -> float:
+    """Its cap: what is below it depends on the attention."""
+    return policy.cap
+
+
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
     boxes = choose_by_target(coverage.float(), policy.target, policy.cap)
-    return static(policy, case, to_grid(boxes, case.low_grid, case.tokens, case.brick, None))
+    boxes = to_grid(boxes, case.low_grid, case.tokens, case.brick, None)
+    return static(policy, case, boxes, coverage)

@@ -11,33 +11,27 @@ import math
 
 from torch import Tensor
 
-from s2flow.grid import Box, brick_grid
+from s2flow.grid import Box, brick_grid, realised_density
 from s2flow.plan import Plan
-from s2flow.policies.base import NOTHING, Case, Policy, everywhere, static
+from s2flow.policies.base import NOTHING, Case, Policy, static
 
-READS = NOTHING
-BY_VOLUME = False
-OPTIONS = ()
+READS, BY_VOLUME, OPTIONS = NOTHING, False, ()
 IGNORES = frozenset({"sparsity", "density", "brick_low", "coverage_rows"})
 
 
-def label(policy: Policy) -> str:
-    """It has no options."""
-    return policy.name
-
-
-def check(policy: Policy, case: Case) -> Policy:
-    """It can always be used."""
-    return policy
+def density(policy: Policy, case: Case) -> float:
+    """That of its one box."""
+    box = inward_box(case.low_tokens, case.tokens, case.brick)
+    return realised_density(case.tokens, case.brick, box)
 
 
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
     box = inward_box(case.low_tokens, case.tokens, case.brick)
-    return static(policy, case, everywhere(box, coverage))
+    return static(policy, case, box, coverage)
 
 
 def inward_box(low_tokens: Box, tokens: Box, brick: Box) -> Box:
-    """The LR grid's extent in whole HR bricks, at least that of the LR grid where it fits."""
+    """The LR grid's extent in whole HR bricks, where it fits."""
     fitting = zip(low_tokens, brick, brick_grid(tokens, brick), strict=True)
     return tuple(min(math.ceil(n / b), g) for n, b, g in fitting)

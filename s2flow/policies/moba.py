@@ -19,40 +19,32 @@ from s2flow.attention.bricks import brick_attention, brick_density, choose_brick
 from s2flow.attention.problem import Problem
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.errors import UserError
-from s2flow.grid import Box, brick_grid
+from s2flow.plan import Windows
 from s2flow.policies.base import HR, Case, Policy
 from s2flow.policies.online import per_clip
 
-READS = HR
-BY_VOLUME = True
-OPTIONS = ()
+READS, BY_VOLUME, OPTIONS = HR, True, ()
 IGNORES = frozenset({"brick_low", "coverage_rows"})
 
 
-def label(policy: Policy) -> str:
-    """It has no options."""
-    return policy.name
+class Moba(Windows):
+    """Bricks of step n, layer and head as they come; only densities are kept."""
 
-
-class Moba:
-    """Blocks of step n, layer and head as they come; only densities are kept."""
-
-    def __init__(self, policy: Policy, f: float, tokens: Box, brick: Box, t_i: int) -> None:
-        self.policy, self.tokens, self.brick, self.t_i = policy, tokens, brick, t_i
-        self.bricks = math.prod(brick_grid(tokens, brick))
-        self.keep = max(round(f * self.bricks), 1)
+    def __init__(self, policy: Policy, case: Case, coverage: Tensor) -> None:
+        self.policy, self.case, self.bricks = policy, case, math.prod(case.grid)
+        self.keep = max(round(case.f * self.bricks), 1)
         self.pairs: dict[int, list[Tensor]] = defaultdict(list)
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
         """See `plan.Windows`."""
 
         def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-            dense = self.policy.dense(n, layer, self.t_i)
+            dense = self.policy.dense(n, layer, self.case.t_i)
             keep = self.bricks if dense else self.keep
             if keep == self.bricks and attention == "auto":
                 self.pairs[n].append(torch.ones(len(q)))
                 return None  # the model's own dense call, bitwise
-            grid = (self.tokens, self.brick)
+            grid = (self.case.tokens, self.case.brick)
             chosen = choose_bricks(q, k, keep, *grid)
             kept = router.all_heads(brick_density(chosen, *grid))
             self.pairs[n].append(kept.mean(1).cpu())
@@ -61,19 +53,13 @@ class Moba:
 
         return replace
 
-    def work(self, n: int) -> None:
-        """Every head costs the same."""
-
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """Realised density per step: mean over layers, heads and forwards."""
-        pairs = {n: self.pairs[n] for n in steps}
-        return {
-            "density": per_clip(pairs, clip),
-            "moba": {"bricks_kept": self.keep, "bricks": self.bricks},
-        }
+        density = per_clip({n: self.pairs[n] for n in steps}, clip)
+        return {"density": density, "moba": {"bricks_kept": self.keep, "bricks": self.bricks}}
 
-    def kept(self, steps: Sequence[int], clip: int) -> None:
-        """Bricks, not boxes."""
+
+decide = Moba
 
 
 def check(policy: Policy, case: Case) -> Policy:
@@ -86,8 +72,3 @@ def check(policy: Policy, case: Case) -> Policy:
             f"(sparsity={1 / bricks:.4g} with density=volume)"
         )
     return policy
-
-
-def decide(policy: Policy, case: Case, coverage: Tensor) -> "Moba":
-    """See the module."""
-    return Moba(policy, case.f, case.tokens, case.brick, case.t_i)

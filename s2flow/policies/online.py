@@ -6,7 +6,7 @@ and for the second evaluation of heun. What was chosen is kept as a plan, so tha
 histograms are those of the windows that ran.
 """
 
-import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,51 +15,39 @@ from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter, Replacer
 from s2flow.coverage import sample_rows
-from s2flow.grid import Box
-from s2flow.plan import Plan, whole_grid
+from s2flow.plan import Plan, Windows, whole_grid
 from s2flow.policies.base import Case, Policy, candidates_of
 
 
-class Online:
-    """A plan that fills as the HR flow runs; subclasses override `choose`.
+class Online(Windows):
+    """A plan of whole grids that fills as the HR flow runs; subclasses override `choose`.
 
-    plan: of whole grids, written to; boxes: the candidates; rows: query rows sampled per head.
+    Ranks share heads in order, as costs are not known before the forward.
     """
 
-    def __init__(self, policy: Policy, plan: Plan, boxes: list[Box], rows: int, t_i: int) -> None:
-        self.plan, self.boxes, self.rows = plan, boxes, rows
-        self.open = {
-            (n, layer)
-            for n in range(1, t_i + 1)
-            for layer in range(plan.boxes.shape[1])
-            if not policy.dense(n, layer, t_i)
-        }
+    def __init__(self, policy: Policy, case: Case, coverage: Tensor) -> None:
+        self.policy, self.case, self.chosen = policy, case, set()
+        self.plan = Plan(whole_grid(coverage.shape[:-3], case.grid), case.tokens, case.brick)
+        self.boxes = candidates_of(policy, case)
 
-    def choose(
-        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
-    ) -> Tensor:
+    def choose(self, n: int, layer: int, q, k, v, router: AttentionRouter) -> Tensor:
         """Boxes of step n for all heads of a layer, (B, heads, 3), from the heads that are here."""
         raise NotImplementedError
 
     def sampled(self, n: int, layer: int) -> Tensor:
         """Query rows, seeded by step and layer: the same for a clip in any batch."""
-        g = self.plan.tokens
-        return sample_rows(g[0] * g[1] * g[2], self.rows, seed=1000 * n + layer)
+        return sample_rows(math.prod(self.case.tokens), self.case.rows, seed=1000 * n + layer)
 
     def replacer(self, n: int, attention: str, router: AttentionRouter) -> Replacer:
-        """See `plan.Windows`."""
-        return functools.partial(self.plan.attend, n, attention, router, self.fill)
+        """The plan's, once the boxes of this step and layer are in it."""
 
-    def fill(
-        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
-    ) -> None:
-        """Write the boxes of a step and layer to the plan, once."""
-        if (n, layer) in self.open:
-            self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
-            self.open.discard((n, layer))
+        def replace(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+            if not self.policy.dense(n, layer, self.case.t_i) and (n, layer) not in self.chosen:
+                self.plan.boxes[n, layer] = self.choose(n, layer, q, k, v, router)
+                self.chosen.add((n, layer))
+            return self.plan.attend(n, attention, router, layer, q, k, v)
 
-    def work(self, n: int) -> None:
-        """Not known before the forward: ranks share heads in order."""
+        return replace
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
         """That of the plan which came about."""
@@ -68,12 +56,6 @@ class Online:
     def kept(self, steps: Sequence[int], clip: int) -> Tensor:
         """See `plan.Windows`."""
         return self.plan.kept(steps, clip)
-
-
-def unfilled(policy: Policy, case: Case, coverage: Tensor) -> tuple:
-    """The arguments of `Online`: a plan of whole grids, and the candidates."""
-    plan = Plan(whole_grid(coverage.shape[:-3], case.grid), case.tokens, case.brick)
-    return policy, plan, candidates_of(policy, case), case.rows, case.t_i
 
 
 def per_clip(values: dict[int, list[Tensor]], clip: int) -> dict[str, float]:

@@ -15,74 +15,51 @@ from torch import Tensor
 
 from s2flow.backbones.routing import AttentionRouter
 from s2flow.coverage import coverage_by_heads
-from s2flow.grid import Box
-from s2flow.plan import Plan
 from s2flow.policies import adaptive
-from s2flow.policies.base import HR, Case, Policy, check_candidates, spelt
-from s2flow.policies.online import Online, per_clip, unfilled
+from s2flow.policies.base import HR, Case, Policy, check_candidates
+from s2flow.policies.online import Online, per_clip
 from s2flow.windows import DEFAULT_EXPONENTS, choose
 
-READS = HR
-BY_VOLUME = True
-OPTIONS = ("exponents",)
-IGNORES = frozenset()
-
-
-def label(policy: Policy) -> str:
-    """With its exponents, unless they are the usual ones."""
-    return spelt(policy, DEFAULT_EXPONENTS)
-
-
-def check(policy: Policy, case: Case) -> Policy:
-    """Raises UserError if no candidate has a volume near f."""
-    check_candidates(policy, case)
-    return policy
-
-
-def decide(policy: Policy, case: Case, coverage: Tensor) -> "Oracle":
-    """See the module; the LR flow's choice is made beside it, for the regret."""
-    guided = adaptive.decide(policy, case, coverage)
-    return Oracle(*unfilled(policy, case, coverage), guided)
+READS, BY_VOLUME, OPTIONS, IGNORES = HR, True, ("exponents",), frozenset()
+USUAL = DEFAULT_EXPONENTS
+check = check_candidates
 
 
 class Oracle(Online):
-    """guided: the adaptive plan of the LR flow, for the regret."""
+    """See the module; guided: the adaptive plan of the LR flow, for the regret."""
 
-    def __init__(
-        self, policy: Policy, plan: Plan, boxes: list[Box], rows: int, t_i: int, guided: Plan
-    ) -> None:
-        super().__init__(policy, plan, boxes, rows, t_i)
-        self.guided = guided
+    def __init__(self, policy: Policy, case: Case, coverage: Tensor) -> None:
+        super().__init__(policy, case, coverage)
+        self.guided = adaptive.decide(policy, case, coverage)
         self.measured: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.by_layer: dict[int, dict[int, Tensor]] = defaultdict(dict)
 
-    def choose(
-        self, n: int, layer: int, q: Tensor, k: Tensor, v: Tensor, router: AttentionRouter
-    ) -> Tensor:
+    def choose(self, n: int, layer: int, q, k, v, router: AttentionRouter) -> Tensor:
         """See `Online`."""
-        rows, (tokens, brick) = self.sampled(n, layer), (self.plan.tokens, self.plan.brick)
-        r = coverage_by_heads(q, k, rows, tokens, brick, router.text)  # (Eq. 8)
+        rows, case = self.sampled(n, layer), self.case
+        r = coverage_by_heads(q, k, rows, case.tokens, case.brick, router.text)  # (Eq. 8)
         r = router.all_heads(r).cpu()
         best, lr = choose(r, self.boxes), self.guided.boxes[n, layer]  # (Eq. 9)
         reached = coverage_of(r, best)
-        self.measured["coverage"][n].append(reached.mean(1))
         regret = (reached - coverage_of(r, lr)).mean(1)
-        self.measured["regret"][n].append(regret)
+        same = (best == lr).all(-1).float().mean(1)
+        of_step = {"coverage": reached.mean(1), "regret": regret, "same_choice": same}
+        for name, value in of_step.items():
+            self.measured[name][n].append(value)
         self.by_layer[n][layer] = regret
-        self.measured["same_choice"][n].append((best == lr).all(-1).float().mean(1))
         return best
 
     def report(self, steps: Sequence[int], clip: int) -> dict[str, Any]:
-        """Coverage and regret per step (regret per layer, too) beside the plan's densities.
-
-        Layers that chose count.
-        """
+        """Beside the plan's: coverage and regret per step (regret per layer, too), of what chose."""
         means = {name: per_clip(steps, clip) for name, steps in self.measured.items()}
         means["regret_by_layer"] = {
             str(n): {str(layer): round(float(x[clip]), 6) for layer, x in layers.items()}
             for n, layers in self.by_layer.items()
         }
         return super().report(steps, clip) | {"oracle": means}
+
+
+decide = Oracle
 
 
 def coverage_of(r: Tensor, boxes: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 HOW = "python -m s2flow.calibrate windows.file=FILE"
 
-READS = NOTHING
-BY_VOLUME = True
-OPTIONS = ()
+READS, BY_VOLUME, OPTIONS = NOTHING, True, ()
 IGNORES = frozenset({"brick_low", "coverage_rows"})
 
 
@@ -46,10 +44,7 @@ def content_hash(c: Calibration) -> str:
 
 
 def write(path: str, c: Calibration, **more: Any) -> None:
-    """One file; `more` is for people: commit, mean coverage and the like.
-
-    Raises UserError if it cannot be written.
-    """
+    """One file; `more` is for people: commit and the like. Raises UserError if it cannot be written."""
     boxes = [[_word(b) for b in heads] for heads in c.boxes]
     try:
         write_json(Path(path), {**asdict(c), "boxes": boxes, **more})
@@ -64,33 +59,20 @@ def read(path: str | None) -> Calibration:
     if path is None:
         raise UserError(f"windows=sta needs windows.file=FILE; make one with {HOW}")
     try:
-        with open(path, encoding="utf-8") as file:
-            stored = json.load(file)
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        boxes = tuple(tuple(_box(b.split("x")) for b in heads) for heads in stored["boxes"])
+        words = (str(stored["backbone"]), str(stored["weights"]))
+        grid = (_box(stored["tokens"]), _box(stored["brick"]))
+        prompts = tuple(map(str, stored["prompts"]))
+        c = Calibration(*words, *grid, float(stored["f"]), prompts, boxes)
+        table, g = torch.tensor(boxes), torch.tensor(brick_grid(*grid))  # no table if heads differ
+        if table.dim() != 3 or not bool(((table >= 1) & (table <= g)).all()):
+            raise ValueError
     except OSError as error:
         raise UserError(
             f"windows.file={path} cannot be read ({error.strerror}); make it with {HOW}"
         ) from None
-    except ValueError:
-        stored = None
-    try:
-        boxes = tuple(tuple(_box(b.split("x")) for b in heads) for heads in stored["boxes"])
-        c = Calibration(
-            str(stored["backbone"]),
-            str(stored["weights"]),
-            _box(stored["tokens"]),
-            _box(stored["brick"]),
-            float(stored["f"]),
-            tuple(map(str, stored["prompts"])),
-            boxes,
-        )
-        g = brick_grid(c.tokens, c.brick)
-        fits = all(
-            1 <= w <= n for heads in boxes for b in heads for w, n in zip(b, g, strict=True)
-        )
-        whole = boxes and boxes[0] and len({len(heads) for heads in boxes}) == 1
-        if not fits or not whole:
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
         raise UserError(
             f"windows.file={path} holds no windows that fit its grid; make it anew with {HOW}"
         ) from None
@@ -111,7 +93,7 @@ def with_file(policy: Policy, path: str | None) -> Policy:
 def check(policy: Policy, case: Case) -> Policy:
     """The policy with the boxes of its file.
 
-    Raises UserError unless the file was made for this model, grid and f, and for the only HR size.
+    Raises UserError unless it was made for this model, grid and f, and the only HR size.
     """
     if case.sizes > 1:
         raise UserError(
@@ -139,8 +121,8 @@ def check(policy: Policy, case: Case) -> Policy:
 
 def decide(policy: Policy, case: Case, coverage: Tensor) -> Plan:
     """See the module."""
-    boxes = torch.tensor(policy.calibration.boxes, dtype=torch.int16)  # (layers, heads, 3)
-    return static(policy, case, boxes[None, :, None].expand(*coverage.shape[:-3], 3))
+    boxes = torch.tensor(policy.calibration.boxes)  # (layers, heads, 3)
+    return static(policy, case, boxes[:, None], coverage)
 
 
 def _word(sides: Box) -> str:

@@ -1,8 +1,4 @@
-"""Resources of a process: its device, one backbone, and the cache of LR flows.
-
-A process loads a backbone once, and computes an LR flow once for all HR variants of a sweep that share
-it.
-"""
+"""Resources of a process, each made once for all jobs of a sweep: device, backbone, LR flows."""
 
 import functools
 import gc
@@ -22,12 +18,8 @@ from s2flow.errors import UserError
 from s2flow.process.parallel import own_device
 from s2flow.store.lowflow import LowFlowCache
 
-FAMILIES = {
-    "tiny": "s2flow.embedded.backbone",
-    "wan": "s2flow.backbones.wan",
-    "hunyuan": "s2flow.backbones.hunyuan",
-    "hunyuan15": "s2flow.backbones.hunyuan15",
-}
+FAMILIES = {"tiny": "s2flow.embedded.backbone"}
+FAMILIES |= {name: f"s2flow.backbones.{name}" for name in ("wan", "hunyuan", "hunyuan15")}
 _loaded: dict[tuple, Backbone] = {}  # at most one
 
 
@@ -47,10 +39,7 @@ def device_here(name: str) -> str:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a backbone family; `backbones/base.py` describes its interface.
-
-    Raises UserError for an unknown family.
-    """
+    """The module of a backbone family (`backbones/base.py`). Raises UserError for an unknown one."""
     if name not in FAMILIES:
         raise UserError(
             f"backbone.family={name} is unknown; type one of backbone.family={'|'.join(FAMILIES)}"

@@ -8,9 +8,9 @@ more with everything that saves memory and changes no pixel, so that its run id 
     low_flows    LR flows of other clips are kept on disk only, not in memory
     cache        PyTorch's allocator cache is emptied
 
-The job keeps these settings for its following clips and records them (`saving`): reloading the model
-costs more than offloading. The next job of a sweep starts without them. A clip that runs out of memory
-a second time, or while the settings are active, fails, and its message says what to type.
+The job keeps these settings and records them (`saving`), since reloading the model costs more than
+offloading. The next job of a sweep starts without them. A clip that runs out of memory a second time,
+or while the settings are active, fails, and its message says what to type.
 """
 
 import gc
@@ -22,22 +22,15 @@ from omegaconf import DictConfig
 
 from s2flow.store.lowflow import LowFlowCache
 
-OUT_OF_MEMORY_MESSAGES = (  # of plain RuntimeErrors
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUDA out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
+# of plain RuntimeErrors
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
+OUT_OF_MEMORY += ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error means out of memory, on the GPU or the host."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in OUT_OF_MEMORY_MESSAGES
-    )
+    known = isinstance(error, RuntimeError) and any(m in str(error) for m in OUT_OF_MEMORY)
+    return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @dataclass

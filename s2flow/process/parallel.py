@@ -3,10 +3,10 @@
     torchrun --nproc_per_node=8 run.py ...                       8 groups of 1 rank: clips are divided
     torchrun --nproc_per_node=8 run.py context_parallel=4 ...    2 groups of 4 ranks: so is each video
 
-`accelerate launch` sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK) and works, too. Every group
-takes its share of the clips that `shard=k/n` selects. Within a group all ranks run the same code; only
-its first rank, the leader, writes, scores and tracks. Other processes change the store meanwhile, so
-ranks use the leader's view of it. At the end rank 0 gathers the counts and prints the table.
+`accelerate launch` sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK). Every group takes its share
+of the clips that `shard=k/n` selects. Within a group all ranks run the same code; only its first rank,
+the leader, writes, scores and tracks, and ranks use its view of the store, which others change
+meanwhile. At the end rank 0 gathers the counts and prints the table.
 
 A clip that fails on every rank of its group is recorded as failed, as in one process. A rank that
 fails alone ends the job, because the others wait for it: torchrun and accelerate then stop them.
@@ -156,10 +156,8 @@ def _team(k: int, cuda: bool) -> Team:
     groups: list[Any] = [None, None, None]
     for start in range(0, size, k) if k > 1 else ():  # new_group is collective over all ranks
         ranks = list(range(start, start + k))
-        created = [
-            dist.new_group(ranks, timedelta(hours=1), "nccl" if cuda else "gloo"),
-            dist.new_group(ranks, timedelta(days=30), "gloo"),
-            dist.new_group(ranks, FAILURE_TIMEOUT, "gloo"),
-        ]
+        kinds = [(timedelta(hours=1), "nccl" if cuda else "gloo")]
+        kinds += [(timedelta(days=30), "gloo"), (FAILURE_TIMEOUT, "gloo")]
+        created = [dist.new_group(ranks, *kind) for kind in kinds]
         groups = created if me in ranks else groups
     return Team(me, size, k, *groups)

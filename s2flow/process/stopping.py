@@ -11,8 +11,8 @@ already), stops as soon as the running operator returns. SIGKILL and power loss 
 flight and leave its temporary files, which the next start removes. SIGINT keeps Python's handler:
 KeyboardInterrupt, exit status 130.
 
-Only run.py enters `caught`, so that importing s2flow installs no handlers. It handles only signals
-without a handler: submitit's own, which requeues the job, is kept.
+Only run.py enters `caught`, so importing s2flow installs no handlers. Signals that have a handler keep
+it, such as submitit's, which requeues the job.
 """
 
 import signal

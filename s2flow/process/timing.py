@@ -24,9 +24,7 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
     steps: dict[str, dict[int, float]] = field(default_factory=dict)  # seconds per clip
-    watch: Callable[[str, float | None], None] | None = (
-        None  # called with (stage, None), then (stage, seconds)
-    )
+    watch: Callable[[str, float | None], None] | None = None  # of (stage, None or seconds)
     failed_stage: str | None = None  # first stage that raised
 
     @contextmanager

@@ -8,15 +8,12 @@
 
 The list is reduced in this order: `subset`, then `count` (the first n; for `world`, the number that
 is drawn), then `shard` (every n-th of the rest, so that shards are disjoint and together complete).
-An entry keeps its index in the full source: only 944 of VBench's 946 texts are distinct, so entries
-are identified by index, and the runner merges clips by text. Text is taken literally: nothing in it
-is interpolated, and only the line end is stripped.
+An entry keeps its index in the full source, since only 944 of VBench's 946 texts are distinct. Text is
+taken literally: nothing in it is interpolated, and only the line end is stripped.
 
 `augmented` names a second list, as long as the full source: the model gets its entry i in place of
-entry i (such as VBench's long prompts). Scorers still get entry i of the source:
-
-    Prompt.text      input of the model           record["prompt"]; with the seed the clip's key
-    Prompt.original  entry i, where it differs    record["original_prompt"], Clip.prompt of a scorer
+entry i (such as VBench's long prompts). Scorers still get entry i of the source (`Prompt.original`;
+`original_prompt` in a record).
 
     python -m s2flow.prompts vbench half [--seed 0] [--out FILE]      # any subset with its hash
 
@@ -32,7 +29,6 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from s2flow.embedded import world as worlds
 from s2flow.errors import UserError
@@ -49,9 +45,8 @@ VBENCH = {  # the list that the published half was drawn from
     "sha256": "5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd",
     "entries": 946,
 }
-INSTALL_VBENCH = (
-    f"python -m pip install --no-deps {VBENCH['package']}"  # its pins exclude diffusers
-)
+# its pins exclude diffusers
+INSTALL_VBENCH = f"python -m pip install --no-deps {VBENCH['package']}"
 
 DEMO = (
     "a large green striped square moves right over a cloudy sky",
@@ -107,24 +102,21 @@ def load_prompts(
         )
     k, n = parse_shard(shard)
     if source == "file":
-        prompts = _numbered(read_list(file, "prompts.file"))
-    elif source == "vbench":
-        prompts = _read_vbench(file)
-    elif source == "world":
-        # `count` captions are drawn, before any subset
-        prompts = _numbered(_world_captions(world, WORLD_COUNT if count is None else count, seed))
+        texts = read_list(file, "prompts.file")
+    elif source == "world":  # `count` captions are drawn, before any subset
+        texts = _world_captions(world, WORLD_COUNT if count is None else count, seed)
     else:
-        prompts = _numbered(DEMO)
+        texts = DEMO
+    prompts = [Prompt(index, text) for index, text in enumerate(texts)]
+    if source == "vbench":
+        prompts = _read_vbench(file)
     if augmented is not None:
-        prompts = augment(prompts, augmented)
+        prompts = _augment(prompts, augmented)
     return select(prompts, subset, seed)[:count][k - 1 :: n]
 
 
-def augment(prompts: list[Prompt], file: str) -> list[Prompt]:
-    """The same entries, each with the text of the same index in `file` for the model.
-
-    Raises UserError if the file holds more or fewer.
-    """
+def _augment(prompts: list[Prompt], file: str) -> list[Prompt]:
+    """The same entries, each with the text of the same index in `file` for the model."""
     texts = read_list(file, "prompts.augmented")
     if len(texts) != len(prompts):
         raise UserError(
@@ -156,15 +148,7 @@ def select(prompts: list[Prompt], subset: str, seed: int) -> list[Prompt]:
     return [p for p in prompts if subset in p.dimensions]
 
 
-# -- sources ----------------------------------------------------------------------------------
-
-
-def _numbered(texts: Any) -> list[Prompt]:
-    return [Prompt(index, text) for index, text in enumerate(texts)]
-
-
 def _world_captions(world: str, count: int, seed: int) -> list[str]:
-
     known = worlds.WORLDS
     if world not in known:
         raise UserError(
@@ -177,7 +161,13 @@ def _world_captions(world: str, count: int, seed: int) -> list[str]:
 def _read_vbench(file: str | None) -> list[Prompt]:
     path = Path(file).expanduser() if file is not None else installed_vbench_file()
     text = read_text(path, "prompts.file")
-    _warn_of_another_list(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != VBENCH["sha256"]:
+        print(
+            f"warning: {path} is not the list of {VBENCH['package']} (sha256 {digest[:12]}, not "
+            f"{VBENCH['sha256'][:12]}): its indices and halves differ from those of other runs",
+            file=sys.stderr,
+        )
     entries = parse_json(text, path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} holds no list of VBench entries; type a path to {VBENCH_FILE}")
@@ -195,17 +185,6 @@ def _read_vbench(file: str | None) -> list[Prompt]:
     return prompts
 
 
-def _warn_of_another_list(path: Path) -> None:
-    """One line on stderr where the entries are not those of the published half."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != VBENCH["sha256"]:
-        print(
-            f"warning: {path} is not the list of {VBENCH['package']} (sha256 {digest[:12]}, not "
-            f"{VBENCH['sha256'][:12]}): its indices and halves differ from those of other runs",
-            file=sys.stderr,
-        )
-
-
 def installed_vbench_file() -> Path:
     """The JSON inside the installed package, located without importing it (slow, needs CLIP)."""
     spec = importlib.util.find_spec("vbench")
@@ -216,9 +195,6 @@ def installed_vbench_file() -> Path:
         "prompts=vbench reads its prompts from the vbench package, which is not installed; "
         f"type {INSTALL_VBENCH} (or prompts.file=path/to/{VBENCH_FILE})"
     )
-
-
-# -- parsing ----------------------------------------------------------------------------------
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

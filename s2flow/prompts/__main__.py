@@ -11,33 +11,9 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from s2flow.errors import UserError, print_error
-from s2flow.prompts import (
-    SOURCES,
-    SUBSETS,
-    VBENCH,
-    Prompt,
-    installed_vbench_file,
-    load_prompts,
-    select,
-)
-
-
-def published(source: Any, subset: str, seed: int, chosen: list[Prompt]) -> dict[str, Any]:
-    """The published form of a subset, with all that is needed to draw and to check it."""
-    indices = [p.index for p in chosen]
-    digest = hashlib.sha256("".join(f"{i}\n" for i in indices).encode()).hexdigest()
-    about = {"source": source, "subset": subset, "seed": seed, "count": len(indices)}
-    return about | {"sha256": digest, "indices": indices}
-
-
-def described(path: Path, entries: int) -> dict[str, Any]:
-    """A source file by name, hash and length."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    about = {"file": path.name, "sha256": digest, "entries": entries}
-    return VBENCH if digest == VBENCH["sha256"] else about
+from s2flow.prompts import SOURCES, SUBSETS, VBENCH, installed_vbench_file, load_prompts, select
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,11 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     source, given = args.source, {"subset": "full", "seed": args.seed, "shard": "1/1"}
     try:
         prompts = load_prompts(source, file=args.file, count=None, **given)
-        chosen = select(prompts, args.subset, args.seed)
+        indices = [p.index for p in select(prompts, args.subset, args.seed)]
         if source in ("file", "vbench"):
             path = Path(args.file).expanduser() if args.file else installed_vbench_file()
-            source = described(path, len(prompts))
-        text = json.dumps(published(source, args.subset, args.seed, chosen)) + "\n"
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            source = {"file": path.name, "sha256": digest, "entries": len(prompts)}
+            source = VBENCH if digest == VBENCH["sha256"] else source
+        digest = hashlib.sha256("".join(f"{i}\n" for i in indices).encode()).hexdigest()
+        found = {"source": source, "subset": args.subset, "seed": args.seed, "count": len(indices)}
+        text = json.dumps(found | {"sha256": digest, "indices": indices}) + "\n"
         if args.out is None:
             print(text, end="")
         else:

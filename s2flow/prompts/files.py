@@ -50,13 +50,9 @@ def read_text(path: Path, knob: str) -> str:
     return text
 
 
-def _split_lines(text: str) -> list[str]:
-    """Lines without their ends. Not `splitlines`: it also cuts at form feeds and at U+2028."""
-    return re.split(r"\r\n|\n", text.rstrip("\r\n"))
-
-
 def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_split_lines(text), 1):
+    """Not by `splitlines`, which also cuts at form feeds and at U+2028."""
+    for number, line in enumerate(re.split(r"\r\n|\n", text.rstrip("\r\n")), 1):
         yield f"line {number}", line
 
 
@@ -92,9 +88,8 @@ def _json_items(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_split_lines(text), 1):
-        item = parse_json(line, path, f", line {number}")
-        yield f"line {number}", _prompt_of(item, path, f"line {number}")
+    for where, line in _lines(text, path):
+        yield where, _prompt_of(parse_json(line, path, f", {where}"), path, where)
 
 
 def _prompt_of(item: Any, path: Path, where: str) -> Any:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-CONF = (
-    Path(__file__).parents[1] / "conf"
-)  # a link, which a wheel turns into a folder of the package
-if not CONF.is_dir():
-    CONF = Path(__file__).parents[2] / "conf"  # a checkout where links are text files
+CONF = Path(__file__).parents[1] / "conf"  # a link, which a wheel turns into a folder
+if not CONF.is_dir():  # a checkout where links are text files
+    CONF = Path(__file__).parents[2] / "conf"

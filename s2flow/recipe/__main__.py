@@ -7,7 +7,7 @@ import sys
 from dataclasses import Field
 from pathlib import Path
 
-from s2flow.recipe.schema import declared, page
+from s2flow.recipe.schema import CLIP_KNOBS, KNOBS, page
 
 TYPES = {
     "list[int] | None": "Sequence[int] | None",
@@ -44,7 +44,7 @@ THEIRS = """    num_frames: int | None
 
 def keywords() -> str:
     """The text of keywords.py."""
-    knobs = [f"    {f.name}: {_type(f)}\n" for _, f in declared() if f.metadata["clip"]]
+    knobs = [f"    {f.name}: {_type(f)}\n" for f in KNOBS if f.name in CLIP_KNOBS]
     return HEAD + "".join(knobs) + THEIRS
 
 

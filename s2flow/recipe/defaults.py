@@ -9,7 +9,8 @@ grids into one grid of full bricks, else derived from the token grids (`bricks`)
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
-from math import gcd, prod
+from math import ceil, gcd, prod
+from operator import floordiv
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,8 @@ def _sizes(cfg: DictConfig, files: list[DictConfig]) -> None:
 
 def _one_grid(low: Box, high: Box, brick_low: Box, brick_high: Box) -> bool:
     """Whether both token grids are the same grid of bricks, all full."""
-    grids = [
-        [divmod(n, b) for n, b in zip(tokens, brick, strict=True)]
-        for tokens, brick in ((low, brick_low), (high, brick_high))
-    ]
-    return grids[0] == grids[1] and all(rest == 0 for _, rest in grids[0])
+    pairs = zip(map(divmod, low, brick_low), map(divmod, high, brick_high), strict=True)
+    return all(a == b and a[1] == 0 for a, b in pairs)
 
 
 def bricks(low: Box, high: Box) -> tuple[Box, Box]:
@@ -109,24 +107,20 @@ def bricks(low: Box, high: Box) -> tuple[Box, Box]:
     most even one among equals, such that 512 of them remain where the grid is large enough. Sides have
     at most 16 tokens; where no such pair exists, bricks of the sizes' ratio, ragged at the border.
     """
-    pairs = list(zip(low, high, strict=True))
-    most = max(min(BRICK, prod(high) // BRICKS), prod(-(-b // a) for a, b in pairs))
+    sizes = list(zip(low, high, strict=True))
+    most = max(min(BRICK, prod(high) // BRICKS), prod(ceil(b / a) for a, b in sizes))
     grids = product(*([g for g in range(1, n + 1) if n % g == 0] for n in map(gcd, low, high)))
-    even = [tuple(zip(*_quotients(pairs, grid), strict=True)) for grid in grids]
-    full = [p for p in even if prod(p[1]) <= most and max(p[1]) <= 16]
+    pairs = [(tuple(map(floordiv, low, g)), tuple(map(floordiv, high, g))) for g in grids]
+    full = [p for p in pairs if prod(p[1]) <= most and max(p[1]) <= 16]
     if full:
         return max(full, key=lambda p: (prod(p[1]), -sum(p[1])))
-    shapes = [(2, 4, 4), (1, 4, 4), (1, 2, 2), (1, 1, 1)]
-    ragged = [
-        (s, tuple(max(round(n * b / a), 1) for n, (a, b) in zip(s, pairs, strict=True)))
-        for s in shapes
-    ]
-    return next((p for p in ragged if prod(p[1]) <= most), ragged[-1])
-
-
-def _quotients(pairs: list[tuple[int, int]], grid: Box) -> list[tuple[int, int]]:
-    """(LR, HR) side of a brick per axis, for grids of so many bricks."""
-    return [(a // g, b // g) for (a, b), g in zip(pairs, grid, strict=True)]
+    for brick in ((2, 4, 4), (1, 4, 4), (1, 2, 2), (1, 1, 1)):
+        high_brick = tuple(
+            max(round(n * b / a), 1) for n, (a, b) in zip(brick, sizes, strict=True)
+        )
+        if prod(high_brick) <= most:
+            break
+    return brick, high_brick
 
 
 def _windows(given: Any) -> DictConfig:

@@ -8,7 +8,7 @@ that it reads).
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from s2flow.methods.params import variant
 from s2flow.store.recipes import (
@@ -16,80 +16,37 @@ from s2flow.store.recipes import (
     LATER_LOW_FIELDS,
     LOW_FIELDS,
     VERSION,
+    Fields,
     id_of,
     label,
 )
 
-if TYPE_CHECKING:  # the store reads recipes without torch, which takes seconds to load
-    from s2flow.grid import Box
-    from s2flow.policies.base import Policy
+READ_BY_ALL = ("backbone", "weights", "method", "steps", "shift", "frames", "high", "guidance")
+READ_BY_ALL += ("negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2", "params", "pipeline")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Resolved knobs, without open defaults. Sizes are (height, width) in pixels."""
+class Recipe(Fields):
+    """The resolved fields, and which of them count."""
 
-    backbone: str
-    weights: str
-    method: str
-    steps: int
-    shift: float
-    frames: int
-    low: tuple[int, int]
-    high: tuple[int, int]
-    guidance: float
-    negative_prompt: str
-    t_i: int
-    handoff: str
-    noise: str
-    sparsity: float
-    density: str
-    windows: "Policy"
-    brick_low: "Box"
-    brick_high: "Box"
-    coverage_rows: int
-    attention: str
-    solver: str
-    order: int
-    stencil: str
-    lr_time: str
-    upsample: str
-    dtype: str = "float32"  # of the model; the flow's state is always float32
-    rope: str = "none"  # position scaling of the HR stage
-    temperature: float = 1.0  # factor on the HR stage's attention logits
-    shift_high: float | None = None  # of the HR noise grid; None: as shift
-    fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
-    vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
-    guidance_2: float | None = None  # of the second expert of a model that has two
-    adain: bool = False  # the hand-off keeps the LR mean and deviation
-    stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
-    pipeline: Any = None  # state of a loaded pipeline that alters the clip (backbones.inspect)
-    scheduler: Any = (
-        None  # its class and options, where the pipeline's own scheduler takes the steps
-    )
-    input: str | None = None  # hash of the clip that takes the place of the LR flow's
-    params: Any = None  # the method's own Params; None for methods without
     knobs: tuple[str, ...] = ()  # read by the method, beyond those that all methods read
 
     def identity(self) -> dict[str, Any]:
         """The dict that is hashed and stored: plain types, without what this method ignores.
 
         Settings with the same pixels are made equal: a window that is the whole grid is "full", order
-        1 is "euler". ADDED_FIELDS are left out at their values there, so that run ids do not change.
+        1 is "euler".
         """
-        always = ("backbone", "weights", "method", "steps", "shift", "frames", "high")
-        always += ("guidance", "negative_prompt", "dtype", "fp8", "vae_tile", "guidance_2")
-        always += ("params", "pipeline")
         # through JSON, so that tuples are lists and a stored recipe equals a fresh one
         values = json.loads(json.dumps(asdict(self)))
         values["windows"].pop("calibration")  # `file` is its hash
         if not self.windows.file:  # absent from the first records
             values["windows"].pop("file")
-        rope_range = {"rope_low": values["low"]}  # the size that `rope` scales from
-        always += ("input",) if "low" in self.knobs else ()
-        values = {k: values[k] for k in (*always, *self.knobs)}
+        low = values["low"]
+        given = ("input",) if "low" in self.knobs else ()
+        values = {k: values[k] for k in (*READ_BY_ALL, *given, *self.knobs)}
         if "low" not in values and self.rope != "none":
-            values |= rope_range
+            values["rope_low"] = low  # the size that `rope` scales from
         for name in getattr(self.params, "ignored", tuple)():
             del values["params"][name]
         ignored = {k for k, default in ADDED_FIELDS.items() if values.get(k) == default}

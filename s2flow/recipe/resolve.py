@@ -1,12 +1,12 @@
 """From a typed config (schema.py) to the recipe, whose hash is the run id.
 
-Only this module and the schema use OmegaConf. `resolve` checks every knob, fills `null` from the
-backbone, and returns the frozen `Recipe`. Every error is one line: the value, the reason, what to type
-instead.
+`resolve` checks every knob, fills `null` from the backbone, and returns the frozen `Recipe`. Every
+error is one line: the value, the reason, what to type instead.
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from s2flow.policies import NAMES
 from s2flow.policies.base import Case, Policy
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check, check_backbone, check_choices, check_knobs
-from s2flow.recipe.schema import declared
+from s2flow.recipe.schema import KNOBS
 from s2flow.windows import fraction_of_volume
 
 
@@ -43,52 +43,46 @@ def resolve(
     check_choices(cfg)
     module = method(str(cfg.method.name))
     params = typed(module, cfg.method.name, plain(cfg, "method"))
-    filled = {
-        name: getattr(backbone, name) if cfg[name] is None else cfg[name]
-        for name in ("steps", "shift", "frames", "guidance", "negative_prompt")
-    }
-    if filled["negative_prompt"] is None:
-        filled["negative_prompt"] = ""
-    low, high, brick_low, brick_high = (
-        tuple(backbone[n] if cfg[n] is None else cfg[n])
-        for n in ("low", "high", "brick_low", "brick_high")
-    )
+    open_names = ("steps", "shift", "frames", "guidance", "negative_prompt")
+    filled = {name: backbone[name] if cfg[name] is None else cfg[name] for name in open_names}
+    filled["negative_prompt"] = filled["negative_prompt"] or ""
+    names = ("low", "high", "brick_low", "brick_high")
+    sizes = {name: tuple(backbone[name] if cfg[name] is None else cfg[name]) for name in names}
+    other = cfg.shift_high if "shift_high" in knobs and cfg.shift_high != filled["shift"] else None
+    steps_from = partial(_steps_from, filled["steps"], other or filled["shift"])
     check(
         given is None or "low" in knobs,
         f"method={cfg.method.name} has no LR stage that a clip could replace; type method=s2flow",
     )
-    sizes = {"low": low, "high": high, "brick_low": brick_low, "brick_high": brick_high}
-    check_knobs(cfg, filled, sizes, knobs, lambda: _default_t_i(cfg, filled, knobs))
+    check_knobs(cfg, filled, sizes, knobs, lambda: steps_from(backbone.handoff_sigma))
     t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), filled["steps"])
-    t_i = t_i or _default_t_i(cfg, filled, knobs)
-    stages = _stages(cfg, filled, low, high, t_i, knobs) if "stages" in knobs else ()
+    t_i = t_i or steps_from(backbone.handoff_sigma)
+    stages = _stages(cfg, steps_from, sizes, t_i) if "stages" in knobs else ()
     t_i = stages[0][1] if stages else t_i
-    policy = _policy(cfg.windows)
-    tokens, tokens_high = (
+    tokens = [
         (
             (filled["frames"] - 1) // backbone.frame_step + 1,
-            size[0] // backbone.multiple,
-            size[1] // backbone.multiple,
+            *(s // backbone.multiple for s in size),
         )
-        for size in (low, high)
-    )
+        for size in (sizes["low"], sizes["high"])
+    ]
+    policy = _policy(cfg.windows)
     if "windows" in knobs:
-        f = fraction_of_volume(cfg.sparsity, cfg.density)
-        case = Case(f, tokens, brick_low, tokens_high, brick_high, t_i, cfg.coverage_rows)
-        source = {"backbone": backbone.name, "weights": weights, "file": cfg.windows.file}
-        policy = policy.module.check(policy, replace(case, **source, sizes=max(len(stages), 1)))
-    copied = {f.name: cfg[f.name] for _, f in declared() if f.name in Recipe.__dataclass_fields__}
+        case = Case(
+            fraction_of_volume(cfg.sparsity, cfg.density),
+            *(tokens[0], sizes["brick_low"], tokens[1], sizes["brick_high"]),
+            *(t_i, cfg.coverage_rows, backbone.name, weights, cfg.windows.file),
+            sizes=max(len(stages), 1),
+        )
+        policy = policy.check(case)
+    copied = {f.name: cfg[f.name] for f in KNOBS if f.name in Recipe.__dataclass_fields__}
     resolved = {
         "backbone": backbone.name,
         "weights": weights,
         "method": cfg.method.name,
         "params": within(params, t_i),
-        "low": low,
-        "high": high,
         "t_i": t_i,
         "windows": policy,
-        "brick_low": brick_low,
-        "brick_high": brick_high,
         "dtype": backbone.dtype,
         "vae_tile": _vae_tile(cfg),
         "input": given,
@@ -98,10 +92,10 @@ def resolve(
         "knobs": knobs,
         "stages": stages if len(stages) > 1 else (),
         "rope": cfg.rope if "rope" in knobs else "none",
-        "temperature": _temperature(cfg, tokens, tokens_high) if "temperature" in knobs else 1.0,
-        "shift_high": _shift_high(cfg, filled, knobs),
+        "temperature": _temperature(cfg, *tokens) if "temperature" in knobs else 1.0,
+        "shift_high": other,
     }
-    return Recipe(**copied | filled | resolved)
+    return Recipe(**copied | filled | sizes | resolved)
 
 
 def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
@@ -112,33 +106,49 @@ def plain(cfg: DictConfig, group: str) -> dict[str, Any]:
     return OmegaConf.to_container(cfg[group], resolve=True)
 
 
-def _default_t_i(cfg: DictConfig, filled: dict[str, Any], knobs: tuple[str, ...]) -> int:
-    """HR steps from the level of the HR grid that is nearest to the backbone's hand-off level.
+def _steps_from(steps: int, shift: float, level: float) -> int:
+    """HR steps that remain from the noise level of the HR grid nearest to this one, at least 1.
 
     Deviation: the paper counts steps (30 of 50). On another grid these are another noise level, and
     the noise level decides between doubled and blurred objects (Table 4).
     """
-    sigma = sigma_grid(filled["steps"], _shift_high(cfg, filled, knobs) or filled["shift"])
-    return max(int((sigma - cfg.backbone.handoff_sigma).abs().argmin()), 1)
+    return max(int((sigma_grid(steps, shift) - level).abs().argmin()), 1)
 
 
 def _stages(
-    cfg: DictConfig,
-    filled: dict[str, Any],
-    low: tuple,
-    high: tuple,
-    t_i: int,
-    knobs: tuple[str, ...],
+    cfg: DictConfig, steps_from: Callable[[float], int], sizes: dict[str, tuple], t_i: int
 ) -> tuple[tuple[tuple[int, int], int], ...]:
     """((height, width), HR steps remaining at its start) of every size above LR; () if unset.
 
     Sizes are `scales` times `low`, in whole tokens. A level starts at the step nearest to its noise
     level in `switches`; by default the t_i steps are divided evenly.
     """
-    scales, switches = cfg.scales, cfg.switches
+    scales, low, high = cfg.scales, sizes["low"], sizes["high"]
     if scales is None:
-        check(switches is None, "switches needs scales; type scales=[1,1.5,2] with it")
+        check(cfg.switches is None, "switches needs scales; type scales=[1,1.5,2] with it")
         return ()
+    _check_scales(scales, low, high)
+    m, levels = cfg.backbone.multiple, len(scales) - 1
+    grown = [tuple(round(k * side / m) * m for side in low) for k in scales[1:-1]]
+    if cfg.switches is None:
+        steps = [round(t_i * (levels - j) / levels) for j in range(levels)]
+    else:
+        _check_switches(cfg, levels)
+        steps = [steps_from(level) for level in cfg.switches]
+    check(
+        all(a > b for a, b in pairwise([*steps, 0])),
+        f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
+        "fewer than the one before: type more steps, or other switches",
+    )
+    fractional = [k for k in scales[1:] if k != int(k)]
+    check(
+        not fractional or cfg.noise != "aligned" or cfg.handoff == "noisy",
+        f"noise=aligned needs integer scales, got {fractional}; type noise=fresh",
+    )
+    return tuple(zip([*grown, high], steps, strict=True))
+
+
+def _check_scales(scales: Sequence[float], low: tuple, high: tuple) -> None:
     r = high[0] / low[0]
     check(
         len(scales) >= 2 and scales[0] == 1 and all(a < b for a, b in pairwise(scales)),
@@ -154,48 +164,26 @@ def _stages(
         f"scales={list(scales)} ends at {scales[-1]:g}, and high is {r:g} times low; "
         f"type scales=[1,{(1 + r) / 2:g},{r:g}], or another high",
     )
-    m, levels = cfg.backbone.multiple, len(scales) - 1
-    sizes = [tuple(round(k * side / m) * m for side in low) for k in scales[1:-1]] + [high]
-    if switches is None:
-        steps = [round(t_i * (levels - j) / levels) for j in range(levels)]
-    else:
-        check(
-            cfg.t_i is None,
-            f"t_i={cfg.t_i} and switches={list(switches)} set the same; leave one out",
-        )
-        check(
-            len(switches) == levels and all(0 < x < 1 for x in switches),
-            f"switches={list(switches)} holds no noise level in (0, 1) for each of the {levels} sizes "
-            f"above LR; type switches=[{','.join(f'{0.8 * 0.6**j:.2g}' for j in range(levels))}]",
-        )
-        sigma = sigma_grid(filled["steps"], _shift_high(cfg, filled, knobs) or filled["shift"])
-        steps = [max(int((sigma - x).abs().argmin()), 1) for x in switches]
+
+
+def _check_switches(cfg: DictConfig, levels: int) -> None:
+    switches = cfg.switches
     check(
-        all(a > b for a, b in pairwise([*steps, 0])),
-        f"the {levels} sizes of scales={list(scales)} would start with {steps} steps left; each needs "
-        "fewer than the one before: type more steps, or other switches",
+        cfg.t_i is None,
+        f"t_i={cfg.t_i} and switches={list(switches)} set the same; leave one out",
     )
-    if cfg.noise == "aligned" and cfg.handoff != "noisy":
-        fractional = [k for k in scales[1:] if k != int(k)]
-        check(
-            not fractional,
-            f"noise=aligned needs integer scales, got {fractional}; type noise=fresh",
-        )
-    return tuple(zip(sizes, steps, strict=True))
-
-
-def _shift_high(cfg: DictConfig, filled: dict[str, Any], knobs: tuple[str, ...]) -> float | None:
-    """Shift of the HR grid if it differs from that of the LR grid, else None."""
-    return cfg.shift_high if "shift_high" in knobs and cfg.shift_high != filled["shift"] else None
+    check(
+        len(switches) == levels and all(0 < x < 1 for x in switches),
+        f"switches={list(switches)} holds no noise level in (0, 1) for each of the {levels} sizes "
+        f"above LR; type switches=[{','.join(f'{0.8 * 0.6**j:.2g}' for j in range(levels))}]",
+    )
 
 
 def _temperature(cfg: DictConfig, low: Box, high: Box) -> float:
     """Factor on HR logits; auto: sqrt(ln L_hr / ln L_lr), to six digits on every machine."""
-    if cfg.temperature is None:
-        return 1.0
     if cfg.temperature == "auto":
         return round(math.sqrt(math.log(math.prod(high)) / math.log(max(math.prod(low), 2))), 6)
-    return float(cfg.temperature)
+    return 1.0 if cfg.temperature is None else float(cfg.temperature)
 
 
 def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
@@ -206,8 +194,8 @@ def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
         f"guidance_2={given} is for a second expert, and {backbone.name} has one model; "
         "leave guidance_2 out",
     )
-    guidance_2 = backbone.guidance_2 if given is None else given
-    guidance_2 = guidance if guidance_2 is None else guidance_2
+    values = (given, backbone.guidance_2, guidance)
+    guidance_2 = next(x for x in values if x is not None)
     check(
         math.isfinite(guidance_2),
         f"guidance_2={guidance_2} is not finite; type guidance_2={backbone.guidance_2}",
@@ -222,13 +210,10 @@ def _guidance_2(cfg: DictConfig, guidance: float) -> float | None:
 
 def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
     """(side, stride) of the autoencoder's tiles; None for whole frames."""
-    default = cfg.backbone.vae_tile
-    tile, m = (
-        list((default if cfg.vae_tile is None else cfg.vae_tile) or ()),
-        cfg.backbone.multiple,
-    )
+    tile = cfg.backbone.vae_tile if cfg.vae_tile is None else cfg.vae_tile
     if not tile:
         return None
+    tile, m = list(tile), cfg.backbone.multiple
     check(
         cfg.backbone.family != "tiny",
         f"vae_tile={tile}: the autoencoder of backbone={cfg.backbone.name} is small and has no "
@@ -243,31 +228,27 @@ def _vae_tile(cfg: DictConfig) -> tuple[int, int] | None:
 
 
 def _policy(w: Any) -> Policy:
+    """The policy of a `windows` group, with values only of the options that it reads."""
     check(
         w.policy in NAMES, f"windows.policy={w.policy} is unknown; type one of {'|'.join(NAMES)}"
     )
     options = Policy(w.policy).module.OPTIONS
-    for e in w.exponents:
-        check(
-            _is_split(e),
-            f"windows.exponents holds {e}; each entry is three shares that add up to 1: "
-            "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
-        )
-    exponents = [tuple(float(a) for a in e) for e in w.exponents]
-    if "exponents" in options:
-        check(bool(exponents), "windows.exponents is empty; type windows.exponents='[[1,0,0]]'")
-        exponents = [tuple(a / sum(e) for a in e) for e in exponents]
+    exponents = [_split(e) for e in w.exponents]
     check(
-        0 < w.target <= 1,
-        f"windows.target={w.target} is not in (0, 1]; type windows.target=0.95",
+        bool(exponents) or "exponents" not in options,
+        "windows.exponents is empty; type windows.exponents='[[1,0,0]]'",
     )
+    for name, example in (("target", 0.95), ("cap", 0.5)):
+        check(
+            0 < w[name] <= 1,
+            f"windows.{name}={w[name]} is not in (0, 1]; type windows.{name}={example}",
+        )
     for name, values in (("steps", [w.dense_steps]), ("layers", w.dense_layers)):
         check(
             all(x >= 0 for x in values),
             f"windows.dense_{name} holds the negative number {min(values, default=0)}; "
             "type 0 or more",
         )
-    check(0 < w.cap <= 1, f"windows.cap={w.cap} is not in (0, 1]; type windows.cap=0.5")
     return Policy(
         w.policy,
         tuple(exponents) if "exponents" in options else (),
@@ -278,9 +259,15 @@ def _policy(w: Any) -> Policy:
     )
 
 
-def _is_split(e: Any) -> bool:
+def _split(e: Any) -> tuple[float, ...]:
+    """Three shares of a window's volume, which add up to 1 but for rounding."""
     try:
         shares = [float(a) for a in e]
     except (TypeError, ValueError):
-        return False
-    return len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-3
+        shares = []
+    check(
+        len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-3,
+        f"windows.exponents holds {e}; each entry is three shares that add up to 1: "
+        "type windows.exponents='[[0.5,0.5,0],[1,0,0]]'",
+    )
+    return tuple(a / sum(shares) for a in shares)

@@ -1,16 +1,16 @@
 """Every knob of `run.py`, declared once: type, default, choices or range, and a line of help.
 
 A knob is a field of the dataclass of what owns it, `knob(default, about, ...)`; `Config` is all of
-them together. What else says something about knobs is derived from here: which words and numbers
-are refused (`limits.py`), `python run.py --help`, docs/knobs.md (`python -m s2flow.recipe`), and the
-keywords of `s2flow.generate`. `resolve.py` says what the values resolve to; `identity.py`, which of
-them name a run. Importing this registers the schema with Hydra.
+them together. Derived from here: which words and numbers are refused (`limits.py`), `python run.py
+--help`, docs/knobs.md (`python -m s2flow.recipe`), and the keywords of `s2flow.generate`. `resolve.py`
+says what the values resolve to; `identity.py`, which of them name a run. Importing this registers the
+schema with Hydra.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -20,25 +20,22 @@ from omegaconf import MISSING, OmegaConf
 def knob(
     default: Any,
     about: str,
-    *,
     choices: tuple[str, ...] = (),
+    *,
     least: float = -math.inf,
     most: float = math.inf,
     above: float = -math.inf,
     example: Any = None,
-    clip: bool = True,
 ) -> Any:
     """A field of a schema.
 
     about: one line of help; None as a default means "the backbone's", unless about says otherwise.
     choices: the words that may be typed. least, most, above: bounds of a number, the last exclusive.
-    example: what an error tells to type; None: the default. clip: whether the knob describes the clip,
-    so that `s2flow.generate` takes it; else it says where and how clips are made.
+    example: what an error tells to type; None: the default.
     """
-    bounds = {"least": least, "most": most, "above": above}
-    metadata = {"about": about, "choices": choices, **bounds, "clip": clip}
+    metadata = {"about": about, "choices": choices, "least": least, "most": most, "above": above}
     metadata["example"] = default if example is None else example
-    if isinstance(default, (list, dict)) or hasattr(default, "__dataclass_fields__"):
+    if hasattr(default, "__dataclass_fields__"):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -142,10 +139,10 @@ class HandoffKnobs:
         None, "HR steps that remain at the hand-off, 1..steps; null: nearest to handoff_sigma"
     )
     handoff: str = knob(
-        "x0", "what goes to HR; noisy is Eq. 5 literally", choices=("x0", "latent", "noisy")
+        "x0", "what goes to HR; noisy is Eq. 5 literally", ("x0", "latent", "noisy")
     )
     noise: str = knob(
-        "fresh", "of HR; aligned: its block mean is the LR noise", choices=("fresh", "aligned")
+        "fresh", "of HR; aligned: its block mean is the LR noise", ("fresh", "aligned")
     )
     adain: bool = knob(False, "true: keep mean and deviation of the LR latent, per channel")
     scales: list[float] | None = knob(
@@ -167,7 +164,7 @@ class AttentionKnobs:
     density: str = knob(
         "volume",
         "f = sparsity (the paper's text) | f = sparsity^3 (its clock)",
-        choices=("volume", "per_axis"),
+        ("volume", "per_axis"),
     )
     brick_low: list[int] | None = knob(None, "LR tokens per brick (t, h, w)")
     brick_high: list[int] | None = knob(None, "HR tokens per brick; windows are whole bricks")
@@ -175,12 +172,12 @@ class AttentionKnobs:
     attention: str = knob(
         "auto",
         "kernel; usable here: python -m s2flow.attention",
-        choices=("auto", "fa4", "triton", "flex", "tiled", "reference"),
+        ("auto", "fa4", "triton", "flex", "tiled", "reference"),
     )
     rope: str = knob(
         "none",
         "positions at HR: extrapolated | in the LR range | NTK, per axis",
-        choices=("none", "interpolate", "ntk"),
+        ("none", "interpolate", "ntk"),
     )
     temperature: Any = knob(
         None, "factor on HR logits; auto: sqrt(ln L_hr / ln L_lr); null: none", example="auto"
@@ -194,16 +191,14 @@ class SolverKnobs:
     solver: str = knob(
         "lri",
         "lri is the paper's; order belongs to it",
-        choices=("lri", "euler", "ab2", "ab3", "lri_cv", "unipc", "heun"),
+        ("lri", "euler", "ab2", "ab3", "lri_cv", "unipc", "heun"),
     )
     order: int = knob(2, "K of the Taylor step; 1 is Euler")
     stencil: str = knob(
-        "grid", "weights for the actual nodes | Eq. 11 as printed", choices=("grid", "central")
+        "grid", "weights for the actual nodes | Eq. 11 as printed", ("grid", "central")
     )
-    lr_time: str = knob(
-        "sigma", "LR derivatives at equal sigma | at equal SNR", choices=("sigma", "snr")
-    )
-    upsample: str = knob("bilinear", "U of Eq. 12", choices=("bilinear", "nearest", "bicubic"))
+    lr_time: str = knob("sigma", "LR derivatives at equal sigma | at equal SNR", ("sigma", "snr"))
+    upsample: str = knob("bilinear", "U of Eq. 12", ("bilinear", "nearest", "bicubic"))
 
 
 @dataclass
@@ -213,67 +208,50 @@ class ModelKnobs:
     vae_tile: list[int] | None = knob(
         None, "[side,stride] in pixels of the autoencoder's tiles; []: whole frames"
     )
-    fp8: bool = knob(False, "true: transformer weights stored as float8_e4m3fn", clip=False)
+    fp8: bool = knob(False, "true: transformer weights stored as float8_e4m3fn")
 
 
 @dataclass
 class ClipKnobs:
     """Which clips of a prompt are made."""
 
-    prompt: str | None = knob(
-        None, "one prompt, taken literally; null: the prompts group", clip=False
-    )
-    input: str | None = knob(None, "clip.mp4: refine this clip of prompt=...", clip=False)
-    seed: int = knob(0, "of the noise, which depends on (prompt, seed) alone", clip=False)
-    seeds: int = knob(1, "clips of each prompt: seeds seed, seed+1, ...", clip=False)
+    prompt: str | None = knob(None, "one prompt, taken literally; null: the prompts group")
+    input: str | None = knob(None, "clip.mp4: refine this clip of prompt=...")
+    seed: int = knob(0, "of the noise, which depends on (prompt, seed) alone")
+    seeds: int = knob(1, "clips of each prompt: seeds seed, seed+1, ...")
 
 
 @dataclass
 class PlaceKnobs:
     """Where and how; none of these changes a clip beyond rounding."""
 
-    runs_dir: str = knob("runs", "folder of all runs", clip=False)
-    shard: str = knob("1/1", "k/n: this worker takes every n-th prompt", clip=False)
+    runs_dir: str = knob("runs", "folder of all runs")
+    shard: str = knob("1/1", "k/n: this worker takes every n-th prompt")
     cache: str = knob(
         "cached",
         "what of recorded or failed clips is made again",
-        choices=("cached", "retry", "force", "read-only"),
-        clip=False,
+        ("cached", "retry", "force", "read-only"),
     )
-    executor: str = knob("local", "local | ray: workers that keep the model loaded", clip=False)
-    ray: RayConf = knob(
-        RayConf(), "of executor=ray: ray.address, ray.workers, ray.retries", clip=False
-    )
-    batch: int = knob(1, "clips generated together", least=1, clip=False)
-    device: str = knob("auto", "auto | cpu | cuda | cuda:1", clip=False)
-    threads: int | None = knob(
-        None, "CPU threads; null: all cores", least=1, most=1024, example=1, clip=False
-    )
-    context_parallel: Any = knob(1, "k: one video over k processes (torchrun)", clip=False)
-    compile: bool = knob(False, "the transformer as one graph", clip=False)
+    executor: str = knob("local", "local | ray: workers that keep the model loaded")
+    ray: RayConf = knob(RayConf(), "of executor=ray: ray.address, ray.workers, ray.retries")
+    batch: int = knob(1, "clips generated together", least=1)
+    device: str = knob("auto", "auto | cpu | cuda | cuda:1")
+    threads: int | None = knob(None, "CPU threads; null: all cores", least=1, most=1024, example=1)
+    context_parallel: Any = knob(1, "k: one video over k processes (torchrun)")
+    compile: bool = knob(False, "the transformer as one graph")
     offload: str = knob(
-        "none",
-        "parts of the model are on the GPU only while used",
-        choices=("none", "model", "group"),
-        clip=False,
+        "none", "parts of the model are on the GPU only while used", ("none", "model", "group")
     )
-    keep_latents: bool = knob(False, "true: keep the final latent of every clip", clip=False)
+    keep_latents: bool = knob(False, "true: keep the final latent of every clip")
     lr_cache_gib: float = knob(
-        10.0,
-        "GiB of LR flows kept on disk, reused by every HR variant",
-        least=0,
-        most=1e6,
-        clip=False,
+        10.0, "GiB of LR flows kept on disk, reused by every HR variant", least=0, most=1e6
     )
-    lr_cache_dir: str | None = knob(None, "null: runs_dir/lr_cache", clip=False)
+    lr_cache_dir: str | None = knob(None, "null: runs_dir/lr_cache")
     progress: str = knob(
-        "auto",
-        "live lines on a terminal | a line per clip",
-        choices=("auto", "plain", "off"),
-        clip=False,
+        "auto", "live lines on a terminal | a line per clip", ("auto", "plain", "off")
     )
     reproduce: str | None = knob(
-        None, "RUN or RUN/CLIP: make it again, write nothing, report the difference", clip=False
+        None, "RUN or RUN/CLIP: make it again, write nothing, report the difference"
     )
 
 
@@ -281,28 +259,16 @@ class PlaceKnobs:
 class PlanKnobs:
     """What a run would cost, before anything is loaded."""
 
-    plan: bool = knob(False, "true: print FLOPs, seconds, memory, disk; load nothing", clip=False)
-    tflops: float | None = knob(
-        None, "rate of the transformer; null: assumed by device", clip=False
-    )
-    bandwidth: float | None = knob(None, "of the device's memory, GB/s; null: assumed", clip=False)
-    link: float | None = knob(None, "from rank to rank, GB/s; null: assumed", clip=False)
-    memory: float | None = knob(
-        None, "GiB of the GPU planned for; null: this device's", clip=False
-    )
-    check_memory: bool = knob(True, "false: run although it seems not to fit the GPU", clip=False)
+    plan: bool = knob(False, "true: print FLOPs, seconds, memory, disk; load nothing")
+    tflops: float | None = knob(None, "rate of the transformer; null: assumed by device")
+    bandwidth: float | None = knob(None, "of the device's memory, GB/s; null: assumed")
+    link: float | None = knob(None, "from rank to rank, GB/s; null: assumed")
+    memory: float | None = knob(None, "GiB of the GPU planned for; null: this device's")
+    check_memory: bool = knob(True, "false: run although it seems not to fit the GPU")
 
 
-SECTIONS = (
-    AttentionKnobs,
-    SolverKnobs,
-    HandoffKnobs,
-    FlowKnobs,
-    ClipKnobs,
-    ModelKnobs,
-    PlaceKnobs,
-)
-SECTIONS += (PlanKnobs,)
+OF_A_CLIP = (AttentionKnobs, SolverKnobs, HandoffKnobs, FlowKnobs)
+SECTIONS = (*OF_A_CLIP, ClipKnobs, ModelKnobs, PlaceKnobs, PlanKnobs)
 
 
 @dataclass
@@ -317,22 +283,18 @@ class Config(*reversed(SECTIONS)):
     tracker: TrackerConf = field(default_factory=TrackerConf)
 
 
-def declared() -> Iterator[tuple[type, Field]]:
-    """Every knob with the section that it is declared in."""
-    for section in SECTIONS:
-        for f in fields(section):
-            yield section, f
+KNOBS = [f for section in SECTIONS for f in fields(section)]
+CLIP_KNOBS = (*(f.name for section in OF_A_CLIP for f in fields(section)), "vae_tile")
 
 
-CHOICES = {f.name: f.metadata["choices"] for _, f in declared() if f.metadata["choices"]}
-
-
-def default_of(f: Field) -> Any:
-    """A knob's default as it is typed."""
-    if f.default is NO_DEFAULT:  # a group of its own
-        return "..."
-    value = f.default
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+def _rows(section: type) -> Iterator[tuple[str, str, Any]]:
+    """(name, what it is, default as it is typed) of every knob of a section."""
+    for f in fields(section):
+        words, value = " | ".join(f.metadata["choices"]), f.default
+        if value is None or isinstance(value, bool):
+            value = "null" if value is None else str(value).lower()
+        value = "..." if value is NO_DEFAULT else value  # a group of its own
+        yield f.name, (f"{words}: " if words else "") + f.metadata["about"], value
 
 
 def help_lines() -> str:
@@ -340,10 +302,7 @@ def help_lines() -> str:
     lines = []
     for section in SECTIONS:
         lines += ["", f"  {section.__doc__.splitlines()[0]}"]
-        for f in fields(section):
-            words = " | ".join(f.metadata["choices"])
-            about = (f"{words}: " if words else "") + f.metadata["about"]
-            lines.append(f"    {f.name:<16} {about}  [{default_of(f)}]")
+        lines += [f"    {name:<16} {about}  [{value}]" for name, about, value in _rows(section)]
     return "\n".join(lines)
 
 
@@ -354,10 +313,9 @@ def page() -> str:
     for section in SECTIONS:
         lines += [f"## {section.__doc__.splitlines()[0]}", ""]
         lines += ["| knob | default | what it is |", "|---|---|---|"]
-        for f in fields(section):
-            words = " \\| ".join(f.metadata["choices"])
-            about = (f"{words}: " if words else "") + f.metadata["about"].replace("|", "\\|")
-            lines.append(f"| `{f.name}` | `{default_of(f)}` | {about} |")
+        for name, about, value in _rows(section):
+            about = about.replace("|", "\\|")
+            lines.append(f"| `{name}` | `{value}` | {about} |")
         lines.append("")
     return "\n".join(lines)
 

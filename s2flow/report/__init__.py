@@ -8,17 +8,10 @@ The page opens from disk and makes no network request. Its rows are prompts and 
 then the clip of each run, labelled by what differs between the runs. All visible clips play on one
 clock. A clip that is missing, half-written, failed or has an invalid record is replaced by a note. The
 votes that the page saves are read by `s2flow.report.preferences`.
-
-    reading.py   runs read from disk          media.py           addresses of videos and posters
-    labels.py    labels of runs               page.html, .css    the frame
-    content.py   all data of the page         *.js               its scripts: SCRIPTS
-
-The scripts are concatenated to one module, because a browser may not import a second file from disk.
 """
 
 import base64
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +19,11 @@ from jinja2 import Environment, StrictUndefined
 
 from s2flow.errors import UserError
 from s2flow.report.content import page_data
-from s2flow.report.labels import labels
 from s2flow.report.media import Media
 from s2flow.report.reading import read_runs
 from s2flow.store import written_whole
 
-__all__ = ["labels", "read_runs", "write_report"]
-
+# made one module, because a browser may not import a second file from disk
 SCRIPTS = ("dom", "clock", "gallery", "compare", "plots", "table", "vote", "main")
 MARK = '<meta name="generator" content="s2flow.report">'  # marks a page as ours
 
@@ -48,13 +39,18 @@ def write_report(runs_dir: Path, output: Path | None = None, embed: bool = False
     folder = output.suffix.lower() != ".html"
     page = output / "index.html" if folder else output
     runs = read_runs(runs_dir)
-    _refuse_to_overwrite(page, output, folder)
-    how = "embed" if embed else "copy" if folder else "link"
+    if (page.parent / "records").is_dir():
+        raise UserError(f"{output} is a run's folder; type --output with another one")
     try:
-        content = page_data(runs, Media(page.parent, how))
-        title = runs_dir.resolve().name
+        if folder and page.is_file() and MARK not in page.read_text("utf-8", "replace"):
+            raise UserError(
+                f"{page} was not written by this command; type --output with another folder"
+            )
+        content = page_data(runs, Media(page.parent, "embed" if embed else "copy" * folder))
         with written_whole(page) as temporary:
-            temporary.write_bytes(_render(content, title))
+            temporary.write_bytes(_render(content | {"title": runs_dir.resolve().name}))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path without a name
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{page} cannot be written ({reason}); type --output PAGE") from None
@@ -63,44 +59,17 @@ def write_report(runs_dir: Path, output: Path | None = None, embed: bool = False
     return line + (f", {notes} clip(s) with a note of what is wrong" if notes else "")
 
 
-def _refuse_to_overwrite(page: Path, output: Path, folder: bool) -> None:
-    if (page.parent / "records").is_dir():
-        raise UserError(f"{output} is a run's folder; type --output with another one")
-    try:
-        foreign = folder and page.exists() and MARK not in page.read_text("utf-8", "replace")
-    except OSError:
-        foreign = False  # writing it reports why
-    if foreign:
-        raise UserError(
-            f"{page} was not written by this command; type --output with another folder"
-        )
-
-
-def _render(content: dict[str, Any], title: str) -> bytes:
+def _render(content: dict[str, Any]) -> bytes:
     """The page. Texts are data that its scripts show as text; no other script may run."""
-    here = Path(__file__).parent
-    frame, style = ((here / f"page.{e}").read_text(encoding="utf-8") for e in ("html", "css"))
-    script = "\n".join((here / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    names = ("page.html", "page.css", *(f"{name}.js" for name in SCRIPTS))
+    frame, style, *scripts = ((Path(__file__).parent / n).read_text("utf-8") for n in names)
+    parts = {"style": style, "script": "\n".join(scripts)}
+    for name, text in list(parts.items()):
+        digest = hashlib.sha256(text.encode()).digest()
+        parts[f"{name}_hash"] = base64.b64encode(digest).decode()
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     page = jinja.from_string(frame).render(
-        mark=MARK,
-        title=title,
-        data=_data(content | {"title": title}),
-        style=style,
-        script=script,
-        style_hash=_digest(style),
-        script_hash=_digest(script),
+        mark=MARK, title=content["title"], data=content, **parts
     )
     return page.encode("utf-8", "replace")
-
-
-def _data(content: dict[str, Any]) -> str:
-    """JSON without characters of markup."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

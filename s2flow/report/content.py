@@ -1,6 +1,9 @@
-"""The data of the page: runs with their means, rows of clips, and notes of what is wrong."""
+"""The data of the page: runs with their labels and means, rows of clips, notes of what is wrong."""
 
+import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
@@ -10,21 +13,19 @@ import numpy as np
 
 from s2flow.embedded.world import WORLDS
 from s2flow.metrics import bootstrap_interval
-from s2flow.report.labels import differing, labels, natural, text_of
 from s2flow.report.media import Media
 from s2flow.report.reading import Row, Run
 from s2flow.store import STAGES, clip_key, generation_seconds
-from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
+from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS, order_suffix, sparsity_suffix
 
 RESAMPLES = 2000  # of the intervals in the plot
-EMBEDDED = tuple(WORLDS)  # backbones of the toy world
 
 
 def page_data(every: list[Run], media: Media) -> dict[str, Any]:
     """All data of the page, ready for JSON, in an order that depends on the runs alone."""
     runs = [run for run in every if run.shown]
     label = labels(runs)
-    runs.sort(key=lambda run: (natural(label[run.id]), run.id))
+    runs.sort(key=lambda run: (_natural(label[run.id]), run.id))
     place = {row: math.inf for run in runs for row in run.failures}
     place |= {k: r.get("prompt_index", [0])[0] for run in runs for k, r in run.records.items()}
     lows: dict[str, list[Run]] = {}
@@ -41,6 +42,9 @@ def page_data(every: list[Run], media: Media) -> dict[str, Any]:
         named = {"prompt": row[0], "seed": row[1], "original": row[2], "key": clip_key(*row)}
         rows.append(named | {"cells": cells})
     knobs = differing(run.recipe for run in runs)
+    names = sorted({str(run.recipe.get("backbone", "unknown")) for run in runs})
+    toy = " (embedded, of a toy world: no number here compares with the paper's)"
+    names = ", ".join(name + toy * (name in WORLDS) for name in names)
     return {
         "runs": [_summary(run, label[run.id], scores) for run in runs],
         "differ": sorted(knobs),
@@ -48,17 +52,9 @@ def page_data(every: list[Run], media: Media) -> dict[str, Any]:
         "scores": scores,
         "stages": list(STAGES),
         "rows": rows,
-        "about": _about(runs, len(rows)),
+        "about": f"{len(runs)} run(s), {len(rows)} row(s) of prompt and seed; backbone {names}",
         "notes": _notes(every, {clip_key(*row) for row in place}),
     }
-
-
-def _about(runs: list[Run], rows: int) -> str:
-    """The line below the title: counts, and whether the backbone is a toy."""
-    names = sorted({str(run.recipe.get("backbone", "unknown")) for run in runs})
-    toy = " (embedded, of a toy world: no number here compares with the paper's)"
-    names = ", ".join(name + toy * (name in EMBEDDED) for name in names)
-    return f"{len(runs)} run(s), {rows} row(s) of prompt and seed; backbone {names}"
 
 
 def _notes(runs: list[Run], keys: set[str]) -> list[str]:
@@ -88,18 +84,16 @@ def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]
         return {"note": f"{run.broken[key]} cannot be read" if key in run.broken else note}
     video = run.folder / "clips" / Path(record["video"]).name
     size = record["height"], record["width"]
-    density = _mean((record.get("density") or {}).values())
+    density, steps = _mean((record.get("density") or {}).values())
     return {
         "note": note,
         **_video(video, size, record, media, record["bytes"]),
         "scores": [_short(record["scores"].get(name)) for name in scores],
         "seconds": [_short(record["seconds"].get(stage)) for stage in STAGES],
         "total": _short(generation_seconds(record)),
-        "f": _short(density[0]) if density[1] else None,
+        "f": density if steps else None,
         "file": f"{run.id}/clips/{video.name}",
-        "device": record.get("device"),
-        "commit": record.get("commit"),
-        "outcome": record.get("outcome"),
+        **{k: record.get(k) for k in ("device", "commit", "outcome")},
     }
 
 
@@ -129,12 +123,12 @@ def _video(
 ) -> dict[str, Any]:
     """The address of a video with its size, or a note of what is wrong with it."""
     try:
-        with path.open("rb"):
-            size_on_disk = path.stat().st_size
+        with path.open("rb") as file:
+            written = file.seek(0, 2)
     except OSError as error:
         return {"note": f"clips/{path.name}: {error.strerror}"}
-    if size_on_disk == 0 or full not in (None, size_on_disk):
-        return {"note": f"clips/{path.name} is half-written ({size_on_disk} bytes)"}
+    if written == 0 or full not in (None, written):
+        return {"note": f"clips/{path.name} is half-written ({written} bytes)"}
     known = {k: record[k] for k in ("frames", "fps") if k in record}
     return {**media.addresses(path), "height": size[0], "width": size[1], **known}
 
@@ -163,10 +157,7 @@ def _mean(values: Iterable[float | None]) -> tuple[float, int]:
 
 
 def _interval(run: Run, score: str) -> tuple[float, float, float, int] | None:
-    """Mean over prompts, its 95 % bootstrap interval, and how many prompts; None below two.
-
-    The seeds of a prompt are averaged first, as in `s2flow.metrics`.
-    """
+    """Mean over prompts, seeds averaged first, its 95 % interval, their number; None below two."""
     of_prompt: dict[Any, list[float]] = {}
     for row, record in run.records.items():
         if (value := record["scores"].get(score)) is not None:
@@ -176,6 +167,48 @@ def _interval(run: Run, score: str) -> tuple[float, float, float, int] | None:
         return None
     ends = bootstrap_interval(d, resamples=RESAMPLES)
     return (*(_short(float(x)) for x in (d.mean(), *ends)), len(d))
+
+
+def labels(runs: list[Run]) -> dict[str, str]:
+    """Run id -> the knobs in which these runs differ; the id distinguishes equal ones."""
+    words = {run.id: _words(run) for run in runs}
+    differ = differing(words.values())
+    texts = [", ".join(w[k] for k in w if k in differ) or w["method"] for w in words.values()]
+    count, named = Counter(texts), zip(words, texts, strict=True)
+    return {i: f"{text} ({i})" if count[text] > 1 else text for i, text in named}
+
+
+def _words(run: Run) -> dict[str, str]:
+    """A run's knobs as texts; windows and sparsity are one of them, solver and order another."""
+    recipe = dict(run.recipe)
+    words = {"method": str(recipe.pop("method", run.id))}
+    if windows := next((r.get("windows") for r in run.records.values()), None):
+        words["windows"] = windows + sparsity_suffix(recipe)
+    if "solver" in recipe:
+        words["solver"] = recipe["solver"] + order_suffix(recipe)
+    merged = ("sparsity", "density", "solver", "order")
+    rest = {k: v for k, v in recipe.items() if k not in merged and not k.startswith("windows.")}
+    return words | {k: f"{k}={text_of(v)}" for k, v in rest.items()}
+
+
+def differing(knobs: Iterable[dict[str, Any]]) -> set[str]:
+    """The keys that have more than one value among those that have them."""
+    values = {(k, str(v)) for some in knobs for k, v in some.items()}
+    return {k for k, count in Counter(k for k, _ in values).items() if count > 1}
+
+
+def text_of(value: Any) -> str:
+    """A knob's value; [64, 96] is 64x96, fractions in lists have three places."""
+    if isinstance(value, list) and value and all(isinstance(x, int) for x in value):
+        return "x".join(map(str, value))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"(\.\d{3})\d+", r"\1", text) if isinstance(value, list) else text
+
+
+def _natural(text: str) -> list[Any]:
+    """A sort key that puts t_i=8 before t_i=12."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(p) if i % 2 else p for i, p in enumerate(parts)]
 
 
 def _short(value: float | None) -> float | None:

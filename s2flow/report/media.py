@@ -1,9 +1,11 @@
 """Addresses of videos and poster frames: linked, copied beside the page, or embedded."""
 
 import base64
+import contextlib
 import io
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,49 +20,38 @@ POSTER = 320  # pixels on the longer side: 2 KB of a 64x96 clip, some 15 KB of l
 
 @dataclass(frozen=True)
 class Media:
-    """The media of a page in `folder`; how: link, copy or embed.
+    """The media of a page in `folder`; how: "copy" or "embed", else they are linked.
 
-    Copies are in clips/<run>/ and posters/<run>/; existing ones with the clip's size and time are not
-    copied again. All methods raise OSError.
+    Copies are in clips/<run>/ and posters/<run>/; those with the clip's time are not made again.
     """
 
     folder: Path
     how: str
 
     def addresses(self, video: Path) -> dict[str, str]:
-        """`src` of a video, and its `poster` if the video can be decoded."""
-        run, name = video.parent.parent.name, video.name
-        if self.how == "embed":
-            src = _inline("video/mp4", video.read_bytes())
-        elif self.how == "copy":
-            src = self._copied(video, Path("clips", run, name))
+        """`src` of a video, and its `poster` if the video can be decoded. Raises OSError."""
+        run, copied, found = video.parents[1].name, self.how == "copy", {}
+        if copied:
+            place = Path("clips", run, video.name)
+            found["src"] = self._copy(video, place, lambda path: shutil.copyfile(video, path))
+        elif self.how == "embed":
+            found["src"] = _inline("video/mp4", video.read_bytes())
         else:
-            way = os.path.relpath(video.parent.resolve() / name, self.folder.resolve())
-            src = _quoted(Path(way))
-        poster = self._poster(video, Path("posters", run, name).with_suffix(".jpg"))
-        return {"src": src} | ({"poster": poster} if poster else {})
+            way = os.path.relpath(video.parent.resolve() / video.name, self.folder.resolve())
+            found["src"] = _quoted(Path(way))
+        with contextlib.suppress(Undecodable):
+            place = Path("posters", run, f"{video.stem}.jpg")
+            poster = lambda path: path.write_bytes(_jpeg(video))  # noqa: E731
+            inline = None if copied else _inline("image/jpeg", _jpeg(video))
+            found["poster"] = inline or self._copy(video, place, poster)
+        return found
 
-    def _copied(self, video: Path, place: Path) -> str:
-        target = self.folder / place
-        if not _same(video, target):
+    def _copy(self, video: Path, place: Path, make: Callable[[Path], object]) -> str:
+        target, time = self.folder / place, video.stat().st_mtime_ns
+        if not target.exists() or target.stat().st_mtime_ns != time:
             with written_whole(target) as temporary:
-                shutil.copyfile(video, temporary)
-            _date(target, video)
-        return _quoted(place)
-
-    def _poster(self, video: Path, place: Path) -> str | None:
-        target = self.folder / place
-        if self.how == "copy" and target.exists() and _times(target) == _times(video):
-            return _quoted(place)
-        try:
-            picture = _jpeg(video)
-        except Undecodable:
-            return None
-        if self.how != "copy":
-            return _inline("image/jpeg", picture)
-        with written_whole(target) as temporary:
-            temporary.write_bytes(picture)
-        _date(target, video)
+                make(temporary)
+                os.utime(temporary, ns=(time, time))
         return _quoted(place)
 
 
@@ -78,16 +69,3 @@ def _inline(kind: str, content: bytes) -> str:
 
 def _quoted(way: Path) -> str:
     return quote(os.fsencode(way.as_posix()))
-
-
-def _times(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
-def _same(video: Path, copy: Path) -> bool:
-    sizes = copy.exists() and video.stat().st_size == copy.stat().st_size
-    return sizes and _times(video) == _times(copy)
-
-
-def _date(path: Path, like: Path) -> None:
-    os.utime(path, ns=(_times(like), _times(like)))

@@ -6,14 +6,13 @@ A vote says which of two clips of one prompt and seed was better, or neither. Of
 
     win rate of a = mean over prompts of (mean over the prompt's votes of 1 won, 1/2 tied, 0 lost)
 
-with a bootstrap interval over prompts (`s2flow.metrics`), since votes on one prompt, by several people
-or of several seeds, are not independent. Of more than two,
+with a bootstrap interval over prompts (`s2flow.metrics`). Of more than two,
 
     P(a beats b) = 1 / (1 + exp(theta_b - theta_a)),   sum of theta = 0
 
 (Bradley and Terry 1952), theta by maximum likelihood, a tie being half a win for each side. Its
-intervals are theta +- z * sqrt(V) with the cluster-robust sandwich estimator V (White 1982), which
-allows any dependence between the votes on one prompt.
+intervals are theta +- z * sqrt(V) with the cluster-robust sandwich estimator V (White 1982), because
+votes on one prompt, by several people or of several seeds, are not independent. All are at 95 %.
 """
 
 import argparse
@@ -35,15 +34,15 @@ FORMAT = "s2flow votes 1"
 POINTS = {"left": 1.0, "tie": 0.5, "right": 0.0}  # of the left side
 NAMES = ("run", "label", "method")  # columns that can be compared
 STEPS, TOLERANCE = 100, 1e-10  # of Newton's method
+LEVEL = 0.95
 
 
 def read_votes(*paths: str | Path) -> pd.DataFrame:
-    """One row per vote.
+    """One row per vote; of a session that was saved twice the longer file counts.
 
     Columns: file, voter, session, prompt, original, seed, choice (left, right, tie), points (of the
     left side: 1, 1/2, 0), seconds (until the vote), at, and left_<name>, right_<name> for run,
-    label and method. Of a session that was saved twice the longer file counts.
-    Raises UserError for a file that the report page did not save.
+    label and method. Raises UserError for a file that the report page did not save.
     """
     sessions: dict[str, list[dict[str, Any]]] = {}
     for path in map(Path, paths):
@@ -76,28 +75,21 @@ def _vote(vote: dict[str, Any], runs: dict[str, dict[str, Any]]) -> dict[str, An
     row = {k: vote[k] for k in ("prompt", "original", "seed", "choice")}
     row |= {"points": POINTS[vote["choice"]], "seconds": vote["seconds"], "at": vote["at"]}
     for side in ("left", "right"):
-        run = vote[side]
-        named = {"run": run, "label": runs[run]["label"], "method": runs[run]["method"]}
-        row |= {f"{side}_{name}": str(text) for name, text in named.items()}
+        named = runs[vote[side]] | {"run": vote[side]}
+        row |= {f"{side}_{name}": str(named[name]) for name in NAMES}
     return row
 
 
-# -- pairs ------------------------------------------------------------------------------------
-
-
-def win_rates(
-    votes: pd.DataFrame, by: str = "label", level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def win_rates(votes: pd.DataFrame, by: str = "label") -> pd.DataFrame:
     """Of every compared pair: votes, prompts, wins, ties, losses of `a`, its win rate, low and high.
 
     Rates are in [0, 1]. `decided`: the interval excludes 1/2, with votes that are no ties on at least
     6 prompts. Below two prompts there is no interval (NaN).
     """
     rows = []
-    games = _games(votes, by)
-    for (a, b), met in games.groupby(["a", "b"], sort=True):
+    for (a, b), met in _games(votes, by).groupby(["a", "b"], sort=True):
         of_prompt = met.groupby("cluster", sort=True)["points"].mean().to_numpy()
-        low, high = _interval(of_prompt, level, seed)
+        low, high = _interval(of_prompt)
         count = met["points"].map({1.0: "wins", 0.5: "ties", 0.0: "losses"}).value_counts()
         untied = met.loc[met["points"] != 0.5, "cluster"].nunique()
         rows.append(
@@ -111,10 +103,10 @@ def win_rates(
     return pd.DataFrame(rows)
 
 
-def left_share(votes: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float]:
+def left_share(votes: pd.DataFrame) -> tuple[float, float, float]:
     """How often the left side won, with its interval; 1/2 without a bias to a side."""
     of_prompt = votes.groupby(_cluster(votes))["points"].mean().to_numpy()
-    return (float(of_prompt.mean()), *_interval(of_prompt, level, 0))
+    return (float(of_prompt.mean()), *_interval(of_prompt))
 
 
 def _games(votes: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -140,27 +132,23 @@ def _cluster(votes: pd.DataFrame) -> pd.Series:
     return pd.Series([json.dumps([p, None if o != o else o]) for p, o in both], votes.index)
 
 
-def _interval(d: np.ndarray, level: float, seed: int) -> tuple[float, float]:
+def _interval(d: np.ndarray) -> tuple[float, float]:
     """Bootstrap interval of a rate over prompts, within [0, 1].
 
     Where all n prompts have the same rate c, resamples cannot differ. Then the share of prompts with
     another rate is at most x = 1 - ((1 - level) / 2)^(1/n) at this level (Clopper and Pearson), and
     the mean is in [(1 - x) c, (1 - x) c + x].
     """
-    n = len(d)
-    if n < 2:
+    if len(d) < 2:
         return math.nan, math.nan
     if np.ptp(d) == 0:
-        x, c = 1 - ((1 - level) / 2) ** (1 / n), float(d[0])
+        x, c = 1 - ((1 - LEVEL) / 2) ** (1 / len(d)), float(d[0])
         return (1 - x) * c, (1 - x) * c + x
-    low, high = (float(end) for end in bootstrap_interval(d, level, seed))
-    return max(low, 0.0), min(high, 1.0)
+    low, high = bootstrap_interval(d, LEVEL)
+    return max(float(low), 0.0), min(float(high), 1.0)
 
 
-# -- Bradley-Terry ----------------------------------------------------------------------------
-
-
-def ranking(votes: pd.DataFrame, by: str = "label", level: float = 0.95) -> pd.DataFrame:
+def ranking(votes: pd.DataFrame, by: str = "label") -> pd.DataFrame:
     """Everything that was compared, best first: theta (log odds, mean 0), low, high, beats, votes.
 
     `beats`: the mean over the others of the modelled chance to be preferred. Raises UserError where
@@ -168,16 +156,11 @@ def ranking(votes: pd.DataFrame, by: str = "label", level: float = 0.95) -> pd.D
     """
     games = _games(votes, by)
     names = sorted({*games["a"], *games["b"]})
-    index = {name: i for i, name in enumerate(names)}
-    a, b = (games[side].map(index).to_numpy() for side in ("a", "b"))
-    theta, low, high = bradley_terry(
-        a, b, games["points"].to_numpy(), games["cluster"], names, level
-    )
-    chance = 1 / (1 + np.exp(theta[None] - theta[:, None]))
-    np.fill_diagonal(chance, 0)
-    met = np.bincount(np.concatenate([a, b]), minlength=len(names))
+    a, b = (np.searchsorted(names, games[side]) for side in ("a", "b"))
+    theta, low, high = bradley_terry(a, b, games["points"].to_numpy(), games["cluster"], names)
     table = pd.DataFrame({by: names, "theta": theta, "low": low, "high": high})
-    table["beats"], table["votes"] = chance.sum(1) / (len(names) - 1), met
+    table["beats"] = (_chance(theta).sum(1) - 0.5) / (len(names) - 1)  # 1/2 against itself
+    table["votes"] = np.bincount([*a, *b], minlength=len(names))
     return table.sort_values("theta", ascending=False, ignore_index=True)
 
 
@@ -187,7 +170,6 @@ def bradley_terry(
     points: np.ndarray,
     clusters: Iterable[Hashable],
     names: list[str],
-    level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Strengths theta (n,) of n = len(names), sum 0, with the ends of their intervals.
 
@@ -202,16 +184,16 @@ def bradley_terry(
     _require_maximum(wins, names)
     met, theta = wins + wins.T, np.zeros(n)
     for _ in range(STEPS):
-        p = 1 / (1 + np.exp(theta[None] - theta[:, None]))  # p[i, j]: i beats j
+        p = _chance(theta)
         step = np.linalg.pinv(_information(met, p)) @ (wins - met * p).sum(1)
         theta += step / max(1.0, np.abs(step).max())  # at most one unit
         if np.abs(step).max() < TOLERANCE:
             break
     theta -= theta.mean()
-    p = 1 / (1 + np.exp(theta[None] - theta[:, None]))
+    p = _chance(theta)
     residual = points - p[a, b]
-    own, kinds = pd.factorize(pd.Series(clusters).reset_index(drop=True))
-    g = len(kinds)
+    own = pd.factorize(np.array([*clusters]))[0]
+    g = own.max() + 1
     if g < 2:
         return theta, np.full(n, np.nan), np.full(n, np.nan)
     score = np.zeros((g, n))
@@ -219,8 +201,13 @@ def bradley_terry(
     np.add.at(score, (own, b), -residual)
     bread = np.linalg.pinv(_information(met, p))
     variance = bread @ (score.T @ score) @ bread * g / (g - 1)
-    half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(np.diag(variance).clip(0))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * np.sqrt(np.diag(variance).clip(0))
     return theta, theta - half, theta + half
+
+
+def _chance(theta: np.ndarray) -> np.ndarray:
+    """p[i, j]: i beats j."""
+    return 1 / (1 + np.exp(theta[None] - theta[:, None]))
 
 
 def _information(met: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -231,18 +218,14 @@ def _information(met: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def _require_maximum(wins: np.ndarray, names: list[str]) -> None:
     """Every pair must be connected by a chain of (half) wins."""
-    n = len(names)
-    reach = (wins > 0) | np.eye(n, dtype=bool)
-    for _ in range(max(n.bit_length(), 1)):
-        reach = (reach.astype(int) @ reach.astype(int)) > 0
-    for i, j in zip(*np.nonzero(~reach), strict=True):
+    reach = (wins > 0) | np.eye(len(names), dtype=bool)
+    for k in range(len(names)):  # Warshall's closure
+        reach |= np.outer(reach[:, k], reach[k])
+    for i, j in np.argwhere(~reach):
         raise UserError(
             f"no ranking: no chain of wins leads from {names[i]} to {names[j]}, so the best fit is at "
             "infinity; vote on more pairs, or look at the win rates"
         )
-
-
-# -- the command line ---------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,7 +239,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         votes = read_votes(*args.votes)
         rates = win_rates(votes, args.by)
-        print(_summary(votes))
+        share, low, high = left_share(votes)
+        ends = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        print(
+            f"{len(votes)} votes on {votes['prompt'].nunique()} prompts in "
+            f"{votes['session'].nunique()} session(s); {(votes['choice'] == 'tie').mean():.0%} ties; "
+            f"left side {share:.2f}{ends}, 1/2 without a bias to a side. Intervals are 95 %."
+        )
         print(rates.to_string(index=False, float_format="%.3f"))
         if args.csv:
             try:
@@ -271,13 +260,3 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print_error(error)
         sys.exit(2)
-
-
-def _summary(votes: pd.DataFrame) -> str:
-    share, low, high = left_share(votes)
-    ends = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-    return (
-        f"{len(votes)} votes on {votes['prompt'].nunique()} prompts in {votes['session'].nunique()} "
-        f"session(s); {(votes['choice'] == 'tie').mean():.0%} ties; left side {share:.2f}{ends}, "
-        "1/2 without a bias to a side. Intervals are 95 %."
-    )

@@ -12,12 +12,13 @@ from s2flow.store.recipes import VERSION
 from s2flow.store.scorebook import ScoreBook
 from s2flow.store.verify import refuse_single_run
 
-Row = tuple[str, int, str | None]  # prompt, seed, the entry that an augmented prompt replaces
+# prompt, seed, the entry that an augmented prompt replaces (one may replace two)
+Row = tuple[str, int, str | None]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder: finished clips, errors of failed ones, broken files."""
+    """A run's folder."""
 
     folder: Path
     recipe: dict[str, Any]  # flat: windows.name, windows.exponents
@@ -54,17 +55,17 @@ def _read_run(folder: Path) -> Run:
     recipe, book = read_json(folder / "recipe.json") or {}, ScoreBook(folder)
     records, failures, broken = {}, {}, {} if recipe else {"recipe": "recipe.json"}
     for path in sorted(folder.glob("failures/[!.]*.json")):
-        failure = read_json(path) or {}
-        prompt, seed = failure.get("prompt"), failure.get("seed")
-        if isinstance(prompt, str) and isinstance(seed, int):
-            prompt = prompt.encode("utf-8", "replace").decode()
-            failures[_row_of(failure | {"prompt": prompt})] = str(failure.get("error"))
-        else:
-            broken[path.stem] = f"failures/{path.name}"
+        match read_json(path):
+            case {"prompt": str(prompt), "seed": int(seed), **rest}:
+                prompt = prompt.encode("utf-8", "replace").decode()
+                failures[prompt, seed, rest.get("original_prompt")] = str(rest.get("error"))
+            case _:
+                broken[path.stem] = f"failures/{path.name}"
     for path in sorted(folder.glob("records/[!.]*.json")):
         record = read_record(path)
         if record is not None and _sound(record):
-            records[_row_of(record)] = book.joined(record)
+            row = record["prompt"], record["seed"], record.get("original_prompt")
+            records[row] = book.joined(record)
             recipe = {"version": recipe.get("version", VERSION), **record["recipe"]}
         else:
             broken[path.stem] = f"records/{path.name}"
@@ -73,11 +74,6 @@ def _read_run(folder: Path) -> Run:
         nested = isinstance(value, dict)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
     return Run(folder, flat, records, failures, broken)
-
-
-def _row_of(record: dict[str, Any]) -> Row:
-    """One augmented text that replaces two prompts gives two rows."""
-    return record["prompt"], record["seed"], record.get("original_prompt")
 
 
 def _sound(record: dict[str, Any]) -> bool:

@@ -5,8 +5,7 @@
         boxes   (n, layers, heads, 3)    window of each head, in bricks (t, h, w); uint8 if it fits
         grid    (n, 3)                   the whole grid in bricks; it grows between several HR sizes
 
-Clips whose windows are no boxes (methods without windows, `moba`) and old clips have no such file; it
-is optional.
+Clips whose windows are no boxes (methods without windows, `moba`) and old clips have no such file.
 """
 
 import zipfile
@@ -49,18 +48,16 @@ def in_words(windows: Windows) -> tuple[np.ndarray, dict[str, str], list[tuple[s
     """
     boxes, grid = windows["boxes"], windows["grid"]
     words = np.empty(boxes.shape[:3], object)
-    for i, layer, head in np.ndindex(words.shape):
-        box = boxes[i, layer, head]
-        whole = (box == grid[i]).all()
-        words[i, layer, head] = "whole grid" if whole else "x".join(map(str, box))
+    for at in np.ndindex(words.shape):
+        whole = (boxes[at] == grid[at[0]]).all()
+        words[at] = "whole grid" if whole else "x".join(map(str, boxes[at]))
     counts = Counter(words.ravel()).most_common()
-    often = sorted(w for w, _ in counts[: len(COLOURS)])
-    colour = dict(zip(often, COLOURS, strict=False))
-    legend = [(colour[w], f"{w}  {c / words.size:.0%}") for w, c in counts[: len(COLOURS)]]
-    rest = sum(c for _, c in counts[len(COLOURS) :])
-    if rest:
-        others = f"{len(counts) - len(COLOURS)} others  {rest / words.size:.0%}"
-        legend.append((RARER, others))
+    often, rare = counts[: len(COLOURS)], counts[len(COLOURS) :]
+    colour = dict(zip(sorted(w for w, _ in often), COLOURS, strict=False))
+    legend = [(colour[w], f"{w}  {c / words.size:.0%}") for w, c in often]
+    if rare:
+        share = sum(c for _, c in rare) / words.size
+        legend.append((RARER, f"{len(rare)} others  {share:.0%}"))
     return words, colour, legend
 
 
@@ -71,19 +68,18 @@ def window_picture(windows: Windows, title: str = "") -> Image.Image:
     title = title if len(title) <= 72 else title[:71] + "…"
     wide, high = max(320 // n, 8), max(240 // (layers * heads), 2)
     font = ImageFont.load_default(13)
-    left, top, line = 66, 30, 19
-    width, height = n * wide, layers * heads * high
-    tall = max(height, len(legend) * line)
-    needed = max([font.getlength(t) for _, t in legend] + [0])
+    left, top, line, block = 66, 30, 19, heads * high
+    width, height = n * wide, layers * block
+    needed = max(font.getlength(t) for _, t in legend)
     full_width = int(max(left + width + 44 + needed, 16 + font.getlength(title)))
+    tall = max(height, len(legend) * line)
     picture = Image.new("RGB", (full_width, top + tall + 40), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((8, 6), title, INK, font)
-    for i, layer, head in np.ndindex(n, layers, heads):
-        x, y = left + i * wide, top + (layer * heads + head) * high
+    for i, layer, head in np.ndindex(words.shape):
+        x, y = left + i * wide, top + layer * block + head * high
         shade = colour.get(words[i, layer, head], RARER)
         draw.rectangle((x, y, x + wide - 1, y + high - 1), shade)
-    block = heads * high
     every = -(-line // block)  # layers whose names would run into each other are not named
     for layer in range(layers):
         y = top + layer * block

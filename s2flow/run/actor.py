@@ -105,7 +105,7 @@ class Actor:
         return self.job
 
     def _result(self, task: Task) -> dict[str, Any] | str:
-        record = self.job.store.record(task.key)
-        if record is not None:
+        store = self.job.store
+        if (record := store.record(task.key)) is not None:
             return record
-        return self.job.store.failure(task.key)["traceback"].strip().splitlines()[-1]
+        return store.failure(task.key)["traceback"].strip().splitlines()[-1]

@@ -80,21 +80,21 @@ class MeanCoverage:
         return torch.stack([self.sums[i] / self.count[i] for i in sorted(self.sums)]).cpu()
 
 
-REQUIRED_VALUES = (  # knobs with the only value that a calibration supports
-    *(("context_parallel", 1), ("compile", False), ("shard", "1/1")),
-    *(("plan", False), ("scales", None), ("switches", None)),
-)
+REQUIRED_VALUES = {  # knobs with the only value that a calibration supports
+    **{"context_parallel": 1, "compile": False, "shard": "1/1"},
+    **{"plan": False, "scales": None, "switches": None},
+}
 
 
 def calibrate(cfg: DictConfig) -> Calibration:
-    """Choose the windows of a config, and write them to `windows.file`.
+    """Choose the windows of a config (Eq. 9), and write them to `windows.file`.
 
     Raises UserError for values that cannot work.
     """
     path = cfg.windows.file
     if path is None:
         raise UserError("windows.file is not set; type windows.file=sta.json, the file to write")
-    for name, required in REQUIRED_VALUES:
+    for name, required in REQUIRED_VALUES.items():
         if cfg[name] != required:
             raise UserError(f"{name}={cfg[name]} is not for calibration; leave {name} out")
     device = device_here(cfg.device)
@@ -143,11 +143,10 @@ def chosen(
     coverage: MeanCoverage, r: Recipe, low: Box, weights: str, prompts: tuple[str, ...]
 ) -> Calibration:
     """Per layer and head the candidate of the highest mean coverage (Eq. 9)."""
-    f = fraction_of_volume(r.sparsity, r.density)
-    grid = (coverage.tokens, coverage.brick)
+    f, grid = fraction_of_volume(r.sparsity, r.density), (coverage.tokens, coverage.brick)
     boxes = candidates_of(r.windows, Case(f, low, r.brick_low, *grid))
     table = choose(coverage.mean.float(), boxes).tolist()
-    table = tuple(tuple(tuple(b) for b in heads) for heads in table)
+    table = tuple(tuple(map(tuple, heads)) for heads in table)
     return Calibration(r.backbone, weights, *grid, f, prompts, table)
 
 

@@ -29,8 +29,7 @@ from omegaconf import DictConfig
 
 from s2flow.errors import UserError
 from s2flow.process import stopping
-from s2flow.process.loading import device_here
-from s2flow.process.parallel import Team, free_jobs, join
+from s2flow.process.parallel import free_jobs
 from s2flow.process.provenance import provenance
 from s2flow.process.ranks import world_size
 from s2flow.run.actor import Actor, JobRequest
@@ -79,11 +78,6 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def team_here(cfg: DictConfig) -> Team:
-    """The team of this process; under Ray the driver is alone, and actors form their own teams."""
-    return Team() if cfg.executor == "ray" else join(cfg.context_parallel, device_here(cfg.device))
-
-
 def make_all(job: Job, todo: list[Task], tasks: list[Task], clips: int) -> int:
     """`Job.make_all` by Ray's workers."""
     cfg, recipe, folder = job.cfg, job.recipe, job.store.folder
@@ -121,9 +115,7 @@ def start(address: str | None, cpus: int | None = None) -> None:
     Raises UserError if there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "error"
-    )  # no warnings about an unreachable address
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # quiet about unreachable addresses
     if address is None:  # despite its name, keeps Ray on 127.0.0.1; read at import
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     elif address != "auto":  # Ray itself would wait for minutes
@@ -142,22 +134,21 @@ def start(address: str | None, cpus: int | None = None) -> None:
     logging = {"log_to_driver": False, "logging_level": "ERROR"}
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 80 * 2**20}
     on_term = signal.getsignal(signal.SIGTERM)
-    for retries_left in (2, 1, 0):  # Ray's limit of 30 s can be too short on a busy machine
+    message = "Ray cannot start here ({}); try again, or type executor=local"
+    if address is not None:
+        message = (
+            f"no Ray cluster at {address} accepts this command ({{}}); type `ray start --head` "
+            "first, and `export RAY_AUTH_MODE=token` if the cluster asks for one"
+        )
+    for tries_left in (2, 1, 0):  # Ray's limit of 30 s can be too short on a busy machine
         try:
             ray.init(address or "local", **logging, **({} if address else local))
             break
         except Exception as error:
             ray.shutdown()
-            reason = str(error).strip().split("\n")[0]
-            if address is not None:
-                raise UserError(
-                    f"no Ray cluster at {address} accepts this command ({reason}); type `ray start "
-                    "--head` first, and `export RAY_AUTH_MODE=token` if the cluster asks for one"
-                ) from None
-            if not retries_left:
-                raise UserError(
-                    f"Ray cannot start here ({reason}); try again, or type executor=local"
-                ) from None
+            if address is not None or not tries_left:
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(message.format(reason)) from None
     signal.signal(signal.SIGTERM, on_term)  # Ray has replaced the handler
 
 
@@ -177,24 +168,19 @@ class Worker:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        options = {"num_cpus": threads, "num_gpus": int(gpu)}
-        arguments = (os.getcwd(), threads)
+        options, placement = {"num_cpus": threads, "num_gpus": int(gpu)}, None
         if k == 1:
             options |= {"max_restarts": -1, "max_task_retries": retries}
-            return cls([ray.remote(Actor).options(**options).remote(*arguments)])
-        bundle = {"CPU": threads} | ({"GPU": 1} if gpu else {})
-        placement = placement_group([bundle] * k, strategy="STRICT_PACK")
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement)
-        actors = [ray.remote(Actor).options(**options).remote(*arguments) for _ in range(k)]
-        address = actors[0].address.remote()
-        for rank, actor in enumerate(actors):
+        else:
+            bundle = {"CPU": threads} | ({"GPU": 1} if gpu else {})
+            placement = placement_group([bundle] * k, strategy="STRICT_PACK")
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement)
+        kind = ray.remote(Actor).options(**options)
+        actors = [kind.remote(os.getcwd(), threads) for _ in range(k)]
+        address = actors[0].address.remote() if k > 1 else None
+        for rank, actor in enumerate(actors if k > 1 else ()):
             actor.join.remote(rank, k, address)
         return cls(actors, placement)
-
-    def begin(self, request: Any, tasks: list[Task]) -> None:
-        """Send clips to all actors."""
-        self.tasks = tasks
-        self.pending = [actor.make.remote(request, tasks) for actor in self.actors]
 
     def end(self) -> None:
         """Stop all actors."""
@@ -228,7 +214,8 @@ class Workers:
         try:
             while batches or self.busy:
                 while batches and (worker := self._free()):
-                    worker.begin(request, batches.popleft())
+                    worker.tasks = batches.popleft()
+                    worker.pending = [a.make.remote(request, worker.tasks) for a in worker.actors]
                     self.busy |= dict.fromkeys(worker.pending, worker)
                 ready, _ = ray.wait(list(self.busy), timeout=1.0)
                 stopping.check()  # the clips in flight are dropped with their actors
@@ -273,9 +260,8 @@ class Workers:
 
     def end(self) -> None:
         """Stop all idle workers."""
-        for worker in [*self.idle]:
-            worker.end()
-        self.idle.clear()
+        while self.idle:
+            self.idle.pop().end()
 
     def _free(self) -> Worker | None:
         if self.idle:
@@ -290,21 +276,20 @@ class Workers:
         worker.end()
 
 
-_workers_by_key: dict[tuple, Workers] = {}  # at most one
+_kept: dict[tuple, Workers] = {}  # by settings; at most one
 
 
 def _workers(cfg: DictConfig) -> Workers:
     """The workers of this command; reused from an earlier job with the same settings."""
     conf = cfg.ray
     key = (cfg.context_parallel, cfg.threads, cfg.device, conf.address, conf.workers, conf.retries)
-    if key not in _workers_by_key:
-        for workers in _workers_by_key.values():
-            workers.end()
-        _workers_by_key.clear()
+    if key not in _kept:
+        while _kept:
+            _kept.popitem()[1].end()
         cores = (cfg.threads or 1) * cfg.context_parallel
         start(conf.address, max(free_jobs(1), (conf.workers or 1) * cores))
-        _workers_by_key[key] = Workers(cfg)
-    return _workers_by_key[key]
+        _kept[key] = Workers(cfg)
+    return _kept[key]
 
 
 def _capacity(cfg: DictConfig) -> tuple[int, int, bool]:

@@ -166,23 +166,17 @@ class Job:
         except Exception as error:
             ran_out = memory.ran_out(error)
             team.fail_together(error, memory.advice(self.cfg) if ran_out else "")
-            refusal = team.agree(self.refusal(error))
-            if refusal is not None:
+            refusal = str(error) if isinstance(error, UserError) else None
+            if _disk_is_full(error, self.store.folder):
+                refusal = (
+                    f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
+                    "free some space and type the same command again"
+                )
+            if (refusal := team.agree(refusal)) is not None:
                 raise UserError(refusal) from None
             line = f"{type(error).__name__}: {error}".split("\n")[0]
             fields = (repr(error), line, traceback.format_exc(), clock.failed_stage)
             return Failure(*fields, team.agree(ran_out))
-        return None
-
-    def refusal(self, error: Exception) -> str | None:
-        """The message for an error that every clip would have; None if only this clip failed."""
-        if isinstance(error, UserError):
-            return str(error)
-        if _disk_is_full(error, self.store.folder):
-            return (
-                f"the disk of runs_dir={self.cfg.runs_dir} is full; nothing recorded is lost: "
-                "free some space and type the same command again"
-            )
         return None
 
     def save_memory(self, failure: Failure) -> None:
@@ -238,12 +232,12 @@ class Job:
         for i, task in enumerate(group):
             replaces = self.stale.get(task.key)
             for _ in range(MAX_REWRITES):
-                clip_clock = Clock(backbone.device, watch=clock.watch)
+                writing = Clock(backbone.device, watch=clock.watch)
                 with ExitStack() as files:
-                    with clip_clock("write"):
+                    with writing("write"):
                         path = self.write_files(task, i, made, files)
                     record = self.record(task, i, made, path, backbone)
-                    record |= times(clock, clip_clock, made, i)
+                    record |= times(clock, writing, made, i)
                     self.store.commit(task.key, record, files, replaces)
                 if self.store.matches(task.key):
                     break
@@ -286,7 +280,10 @@ class Job:
             **without_nan(made.reports[i]),
             "at": round(time.time(), 3),
             "sweep": sweep(),
-            **self.how_placed(),
+            "compile": self.cfg.compile and self.saving.offload in (None, "none"),
+            "context_parallel": self.team.k,
+            "offload": self.saving.offload or self.cfg.offload,
+            **self.saving.report(),
             "source": self.cfg.backbone.source,
             "revision": checkpoint.revision(Origin.of(self.cfg.backbone)),
             "dtype": self.recipe.dtype,
@@ -294,36 +291,27 @@ class Job:
             **provenance(backbone.device),
         }
 
-    def how_placed(self) -> dict[str, Any]:
-        """Placement of the weights, for the record; not part of the recipe."""
-        return {
-            "compile": self.cfg.compile and self.saving.offload in (None, "none"),
-            "context_parallel": self.team.k,
-            "offload": self.saving.offload or self.cfg.offload,
-            **self.saving.report(),
-        }
-
     def write_files(self, task: Task, i: int, made: Generated, files: ExitStack) -> Path:
         """Videos, contact sheet, windows and latent of clip i of a batch; returns the clip's path."""
         video, fps = made.video[i], self.cfg.backbone.fps
-        path = self.temporary("clips", f"{task.key}.mp4", files)
+
+        def temporary(kind: str, ending: str) -> Path:  # renamed when `files` closes
+            return files.enter_context(written_whole(self.store.path(kind, task.key + ending)))
+
+        path = temporary("clips", ".mp4")
         write_video(path, video, fps)
         rows = [(f"{self.recipe.method} {video.shape[1]}x{video.shape[2]}", video)]
         if made.low_video is not None:
             low = made.low_video[i]
-            write_video(self.temporary("clips", f"{task.key}.low.mp4", files), low, fps)
+            write_video(temporary("clips", ".low.mp4"), low, fps)
             rows.insert(0, (f"LR {low.shape[1]}x{low.shape[2]}", low))
-        contact_sheet(self.temporary("sheets", f"{task.key}.png", files), rows, task.prompt)
+        contact_sheet(temporary("sheets", ".png"), rows, task.prompt)
         if self.cfg.keep_latents:
             latent = {"latent": made.latent[i].float().cpu().contiguous()}
-            save_file(latent, self.temporary("latents", f"{task.key}.safetensors", files))
+            save_file(latent, temporary("latents", ".safetensors"))
         if made.windows and made.windows[i]:
-            save_windows(self.temporary("windows", f"{task.key}.npz", files), made.windows[i])
+            save_windows(temporary("windows", ".npz"), made.windows[i])
         return path
-
-    def temporary(self, kind: str, name: str, files: ExitStack) -> Path:
-        """A temporary path, renamed to its final name when `files` closes without an exception."""
-        return files.enter_context(written_whole(self.store.path(kind, name)))
 
     def rescore(self, recorded: dict[str, dict[str, Any]]) -> int:
         """Add missing verdicts of recorded clips; returns how many clips remain without a score.
@@ -355,16 +343,16 @@ def noise_levels(recipe: Recipe) -> dict[str, Any]:
     return levels | {"sigma_handoff": high[recipe.steps - recipe.t_i] if handed_off else None}
 
 
-def times(clock: Clock, clip_clock: Clock, made: Generated, i: int) -> dict[str, Any]:
+def times(clock: Clock, writing: Clock, made: Generated, i: int) -> dict[str, Any]:
     """Record fields of clip i: seconds per stage and step, and peak memory.
 
-    clock: of the batch, divided by its clips; clip_clock: of this clip alone.
+    clock: of the batch, divided by its clips; writing: of this clip alone.
     """
     batch, reused = len(made.video), made.reports[i].get("low_flow_reused")
+    seconds = {k: v / batch for k, v in clock.seconds.items()} | writing.seconds
     return {
-        "seconds": {k: round(v / batch, 4) for k, v in clock.seconds.items()}
-        | {k: round(v, 4) for k, v in clip_clock.seconds.items()},
-        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | clip_clock.peak_mib).items()},
+        "seconds": {k: round(v, 4) for k, v in seconds.items()},
+        "peak_mib": {k: round(v, 1) for k, v in (clock.peak_mib | writing.peak_mib).items()},
         "step_seconds": {
             stage: {str(n): round(s, 6) for n, s in steps.items()}
             for stage, steps in clock.steps.items()

@@ -33,11 +33,7 @@ class Ready(Callback):
         """Exit with 2 for a launcher without a sweep: Hydra would run the job in this process."""
         name = _launcher(config)
         if name != "basic":
-            _refuse(
-                UserError(
-                    f"hydra/launcher={name} is for sweeps; type python run.py -m ... with it"
-                )
-            )
+            _refuse(f"hydra/launcher={name} is for sweeps; type python run.py -m ... with it")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with 2 for a launcher whose requirements are not met."""
@@ -45,10 +41,8 @@ class Ready(Callback):
         try:
             check(name, config.hydra.launcher)
         except UserError as error:
-            _refuse(error)
-        if (
-            name == "joblib" and config.hydra.launcher.n_jobs == -1
-        ):  # the plugin's default: all cores
+            _refuse(one_line(error))
+        if name == "joblib" and config.hydra.launcher.n_jobs == -1:  # its default: all cores
             with read_write(config):
                 config.hydra.launcher.n_jobs = free_jobs(config.threads)
         if name.startswith(REMOTE_LAUNCHERS):
@@ -60,31 +54,28 @@ class Ready(Callback):
         path = Path(config.hydra.runtime.output_dir) / "error.txt"
         path.unlink(missing_ok=True)
         if isinstance(value, Exception):
-            path.write_text(
-                (one_line(value) if isinstance(value, UserError) else repr(value)) + "\n"
-            )
+            line = one_line(value) if isinstance(value, UserError) else repr(value)
+            path.write_text(line + "\n")
 
 
 def check(name: str, launcher: DictConfig) -> None:
     """Raises UserError for a launcher that cannot start jobs here. Starts or joins Ray if needed."""
-    if name in ("slurm", "submitit_slurm") and not (
-        shutil.which("sbatch") and shutil.which("srun")
-    ):
+    there = shutil.which("sbatch") and shutil.which("srun")
+    if name in ("slurm", "submitit_slurm") and not there:
         raise UserError(
             f"hydra/launcher={name} needs sbatch and srun, and this machine has none; type it where "
             "Slurm is, or hydra/launcher=joblib"
         )
     if name in ("gpus", "ray_cluster"):
-        from s2flow.run import executor  # loads torch, which other launchers do without
+        import torch  # as `executor` does; other launchers do without
 
-        if name == "gpus":
-            import torch
+        from s2flow.run import executor
 
-            if not torch.cuda.device_count():
-                raise UserError(
-                    "hydra/launcher=gpus: torch finds no GPU on this machine; type "
-                    "hydra/launcher=joblib device=cpu"
-                )
+        if name == "gpus" and not torch.cuda.device_count():
+            raise UserError(
+                "hydra/launcher=gpus: torch finds no GPU on this machine; type "
+                "hydra/launcher=joblib device=cpu"
+            )
         executor.start(launcher.ray.init.address)
 
 
@@ -98,7 +89,7 @@ def _launcher(config: DictConfig) -> str:
     return config.hydra.runtime.choices.get("hydra/launcher") or "basic"
 
 
-def _refuse(error: UserError) -> None:
+def _refuse(line: str) -> None:
     """Print and exit: Hydra suppresses exceptions of callbacks, but not SystemExit."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 from safetensors.torch import load_file
 
 from s2flow import methods
@@ -41,7 +40,7 @@ from s2flow.process.ranks import world_size
 from s2flow.recipe.defaults import conf_file
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.limits import check_choices
-from s2flow.recipe.schema import BackboneConf
+from s2flow.recipe.schema import KNOBS, BackboneConf
 from s2flow.scorers.fidelity import psnr
 from s2flow.store import read_record, sha256_of
 from s2flow.store.lowflow import LowFlowCache
@@ -50,18 +49,10 @@ from s2flow.video import read_frames, write_video
 
 # (least PSNR in dB, largest relative latent difference)
 STRICT_TOLERANCE, LOOSE_TOLERANCE = (40.0, 1e-2), (30.0, 0.5)
-COMPARED_FIELDS = ("versions", "device", "commit", "dirty", "threads", "batch", "context_parallel")
+COMPARED_FIELDS = ("device", "commit", "dirty", "threads", "batch", "context_parallel")
 COMPARED_FIELDS += ("offload", "compile")
-READ_KNOBS = (
-    "reproduce",
-    "runs_dir",
-    "backbone",
-    "device",
-    "threads",
-    "offload",
-    "compile",
-    "progress",
-)
+READ_KNOBS = ("reproduce", "runs_dir", "backbone", "device", "threads", "offload", "compile")
+READ_KNOBS += ("progress",)
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -97,7 +88,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     strict = recipe.dtype == "float32" and record.get("batch", 1) == 1
     tolerance = STRICT_TOLERANCE if strict else LOOSE_TOLERANCE
     comparison["within"] = within(comparison, tolerance)
-    show(comparison, record, tolerance)
+    _show(comparison, record, tolerance)
     if not comparison["within"]:
         raise SystemExit(1)
     return comparison
@@ -190,32 +181,23 @@ def restored(cfg: DictConfig, folder: Path, conf: DictConfig) -> Recipe:
 def _recipe(stored: dict[str, Any], conf: DictConfig, file: str | None) -> Recipe:
     """The inverse of `Recipe.identity`: fields that it leaves out change no pixel or have one value."""
     module = methods.method(stored["method"])
-    defaults = {  # of fields that may be left out
-        **{"low": conf.low, "t_i": stored["steps"], "handoff": "x0", "noise": "fresh"},
-        **{"sparsity": 1.0, "density": "volume", "windows": {"name": "full"}},
-        **{"brick_low": conf.brick_low, "brick_high": conf.brick_high, "coverage_rows": 128},
-        **{"attention": "auto", "solver": "euler", "order": 1, "stencil": "grid"},
-        **{"lr_time": "sigma", "upsample": "bilinear", **ADDED_FIELDS},
-    }
-    knobs = defaults | stored
+    defaults = {f.name: f.default for f in KNOBS if f.name in Recipe.__dataclass_fields__}
+    sizes = {name: conf[name] for name in ("low", "brick_low", "brick_high")}
+    unread = {"t_i": stored["steps"], "sparsity": 1.0, "solver": "euler", "order": 1}
+    knobs = defaults | sizes | unread | {"windows": {"name": "full"}} | ADDED_FIELDS | stored
     knobs["low"] = knobs.pop("rope_low", knobs["low"])
     params = getattr(module, "Params", None)
     knobs["params"] = None if params is None else params(**(knobs["params"] or {}))
-    windows = knobs["windows"]
-    knobs["windows"] = Policy(**_frozen(windows | {"exponents": windows.get("exponents", [])}))
-    if windows.get("file"):
-        policy = sta.with_file(knobs["windows"], file)
-        if policy.file != windows["file"]:
+    windows = {"exponents": []} | knobs["windows"]
+    knobs["windows"] = policy = Policy(**{k: _tuples(v) for k, v in windows.items()})
+    if policy.file:
+        knobs["windows"] = sta.with_file(policy, file)
+        if knobs["windows"].file != policy.file:
             raise UserError(
-                f"windows.file={file} holds windows {policy.file}, and the run was made with "
-                f"{windows['file']}; type windows.file=FILE with those"
+                f"windows.file={file} holds windows {knobs['windows'].file}, and the run was made "
+                f"with {policy.file}; type windows.file=FILE with those"
             )
-        knobs["windows"] = policy
-    return Recipe(**_frozen(knobs), knobs=module.KNOBS)
-
-
-def _frozen(knobs: dict[str, Any]) -> dict[str, Any]:
-    return {k: _tuples(v) for k, v in knobs.items()}
+    return Recipe(**{k: _tuples(v) for k, v in knobs.items()}, knobs=module.KNOBS)
 
 
 def _tuples(value: Any) -> Any:
@@ -251,11 +233,12 @@ def compared(made: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(record: dict[str, Any], here: dict[str, Any]) -> dict[str, list[Any]]:
-    """{name: [old, new]} of differing COMPARED_FIELDS; versions one by one."""
-    flat = [{k: x.get(k) for k in COMPARED_FIELDS if k != "versions"} for x in (record, here)]
-    for fields, x in zip(flat, (record, here), strict=True):
-        fields |= {f"versions.{k}": v for k, v in (x.get("versions") or {}).items()}
-    old, new = flat
+    """{name: [old, new]} of differing COMPARED_FIELDS, and of versions one by one."""
+    old, new = (
+        {k: x.get(k) for k in COMPARED_FIELDS}
+        | {f"versions.{k}": v for k, v in (x.get("versions") or {}).items()}
+        for x in (record, here)
+    )
     return {k: [old.get(k), new.get(k)] for k in {**old, **new} if old.get(k) != new.get(k)}
 
 
@@ -266,9 +249,8 @@ def within(comparison: dict[str, Any], tolerance: tuple[float, float]) -> bool:
     return comparison["psnr"] >= least and (latent is None or latent <= most)
 
 
-def show(result: dict[str, Any], record: dict[str, Any], tolerance: tuple[float, float]) -> None:
-    """Print the comparison."""
-    console, (least, most) = Console(highlight=False), tolerance
+def _show(result: dict[str, Any], record: dict[str, Any], tolerance: tuple[float, float]) -> None:
+    least, most = tolerance
     latent = result["largest_latent_difference"]
     lines = [
         f"{result['run_id']}/{result['clip']}  {json.dumps(record['prompt'], ensure_ascii=False)}, "
@@ -280,5 +262,4 @@ def show(result: dict[str, Any], record: dict[str, Any], tolerance: tuple[float,
         f"{'within' if result['within'] else 'OVER'} the tolerance: "
         f"PSNR {least:g} dB, latents {most:g}",
     ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    print("\n".join(lines))

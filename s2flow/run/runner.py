@@ -5,7 +5,6 @@ Recorded clips are skipped, so repeating a command resumes it (unless `cache` ch
 counts and the command to type.
 """
 
-import gc
 import json
 import shlex
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from s2flow.backbones.base import Origin
 from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process import loading
-from s2flow.process.parallel import Team
+from s2flow.process.parallel import Team, join
 from s2flow.process.stopping import Preempted
 from s2flow.recipe.given import Given, fitted
 from s2flow.recipe.identity import Recipe
@@ -52,8 +51,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.reproduce is not None:
         return reproduce(cfg)
     executor.check(cfg)
-    with without_gc():
-        tasks = clip_tasks(cfg)
+    tasks = clip_tasks(cfg)
     if cfg.plan:
         return _plan(cfg, tasks)
     given = _given(cfg)
@@ -66,10 +64,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     identity = {"version": VERSION, **recipe.identity()}
     store = Store(cfg.runs_dir, recipe.run_id, identity, write=write)
     scoring = Scoring(store.book, scorers if write else {}, arguments)
-    team = executor.team_here(cfg)
-    with without_gc():
-        share = team.share(tasks)
-        workload = team.agree(work(cfg.cache, store, share))
+    # under Ray the driver is alone, and actors form their own teams
+    alone, device = cfg.executor == "ray", loading.device_here(cfg.device)
+    team = Team() if alone else join(cfg.context_parallel, device)
+    share = team.share(tasks)
+    workload = team.agree(work(cfg.cache, store, share))
     job = Job(cfg, recipe, store, scoring, team, workload.stale, given=given)
     counts = {"made": 0, "failed": 0, "failed_before": len(workload.failed), "unscored": 0}
     with _summed_over_processes(team, counts):
@@ -81,12 +80,21 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         made = [store.record(t.key) for t in workload.todo if not job.lacks(t)]
         counts["made"] = len(made)
         counts["unscored"] += sum(not scoring.scored(r) for r in made if team.leads)
-    summary = _summary(job, tasks, counts)
+    store.book.refresh()  # with verdicts of other processes
+    keys = [t.key for t in tasks]
+    summary = {
+        "run_id": recipe.run_id,
+        "label": recipe.label + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
+        "experiment": experiment(),
+        "clips": len(tasks),
+        **counts,
+        "folder": str(store.folder),
+        "tally": store.tally(keys),
+        "records": store.records(keys),  # records are read on demand
+    }
     if team.first:
         print_run(summary)
-    problem = _failure_message(summary, workload.failed)
-    if not write and summary["tally"]["clips"] < len(tasks):
-        problem = _missing_message(cfg, summary)
+    problem = _problem(cfg, summary, workload.failed)
     if problem:
         error = UserError(problem)
         error.summary, error.reported = summary, not team.first  # for the sweep's table
@@ -162,68 +170,35 @@ def _summed_over_processes(team: Team, counts: dict[str, int]) -> Iterator[None]
         raise preempted or Preempted("another process's signal")
 
 
-def _summary(job: Job, tasks: list[Task], counts: dict[str, int]) -> dict[str, Any]:
-    """The data of the closing table and the sweep's table."""
-    cfg, store, keys = job.cfg, job.store, [t.key for t in tasks]
-    store.book.refresh()  # with verdicts of other processes
-    with without_gc():
-        tally = store.tally(keys)
-    return {
-        "run_id": job.recipe.run_id,
-        "label": job.recipe.label + ("" if cfg.shard == "1/1" else f", shard {cfg.shard}"),
-        "experiment": experiment(),
-        "clips": len(tasks),
-        **counts,
-        "folder": str(store.folder),
-        "tally": tally,
-        "records": store.records(keys),  # records are read on demand
-    }
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Disable garbage collection: each pass would visit a million objects of modules."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _failure_message(summary: dict[str, Any], failed_before: list[Task]) -> str:
-    """Message with failed and unscored clips and what to type; "" if there are none."""
-    clips, messages = summary["clips"], []
+def _problem(cfg: DictConfig, summary: dict[str, Any], failed_before: list[Task]) -> str:
+    """Missing, failed and unscored clips, and what to type; "" if there are none."""
+    clips, folder, messages = summary["clips"], summary["folder"], []
+    complete = summary["tally"]["clips"]
+    if cfg.cache == "read-only" and complete < clips:
+        return (
+            f"{clips - complete} of {clips} clips are not in {folder}, and cache=read-only makes "
+            f"none; type {command(cfg)}"
+        )
     if summary["failed"]:
         messages += [
-            f"{summary['failed']} of {clips} clips failed, {summary['tally']['clips']} are complete; "
-            f"tracebacks are in {summary['folder']}/failures"
+            f"{summary['failed']} of {clips} clips failed, {complete} are complete; tracebacks are "
+            f"in {folder}/failures"
         ]
     if summary["failed_before"]:
         names = [json.dumps(t.prompt, ensure_ascii=False) for t in failed_before[:3]]
         names += ["..."] if summary["failed_before"] > len(names) else []
         messages += [
             f"{summary['failed_before']} of {clips} clips failed before and were left out "
-            f"({', '.join(names)}); tracebacks are in {summary['folder']}/failures"
+            f"({', '.join(names)}); tracebacks are in {folder}/failures"
         ]
     if messages:
         messages += ["type cache=retry to try them again"]
     if summary["unscored"]:
         messages += [
             f"{summary['unscored']} of {clips} clips lack scores; the reasons are in "
-            f"{summary['folder']}/scores; the same command tries again"
+            f"{folder}/scores; the same command tries again"
         ]
     return "; ".join(messages)
-
-
-def _missing_message(cfg: DictConfig, summary: dict[str, Any]) -> str:
-    """Message for cache=read-only: how many clips are missing, and the command that makes them."""
-    missing = summary["clips"] - summary["tally"]["clips"]
-    return (
-        f"{missing} of {summary['clips']} clips are not in {summary['folder']}, and cache=read-only "
-        f"makes none; type {command(cfg)}"
-    )
 
 
 def command(cfg: DictConfig) -> str:

@@ -1,18 +1,8 @@
 """What is measured on a finished clip.
 
-A scorer reads only what was saved (the mp4, the prompt, the seed, other runs in the same folder),
-never the model, so that a clip can be scored again later and on another machine. `Scorer` is the
-interface; `Suite` is a group of scorers that are built together but scored and resumed one by one.
-None means "does not apply to this clip" and becomes JSON null. Whatever is missing apart from the
-clip (another run, a package, weights) is an error that says what to type.
-
-    builtin.py    temporal flickering as VBench defines it; needs nothing else
-    fidelity.py   PSNR, SSIM, LPIPS and relative errors against the same clip of another run
-    highres.py    detail, doubling, seams, fine flicker, black and frozen frames
-    musiq.py      MUSIQ on native crops, where its weights are
-    world.py      does a clip of the toy world show what its caption says? how often? how sharply?
-    vbench/       VBench's own code, six dimensions, here or in an environment of its own
-    oracle.py     the trained classifier behind world.py
+A scorer reads only what was saved (the mp4, the prompt, the seed, other runs of the folder), never the
+model, so that a clip can be scored again later and elsewhere. A score of None "does not apply to this
+clip". Whatever else is missing (another run, a package, weights) is an error that says what to type.
 
 A new scorer is a class in a file here, derived from `Scorer`, and a yaml in conf/scorer/ that names
 it. `_target_` must be a class of `s2flow.scorers`, or of a package of yours that the environment names:
@@ -40,13 +30,10 @@ from s2flow.video import read_frames, read_video, to_bytes
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated clip as the scorers see it, decoded once, on first use.
+    """A generated clip, decoded once, on first use; then Undecodable may be raised.
 
-    prompt: the entry of the list, even if the model got an augmented text of it (`record["prompt"]`),
-    since VBench's overall consistency needs the short one.
-    path: the mp4; low_path: that of the cascade's LR flow, where there was one.
-    runs_dir: the folder that holds all runs, `runs_dir/<run_id>/records/...`.
-    record: of the clip in the store; {} for a clip that is not in one.
+    prompt: the entry of the list, even if the model got an augmented text of it (`record["prompt"]`).
+    path: the mp4; low_path: that of its LR flow. runs_dir: the folder `runs_dir/<run_id>/records/...`.
     """
 
     path: Path
@@ -58,23 +45,23 @@ class Clip:
 
     @cached_property
     def frames(self) -> Tensor:
-        """(T, H, W, 3) uint8, as saved. Raises Undecodable."""
+        """(T, H, W, 3) uint8, as saved."""
         return read_frames(self.path)
 
     @cached_property
     def video(self) -> Tensor:
-        """(T, H, W, 3) float32 in [0, 1]. Raises Undecodable."""
+        """(T, H, W, 3) float32 in [0, 1]."""
         return self.frames.float().div_(255)
 
     @cached_property
     def low(self) -> Tensor | None:
-        """The LR video in the same layout, where there was one. Raises Undecodable."""
+        """The LR video in the same layout, where there was one."""
         return None if self.low_path is None else read_video(self.low_path)
 
     @classmethod
-    def of(cls, video: Tensor, prompt: str, seed: int = 0, runs_dir: Path = Path()) -> "Clip":
+    def of(cls, video: Tensor, prompt: str, seed: int = 0) -> "Clip":
         """A clip that is in memory only."""
-        clip = cls(Path(), prompt, seed, runs_dir)
+        clip = cls(Path(), prompt, seed, Path())
         vars(clip).update(video=video, frames=to_bytes(video))
         return clip
 
@@ -82,12 +69,10 @@ class Clip:
 class Scorer(Protocol):
     """What computes the scores of one clip. Deriving from it gives the defaults below.
 
-    names: the scores, always all of them; version: raised when their definition changes; needs: what
-    is missing for them to be computed, each with what to do about it; weights: {file: sha256} or a
-    short hash; arguments: those that decide the scores, None for all that were typed. These decide
-    which stored scores are still valid, and so does `depends`, of a clip: whatever else its scores
-    depend on, such as the hash of a reference. preprocessing, protocol, versions and device (None: this
-    CPU) are stored beside the scores.
+    names: the scores, always all of them; needs: what is missing for them, each with what to do about
+    it. Which stored scores are still valid is decided by version (of the definition), weights ({file:
+    sha256} or a short hash), arguments (None: all that were typed) and `depends`, of a clip: whatever
+    else its scores depend on. The others are stored beside the scores; device None is this CPU.
     """
 
     names: tuple[str, ...]
@@ -107,7 +92,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Suite(Protocol):
-    """Several scorers that are built from one config."""
+    """Several scorers that are built from one config but scored and resumed one by one."""
 
     def prepare(self) -> None:
         """Check everything that the parts need. Raises UserError for what the user can provide."""
@@ -122,8 +107,7 @@ def build(name: str, conf: Any) -> Scorer | Suite:
     Raises UserError for a `_target_` that is not allowed or no scorer; other errors are Hydra's.
     """
     target = str(conf.get("_target_") if isinstance(conf, Mapping) else None)
-    packages = ("s2flow.scorers", *os.environ.get("S2FLOW_SCORERS", "").split(","))
-    if not _is_class_of(target, packages):
+    if not _is_allowed(target):
         raise UserError(
             f"scorer.{name}._target_={target} is no scorer of s2flow; type one of "
             "scorer=[builtin,world,fidelity,highres,...], or name your package in S2FLOW_SCORERS"
@@ -139,20 +123,18 @@ def build(name: str, conf: Any) -> Scorer | Suite:
     return scorer
 
 
-def _is_class_of(target: str, packages: tuple[str, ...]) -> bool:
-    """Whether `target` is a class that one of the packages defines; nothing else is imported."""
-
-    def within(module: str) -> bool:
-        return any(p and (module == p or module.startswith(f"{p}.")) for p in packages)
-
+def _is_allowed(target: str) -> bool:
+    """Whether `target` is a class that an allowed package defines; nothing else is imported."""
+    packages = ("s2flow.scorers", *filter(None, os.environ.get("S2FLOW_SCORERS", "").split(",")))
+    within = tuple(f"{package}." for package in packages)
     module, _, name = target.rpartition(".")
-    if not within(module):
+    if not target.startswith(within):
         return False
     try:
         scorer = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError:
         return False
-    return isinstance(scorer, type) and within(scorer.__module__)
+    return isinstance(scorer, type) and f"{scorer.__module__}.".startswith(within)
 
 
 def device_of(knob: str, name: str) -> str:

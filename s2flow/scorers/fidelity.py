@@ -16,11 +16,11 @@ them (nothing is downloaded); latents are there if both runs were made with keep
 are compared if they have one shape. What is missing is None.
 
 Where it fails: it is distance, not quality. The reference is itself out of distribution beyond the
-training resolution, and a clip that is better than it is scored lower; a shift by one pixel costs
-more than a blur. Both clips went through a lossy mp4, which bounds PSNR from
-above; the latents did not.
+training resolution, and a clip that is better is scored lower; a shift by one pixel costs more than a
+blur. Both clips went through a lossy mp4, which bounds PSNR from above; the latents did not.
 """
 
+import itertools
 import json
 import math
 import warnings
@@ -57,22 +57,31 @@ class Fidelity(Suite):
 
     def parts(self) -> dict[str, Any]:
         """Pixels, latents and LPIPS: each may be missing without the others."""
-        return {
-            "fidelity": Pixels(self.reference),
-            "fidelity_latent": Latent(self.reference),
-            "fidelity_lpips": Lpips(self.reference),
-        }
+        of = {"fidelity": Pixels, "fidelity_latent": Latent, "fidelity_lpips": Lpips}
+        return {name: part(self.reference) for name, part in of.items()}
 
 
 class Compared(Scorer):
-    """Common to pixels, latents and LPIPS: a reference that may be made again."""
+    """Common to pixels, latents and LPIPS: a reference, which may be made again."""
 
     def __init__(self, reference: str):
         self.reference = reference
 
     def depends(self, clip: Clip) -> list[Any] | None:
-        """See `reference_now`."""
-        return reference_now(clip, self.reference)
+        """Hash of the clip to compare with, and whether both latents are there; None without one."""
+        try:
+            path = find_reference(clip, self.reference)
+        except UserError:
+            return None
+        if path is None:
+            return None
+        record = json.loads((path.parents[1] / "records" / f"{path.stem}.json").read_text())
+        return [record.get("sha256"), *(_latent(p).exists() for p in (clip.path, path))]
+
+    def score(self, clip: Clip) -> dict[str, float | None]:
+        """None for all of `names` without a reference. Raises UserError as `Fidelity` says."""
+        path = find_reference(clip, self.reference)
+        return dict.fromkeys(self.names) if path is None else self.compare(clip, path)
 
 
 class Pixels(Compared):
@@ -81,11 +90,8 @@ class Pixels(Compared):
     names = ("psnr", "ssim", "relative_error")
     version = 2  # 2: from bytes
 
-    def score(self, clip: Clip) -> dict[str, float | None]:
-        """See the class."""
-        path = find_reference(clip, self.reference)
-        if path is None:
-            return dict.fromkeys(self.names)
+    def compare(self, clip: Clip, path: Path) -> dict[str, float | None]:
+        """The scores beside the reference at `path`."""
         a, b = clip.frames, _frames_like(clip, path)
         return {"psnr": psnr(a, b), "ssim": ssim(a, b), "relative_error": relative_error(a, b)}
 
@@ -95,12 +101,12 @@ class Latent(Compared):
 
     names = ("latent_relative_error",)
 
-    def score(self, clip: Clip) -> dict[str, float | None]:
+    def compare(self, clip: Clip, path: Path) -> dict[str, float | None]:
         """See the class."""
-        path = find_reference(clip, self.reference)
-        z, other = (None if p is None else _latent(p) for p in (clip.path, path))
-        comparable = z is not None and other is not None and z.shape == other.shape
-        return {"latent_relative_error": relative_error(z, other) if comparable else None}
+        files = [_latent(p) for p in (clip.path, path)]
+        kept = [load_file(file)["latent"] for file in files if file.exists()]
+        comparable = len(kept) == 2 and kept[0].shape == kept[1].shape
+        return {"latent_relative_error": relative_error(*kept) if comparable else None}
 
 
 class Lpips(Compared):
@@ -109,13 +115,15 @@ class Lpips(Compared):
     names = ("lpips",)
     preprocessing = "frames at their own size, in [-1, 1]"
 
-    def score(self, clip: Clip) -> dict[str, float | None]:
+    def __init__(self, reference: str):
+        super().__init__(reference)
+        self.file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+
+    @torch.no_grad()
+    def compare(self, clip: Clip, path: Path) -> dict[str, float | None]:
         """See the class."""
-        path = find_reference(clip, self.reference)
-        if path is None:
-            return {"lpips": None}
-        a, b = clip.frames, _frames_like(clip, path)
-        values = [self._of_frame(x, y) for x, y in zip(a, b, strict=True)]
+        pairs = torch.stack([clip.frames, _frames_like(clip, path)], 1).movedim(-1, 2)
+        values = [self.model(*(pair[:, None] / 127.5 - 1)).item() for pair in pairs]
         return {"lpips": sum(values) / len(values)}
 
     @property
@@ -127,14 +135,12 @@ class Lpips(Compared):
             import lpips  # noqa: F401 (optional)
         except Exception as error:  # torchvision for another torch raises RuntimeError
             needs.append(f"lpips ({error}): pip install --no-deps lpips torchvision")
-        if not _alexnet().exists():
-            needs.append(f"{_alexnet()} from {ALEXNET_URL}")
-        return needs
+        return needs if self.file.exists() else [*needs, f"{self.file} from {ALEXNET_URL}"]
 
     @cached_property
     def weights(self) -> dict[str, str]:
         """{file: sha256} of the backbone; the linear heads are those of the package."""
-        return {ALEXNET: sha256_of(_alexnet())} if _alexnet().exists() else {}
+        return {ALEXNET: sha256_of(self.file)} if self.file.exists() else {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -143,57 +149,46 @@ class Lpips(Compared):
 
         with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an older way
             model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-        state = torch.load(_alexnet(), map_location="cpu", weights_only=True)
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
         for part in model.net.children():  # slices of AlexNet, whose layers keep their numbers
             part.load_state_dict({k: state[f"features.{k}"] for k in part.state_dict()})
         return model.eval()
-
-    @torch.no_grad()
-    def _of_frame(self, a: Tensor, b: Tensor) -> float:
-        a, b = (x.movedim(-1, 0)[None].float() / 127.5 - 1 for x in (a, b))
-        return self.model(a, b).item()
-
-
-def _alexnet() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
 
 
 # -- the clip to compare with -----------------------------------------------------------------
 
 
-def reference_now(clip: Clip, reference: str) -> list[Any] | None:
-    """Hash of the clip to compare with, and whether both latents are there; None without one."""
-    try:
-        path = find_reference(clip, reference)
-    except UserError:
-        return None
-    if path is None:
-        return None
-    record = json.loads((path.parents[1] / "records" / f"{path.stem}.json").read_text())
-    return [record.get("sha256"), *(_kept(p).exists() for p in (clip.path, path))]
-
-
 def find_reference(clip: Clip, reference: str) -> Path | None:
-    """The mp4 to compare with; None if reference="auto" and the clip is not of s2flow or cascade."""
-    run_id = reference
+    """The mp4 to compare with; None if reference="auto" and the clip is not of s2flow or cascade.
+
+    Raises UserError if there is no such run or clip.
+    """
+    run_id, identity = reference, clip.record.get("recipe") or {}
     if reference == "auto":
-        identity = clip.record.get("recipe") or {}
         if identity.get("method") not in ("cascade", "s2flow"):
             return None
-        run_id = find_full(clip.runs_dir, identity)
-    given = clip.record.get("prompt")
-    return find_clip(clip.runs_dir, run_id, clip.prompt, clip.seed, given)
+        run_id = _full_run(clip.runs_dir, identity)
+    run, given = clip.runs_dir / run_id, clip.record.get("prompt", clip.prompt)
+    named = (given, clip.seed) + ((clip.prompt,) if given != clip.prompt else ())  # augmented
+    record = run / "records" / f"{clip_key(*named)}.json"
+    # The record of a failed clip names no video.
+    video = json.loads(record.read_text()).get("video") if record.exists() else None
+    if not video or not (run / video).exists():
+        raise UserError(
+            f"reference run {run_id} has no clip of prompt {clip.prompt!r}, seed {clip.seed}: "
+            "generate it with `python run.py ...` first; the table at the end of a run names its id"
+        )
+    return run / video
 
 
-def find_full(runs_dir: Path, identity: dict[str, Any]) -> str:
+def _full_run(runs_dir: Path, identity: dict[str, Any]) -> str:
     """The run of the same recipe with full attention and Euler steps, as s2flow or as cascade."""
-    wanted = _of_cascade(identity)
-    for path in sorted(Path(runs_dir).glob("*/recipe.json")):
+    for path in sorted(runs_dir.glob("*/recipe.json")):
         recipe = json.loads(path.read_text())
         plain = recipe.get("method") == "cascade" or (
             recipe.get("solver") == "euler" and recipe.get("windows") == {"name": "full"}
         )
-        if plain and _of_cascade(recipe) == wanted:
+        if plain and _of_cascade(recipe) == _of_cascade(identity):
             return path.parent.name
     raise UserError(
         "reference=auto finds no run of this recipe with full attention and Euler steps; "
@@ -208,26 +203,6 @@ def _of_cascade(identity: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in identity.items() if k not in own}
 
 
-def find_clip(
-    runs_dir: Path, run_id: str, prompt: str, seed: int, given: str | None = None
-) -> Path:
-    """The mp4 of a prompt and seed in a run; Raises UserError without one.
-
-    given: the augmented text that the model got in place of the prompt, if any.
-    """
-    run = Path(runs_dir) / run_id
-    named = (prompt, seed) if given in (None, prompt) else (given, seed, prompt)
-    record = run / "records" / f"{clip_key(*named)}.json"
-    # The record of a failed clip names no video.
-    video = json.loads(record.read_text()).get("video") if record.exists() else None
-    if not video or not (run / video).exists():
-        raise UserError(
-            f"reference run {run_id} has no clip of prompt {prompt!r}, seed {seed}: generate it "
-            "with `python run.py ...` first; the table at the end of a run names its id"
-        )
-    return run / video
-
-
 def _frames_like(clip: Clip, path: Path) -> Tensor:
     """The frames of the reference. Raises UserError if they are of another size than the clip's."""
     other = read_frames(path)
@@ -240,12 +215,8 @@ def _frames_like(clip: Clip, path: Path) -> Tensor:
     return other
 
 
-def _latent(path: Path) -> Tensor | None:
-    """The final latent that was stored beside a run's mp4."""
-    return load_file(_kept(path))["latent"] if _kept(path).exists() else None
-
-
-def _kept(path: Path) -> Path:
+def _latent(path: Path) -> Path:
+    """The file of the final latent that a run keeps of an mp4."""
     return path.parent.parent / "latents" / f"{path.stem}.safetensors"
 
 
@@ -255,9 +226,7 @@ def _kept(path: Path) -> Path:
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB over the whole clip; (T, H, W, 3), both uint8 or in [0, 1]."""
     error = _square_error(a, b) / a.numel() / _peak(a) ** 2
-    if error == 0:
-        return PSNR_OF_IDENTICAL
-    return min(-10 * math.log10(error), PSNR_OF_IDENTICAL)
+    return min(-10 * math.log10(error), PSNR_OF_IDENTICAL) if error else PSNR_OF_IDENTICAL
 
 
 def relative_error(a: Tensor, b: Tensor) -> float | None:
@@ -268,11 +237,10 @@ def relative_error(a: Tensor, b: Tensor) -> float | None:
 
 def _square_error(a: Tensor, b: Tensor) -> float:
     """|a - b|^2, frame by frame; of bytes it is exact, because float32 holds their squares."""
-    errors = (
-        (x.float() - y.float()).square_().sum(dtype=torch.float64)
+    return sum(
+        (x.float() - y.float()).square_().sum(dtype=torch.float64).item()
         for x, y in zip(a, b, strict=True)
     )
-    return sum(e.item() for e in errors)
 
 
 def _peak(x: Tensor) -> float:
@@ -289,11 +257,10 @@ def ssim(a: Tensor, b: Tensor) -> float | None:
         return None
     rows, columns = PATCH
     total = 0.0
-    for x, y in zip(a, b, strict=True):
-        for i in range(0, height, rows):
-            for j in range(0, width, columns):
-                piece = (slice(i, i + rows + 10), slice(j, j + columns + 10))
-                total += _ssim_map(x[piece], y[piece]).sum(dtype=torch.float64).item()
+    for i, j in itertools.product(range(0, height, rows), range(0, width, columns)):
+        for x, y in zip(a, b, strict=True):
+            piece = (slice(i, i + rows + 10), slice(j, j + columns + 10))
+            total += _ssim_map(x[piece], y[piece]).sum(dtype=torch.float64).item()
     return total / (len(a) * height * width * 3)
 
 
@@ -310,18 +277,12 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _smooth(x: Tensor) -> Tensor:
-    """Gaussian of deviation 1.5 over the last two axes, where its 11 x 11 window fits.
-
-    Sums of shifted copies, which a CPU does twice as fast as a convolution of so few channels.
-    """
-    k = torch.arange(6, dtype=torch.float64) - 5
-    half = torch.exp(-k.square() / (2 * 1.5**2))
-    half = (half / (2 * half.sum() - 1)).tolist()  # the centre occurs once, not twice
+    """Gaussian of deviation 1.5 over the last two axes, where its 11 x 11 window fits."""
+    k = torch.exp(-(torch.arange(11, dtype=torch.float64) - 5).square() / (2 * 1.5**2))
     for axis in (-2, -1):
         size = x.shape[axis] - 10
-        out = x.narrow(axis, 5, size) * half[5]
-        for i in range(5):
-            pair = x.narrow(axis, i, size) + x.narrow(axis, 10 - i, size)
-            out.add_(pair, alpha=half[i])
+        out = torch.zeros_like(x.narrow(axis, 0, size))
+        for i, weight in enumerate((k / k.sum()).tolist()):  # twice as fast as a convolution
+            out.add_(x.narrow(axis, i, size), alpha=weight)
         x = out
     return x

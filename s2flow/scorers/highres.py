@@ -1,7 +1,6 @@
 """Scores that VBench, which downscales every frame, lacks: detail, doubling, seams, fine flicker.
 
-Of frames as they were saved, with luminance Y in [0, 1], (T, H, W). All are None where they do not
-apply, and none is a VBench score.
+Of frames as they were saved, with luminance Y in [0, 1], (T, H, W). None where a score does not apply.
 
 high_frequency_share = E_half / E
     E is the spectral energy of a frame (mean removed, Hann window), E_half that above half its
@@ -24,12 +23,10 @@ tile_seams, window_seams = ln (J_on + q) / (J_off + q), q = 1/1020, a quarter of
     where c is any other multiple of a token's side, because a decoder's own grid is everywhere.
     The period is the stride of the autoencoder's tiles (vae_tile), or the brick that windows are
     made of (brick_high), in pixels. 0: no seams; ln 2: twice the jump. None where nothing is cut,
-    the token is not known, or the period is one token, whose seams cannot be told from the
-    decoder's.
+    the token is not known, or the period is one token, whose seams are the decoder's.
     Fails: blended tiles differ by a ramp, which has no jump; an edge of the scene along a seam
     counts; blocks of the mp4 (16 pixels) are not cancelled if tokens are smaller. On 64 clips of
-    micro s2flow does not differ from cascade (-.03 +- .02), and bicubic, which has no windows, is
-    .2 above both.
+    micro s2flow does not differ from cascade (-.03 +- .02); bicubic, without windows, is .2 above.
 high_frequency_flicker = mean |Z_{k+1} - Z_k| / mean |Z|
     Z = Y minus its Gaussian blur of deviation 1 pixel. 0: frozen; sqrt 2: noise that is new in
     every frame. None for one frame or no detail.
@@ -61,14 +58,8 @@ class HighRes(Scorer):
     """
 
     names = (
-        "high_frequency_share",
-        "high_frequency_gain",
-        "spatial_repetition",
-        "tile_seams",
-        "window_seams",
-        "high_frequency_flicker",
-        "black_frames",
-        "frozen_frames",
+        *("high_frequency_share", "high_frequency_gain", "spatial_repetition", "tile_seams"),
+        *("window_seams", "high_frequency_flicker", "black_frames", "frozen_frames"),
     )
 
     def __init__(self, token_pixels: int | None = None):
@@ -81,31 +72,21 @@ class HighRes(Scorer):
 
     def score(self, clip: Clip) -> dict[str, float | None]:
         """See the module docstring."""
-        y = luminance(clip.frames)
-        low = None if clip.low is None else luminance(clip.low)
-        tile, brick, token = self._periods(clip.record)
+        y, low = luminance(clip.frames), clip.low
+        recipe = clip.record.get("recipe") or {}
+        token = clip.record.get("token_pixels") or self.token_pixels
+        tile, brick = (recipe.get(k) if token else None for k in ("vae_tile", "brick_high"))
+        window = brick and (brick[1] * token, brick[2] * token)
         return {
             "high_frequency_share": high_frequency_share(y),
-            "high_frequency_gain": None if low is None else high_frequency_gain(y, low),
+            "high_frequency_gain": None if low is None else high_frequency_gain(y, luminance(low)),
             "spatial_repetition": spatial_repetition(y),
-            "tile_seams": seams(y, tile, token) if tile else None,
-            "window_seams": seams(y, brick, token) if brick else None,
+            "tile_seams": seams(y, (tile[1], tile[1]), token) if tile else None,
+            "window_seams": seams(y, window, token) if window else None,
             "high_frequency_flicker": high_frequency_flicker(y),
             "black_frames": black_frames(clip.frames),
             "frozen_frames": frozen_frames(clip.frames),
         }
-
-    def _periods(self, record: dict) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int]:
-        """Sides (height, width) in pixels of the tiles and of the bricks, and of a token."""
-        recipe = record.get("recipe") or {}
-        token = record.get("token_pixels") or self.token_pixels
-        tile, brick = recipe.get("vae_tile"), recipe.get("brick_high")
-        tile = (tile[1], tile[1]) if tile and token else None
-        brick = (brick[1] * token, brick[2] * token) if brick and token else None
-        return tile, brick, token or 1
-
-
-# -- detail -----------------------------------------------------------------------------------
 
 
 def high_frequency_share(y: Tensor) -> float | None:
@@ -120,12 +101,10 @@ def high_frequency_gain(y: Tensor, low: Tensor) -> float | None:
     cut = (h / (2 * size[0]), w / (2 * size[1]))
     if min(cut) >= 0.5:
         return None
-    resized = [F.interpolate(x[None, None], size, mode="bicubic", antialias=True) for x in low]
-    of_low, every = _energy(torch.cat(resized)[:, 0].clamp_(0, 1), *cut)
-    if not every:
-        return None
+    resized = F.interpolate(low[:, None], size, mode="bicubic", antialias=True)[:, 0]
+    of_low, every = _energy(resized.clamp_(0, 1), *cut)
     of_clip, floor = _energy(y, *cut)[0], FLOOR * every
-    return 10 * math.log10((of_clip + floor) / (of_low + floor))
+    return 10 * math.log10((of_clip + floor) / (of_low + floor)) if every else None
 
 
 def _energy(y: Tensor, cut_down: float, cut_across: float) -> tuple[float, float]:
@@ -137,14 +116,11 @@ def _energy(y: Tensor, cut_down: float, cut_across: float) -> tuple[float, float
     twice = torch.where((across == 0) | (across == 0.5), 1.0, 2.0)  # the conjugate half
     high = every = 0.0
     for frame in y:
-        flat = frame.max() - frame.min() < QUARTER_LEVEL  # else rounding would be its detail
-        spectrum = torch.fft.rfft2((frame - frame.mean()) * window).abs().square() * twice
-        high += 0.0 if flat else spectrum[above].sum().item()
-        every += 0.0 if flat else spectrum.sum().item()
+        if frame.max() - frame.min() >= QUARTER_LEVEL:  # else rounding would be its detail
+            spectrum = torch.fft.rfft2((frame - frame.mean()) * window).abs().square() * twice
+            high += spectrum[above].sum().item()
+            every += spectrum.sum().item()
     return high / len(y), every / len(y)
-
-
-# -- doubling ---------------------------------------------------------------------------------
 
 
 def spatial_repetition(y: Tensor) -> float | None:
@@ -152,11 +128,10 @@ def spatial_repetition(y: Tensor) -> float | None:
     short = min(y.shape[1:])
     if short > REPETITION_SIDE:
         size = [max(1, round(n * REPETITION_SIDE / short)) for n in y.shape[1:]]
-        small = [F.interpolate(x[None, None], size, mode="bilinear", antialias=True) for x in y]
-        y, short = torch.cat(small)[:, 0], min(size)
+        y = F.interpolate(y[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        short = min(size)
     height, width = y.shape[1:]
-    down = torch.arange(2 * height).sub(height)[:, None]
-    across = torch.arange(2 * width).sub(width)[None]
+    down, across = torch.arange(-height, height)[:, None], torch.arange(-width, width)
     far = down.square() + across.square() > (short / 4) ** 2
     peaks = []
     for x in y.split(1):
@@ -164,14 +139,11 @@ def spatial_repetition(y: Tensor) -> float | None:
         x = x - x.mean()
         if x.abs().max() < QUARTER_LEVEL:
             continue
-        spectrum = torch.fft.rfft2(x, s=(2 * height, 2 * width)).abs().square()
-        r = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(2 * height, 2 * width)), dim=(1, 2))
+        spectrum = torch.fft.rfft2(x, s=far.shape).abs().square()
+        r = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=far.shape), dim=(1, 2))
         peak = (F.max_pool2d(r, 3, 1, 1) == r) & far
         peaks.append((r[peak].max() / x.square().sum()).clamp(0, 1).item() if peak.any() else 0.0)
     return sum(peaks) / len(peaks) if peaks else None
-
-
-# -- seams ------------------------------------------------------------------------------------
 
 
 def seams(y: Tensor, period: tuple[int, int], token: int) -> float | None:
@@ -185,17 +157,13 @@ def seams(y: Tensor, period: tuple[int, int], token: int) -> float | None:
         phase = c % side
         near = torch.minimum(phase, side - phase)
         others = (c % token == 0) & (near > 2)  # nearer ones contain the same jump
-        if side <= token or not others.any():
-            continue
-        on.append(jump[phase == 0] / 2)
-        off.append(jump[others] / 2)
-    if not on or not sum(map(len, on)):
+        if side > token and others.any():
+            on.append(jump[phase == 0] / 2)
+            off.append(jump[others] / 2)
+    if not sum(map(len, on)):
         return None
     on, off = (torch.cat(x).mean().item() + QUARTER_LEVEL for x in (on, off))
     return math.log(on / off)
-
-
-# -- flicker ----------------------------------------------------------------------------------
 
 
 def high_frequency_flicker(y: Tensor) -> float | None:
@@ -215,6 +183,5 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     reach = max(1, round(3 * deviation))
     k = torch.arange(-reach, reach + 1) / deviation
     kernel = torch.softmax(-k.square() / 2, 0)[None, None]
-    x = x[:, None]
-    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel[:, :, None])
-    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel[..., None])[:, 0]
+    x = F.pad(x[:, None], (reach, reach, reach, reach), mode="replicate")
+    return F.conv2d(F.conv2d(x, kernel[:, :, None]), kernel[..., None])[:, 0]

@@ -9,7 +9,7 @@ fitted, position, radius and angle free, by the largest intersection over union:
 
 The shape is fitted to the largest connected part of the mask, pieces within four pixels counted as
 connected; for a caption with n objects, n shapes are fitted one after the other. Both are means over
-four frames; without any mask `whole` is 0 and `debris` 0.
+four frames, 0 for a frame without any mask.
 
 Where it fails: an object of its background's colour (white on clouds, black at night) has a mask that
 is less sure; the mask of a render is not perfect either (`weights/mask.json` has its error), so read
@@ -39,144 +39,99 @@ class Mask(nn.Module):
 
     def __init__(self, width: int = 16):
         super().__init__()
-        self.one, self.two, self.three = (
-            _pair(5, width),
-            _pair(width, 2 * width),
-            _pair(2 * width, 4 * width),
-        )
-        self.four = _pair(4 * width, 4 * width)
+        self.one, self.two = _pair(5, width), _pair(width, 2 * width)
+        self.three, self.four = _pair(2 * width, 4 * width), _pair(4 * width, 4 * width)
         self.up_three, self.up_two = _pair(8 * width, 2 * width), _pair(4 * width, width)
         self.up_one = nn.Sequential(_pair(2 * width, width), nn.Conv2d(width, 1, 1))
 
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
-        H, W = frames.shape[-2:]
-        y = (
-            torch.linspace(-1, 1, H, device=frames.device)
-            .view(1, 1, H, 1)
-            .expand(len(frames), 1, H, W)
-        )
-        x = (
-            torch.linspace(-1, 1, W, device=frames.device)
-            .view(1, 1, 1, W)
-            .expand(len(frames), 1, H, W)
-        )
-        a = self.one(torch.cat([4 * frames - 2, y, x], 1))
+        sides = (torch.linspace(-1, 1, n, device=frames.device) for n in frames.shape[-2:])
+        place = torch.stack(torch.meshgrid(*sides, indexing="ij")).expand(len(frames), -1, -1, -1)
+        a = self.one(torch.cat([4 * frames - 2, place], 1))
         b = self.two(F.max_pool2d(a, 2))
         c = self.three(F.max_pool2d(b, 2))
         d = self.four(F.max_pool2d(c, 2))
-        c = self.up_three(torch.cat([_double(d), c], 1))
-        b = self.up_two(torch.cat([_double(c), b], 1))
-        return self.up_one(torch.cat([_double(b), a], 1))[:, 0]
+        c = self.up_three(torch.cat([F.interpolate(d, scale_factor=2.0), c], 1))
+        b = self.up_two(torch.cat([F.interpolate(c, scale_factor=2.0), b], 1))
+        return self.up_one(torch.cat([F.interpolate(b, scale_factor=2.0), a], 1))[:, 0]
 
 
 def _pair(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.SiLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.SiLU(),
-    )
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    layers = []
+    for n in (inputs, outputs):
+        conv = nn.Conv2d(n, outputs, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.SiLU()]
+    return nn.Sequential(*layers)
 
 
 def load_mask() -> Mask:
     """The shipped network, ready to read."""
     network = Mask()
-    state = load_file(WEIGHTS / "mask.safetensors")
-    network.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    )
+    network.load_state_dict(load_file(WEIGHTS / "mask.safetensors"))
     return network.eval().requires_grad_(False)
-
-
-def read_frames(video: Tensor, count: int = FRAMES) -> Tensor:
-    """Evenly spaced frames of (T, H, W, 3) in [0, 1], at 64x96: (count, 3, 64, 96)."""
-    chosen = torch.linspace(0, len(video) - 1, min(count, len(video))).round().long()
-    frames = video[chosen].movedim(-1, 1)
-    if frames.shape[-2:] == (HEIGHT, WIDTH):
-        return frames
-    small = frames.shape[-2] < HEIGHT
-    return F.interpolate(frames, (HEIGHT, WIDTH), mode="bilinear", antialias=not small).clamp(0, 1)
 
 
 @torch.no_grad()
 def measure(network: Mask, video: Tensor, scene: Scene) -> dict[str, float]:
     """{"whole", "debris"} of a clip (T, H, W, 3) in [0, 1] for the scene of its caption."""
-    frames = read_frames(video)
-    masks = network(frames).sigmoid()
-    shape = scene.objects[0].shape
-    rows = [fit(mask, shape, scene.number) for mask in masks]
-    return {name: sum(r[name] for r in rows) / len(rows) for name in ("whole", "debris")}
+    chosen = torch.linspace(0, len(video) - 1, min(FRAMES, len(video))).round().long()
+    frames = video[chosen].movedim(-1, 1)
+    if frames.shape[-2:] != (HEIGHT, WIDTH):
+        large = frames.shape[-2] >= HEIGHT
+        frames = F.interpolate(frames, (HEIGHT, WIDTH), mode="bilinear", antialias=large)
+    masks = network(frames.clamp(0, 1)).sigmoid()
+    rows = [_fit(mask, scene.objects[0].shape, scene.number) for mask in masks]
+    means = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+    return dict(zip(("whole", "debris"), means, strict=True))
 
 
-def fit(mask: Tensor, shape: str, number: int = 1) -> dict[str, float]:
-    """The best `number` shapes of a mask (64, 96) in [0, 1]: `whole` and `debris`."""
+def _fit(mask: Tensor, shape: str, number: int) -> tuple[float, float]:
+    """`whole` and `debris` of the best `number` shapes of a mask (64, 96) in [0, 1]."""
     if mask.mean() < LEAST:
-        return {"whole": 0.0, "debris": 0.0}
+        return 0.0, 0.0
     covered, left = torch.zeros_like(mask), mask
     for _ in range(number):
-        cover = best_shape(largest_part(left), shape)
+        cover = _best_shape(_largest_part(left), shape)
         covered = torch.maximum(covered, cover)
         left = left * (1 - _grown(cover))
     outside = (mask > 0.5) * (1 - _grown(covered))
-    return {
-        "whole": _iou(covered[None], mask).item(),
-        "debris": (outside.sum() / covered.sum().clamp(min=1)).item(),
-    }
+    debris = (outside.sum() / covered.sum().clamp(min=1)).item()
+    return _iou(covered[None], mask).item(), debris
 
 
-def largest_part(mask: Tensor) -> Tensor:
+def _largest_part(mask: Tensor) -> Tensor:
     """The mask where its largest connected part is, 0 elsewhere."""
-    near = _grown((mask > 0.5).float())
+    near = _grown(mask)
     label = near * torch.arange(1.0, near.numel() + 1).view_as(near)
-    while True:  # the largest number of a part floods it
-        spread = F.max_pool2d(label[None, None], 3, 1, 1)[0, 0] * near
-        if torch.equal(spread, label):
-            break
-        label = spread
+    before = None
+    while before is None or not torch.equal(before, label):  # a part's largest number floods it
+        before, label = label, F.max_pool2d(label[None], 3, 1, 1)[0] * near
     numbers, counts = torch.unique(label[near > 0], return_counts=True)
-    if not len(numbers):
-        return mask
-    return mask * (label == numbers[counts.argmax()])
+    return mask * (label == numbers[counts.argmax()]) if len(numbers) else mask
 
 
-def best_shape(mask: Tensor, shape: str) -> Tensor:
+def _best_shape(mask: Tensor, shape: str) -> Tensor:
     """Coverage (64, 96) of the shape with the highest IoU: moments first, then a random search."""
     draw = torch.Generator().manual_seed(0)
     yy, xx = _pixels()
     weight = mask / mask.sum().clamp(min=1e-6)
     cy, cx = (weight * yy).sum(), (weight * xx).sum()
     radius = (mask.sum() * (2 / HEIGHT) ** 2 / AREA[shape]).sqrt().clamp(0.1, 1.5)
-    start = torch.stack([cx, cy, radius, torch.zeros(())])
-    angle = (
-        torch.linspace(0, 2 * math.pi, 13)[:-1]
-        if shape not in ("ball", "ring")
-        else torch.zeros(1)
-    )
-    turned = start.repeat(len(angle), 1)
-    turned[:, 3] = angle
-    best, spread = _best(mask, shape, turned), torch.tensor([0.25, 0.25, 0.15, 0.3])
-    for _ in range(8):
-        tries = best + spread * torch.randn(48, 4, generator=draw)
+    turns = shape not in ("ball", "ring")
+    angles = torch.linspace(0, 2 * math.pi, 13)[:-1] if turns else torch.zeros(1)
+    tries = torch.stack(torch.broadcast_tensors(cx, cy, radius, angles), 1)
+    spread = torch.tensor([0.25, 0.25, 0.15, 0.3])
+    for _ in range(9):
+        best = tries[_iou(_cover(shape, tries), mask).argmax()]
+        tries = torch.cat([best[None], best + spread * torch.randn(48, 4, generator=draw)])
         tries[:, 2].clamp_(0.1, 1.5)
-        best = _best(mask, shape, torch.cat([best[None], tries]))
         spread = spread * 0.6
     return _cover(shape, best[None])[0]
 
 
-def _best(mask: Tensor, shape: str, tries: Tensor) -> Tensor:
-    return tries[_iou(_cover(shape, tries), mask).argmax()]
-
-
 def _pixels() -> tuple[Tensor, Tensor]:
-    y = (torch.arange(HEIGHT) + 0.5 - HEIGHT / 2) * 2 / HEIGHT
-    x = (torch.arange(WIDTH) + 0.5 - WIDTH / 2) * 2 / HEIGHT
+    y, x = ((torch.arange(n) + 0.5 - n / 2) * 2 / HEIGHT for n in (HEIGHT, WIDTH))
     return torch.meshgrid(y, x, indexing="ij")
 
 
@@ -196,4 +151,4 @@ def _iou(covers: Tensor, mask: Tensor) -> Tensor:
 
 def _grown(cover: Tensor) -> Tensor:
     """The region within two pixels of a cover."""
-    return (F.max_pool2d(cover[None, None], 5, 1, 2)[0, 0] > 0.5).float()
+    return (F.max_pool2d(cover[None], 5, 1, 2)[0] > 0.5).float()

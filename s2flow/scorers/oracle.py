@@ -6,10 +6,7 @@ Rendered clips come with their attributes for free, so a network can be taught t
 
 A clip of any resolution and length is brought to the reading size of its world (area-like resize,
 evenly spaced frames); three 2-D convolutions see each frame, one 3-D convolution and one temporal
-convolution see movement, and one linear head per attribute answers. Positions are kept up to the
-heads, because motion is a change of position and count is a number of places. `count` is 0, 1, 2
-or "3 and more"; a world whose camera never moves (micro) has no camera head.
-
+convolution see movement, and one linear head per attribute answers. `count` is 0, 1, 2 or "3 and more";
 `shape` may also be "broken": most of the object is not where one whole shape would be. How the oracle
 was taught is in `s2flow.training.oracle`, how far it errs in `weights/<size>.json`.
 
@@ -19,6 +16,7 @@ does not show (`mask.py` sees that); frames are stretched to 3:2, so other aspec
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +51,7 @@ SIZES = {
 
 
 def classes(world: toy.World) -> dict[str, tuple]:
-    """The answers that each head chooses from; nobody is asked what has one answer only."""
+    """The answers that each head chooses from; what has one answer only has no head."""
     every = {
         "shape": (*world.shapes, "broken"),
         "colour": world.colours,
@@ -69,9 +67,6 @@ def classes(world: toy.World) -> dict[str, tuple]:
 def attributes(world: toy.World) -> tuple[str, ...]:
     """The heads that a caption answers: all but count."""
     return tuple(name for name in classes(world) if name != "count")
-
-
-# -- the network ------------------------------------------------------------------------------
 
 
 class Oracle(nn.Module):
@@ -95,9 +90,8 @@ class Oracle(nn.Module):
 
     def features(self, frames: Tensor) -> Tensor:
         """(B, 128): what the heads see, and what `world.frechet_distance` compares."""
-        b, t = frames.shape[:2]
         x = self.frame((4 * frames.flatten(0, 1) - 2).contiguous())
-        x = self.join(x.unflatten(0, (b, t)).transpose(1, 2))
+        x = self.join(x.unflatten(0, frames.shape[:2]).transpose(1, 2))
         return F.silu(self.body(self.time(x)))
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
@@ -115,20 +109,17 @@ def read(videos: Tensor, size: Size) -> Tensor:
     """(B, T, H, W, 3) in [0, 1] of any size -> (B, size.frames, 3, size.height, size.width)."""
     chosen = torch.linspace(0, videos.shape[1] - 1, size.frames).round().long()
     frames = videos[:, chosen].movedim(-1, 2)
-    if frames.shape[-2:] == (size.height, size.width):
+    target = (size.height, size.width)
+    if frames.shape[-2:] == target:
         return frames
-    flat = F.interpolate(
-        frames.flatten(0, 1), (size.height, size.width), mode="bilinear", antialias=True
-    )
+    flat = F.interpolate(frames.flatten(0, 1), target, mode="bilinear", antialias=True)
     return flat.unflatten(0, frames.shape[:2]).clamp(0, 1)
 
 
 def weights_hash(*names: str) -> str:
     """Short hash of shipped weights, by name: scores by other weights are other scores."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
-    return digest.hexdigest()[:12]
+    data = b"".join((WEIGHTS / f"{name}.safetensors").read_bytes() for name in names)
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def load(name: str = "micro") -> Oracle:
@@ -137,22 +128,23 @@ def load(name: str = "micro") -> Oracle:
         raise UserError(f"no world of size {name!r}: choose one of {', '.join(SIZES)}")
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
-        raise UserError(
-            f"no oracle was trained for size {name!r}: "
-            f"type `python -m s2flow.training oracle {name}`"
-        )
+        what = f"type `python -m s2flow.training oracle {name}`"
+        raise UserError(f"no oracle was trained for size {name!r}: {what}")
     oracle = Oracle(SIZES[name])
-    state = load_file(path)
-    oracle.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    )
+    oracle.load_state_dict(load_file(path))
     return oracle.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def features(oracle: Oracle, videos: Iterable[Tensor]) -> Tensor:
+    """The oracle's features (N, 128) of clips (T, H, W, 3) in [0, 1]."""
+    return torch.cat([oracle.features(read(v[None].float(), oracle.size)) for v in videos])
 
 
 @torch.no_grad()
 def answers(oracle: Oracle, videos: Tensor) -> list[dict[str, str | int]]:
     """The likeliest answer of every head for each clip of (B, T, H, W, 3)."""
-    logits = oracle(read(videos, oracle.size))
     named = classes(oracle.size.world)
-    picks = {name: scores.argmax(-1).tolist() for name, scores in logits.items()}
-    return [{name: named[name][k[i]] for name, k in picks.items()} for i in range(len(videos))]
+    logits = oracle(read(videos, oracle.size)).items()
+    picks = [[named[name][k] for k in scores.argmax(-1)] for name, scores in logits]
+    return [dict(zip(named, pick, strict=True)) for pick in zip(*picks, strict=True)]

@@ -5,23 +5,21 @@
     python -m s2flow.score 'scorer=[vbench]' shard=1/2            half of the clips
     python -m s2flow.score export=scores.csv                      a row per (clip, dimension, metric)
 
-It reads only what was saved. Verdicts go to the score book (scorebook.py). Existing ones are not
-computed again, so an interrupted scoring resumes, and scores from two machines are merged by copying
-`runs/*/scores/*.jsonl` into one folder. A clip's shard follows from its key alone. `python run.py
-scorer=[...]` scores through the same `Scoring`, clip by clip as they are made.
-
-A clip that cannot be decoded, is missing, or is not the file that was recorded gets a verdict that
-says so. The others are still scored, and the exit code is not zero.
+Verdicts go to the score book (scorebook.py). Existing ones are not computed again, so an interrupted
+scoring resumes, and scores from two machines are merged by copying `runs/*/scores/*.jsonl` into one
+folder. `python run.py scorer=[...]` scores through the same `Scoring`, as clips are made. A clip that
+cannot be decoded, is missing, or is not the file that was recorded gets a verdict that says so; the
+others are still scored, and the exit code is not zero.
 """
 
 import json
 import math
 import sys
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
+from traceback import format_exception
 from typing import Any
 
 import hydra
@@ -46,13 +44,14 @@ from s2flow.terminal.summary import print_failure
 from s2flow.video import Undecodable, size_text, stated_size
 
 SCORED = ("ok", "missing_weights")  # the second only with on_missing=skip
-PLACEMENT = (
-    "device",
-    "cache_dir",
-    "allow_download",
-    "on_missing",
-    "python",
-)  # do not change scores
+PLACEMENT = ("device", "cache_dir", "allow_download", "on_missing", "python")  # change no score
+
+
+class Altered(Exception):
+    """A clip that is not, or no longer, the file that its record names."""
+
+
+KNOWN = {Altered: "altered", Undecodable: "undecodable"}  # failures with a status of their own
 
 
 class Scoring:
@@ -69,23 +68,20 @@ class Scoring:
         arguments: dict[str, Any],
         retry: bool = False,
     ) -> None:
-        self.folder, self.book, self.retry = book.folder.parent, book, retry
+        self.folder, self.book = book.folder.parent, book
+        self.final = ("ok",) if retry else FINAL
         self.parts: dict[str, Scorer] = {}
         self.known: dict[str, dict[str, Any]] = {}  # what names the metric of each
         for name, scorer in scorers.items():
-            typed = {k: v for k, v in (arguments[name] or {}).items() if k not in PLACEMENT}
+            parts = {name: scorer}
             if isinstance(scorer, Suite):
                 scorer.prepare()
-            for part, of in (
-                scorer.parts() if isinstance(scorer, Suite) else {name: scorer}
-            ).items():
-                self.parts[part] = of
+                parts = scorer.parts()
+            typed = {k: v for k, v in (arguments[name] or {}).items() if k not in PLACEMENT}
+            for part, of in parts.items():
                 decisive = typed if of.arguments is None else of.arguments
-                self.known[part] = {
-                    "arguments": decisive,
-                    "version": of.version,
-                    "weights": of.weights,
-                }
+                known = {"arguments": decisive, "version": of.version, "weights": of.weights}
+                self.parts[part], self.known[part] = of, known
         self.metric = {part: metric_hash(part, known) for part, known in self.known.items()}
 
     def verdicts(self, record: dict[str, Any]) -> list[Verdict]:
@@ -95,16 +91,15 @@ class Scoring:
 
     def missing(self, record: dict[str, Any]) -> list[str]:
         """The scorers that have no valid verdict on a clip."""
-        final = ("ok",) if self.retry else FINAL
-        settled = {v["scorer"]: v for v in self.verdicts(record) if v["status"] in final}
-        return [p for p in self.parts if p not in settled or self._stale(settled[p], record)]
+        settled = {v["scorer"] for v in self.verdicts(record) if self._settled(v, record)}
+        return [part for part in self.parts if part not in settled]
 
-    def _stale(self, verdict: Verdict, record: dict[str, Any]) -> bool:
-        """Whether its weights have arrived since, or its reference is another one now."""
-        arrived = (
-            verdict["status"] == "missing_weights" and not self.parts[verdict["scorer"]].needs
-        )
-        return arrived or verdict.get("depends") != self._depends(verdict["scorer"], record)
+    def _settled(self, verdict: Verdict, record: dict[str, Any]) -> bool:
+        """False also if its weights have arrived since, or its reference is another one now."""
+        status, part = verdict["status"], verdict["scorer"]
+        arrived = status == "missing_weights" and not self.parts[part].needs
+        same = verdict.get("depends") == self._depends(part, record)
+        return status in self.final and not arrived and same
 
     def _depends(self, part: str, record: dict[str, Any]) -> Any:
         depends = self.parts[part].depends
@@ -114,25 +109,29 @@ class Scoring:
         """Compute the verdicts that a finished clip lacks; whether all its verdicts are scores now."""
         clip = None
         for part in self.missing(record):
-            started = time.perf_counter()
+            scorer, started = self.parts[part], time.perf_counter()
             status, scores, failure = "ok", {}, None
             try:
                 clip = clip or self._checked(record)
-                if self.parts[part].needs:
+                if scorer.needs:
                     status = "missing_weights"
                 else:
-                    scores = self._scores(part, clip)
-                if any(x is not None and not math.isfinite(x) for x in scores.values()):
+                    scores = scorer.score(clip)
+                    if set(scores) != set(scorer.names):
+                        names = f"{sorted(scores)} and names {sorted(scorer.names)}"
+                        raise ValueError(f"{part} gave {names}")
+                if not all(x is None or math.isfinite(x) for x in scores.values()):
                     status = "nan"
             except Exception as raised:
-                known = {Altered: "altered", Undecodable: "undecodable"}
-                status, failure = known.get(type(raised), "failed"), raised
+                status, scores, failure = KNOWN.get(type(raised), "failed"), {}, raised
                 print_failure(record["prompt"], failure)
-            scores = {n: _finite(scores.get(n)) for n in self.parts[part].names}
-            seconds = round(time.perf_counter() - started, 4)
-            self.book.add(
-                self._verdict(record, part, status, scores, failure) | {"seconds": seconds}
-            )
+            finite = {n: x for n, x in scores.items() if x is not None and math.isfinite(x)}
+            verdict = self._verdict(record, part, failure) | {
+                "status": status,
+                "scores": {n: float(finite[n]) if n in finite else None for n in scorer.names},
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+            self.book.add(verdict)
         return self.scored(record)
 
     def scored(self, record: dict[str, Any]) -> bool:
@@ -153,24 +152,23 @@ class Scoring:
         return self._clip(record)
 
     def _clip(self, record: dict[str, Any]) -> Clip:
-        path = self.folder / record["video"]
+        path, text = self.folder / record["video"], record.get("original_prompt")
         low = path.with_suffix(".low.mp4")
-        text, seed = record.get("original_prompt") or record["prompt"], record["seed"]
         low = low if low.exists() else None
-        return Clip(path, text, seed, self.folder.parent, low, record)
+        seed, runs_dir = record["seed"], self.folder.parent
+        return Clip(path, text or record["prompt"], seed, runs_dir, low, record)
 
-    def _scores(self, part: str, clip: Clip) -> dict[str, float | None]:
-        scorer = self.parts[part]
-        scores = scorer.score(clip)
-        if set(scores) != set(scorer.names):
-            raise ValueError(f"{part} gave {sorted(scores)} and names {sorted(scorer.names)}")
-        return scores
-
-    def _verdict(
-        self, record: dict, part: str, status: str, scores: dict, failure: Exception | None
-    ) -> Verdict:
+    def _verdict(self, record: dict[str, Any], part: str, failure: Exception | None) -> Verdict:
+        """A verdict's fields beside status, scores and seconds."""
         scorer, here = self.parts[part], provenance("cpu")
         verdict = {k: record[k] for k in ("run_id", "prompt", "seed", "frames", "height", "width")}
+        if failure is not None:  # one line for a known one, else a traceback
+            known = isinstance(failure, (*KNOWN, UserError))
+            verdict["error"] = str(failure) if known else "".join(format_exception(failure))
+        if scorer.needs:
+            verdict["missing"] = list(scorer.needs)
+        if scorer.depends is not None:
+            verdict["depends"] = self._depends(part, record)
         return verdict | {
             "key": Path(record["video"]).stem,
             "clip": record["sha256"],
@@ -178,11 +176,6 @@ class Scoring:
             "prompt_index": record.get("prompt_index"),
             "scorer": part,
             "metric": self.metric[part],
-            "status": status,
-            "scores": scores,
-            **({} if failure is None else {"error": _error_text(failure)}),
-            **({"missing": list(scorer.needs)} if scorer.needs else {}),
-            **({} if scorer.depends is None else {"depends": self._depends(part, record)}),
             **self.known[part],
             "preprocessing": scorer.preprocessing,
             "protocol": scorer.protocol,
@@ -194,24 +187,6 @@ class Scoring:
         }
 
 
-class Altered(Exception):
-    """A clip that is not, or no longer, the file that its record names."""
-
-
-def _error_text(failure: Exception) -> str:
-    """One line for a known failure, a traceback for any other."""
-    if isinstance(failure, (Altered, Undecodable, UserError)):
-        return str(failure)
-    return "".join(traceback.format_exception(failure))
-
-
-def _finite(x: float | None) -> float | None:
-    return None if x is None or not math.isfinite(x) else float(x)
-
-
-# -- the command ------------------------------------------------------------------------------
-
-
 def score(cfg: DictConfig) -> None:
     """Score the finished clips that conf/score.yaml names. Raises UserError if some cannot be."""
     runs_dir = Path(cfg.runs_dir)
@@ -220,10 +195,10 @@ def score(cfg: DictConfig) -> None:
     check_declared(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    built: dict[
-        str, Scorer | Suite
-    ] = {}  # by arguments: heavy weights are loaded once for all runs
-    lines = []
+    built: dict[str, Scorer | Suite] = {}  # by arguments: weights are loaded once for all runs
+    table, every = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), []
+    for name in ("run", "score", "mean", "clips", "of", "new"):
+        table.add_column(name, justify="left" if name in ("run", "score") else "right")
     for folder in folders:
         records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))
         records = [r for r in records if r and int(Path(r["video"]).stem, 16) % n == k - 1]
@@ -236,36 +211,40 @@ def score(cfg: DictConfig) -> None:
         for record in track(todo, text, console=Console(stderr=True), disable=quiet):
             scoring.score(record)
         verdicts = [v for r in records for v in scoring.verdicts(r)]
-        lines.append((folder.name, len(todo), len(records), verdicts))
-    _print(lines)
-    verdicts = [v for *_, of_run in lines for v in of_run]
-    needs = {name for v in verdicts for name in v.get("missing", ())}
+        every += verdicts
+        for name in dict.fromkeys(n for v in verdicts for n in v["scores"]):
+            known = [v["scores"][name] for v in verdicts if v["scores"].get(name) is not None]
+            mean = f"{fmean(known):.4f}" if known else "—"
+            table.add_row(
+                folder.name, name, mean, *map(str, (len(known), len(records), len(todo)))
+            )
+        table.add_section()
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
+    needs = {name for v in every for name in v.get("missing", ())}
     if needs:
         print(f"null for want of weights: {'; '.join(sorted(needs))}", file=sys.stderr)
     if cfg.export is not None:
         _export(Path(cfg.export), folders)
-    bad = Counter(v["status"] for v in verdicts if v["status"] not in SCORED)
+    bad = Counter(v["status"] for v in every if v["status"] not in SCORED)
     if bad:
         what = ", ".join(f"{m} {s}" for s, m in sorted(bad.items()))
         raise UserError(
-            f"of {len(verdicts)} verdicts {what}; {runs_dir}/*/scores/ holds which and why, "
+            f"of {len(every)} verdicts {what}; {runs_dir}/*/scores/ holds which and why, "
             "and retry=true scores all again that are not ok"
         )
 
 
 def _folders(runs_dir: Path, named: Any) -> list[Path]:
-    every = sorted(p.parent for p in runs_dir.glob("*/recipe.json"))
-    if not every:
+    known = {p.parent.name: p.parent for p in sorted(runs_dir.glob("*/recipe.json"))}
+    if not known:
         raise UserError(
             f"runs_dir={runs_dir} holds no runs; type runs_dir=..., or python run.py first"
         )
-    if named is None:
-        return every
-    known = {p.name: p for p in every}
-    for name in named:
-        if str(name) not in known:
+    names = dict.fromkeys(known if named is None else map(str, named))
+    for name in names:
+        if name not in known:
             raise UserError(f"runs={name}: {runs_dir} has no such run; it has {', '.join(known)}")
-    return [known[str(name)] for name in dict.fromkeys(named)]
+    return [known[name] for name in names]
 
 
 def _scoring(cfg: DictConfig, folder: Path, record: dict[str, Any], built: dict) -> Scoring:
@@ -283,20 +262,6 @@ def _scoring(cfg: DictConfig, folder: Path, record: dict[str, Any], built: dict)
             print(f"{folder.name}: {cause}; scored without `world`", file=sys.stderr)
             arguments.pop(name)
     return Scoring(ScoreBook(folder), scorers, arguments, cfg.retry)
-
-
-def _print(lines: list[tuple[str, int, int, list[Verdict]]]) -> None:
-    """A row per run and score: its mean over the clips that have it, and what was newly scored."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("run", "score", "mean", "clips", "of", "new"):
-        table.add_column(name, justify="left" if name in ("run", "score") else "right")
-    for run, new, clips, verdicts in lines:
-        for name in dict.fromkeys(n for v in verdicts for n in v["scores"]):
-            known = [v["scores"][name] for v in verdicts if v["scores"].get(name) is not None]
-            mean = f"{fmean(known):.4f}" if known else "—"
-            table.add_row(run, name, mean, str(len(known)), str(clips), str(new))
-        table.add_section()
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _export(path: Path, folders: list[Path]) -> None:

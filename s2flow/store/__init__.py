@@ -16,12 +16,6 @@ clip are complete before the first is renamed, and the record is renamed last: a
 the next start renames the record if it has the hash of the video. The records are the source of truth;
 the index only saves reading them, and may be removed.
 
-    files.py    atomic files                   rows.py    a record as a row, rows as a frame
-    records.py  one record, those of a run     index.py   the rows of a run, read quickly
-    run.py      one run's folder, for writing  recipes.py stored recipes: run id, label
-    lowflow.py  the cache of LR flows          scorebook.py  verdicts of scorers
-    outcome.py  ok, nan, black or frozen       verify.py, gc.py, merge.py, listing.py  the commands
-
 `python -m s2flow.store ls|verify|gc|merge|export` looks after a store; see __main__.py.
 """
 

@@ -14,6 +14,7 @@ records.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -21,17 +22,20 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from s2flow.errors import UserError, print_error
 from s2flow.store import gc as collect
-from s2flow.store import index
-from s2flow.store.listing import list_runs
+from s2flow.store import index, rows
+from s2flow.store.files import read_json, scan, written_whole
 from s2flow.store.merge import merge
-from s2flow.store.verify import Finding, run_folders, verify
+from s2flow.store.recipes import label
+from s2flow.store.verify import FILES, OTHERS, Finding, run_folders, verify
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -69,10 +73,9 @@ def _seconds(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module for the exit codes."""
     args = arguments().parse_args(argv)
+    commands = {"ls": _ls, "verify": _verify, "gc": _gc, "merge": _merge, "export": _export}
     try:
-        return {"ls": _ls, "verify": _verify, "gc": _gc, "merge": _merge, "export": _export}[
-            args.command
-        ](args)
+        return commands[args.command](args)
     except UserError as error:
         print_error(error)
         return 2
@@ -101,8 +104,7 @@ def _runs(args: argparse.Namespace) -> list[Path]:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    _runs(args)
-    runs = list_runs(args.runs)
+    runs = [_listed(folder) for folder in _runs(args)]
     if args.json:
         print(json.dumps(runs, indent=1))
         return 0
@@ -111,7 +113,15 @@ def _ls(args: argparse.Namespace) -> int:
         right = name in ("clips", "failed", "twice", "size")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for run in runs:
-        table.add_row(*map(escape, _line(run)))
+        last = "—"
+        if run["last"] is not None:
+            try:
+                last = datetime.fromtimestamp(run["last"]).strftime("%Y-%m-%d %H:%M")
+            except (ValueError, OverflowError, OSError):  # a clock that was wrong by millennia
+                last = f"{run['last']:g} s"
+        counts = [str(run[k]) for k in ("clips", "failed", "duplicates")]
+        line = (run["id"], *counts, _size(run["bytes"]), last, _printable(run["label"]))
+        table.add_row(*map(escape, line))
     width = None if sys.stdout.isatty() else 400  # a file keeps every label in full
     Console(highlight=False, width=width).print(table)
     clips, size = (sum(r[k] for r in runs) for k in ("clips", "bytes"))
@@ -119,21 +129,39 @@ def _ls(args: argparse.Namespace) -> int:
     return 0
 
 
-def _line(run: dict) -> tuple[str, ...]:
-    last = "—"
-    if run["last"] is not None:
-        try:
-            last = datetime.fromtimestamp(run["last"]).strftime("%Y-%m-%d %H:%M")
-        except (ValueError, OverflowError, OSError):  # a clock that was wrong by millennia
-            last = f"{run['last']:g} s"
-    counts = [str(run[k]) for k in ("clips", "failed", "duplicates")]
-    return (run["id"], *counts, _size(run["bytes"]), last, _printable(run["label"]))
+def _listed(folder: Path) -> dict[str, Any]:
+    """A run of `ls`.
+
+    clips: those whose record and video are complete; failed: failures of other clips; duplicates: how
+    often a finished clip was made again; bytes: of its files, links as links; last: Unix time when the
+    newest clip was made.
+    """
+    needed = {"_at", "_duplicates", "_video", "_bytes", "variant", "windows"}
+    table = index.with_video(folder, index.read(folder, needed=needed.__contains__))
+    made, doubled, stamps = (rows.values_of(table, n) for n in ("_at", "_duplicates", "_stamp"))
+    written = (int(s.split()[0]) / 1e9 for s in stamps)  # the first records have no `at`
+    finished, first = set(rows.values_of(table, "_file")), table.slice(0, 1)
+    beside = {n: v for n in ("variant", "windows") for v in rows.values_of(first, n)}
+    failed = (p.stem for p in folder.glob("failures/[!.]*.json"))
+    size = 0
+    for entry in (e for kind in (".", *FILES, *OTHERS) for e in scan(folder / kind)):
+        with contextlib.suppress(OSError):
+            if not entry.is_dir(follow_symlinks=False):
+                size += entry.stat(follow_symlinks=False).st_size
+    return {
+        "id": folder.name,
+        "label": label(read_json(folder / "recipe.json") or {}, **beside),
+        "clips": table.num_rows,
+        "failed": sum(key not in finished for key in failed),
+        "duplicates": sum(filter(None, doubled)),
+        "bytes": size,
+        "last": max((m or w for m, w in zip(made, written, strict=True)), default=None),
+    }
 
 
 def _verify(args: argparse.Namespace) -> int:
     count, runs = 0, len(_runs(args))
-    for finding in verify(args.runs, args.fast):
-        count += 1
+    for count, finding in enumerate(verify(args.runs, args.fast), 1):  # noqa: B007
         _print_finding(finding, finding.remedy)
     how = "by size" if args.fast else "by hash"
     if count:
@@ -159,19 +187,22 @@ def _command(args: argparse.Namespace, command: str, *more: str) -> str:
 
 def _gc(args: argparse.Namespace) -> int:
     _runs(args)
-    findings = list(verify(args.runs, args.fast))
-    old, young = collect.by_age(findings, collect.clock(args.runs), args.older_than)
-    for finding, why in young:
-        _print_finding(finding, f"{why}: left alone")
+    found, now, old, young = list(verify(args.runs, args.fast)), collect.clock(args.runs), [], 0
+    for finding in found:
+        if why := collect.too_young(finding, now, args.older_than):
+            _print_finding(finding, f"{why}: left alone")
+            young += 1
+        else:
+            old.append(finding)
     if young:
         again = _command(args, "gc", "--older-than", "0s")
-        print(f"{len(young)} left alone; if nobody is writing, type {again}")
+        print(f"{young} left alone; if nobody is writing, type {again}")
     for finding in old:
         _print_finding(finding, finding.remedy)
     if not old:
         print("nothing to remove" + (" yet" if young else ""))
-        return int(bool(young))
-    files = sum(len(f.files) for f in old)
+        return int(young > 0)
+    files = sum(state is not None for f in old for state in f.as_of.values())
     question = f"apply {len(old)} remedies, which remove or rewrite {files} files?"
     if not args.yes and not _agreed(question, args):
         return 1
@@ -181,7 +212,7 @@ def _gc(args: argparse.Namespace) -> int:
             left += 1
             print(_printable(f"{finding.path}: {why}: left alone"), file=sys.stderr)
     print(f"{len(old) - left} of {len(old)} remedies applied")
-    return int(left > 0 or bool(young))
+    return int(left > 0 or young > 0)
 
 
 def _agreed(question: str, args: argparse.Namespace) -> bool:
@@ -219,10 +250,15 @@ def _export(args: argparse.Namespace) -> int:
     if args.to.suffix not in (".parquet", ".csv"):
         raise UserError(f"--to {args.to} is neither; type a name that ends in .parquet or .csv")
     _runs(args)
-    rows = index.export(args.runs, args.to)
-    if not rows:
+    table = index.rows_below(args.runs)
+    if not table.num_rows:
         raise UserError(f"{args.runs} holds no finished clip; python run.py makes one")
-    print(f"{rows} clips in {_printable(str(args.to))}")
+    with written_whole(args.to) as temporary:
+        if args.to.suffix == ".csv":
+            table.to_pandas().to_csv(temporary, index=False)
+        else:
+            pq.write_table(table, temporary)
+    print(f"{table.num_rows} clips in {_printable(str(args.to))}")
     return 0
 
 

@@ -42,16 +42,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. Raises ValueError for NaN."""
-    text = json_text(value)
+def write_json(path: Path, value: Any, before: Callable[[], None] | None = None) -> None:
+    """Write JSON atomically; before: called just before the rename. Raises ValueError for NaN."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def json_text(value: Any) -> str:
-    """The JSON of a file of the store. Raises ValueError for NaN."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        if before is not None:
+            before()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -78,23 +75,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def entries(folder: Path) -> dict[str, os.DirEntry]:
-    """The entries of a folder by name, temporaries too; empty where there is no folder."""
-    return {entry.name: entry for entry in scan(folder)}
-
-
 def scan(folder: Path) -> Iterator[os.DirEntry]:
-    """`entries` one by one, since an entry caches its stat result and that takes memory."""
-    try:
-        with os.scandir(folder) as iterator:
-            yield from iterator
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def names_of(folder: Path, suffix: str) -> list[str]:
-    """The names of a folder's files with a suffix, sorted, without temporaries."""
-    return sorted(n for n in entries(folder) if n.endswith(suffix) and not n.startswith("."))
+    """The entries of a folder, temporaries too; none where there is no folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
 
 
 def remove_dead_temporaries(folder: Path, before: Callable[[Path], None] | None = None) -> None:
@@ -102,12 +86,11 @@ def remove_dead_temporaries(folder: Path, before: Callable[[Path], None] | None 
 
     before: called with each of them first; it may move the file to its place.
     """
-    subfolders = [e.path for e in entries(folder).values() if e.is_dir(follow_symlinks=False)]
-    for place in (folder, *map(Path, subfolders)):
-        for name in entries(place):
-            match = TEMPORARY.fullmatch(name)
-            if match and is_alive(match["host"], match["pid"]) is False:
+    subfolders = [Path(e.path) for e in scan(folder) if e.is_dir(follow_symlinks=False)]
+    for path in [Path(e.path) for place in (folder, *subfolders) for e in scan(place)]:
+        match = TEMPORARY.fullmatch(path.name)
+        if match and is_alive(match["host"], match["pid"]) is False:
+            with contextlib.suppress(OSError):
                 if before is not None:
-                    with contextlib.suppress(OSError):
-                        before(place / name)
-                (place / name).unlink(missing_ok=True)
+                    before(path)
+            path.unlink(missing_ok=True)

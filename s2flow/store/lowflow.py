@@ -62,15 +62,15 @@ class LowFlow:
 
     def clips(self) -> list["LowFlow"]:
         """The flow of each clip of the batch."""
-        n = len(self.flow.z[0])
+        flow, n = self.flow, len(self.flow.z[0])
+
+        def part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
+            return [None if x is None else x[i : i + 1].clone() for x in states]
+
+        flows = [Trajectory(flow.sigma, part(flow.z, i), part(flow.v, i)) for i in range(n)]
+        coverage = self.coverage.split(1, 2)
         return [
-            LowFlow(
-                Trajectory(self.flow.sigma, *(_part(x, i) for x in (self.flow.z, self.flow.v))),
-                self.coverage[:, :, i : i + 1],
-                self.bricks,
-                self.seconds / n,
-            )
-            for i in range(n)
+            LowFlow(f, coverage[i], self.bricks, self.seconds / n) for i, f in enumerate(flows)
         ]
 
     @classmethod
@@ -78,23 +78,20 @@ class LowFlow:
         """The flows of several clips as one; the opposite of `clips`."""
         if len(flows) == 1:
             return flows[0]
-        first = flows[0]
         z, v = (
             [None if x[0] is None else torch.cat(x) for x in zip(*states, strict=True)]
             for states in ([f.flow.z for f in flows], [f.flow.v for f in flows])
         )
-        coverage = torch.cat([f.coverage for f in flows], 2)
-        seconds = sum(f.seconds for f in flows)
-        return cls(Trajectory(first.flow.sigma, z, v), coverage, first.bricks, seconds)
+        coverage, seconds = (
+            torch.cat([f.coverage for f in flows], 2),
+            sum(f.seconds for f in flows),
+        )
+        return cls(Trajectory(flows[0].flow.sigma, z, v), coverage, flows[0].bricks, seconds)
 
     def nbytes(self) -> int:
         """Memory held, for the cache's limit."""
-        kept = [*self.flow.z, *(v for v in self.flow.v if v is not None), self.coverage]
-        return sum(t.nbytes for t in kept)
-
-
-def _part(states: list[Tensor | None], i: int) -> list[Tensor | None]:
-    return [None if x is None else x[i : i + 1].clone() for x in states]
+        kept = [*self.flow.z, *self.flow.v, self.coverage]
+        return sum(t.nbytes for t in kept if t is not None)
 
 
 def low_key(low_identity: str, prompt: str, seed: int, ranks: int | None = None) -> str:
@@ -103,8 +100,7 @@ def low_key(low_identity: str, prompt: str, seed: int, ranks: int | None = None)
     low_identity: `Recipe.low_identity()`; ranks: how many made it together, since all of them must
     hold it, or none.
     """
-    together = {} if ranks is None else {"ranks": ranks}
-    clip = {"prompt": prompt, "seed": seed, **together}
+    clip = {"prompt": prompt, "seed": seed} | ({} if ranks is None else {"ranks": ranks})
     return json.dumps([VERSION, low_identity, clip], sort_keys=True)
 
 
@@ -152,9 +148,8 @@ class LowFlowCache:
                 _write(temporary, key, low)
         except (OSError, SafetensorError) as error:
             reason = str(error).split("\n")[0]
-            _note(
-                f"the LR flow is not kept on disk: {reason}; lr_cache_dir=... names another place"
-            )
+            where = "lr_cache_dir=... names another place"
+            _note(f"the LR flow is not kept on disk: {reason}; {where}")
 
     def tidy(self) -> None:
         """Remove the temporaries of dead processes of this machine."""
@@ -185,10 +180,8 @@ class LowFlowCache:
     def _make_room(self, wanted: int) -> None:
         files = []
         for path in self.folder.glob("*.safetensors"):
-            try:
+            with contextlib.suppress(OSError):  # another process removed it
                 files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-            except OSError:  # another process removed it
-                continue
         held = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if held + wanted <= self.limit:
@@ -205,16 +198,15 @@ def find_flow(
     Unlike `LowFlowCache`, it marks no file as used.
     """
     for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
+        # an incomplete file, or one of another format, raises
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
             with safe_open(path, "pt") as file:
-                key = (file.metadata() or {}).get("of", "")
+                key = file.metadata()["of"]
             version, low, clip = json.loads(key)
-            stated = json.loads(low)
-            same = all(recipe.get(k, ADDED_FIELDS.get(k, v)) == v for k, v in stated.items())
+            stated = json.loads(low).items()
+            same = all(recipe.get(k, ADDED_FIELDS.get(k, v)) == v for k, v in stated)
             if version == VERSION and clip == {"prompt": prompt, "seed": seed} and same:
                 return _read(path, key)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            continue  # an incomplete file, or one of another format
     return None
 
 

@@ -10,8 +10,7 @@ that both stores hold
 in whichever order the stores are named. A clip that was made twice is a duplicate: the record that is
 kept counts it (`duplicates`) and names the other one (`merged`), so that repeated merges count nothing
 twice. Files of verdicts are copied; one whose name is taken by other content gets another name.
-Failures are copied where the clip does not exist. Temporaries, the index, lr_cache and other files are
-not copied.
+Failures are copied where the clip does not exist. Nothing else is copied.
 """
 
 import json
@@ -21,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.store.files import names_of, read_json, sha256_of, write_json, written_whole
-from s2flow.store.records import key_of, read_record
-from s2flow.store.verify import fault, run_folders
+from s2flow.store.files import read_json, sha256_of, write_json, written_whole
+from s2flow.store.records import read_record
+from s2flow.store.verify import fault, files_of, run_folders
 
 Record = dict[str, Any]
-FILES = {  # of a clip, beside the video and the record
-    **{"clips": "{}.low.mp4", "sheets": "{}.png"},
-    **{"latents": "{}.safetensors", "windows": "{}.npz"},
-}
 
 
 def merge(other: Path, into: Path) -> Counter[str]:
@@ -50,24 +45,22 @@ def merge(other: Path, into: Path) -> Counter[str]:
     if into.exists():
         run_folders(into)
     for folder in folders:
-        _check_recipes(folder, into / folder.name)
+        _check_run(folder, into / folder.name)
     done: Counter[str] = Counter(runs=len(folders))
     for folder in folders:
-        target = into / folder.name
-        if target.is_symlink():
-            raise UserError(f"{target} is a link; merge into the store that it leads to")
-        _merge_run(folder, target, done)
+        _merge_run(folder, into / folder.name, done)
     return done
 
 
-def _check_recipes(source: Path, target: Path) -> None:
-    theirs = read_json(source / "recipe.json")
+def _check_run(source: Path, target: Path) -> None:
+    theirs, mine = read_json(source / "recipe.json"), read_json(target / "recipe.json")
     if theirs is None:
         raise UserError(
             f"{source / 'recipe.json'} is gone or cut off; "
             f"type python -m s2flow.store gc {source.parent}"
         )
-    mine = read_json(target / "recipe.json")
+    if target.is_symlink():
+        raise UserError(f"{target} is a link; merge into the store that it leads to")
     if mine is not None and mine != theirs:
         names = [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]
         raise UserError(
@@ -79,81 +72,77 @@ def _check_recipes(source: Path, target: Path) -> None:
 def _merge_run(source: Path, target: Path, done: Counter[str]) -> None:
     if read_json(target / "recipe.json") is None:
         _copy(source / "recipe.json", target / "recipe.json")
-    for name in _named(source / "records", ".json"):
-        key = name[:-5]
-        theirs = valid(source, key)
-        if theirs is None or _leads_out(source, key):
+    for path in _files(source / "records", ".json"):
+        place, theirs = target / "records" / path.name, _valid(path)
+        mine = _valid(place)
+        if theirs is None or _leads_out(path):
             done["damaged"] += 1
-            continue
-        mine = valid(target, key)
-        if mine is None:
-            _copy_clip(source, target, key, theirs, theirs)
+        elif mine is None:
+            _copy_clip(source, target, theirs, theirs)
             done["copied"] += 1
-            continue
-        done["both"] += 1
-        kept = newer(mine, theirs)
-        if version_of(kept) != version_of(mine):
-            _copy_clip(source, target, key, theirs, kept)
-            done["replaced"] += 1
-        elif kept != mine:
-            write_json(target / "records" / name, kept)
-    for name in _named(source / "failures", ".json"):
-        done["failures"] += _merge_failure(source, target, name)
-    for name in _named(source / "scores", ".jsonl"):
-        done["scores"] += _merge_scores(source / "scores" / name, target / "scores")
+        else:
+            done["both"] += 1
+            kept = _newer(mine, theirs)
+            if _version(kept) != _version(mine):
+                _copy_clip(source, target, theirs, kept)
+                done["replaced"] += 1
+            elif kept != mine:
+                write_json(place, kept)
+    for path in _files(source / "failures", ".json"):
+        theirs, mine = read_json(path), read_json(target / "failures" / path.name)
+        finished = read_record(target / "records" / path.name) is not None
+        if theirs and not finished and (not mine or _order(mine) < _order(theirs)):
+            write_json(target / "failures" / path.name, theirs)
+            done["failures"] += 1
+    for path in _files(source / "scores", ".jsonl"):
+        done["scores"] += _merge_scores(path, target / "scores")
 
 
-def valid(folder: Path, key: str) -> Record | None:
+def _files(folder: Path, ending: str) -> list[Path]:
+    return [] if folder.is_symlink() else sorted(folder.glob(f"[!.]*{ending}"))
+
+
+def _valid(path: Path) -> Record | None:
     """The record of a clip that is complete, in its place, and has its hash."""
-    record = read_record(folder / "records" / f"{key}.json")
-    if record is None or record["run_id"] != folder.name or key_of(record) != key:
-        return None
-    if record["video"] != f"clips/{key}.mp4" or fault(folder, record, fast=False):
-        return None
-    return record
+    record = read_record(path)
+    return record if record is not None and fault(path, record, fast=False) is None else None
 
 
-def version_of(record: Record) -> str:
+def _order(record: Record) -> tuple[float, str, str]:
+    """The record or failure with the greater one is kept, whichever of two comes first."""
+    at = record.get("at")
+    time = float(at) if isinstance(at, (int, float)) else 0.0
+    return time, str(record.get("sha256")), json.dumps(record, sort_keys=True)
+
+
+def _version(record: Record) -> str:
     """Tells apart several times that one clip was made: time and hash."""
-    return f"{_at(record):.3f}-{str(record.get('sha256'))[:12]}"
+    at, sha256, _ = _order(record)
+    return f"{at:.3f}-{sha256[:12]}"
 
 
-def newer(a: Record, b: Record) -> Record:
-    """The one of two valid records that is kept; does not depend on their order."""
-    one, other = sorted((a, b), key=lambda r: (_at(r), str(r.get("sha256")), _text(r)))[::-1]
-    known = {m for r in (one, other) for m in r.get("merged") or []}
-    if version_of(one) == version_of(other):
-        count = max(_count(one), _count(other))
+def _newer(a: Record, b: Record) -> Record:
+    """The one of two valid records that is kept."""
+    other, one = sorted((a, b), key=_order)
+    counts = [r.get("duplicates") or 0 for r in (one, other)]
+    known = {*one.get("merged", ()), *other.get("merged", ())}
+    if _version(one) == _version(other):
+        count = max(counts)
     else:
-        new = version_of(other) not in (one.get("merged") or [])
-        count = _count(one) + (1 + _count(other) if new else 0)
-        known.add(version_of(other))
+        again = _version(other) in one.get("merged", ())
+        count = counts[0] + (0 if again else 1 + counts[1])
+        known.add(_version(other))
     return one | ({"duplicates": count, "merged": sorted(known)} if count or known else {})
 
 
-def _at(record: Record) -> float:
-    at = record.get("at")
-    return float(at) if isinstance(at, (int, float)) else 0.0
-
-
-def _count(record: Record) -> int:
-    n = record.get("duplicates")
-    return n if isinstance(n, int) else 0
-
-
-def _text(record: Record) -> str:
-    return json.dumps(record, sort_keys=True)
-
-
-def _copy_clip(source: Path, target: Path, key: str, theirs: Record, kept: Record) -> None:
+def _copy_clip(source: Path, target: Path, theirs: Record, kept: Record) -> None:
     """Copy all files of a clip, the record last; remove files that only the clip before it had."""
-    _copy(source / theirs["video"], target / theirs["video"], theirs.get("sha256"))
-    for kind, pattern in FILES.items():
-        name = f"{kind}/{pattern.format(key)}"
-        if (source / name).exists():
-            _copy(source / name, target / name)
+    key = Path(theirs["video"]).stem
+    for ours, path in zip(files_of(target, key), files_of(source, key), strict=True):
+        if path.exists():
+            _copy(path, ours, theirs.get("sha256") if path.name == f"{key}.mp4" else None)
         else:
-            (target / name).unlink(missing_ok=True)
+            ours.unlink(missing_ok=True)
     write_json(target / "records" / f"{key}.json", kept)
     (target / "failures" / f"{key}.json").unlink(missing_ok=True)
 
@@ -164,16 +153,6 @@ def _copy(source: Path, target: Path, sha256: str | None = None) -> None:
         shutil.copyfile(source, temporary)
         if sha256 is not None and sha256_of(temporary) != sha256:
             raise OSError(f"{source} changed while it was copied; type the same command again")
-
-
-def _merge_failure(source: Path, target: Path, name: str) -> int:
-    theirs, mine = (read_json(f / "failures" / name) for f in (source, target))
-    if theirs is None or read_record(target / "records" / name) is not None:
-        return 0
-    if mine is not None and (_at(mine), _text(mine)) >= (_at(theirs), _text(theirs)):
-        return 0
-    write_json(target / "failures" / name, theirs)
-    return 1
 
 
 def _merge_scores(source: Path, folder: Path) -> int:
@@ -191,12 +170,8 @@ def _merge_scores(source: Path, folder: Path) -> int:
     return 1
 
 
-def _leads_out(folder: Path, key: str) -> bool:
+def _leads_out(record: Path) -> bool:
     """Whether a file of a clip is a link out of its store."""
-    root, names = folder.parent.resolve(), [f"clips/{key}.mp4", f"records/{key}.json"]
-    names += [f"{kind}/{pattern.format(key)}" for kind, pattern in FILES.items()]
-    return any(not (folder / n).resolve().is_relative_to(root) for n in names)
-
-
-def _named(folder: Path, suffix: str) -> list[str]:
-    return [] if folder.is_symlink() else names_of(folder, suffix)
+    folder = record.parents[1]
+    root, files = folder.parent.resolve(), [record, *files_of(folder, record.stem)]
+    return any(not path.resolve().is_relative_to(root) for path in files)

@@ -1,8 +1,8 @@
 """The outcome of a clip: ok, nan, black, or frozen.
 
 A window that is too small for its model can end in black frames (the paper's "50 %*"), and half
-precision in NaN. That is a result to record, not a crash, and it must be detected before the video is
-written, because an mp4 cannot hold NaN. Of frames x_1 .. x_T with luminance Y at 8 bits,
+precision in NaN. That is a result to record, not a crash, detected before the video is written, because
+an mp4 cannot hold NaN. Of frames x_1 .. x_T with luminance Y at 8 bits,
 
     nan_share     = share of values that are NaN or infinite
     black_frames  = share of frames of which 99.9 % of the pixels have Y < 16
@@ -10,12 +10,12 @@ written, because an mp4 cannot hold NaN. Of frames x_1 .. x_T with luminance Y a
                     by more than 3; None for a single frame
 
 and the outcome is the first of these that holds: "nan" (any such value, there or in the latent),
-"black" (every frame), "frozen" (all neighbours), "ok".
-
-Where it fails: a night scene with few lights is black to these numbers, and a still scene frozen,
-whether the prompt calls for it or not; an object under 0.1 % of the frame moves unseen.
+"black" (every frame), "frozen" (all neighbours), "ok". Where it fails: a night scene with few lights
+is black to these numbers, and a still scene frozen, whether the prompt calls for it or not; an object
+under 0.1 % of the frame moves unseen.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,17 +44,15 @@ def outcome(video: Tensor, latent: Tensor) -> dict[str, Any]:
 
 def black_frames(video: Tensor) -> float:
     """Share of black frames; (T, H, W, 3), uint8 or in [0, 1]."""
-    black = [(luminance(x) * 255 >= BLACK).float().mean() <= FEW for x in video]
-    return sum(map(bool, black)) / len(black)
+    return sum(_few(luminance(x) * 255 >= BLACK) for x in video) / len(video)
 
 
 def frozen_frames(video: Tensor) -> float | None:
     """Share of neighbouring frames that are the same; None for a single frame."""
-    if len(video) < 2:
-        return None
-    frozen, before = 0, luminance(video[0])
-    for x in video[1:]:
-        after = luminance(x)
-        frozen += bool(((after - before).abs() * 255 > STILL).float().mean() <= FEW)
-        before = after
-    return frozen / (len(video) - 1)
+    pairs = pairwise(map(luminance, video))
+    frozen = [_few((after - before).abs() * 255 > STILL) for before, after in pairs]
+    return sum(frozen) / len(frozen) if frozen else None
+
+
+def _few(pixels: Tensor) -> bool:
+    return bool(pixels.float().mean() <= FEW)

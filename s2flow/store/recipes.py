@@ -1,4 +1,4 @@
-"""Stored recipes: the field names that a record may hold, the run id, and the label of a run.
+"""Stored recipes: their fields, the run id, and the label of a run.
 
 A stored recipe is a plain dict, the `Recipe.identity()` that decided the pixels of a clip (see
 `s2flow.recipe.identity`); nothing here needs torch or a config.
@@ -6,36 +6,74 @@ A stored recipe is a plain dict, the `Recipe.identity()` that decided the pixels
 
 import hashlib
 import json
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2flow.grid import Box
+    from s2flow.policies.base import Policy
 
 VERSION = 1  # raise it when the same recipe would give other pixels
-ADDED_FIELDS = {  # fields that the first records do not have, at the values that those records imply
-    **{"dtype": "float32", "fp8": False, "vae_tile": None, "guidance_2": None},
-    **{"rope": "none", "temperature": 1.0, "shift_high": None, "adain": False, "stages": []},
-    **{"params": None, "pipeline": None, "scheduler": None, "input": None},
-}
-LOW_FIELDS = (
-    "backbone",
-    "weights",
-    "steps",
-    "shift",
-    "frames",
-    "low",
-    "guidance",
-)  # of an LR flow
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What decides pixels, resolved, without open defaults. Sizes are (height, width) in pixels.
+
+    They stand here so that tables of the store have a column each; `Recipe` adds what they mean. A
+    field with a default was added later: it is left out of identities at that value, so that no run id
+    changes.
+    """
+
+    backbone: str
+    weights: str
+    method: str
+    steps: int
+    shift: float
+    frames: int
+    low: tuple[int, int]
+    high: tuple[int, int]
+    guidance: float
+    negative_prompt: str
+    t_i: int
+    handoff: str
+    noise: str
+    sparsity: float
+    density: str
+    windows: "Policy"
+    brick_low: "Box"
+    brick_high: "Box"
+    coverage_rows: int
+    attention: str
+    solver: str
+    order: int
+    stencil: str
+    lr_time: str
+    upsample: str
+    dtype: str = "float32"  # of the model; the flow's state is always float32
+    rope: str = "none"  # position scaling of the HR stage
+    temperature: float = 1.0  # factor on the HR stage's attention logits
+    shift_high: float | None = None  # of the HR noise grid; None: as shift
+    fp8: bool = False  # weights of the transformer stored as float8_e4m3fn
+    vae_tile: tuple[int, int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
+    guidance_2: float | None = None  # of the second expert of a model that has two
+    adain: bool = False  # the hand-off keeps the LR mean and deviation
+    stages: tuple = ()  # ((height, width), steps left) of every HR stage, if there are several
+    pipeline: Any = None  # state of a loaded pipeline that alters the clip (backbones.inspect)
+    scheduler: Any = None  # of the pipeline, with its options, where it takes the steps itself
+    input: str | None = None  # hash of the clip that takes the place of the LR flow's
+    params: Any = None  # the method's own Params; None for methods without
+
+
+LOW_FIELDS = ("backbone", "weights", "steps", "shift", "frames", "low", "guidance")
 LATER_LOW_FIELDS = ("pipeline", "input")
-LOW_FIELDS += ("negative_prompt", "dtype", "fp8", "guidance_2", *LATER_LOW_FIELDS)
-KNOBS = ("backbone", "weights", "method", "steps", "shift", "low", "guidance", "negative_prompt")
-KNOBS += ("t_i", "handoff", "noise", "sparsity", "density", "brick_low", "brick_high")
-KNOBS += ("coverage_rows", "attention", "solver", "order", "stencil", "lr_time", "upsample")
-KNOBS += ("dtype", "rope", "temperature", "shift_high", "fp8", "vae_tile", "guidance_2", "adain")
-KNOBS += (
-    "stages",
-    "params",
-    "pipeline",
-    "scheduler",
-    "input",
-)  # columns of the tables; a test compares them with the fields of Recipe
+LOW_FIELDS += ("negative_prompt", "dtype", "fp8", "guidance_2", *LATER_LOW_FIELDS)  # of an LR flow
+KNOBS = tuple(f.name for f in fields(Fields) if f.name not in ("frames", "high", "windows"))
+ADDED_FIELDS = {  # as they are stored
+    f.name: list(f.default) if isinstance(f.default, tuple) else f.default
+    for f in fields(Fields)
+    if f.default is not MISSING
+}
 
 
 def id_of(version: int, identity: dict[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """Records: the metadata of a finished clip, one JSON file each."""
 
-import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,9 @@ from s2flow.store.files import read_json
 from s2flow.store.scorebook import ScoreBook
 
 STAGES = ("text", "lr", "plan", "handoff", "hr", "decode")  # from prompt to decoded video
-REQUIRED = {  # fields of every record, with the types that its readers rely on
-    **{"run_id": str, "recipe": dict, "prompt": str, "seed": int},
-    **{"video": str, "bytes": int, "seconds": dict},
-}
+# fields of every record, with the types that its readers rely on
+REQUIRED = {"run_id": str, "recipe": dict, "prompt": str, "seed": int, "video": str, "bytes": int}
+REQUIRED |= {"seconds": dict}
 
 
 def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
@@ -23,15 +20,13 @@ def clip_key(prompt: str, seed: int, original: str | None = None) -> str:
     is scored with, so two entries with one augmented prompt are two clips.
     """
     entry = "" if original in (None, prompt) else f"\0{original}"
-    return hashlib.sha256(f"{seed}\0{prompt}{entry}".encode()).hexdigest()[:16]
+    text = f"{seed}\0{prompt}{entry}".encode(errors="surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
-def key_of(record: dict[str, Any]) -> str | None:
-    """The key that a record's clip should have; None if its text is no Unicode."""
-    try:
-        return clip_key(record["prompt"], record["seed"], record.get("original_prompt"))
-    except UnicodeEncodeError:
-        return None
+def key_of(record: dict[str, Any]) -> str:
+    """The key that a record's clip should have."""
+    return clip_key(record["prompt"], record["seed"], record.get("original_prompt"))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -47,40 +42,6 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
     records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))  # no temporaries
     book = ScoreBook(folder)
     return [book.joined(record) for record in records if record is not None]
-
-
-class Records(Sequence):
-    """Some records of a run with their scores, read when they are accessed.
-
-    finished: gives the keys of those that exist; called once.
-    """
-
-    def __init__(self, folder: Path, finished: Callable[[], list[str]]) -> None:
-        self.folder, self._finished = folder, finished
-
-    @functools.cached_property
-    def keys(self) -> list[str]:
-        """Of the clips that exist."""
-        return self._finished()
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, i: Any) -> Any:
-        return list(self._read(self.keys[i])) if isinstance(i, slice) else list(self)[i]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._read(self.keys)
-
-    def _read(self, keys: list[str]) -> Iterator[dict[str, Any]]:
-        book = ScoreBook(self.folder)
-        records = (read_record(self.folder / "records" / f"{key}.json") for key in keys)
-        return (book.joined(record) for record in records if record is not None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None
 
 
 def generation_seconds(record: dict[str, Any]) -> float:

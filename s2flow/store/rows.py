@@ -1,25 +1,19 @@
 """Records as rows and Arrow columns, independent of the order in which they were assembled.
 
-A row has a cell per knob and per fact that tables, plots and exports need; `frame` makes a pandas frame
-of many. Columns that only the index uses begin with "_":
+A row has a cell per knob and per fact that tables, plots and exports need. Columns of one name have one
+type (`type_of`), whatever a record holds there. Columns that only the index uses begin with "_":
 
     _file       name of the record without .json: the clip's key
     _stamp      changes whenever the record's file does
     _video, _bytes, _sha256, _at, _duplicates   from the record, to compare with the clip
     _own        JSON of the scores inside the record itself (records older than the score book)
-    _named      JSON list of the stages and scores that the record has, null ones too
     _verdicts   JSON list of the valid verdicts, reduced to VERDICT_FIELDS
-
-Cells of one column without a common type are stored as JSON, and the field's metadata says so.
 """
 
-import functools
 import json
-import math
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from s2flow.store.recipes import KNOBS
@@ -30,188 +24,112 @@ FACTS = ("run_id", "prompt", "original_prompt", "seed", "status", "height", "wid
 FACTS += ("device", "commit")
 OTHERS = ("windows", "variant", "outcome", "low_flow_reused")
 INDEX_COLUMNS = ("_file", "_stamp", "_video", "_bytes", "_sha256", "_at", "_duplicates")
-INDEX_COLUMNS += ("_own", "_named", "_verdicts")
+INDEX_COLUMNS += ("_own", "_verdicts")
 VERDICT_FIELDS = ("scorer", "metric", "status", "depends")
-SCORE_COLUMNS = ("fidelity_reference", "metrics")
-FIXED = (
-    *INDEX_COLUMNS,
-    *FACTS,
-    *KNOBS,
-    *SCORE_COLUMNS,
-    *OTHERS,
-    "realised_density",
-    "seconds_total",
-)
-AS_JSON = {b"json": b"1"}
+FIXED = (*INDEX_COLUMNS, *FACTS, *KNOBS, "fidelity_reference", "metrics", *OTHERS)
+FIXED += ("realised_density", "seconds_total")
+INTEGERS = {"seed", "height", "width", "frames", "steps", "t_i", "coverage_rows", "order"}
+INTEGERS |= {"_bytes", "_duplicates"}
+FLOATS = {"shift", "guidance", "sparsity", "temperature", "shift_high", "guidance_2", "_at"}
+FLOATS |= {"realised_density"}
+BOOLEANS = {"fp8", "adain", "low_flow_reused"}
 
 Row = dict[str, Any]
 
 
-def knobs_of(recipe: dict[str, Any]) -> Row:
-    """The cells of a recipe; the records of a run share them."""
-    return {name: _cell(recipe.get(name)) for name in KNOBS}
-
-
-def row_of(record: dict[str, Any], knobs: Row) -> Row:
+def row_of(record: dict[str, Any]) -> Row:
     """All cells but scores. Raises LookupError, TypeError, ValueError, AttributeError."""
     density, seconds = record.get("density") or {}, record["seconds"]
-    row: Row = {name: record.get(name) for name in FACTS} | knobs
-    row |= {name: record.get(name) for name in OTHERS}
-    row["realised_density"] = sum(density.values()) / len(density) if density else None
-    row["seconds_total"] = float(generation_seconds(record))
-    row |= {f"seconds_{k}": _number(v) for k, v in seconds.items()}
     own = {k: record[k] for k in ("scores", "scorers") if record.get(k)}
-    return row | {
-        "_video": record["video"],
-        "_bytes": record["bytes"],
-        "_sha256": sha if isinstance(sha := record.get("sha256"), str) else None,
-        "_at": at if isinstance(at := _number(record.get("at")), float) else None,
-        "_duplicates": n if isinstance(n := record.get("duplicates"), int) else None,
+    return {
+        **{name: record.get(name) for name in (*FACTS, *OTHERS)},
+        **{name: record["recipe"].get(name) for name in KNOBS},
+        **{f"seconds_{k}": v for k, v in seconds.items()},
+        **{f"_{name}": record.get(name) for name in ("video", "bytes", "sha256", "at")},
+        "_duplicates": record.get("duplicates"),
         "_own": json.dumps(own) if own else None,
-        "_named": _names(f"seconds_{k}" for k in seconds),
+        "realised_density": sum(density.values()) / len(density) if density else None,
+        "seconds_total": generation_seconds(record),
     }
 
 
 def scores_of(row: Row, book: ScoreBook) -> Row:
-    """The cells that depend on scores; `row` needs _video, _sha256, _own, _named and outcome."""
+    """The cells that depend on scores; `row` needs _video, _sha256, _own and outcome."""
     record = {"video": row["_video"], "sha256": row["_sha256"], "outcome": row["outcome"]}
     record |= json.loads(row["_own"]) if row["_own"] else {}
     joined = book.joined(record)
-    scores, scorers = joined["scores"], joined["scorers"]
-    cells: Row = {f"score_{k}": _number(v) for k, v in scores.items()}
-    stages = [k for k in _named(row["_named"]) if k.startswith("seconds_")]
-    cells["_named"] = _names([*stages, *cells])
     verdicts = [{k: v[k] for k in VERDICT_FIELDS if k in v} for v in book.of(record)]
-    cells["_verdicts"] = json.dumps(verdicts)
-    fidelity = scorers.get("fidelity", {})
-    cells["fidelity_reference"] = (fidelity.get("arguments") or {}).get("reference")
-    cells["metrics"] = " ".join(
-        f"{name}:{how['metric']}"
-        for name, how in sorted(scorers.items())
-        if how.get("metric") and not name.startswith("fidelity")  # whose reference is a column
-    )
-    return cells
-
-
-def _cell(value: Any) -> Any:
-    """A knob as one cell: sizes and bricks as "32x48", parameters of a method as "alpha=1.0"."""
-    if isinstance(value, dict):
-        return " ".join(f"{k}={v}" for k, v in value.items())
-    return "x".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _number(value: Any) -> Any:
-    """Numbers of a record as floats, so that 1 and 1.0 make one kind of column; NaN is None."""
-    if not isinstance(value, (int, float)):
-        return value
-    return None if math.isnan(value) else float(value)
-
-
-def _names(names: Iterable[str]) -> str:
-    return json.dumps(sorted(names))
-
-
-@functools.lru_cache
-def _named(text: str) -> list[str]:
-    return json.loads(text)
-
-
-@functools.lru_cache
-def verdicts_of(cell: str) -> list[dict[str, Any]]:
-    """The verdicts in a cell of `_verdicts`; many rows may share the list."""
-    return json.loads(cell)
-
-
-# -- columns ----------------------------------------------------------------------------------
+    fidelity = joined["scorers"].get("fidelity", {})
+    return {
+        **{f"score_{k}": v for k, v in joined["scores"].items()},
+        "_verdicts": json.dumps(verdicts),
+        "fidelity_reference": (fidelity.get("arguments") or {}).get("reference"),
+        "metrics": " ".join(
+            f"{name}:{how['metric']}"
+            for name, how in sorted(joined["scorers"].items())
+            if how.get("metric") and not name.startswith("fidelity")  # whose reference is a column
+        ),
+    }
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    """Rows as columns in a fixed order; a row may lack cells that others have."""
-    names = dict.fromkeys(k for row in rows for k in row)
-    return _ordered({name: column_of([row.get(name) for row in rows]) for name in names})
+    """Rows as columns; a row may lack cells that others have."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return ordered(
+        pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+    )
 
 
-def column_of(values: list[Any]) -> tuple[pa.Array, dict | None]:
-    """One column and its field's metadata."""
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Values as a column of the type that its name has; NaN is null."""
+    kind = pa.string()
+    if name in FLOATS or name.startswith(("seconds_", "score_")):
+        kind = pa.float64()
+    elif name in INTEGERS | BOOLEANS:
+        kind = pa.int64() if name in INTEGERS else pa.bool_()
     try:
-        array = pa.array(values)
-        if pa.types.is_nested(array.type):
-            raise pa.ArrowInvalid("a nested cell")
-        return array, None
+        return pa.array(values, kind, from_pandas=True)
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError):
-        return pa.array([None if v is None else json.dumps(v) for v in values]), AS_JSON
+        return pa.array([_cell(v, kind) for v in values], kind)
+
+
+def _cell(value: Any, kind: pa.DataType) -> Any:
+    """Of a list such as a size "32x48", of a dict "alpha=1.0"; None for a number that is none."""
+    if value is None:
+        return None
+    if kind != pa.string():
+        number = isinstance(value, (bool if kind == pa.bool_() else int, float))
+        return pa.scalar(value, kind).as_py() if number and abs(value) < 2**63 else None
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items())
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables below each other; a column that one lacks is null there."""
+    tables = [t for t in tables if t.num_rows]
+    if not tables:
+        return pa.table({})
+    return ordered(pa.concat_tables(tables, promote_options="default"))
+
+
+def ordered(table: pa.Table) -> pa.Table:
+    """Fixed columns first, then stages and scores by name."""
+    order = {name: i for i, name in enumerate(FIXED)}
+    key = lambda n: (order.get(n, len(order)), n.startswith("score_"), n)  # noqa: E731
+    return table.select(sorted(table.column_names, key=key))
 
 
 def values_of(table: pa.Table, name: str) -> list[Any]:
-    """A column as it was given to `column_of`; None for each row where there is none."""
-    if name not in table.column_names:
-        return [None] * len(table)
-    values = table[name].to_pylist()
-    if not _is_json(table, name):
-        return values
-    return [None if v is None else json.loads(v) for v in values]
-
-
-def joined(tables: list[pa.Table]) -> pa.Table:
-    """Tables below each other; a column that one lacks is null there."""
-    if len(tables) == 1 and not any(_is_json(tables[0], n) for n in tables[0].column_names):
-        return tables[0]
-    columns = {}
-    for name in dict.fromkeys(n for t in tables for n in t.column_names):
-        having = [t for t in tables if name in t.column_names]
-        kinds = {t.schema.field(name).type for t in having} - {pa.null()}
-        if len(kinds) > 1 or any(_is_json(t, name) for t in having):
-            columns[name] = column_of([v for t in tables for v in values_of(t, name)])
-            continue
-        parts = [
-            t.select([name]) if name in t.column_names else pa.table({name: pa.nulls(len(t))})
-            for t in tables
-        ]
-        columns[name] = pa.concat_tables(parts, promote_options="default")[name], None
-    return _ordered(columns)
-
-
-def beside(table: pa.Table, more: pa.Table) -> pa.Table:
-    """Columns of two tables with the same rows."""
-    both = {n: (t[n], t.schema.field(n).metadata) for t in (table, more) for n in t.column_names}
-    return _ordered(both)
-
-
-def _is_json(table: pa.Table, name: str) -> bool:
-    return table.schema.field(name).metadata == AS_JSON
-
-
-def _ordered(columns: dict[str, tuple[Any, dict | None]]) -> pa.Table:
-    """Fixed columns first, then stages and scores by name."""
-    order = {name: i for i, name in enumerate(FIXED)}
-    names = sorted(columns, key=lambda n: (order.get(n, len(order)), n.startswith("score_"), n))
-    arrays = [columns[n][0] for n in names]
-    of = [pa.field(n, a.type, metadata=columns[n][1]) for n, a in zip(names, arrays, strict=True)]
-    return pa.table(arrays, schema=pa.schema(of)) if names else pa.table({})
+    """A column as a list; None for each row where there is no such column."""
+    return table[name].to_pylist() if name in table.column_names else [None] * len(table)
 
 
 def shown(table: pa.Table) -> pa.Table:
-    """Without the columns of the index, and without stages and scores that no record has any more."""
-    if not table.num_rows:
-        return pa.table({})
-    named = {n for text in table["_named"].unique().to_pylist() for n in _named(text)}
-    kept = [n for n in table.column_names if n in FIXED or n in named]
-    columns = {
-        n: (table[n], table.schema.field(n).metadata) for n in kept if n not in INDEX_COLUMNS
-    }
-    for name, (column, _) in columns.items():
-        if column.null_count == table.num_rows:  # no type, whatever type removed rows had
-            columns[name] = pa.nulls(table.num_rows), None
-    return _ordered(columns)
-
-
-def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    """Tables as a pandas frame, None or NaN where a cell is empty."""
-    table = joined([t for t in tables if t.num_rows] or [pa.table({})])
-    if not table.num_rows:
-        return pd.DataFrame()
-    coded = {n: values_of(table, n) for n in table.column_names if _is_json(table, n)}
-    frame = table.drop_columns(list(coded)).to_pandas()
-    for name, values in coded.items():
-        frame[name] = pd.Series(values, dtype=object)
-    return frame[table.column_names]
+    """Without the columns of the index; a column without any value has no type."""
+    columns = {n: table[n] for n in table.column_names if n not in INDEX_COLUMNS}
+    empty = pa.nulls(table.num_rows)
+    return pa.table(
+        {n: empty if c.null_count == table.num_rows else c for n, c in columns.items()}
+    )

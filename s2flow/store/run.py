@@ -2,26 +2,25 @@
 
 import contextlib
 import functools
+import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
 from s2flow.errors import UserError
-from s2flow.store import index
-from s2flow.store.files import (
-    json_text,
-    names_of,
-    read_json,
-    remove_dead_temporaries,
-    sha256_of,
-    write_json,
-    written_whole,
-)
-from s2flow.store.records import Records, read_record
+from s2flow.store import index, rows
+from s2flow.store.files import read_json, remove_dead_temporaries, sha256_of, write_json
+from s2flow.store.records import read_record
 from s2flow.store.scorebook import ScoreBook
+
+CLIP_COLUMNS = ("prompt", "original_prompt", "seed", "outcome", "_video", "_sha256", "_verdicts")
+MEANS = {"f": "realised_density", "lr": "seconds_lr", "hr": "seconds_hr", "all": "seconds_total"}
+verdicts_in = functools.lru_cache(json.loads)  # of a cell; many rows may share the list
 
 
 class Store:
@@ -35,22 +34,18 @@ class Store:
     ) -> None:
         self.runs_dir, self.run_id = Path(runs_dir), run_id
         self.folder, self.writes = self.runs_dir / run_id, write
-        if write:
-            self._open(recipe)
-        self.book = ScoreBook(self.folder, slim=True)
-        self._as_of, self._rows = None, None  # of _finished
-
-    def _open(self, recipe: dict[str, Any]) -> None:
         try:
-            for name in ("clips", "sheets", "records"):
+            for name in ("clips", "sheets", "records") if write else ():
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "recipe.json", recipe)
-            remove_dead_temporaries(self.folder, before=self._promote)
+            if write:
+                write_json(self.folder / "recipe.json", recipe)
+                remove_dead_temporaries(self.folder, before=self._promote)
         except OSError as error:
             raise UserError(
                 f"runs_dir={self.runs_dir} cannot be written ({error.strerror}); "
                 "type runs_dir=some/other/folder"
             ) from None
+        self.book = ScoreBook(self.folder, slim=True)
 
     def path(self, kind: str, name: str) -> Path:
         """runs/<run_id>/<kind>/<name>."""
@@ -71,42 +66,64 @@ class Store:
         return self.book.joined(record) if complete else None
 
     def recorded(self) -> dict[str, dict[str, Any]]:
-        """The fields of the finished clips that a scorer needs, by key.
+        """The fields of the finished clips that a scorer needs, by key; read for all at once.
 
-        prompt, original_prompt, seed, video, sha256, outcome, and the valid `verdicts` (store/rows.py),
-        of the clips that `record` would return, read for all of them at once.
+        prompt, original_prompt, seed, video, sha256, outcome, and the valid `verdicts` (rows.py).
         """
-        return index.of_clips(self._finished())
+        table = self._finished()
+        names = ("_file", *CLIP_COLUMNS) if table.num_rows else ()
+        clips = table.select(names).rename_columns([n.removeprefix("_") for n in names])
+        return {
+            clip.pop("file"): clip | {"verdicts": verdicts_in(clip["verdicts"])}
+            for clip in clips.to_pylist()
+        }
 
     def tally(self, keys: list[str]) -> dict[str, Any]:
-        """How many of these clips are finished, and the means over them; see `index.tally`."""
-        return index.tally(self._finished(), keys)
+        """How many of these clips are finished, and means over them; None where none has the value.
+
+        {"clips", "duplicates", "f": realised density, "lr", "hr", "all": seconds,
+        "scores": {name: mean}, "video": of the only one}.
+        """
+        table, wanted = self._finished(), set(keys)
+        kept = [n in wanted for n in rows.values_of(table, "_file")]
+        table = table.filter(pa.array(kept, pa.bool_()))
+
+        def mean(name: str) -> float | None:
+            known = [v for v in rows.values_of(table, name) if v is not None]
+            return fmean(known) if known else None
+
+        scores = [n for n in table.column_names if n.startswith("score_") and table.num_rows]
+        videos = rows.values_of(table, "_video")
+        return {
+            "clips": len(videos),
+            "video": videos[0] if len(videos) == 1 else None,
+            **{name: mean(column) for name, column in MEANS.items()},
+            "scores": {name.removeprefix("score_"): mean(name) for name in scores},
+            "duplicates": sum(filter(None, rows.values_of(table, "_duplicates"))),
+        }
 
     def _finished(self) -> pa.Table:
-        """The rows of `index.finished`, read again only if a file may have been added or removed.
+        """The rows whose record and video exist, with the columns of `recorded` and `tally`."""
+        needed = {*CLIP_COLUMNS, *MEANS.values(), "_bytes", "_duplicates"}
+        table = index.read(
+            self.folder, self.writes, lambda n: n in needed or n.startswith("score_")
+        )
+        return index.with_video(self.folder, table)
 
-        A file that is altered in place is noticed by the next job.
-        """
-        now = index.state(self.folder)
-        if now is None or now != self._as_of:
-            self._as_of, self._rows = now, index.finished(self.folder, self.writes)
-        return self._rows
-
-    def records(self, keys: list[str]) -> Records:
-        """The records of those of these clips that are finished, read when they are accessed."""
-        return Records(self.folder, functools.partial(_among, self, keys))
+    def records(self, keys: list[str]) -> "Records":
+        """The records of those of these clips that are finished."""
+        return Records(self, keys)
 
     def matches(self, key: str) -> bool:
         """Whether record and video belong together: two workers may have finished at once."""
         record = read_record(self.path("records", f"{key}.json"))
-        try:
-            return record is not None and _is_of(record, self.folder)
-        except OSError:
-            return False
+        with contextlib.suppress(OSError):
+            return record is not None and self._has_hash(record)
+        return False
 
     def failed(self) -> set[str]:
         """The keys of clips with a stored failure."""
-        return {n[:-5] for n in names_of(self.folder / "failures", ".json")}
+        return {p.stem for p in self.folder.glob("failures/[!.]*.json")}
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """The failure of a clip, or None."""
@@ -130,11 +147,7 @@ class Store:
         existing = self.record(key)
         if existing is not None and existing.get("at") != replaces:
             record = record | {"duplicates": 1 + existing.get("duplicates", 0)}
-        text = json_text(record)
-        with written_whole(self.path("records", f"{key}.json")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-            if files is not None:
-                files.close()
+        write_json(self.path("records", f"{key}.json"), record, files and files.close)
         self.path("failures", f"{key}.json").unlink(missing_ok=True)
 
     def fail(self, key: str, record: dict[str, Any]) -> None:
@@ -147,18 +160,35 @@ class Store:
     def _promote(self, path: Path) -> None:
         """Commit a record whose writer was killed after it had written the video."""
         record = read_record(path) if path.parent.name == "records" else None
-        if record is None or not _is_of(record, self.folder):
-            return
-        key = Path(record["video"]).stem
-        if not self.matches(key):
-            os.replace(path, self.path("records", f"{key}.json"))
+        if record is not None and self._has_hash(record):
+            key = Path(record["video"]).stem
+            if not self.matches(key):
+                os.replace(path, self.path("records", f"{key}.json"))
+
+    def _has_hash(self, record: dict[str, Any]) -> bool:
+        """Whether a record has the hash of the video on disk."""
+        return sha256_of(self.folder / record["video"]) == record.get("sha256")
 
 
-def _among(store: Store, keys: list[str]) -> list[str]:
-    finished = store.recorded()
-    return [key for key in keys if key in finished]
+class Records(Sequence):
+    """The records with scores of those of these clips that are finished, read on first access."""
 
+    def __init__(self, store: Store, keys: list[str]) -> None:
+        self.store, self.keys = store, keys
 
-def _is_of(record: dict[str, Any], folder: Path) -> bool:
-    """Whether a record has the hash of the video on disk."""
-    return sha256_of(folder / record["video"]) == record.get("sha256")
+    @functools.cached_property
+    def _read(self) -> list[dict[str, Any]]:
+        finished = self.store.recorded()
+        records = (self.store.record(key) for key in self.keys if key in finished)
+        return [record for record in records if record is not None]
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._read[i]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None

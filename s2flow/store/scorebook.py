@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,37 +56,35 @@ class ScoreBook:
     def __init__(self, run_folder: str | Path, slim: bool = False) -> None:
         self.folder, self._slim = Path(run_folder) / "scores", slim
         self._own: Path | None = None
-        self._read: dict[tuple[str, str], dict[tuple[str, str], Verdict]] | None = None
 
     def refresh(self) -> None:
         """Read every line again when verdicts are next needed."""
-        self._read = None
+        self.__dict__.pop("_verdicts", None)
 
-    @property
+    @functools.cached_property
     def _verdicts(self) -> dict[tuple[str, str], dict[tuple[str, str], Verdict]]:
-        if self._read is None:
-            self._read = {}
-            lines = _lines(self.folder)
-            verdicts = map(_slim, lines) if self._slim else lines
-            for verdict in sorted(verdicts, key=lambda v: v["at"]):
-                self._take(verdict)
-        return self._read
+        """The valid verdict by (key, clip) and (scorer, metric)."""
+        read: list[Verdict] = []
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                lines = (parsed(line) for line in file if line.endswith(b"\n"))
+                read += (_slim(v) if self._slim else v for v in lines if v is not None)
+        valid: dict[tuple[str, str], dict[tuple[str, str], Verdict]] = {}
+        for verdict in sorted(read, key=lambda v: v["at"]):
+            _take(valid, verdict)
+        return valid
 
     def of(self, record: dict[str, Any]) -> list[Verdict]:
         """The valid verdicts on a recorded clip, one per metric."""
-        return list(self._of(record).values())
-
-    def _of(self, record: dict[str, Any]) -> dict[tuple[str, str], Verdict]:
         key, _ = os.path.splitext(os.path.basename(record["video"]))
-        return self._verdicts.get((key, record.get("sha256")), {})
+        return list(self._verdicts.get((key, record.get("sha256")), {}).values())
 
     def add(self, verdict: Verdict) -> None:
         """Append a verdict and sync it to disk. Raises OSError, and ValueError for NaN."""
-        text = json.dumps(verdict, ensure_ascii=False, allow_nan=False) + "\n"
+        data = (json.dumps(verdict, ensure_ascii=False, allow_nan=False) + "\n").encode()
         if self._own is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._own = self.folder / f"{process_name()}.jsonl"
-        data = text.encode()
         with open(self._own, "ab", buffering=0) as file:
             start = file.tell()
             try:
@@ -98,7 +95,7 @@ class ScoreBook:
                 with contextlib.suppress(OSError):
                     file.truncate(start)
                 raise
-        self._take(verdict)
+        _take(self._verdicts, verdict)
 
     def verdicts(self) -> list[Verdict]:
         """The valid verdicts, in order of time."""
@@ -112,71 +109,25 @@ class ScoreBook:
         older than the score book contain scores, which verdicts replace.
         """
         scores, scorers = dict(record.get("scores") or {}), dict(record.get("scorers") or {})
-        latest: dict[str, Verdict] = {}  # of each scorer the last that scored, else the last
-        for verdict in sorted(self._of(record).values(), key=lambda v: v["at"]):
-            before = latest.get(verdict["scorer"])
-            if before is None or verdict["status"] in SCORES or before["status"] not in SCORES:
-                latest[verdict["scorer"]] = verdict
+        by_time = sorted(self.of(record), key=lambda v: (v["status"] in SCORES, v["at"]))
+        latest = {v["scorer"]: v for v in by_time}  # the last that scored, else the last
         for verdict in sorted(latest.values(), key=lambda v: (v["status"] in SCORES, v["at"])):
             scores |= verdict["scores"]
             scorers[verdict["scorer"]] = {k: verdict[k] for k in METHOD_FIELDS if k in verdict}
-        if (
-            record.get("outcome") == "nan"
-        ):  # its video is black only because an mp4 cannot hold NaN
+        if record.get("outcome") == "nan":  # its video is black, since an mp4 cannot hold NaN
             scores = dict.fromkeys(scores)
         return record | {"scores": scores, "scorers": scorers}
 
-    def _take(self, verdict: Verdict) -> None:
-        of_clip = self._verdicts.setdefault((verdict["key"], verdict["clip"]), {})
-        name = (verdict["scorer"], verdict["metric"])
-        before = of_clip.get(name)
-        if before is None or verdict["status"] in FINAL or before["status"] not in FINAL:
-            of_clip[name] = verdict
+
+def _take(valid: dict, verdict: Verdict) -> None:
+    of_clip = valid.setdefault((verdict["key"], verdict["clip"]), {})
+    name = (verdict["scorer"], verdict["metric"])
+    if verdict["status"] in FINAL or of_clip.get(name, {}).get("status") not in FINAL:
+        of_clip[name] = verdict
 
 
-def rows(verdicts: list[Verdict]) -> pd.DataFrame:
-    """A row per (clip, score name, metric) with all fields of its verdict."""
-    return pd.DataFrame(
-        [
-            {k: _cell(v) for k, v in verdict.items() if k != "scores"}
-            | {"dimension": name, "score": x}
-            for verdict in verdicts
-            for name, x in verdict["scores"].items()
-        ]
-    )
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-
-
-def _lines(folder: Path) -> Iterator[Verdict]:
-    for path in sorted(folder.glob("*.jsonl")):
-        with open(path, "rb") as file:
-            for line in file:
-                complete = line.endswith(b"\n")
-                if complete and (verdict := _verdict(line)) is not None:
-                    yield verdict
-
-
-def _slim(verdict: Verdict) -> Verdict:
-    """The fields of SLIM; values that many verdicts share are held once."""
-    kept = {k: verdict[k] for k in SLIM if k in verdict}
-    for name in ("key", "clip", "scorer", "metric", "status"):
-        if type(kept[name]) is str:
-            kept[name] = sys.intern(kept[name])
-    arguments = kept.get("arguments")
-    if isinstance(arguments, dict):
-        kept["arguments"] = _shared(json.dumps(arguments))
-    return kept
-
-
-@functools.lru_cache
-def _shared(text: str) -> Any:
-    return json.loads(text)
-
-
-def _verdict(line: bytes) -> Verdict | None:
+def parsed(line: bytes) -> Verdict | None:
+    """The verdict in a line of a file; None if it is no verdict."""
     try:
         verdict = json.loads(line)
     except (ValueError, RecursionError):
@@ -184,6 +135,26 @@ def _verdict(line: bytes) -> Verdict | None:
     return verdict if isinstance(verdict, dict) and verdict.keys() >= REQUIRED else None
 
 
-def is_verdict(line: bytes) -> bool:
-    """Whether a line of a file is a valid verdict."""
-    return _verdict(line) is not None
+def _slim(verdict: Verdict) -> Verdict:
+    """The fields of SLIM; values that many verdicts share are held once."""
+    kept = {k: sys.intern(v) if type(v) is str else v for k, v in verdict.items() if k in SLIM}
+    if "arguments" in kept:
+        kept["arguments"] = _shared(json.dumps(kept["arguments"]))
+    return kept
+
+
+_shared = functools.lru_cache(json.loads)
+
+
+def rows(verdicts: list[Verdict]) -> pd.DataFrame:
+    """A row per (clip, score name, metric) with all fields of its verdict; lists and dicts as JSON."""
+    return pd.DataFrame(
+        {k: _cell(v) for k, v in verdict.items() if k != "scores"}
+        | {"dimension": name, "score": score}
+        for verdict in verdicts
+        for name, score in verdict["scores"].items()
+    )
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value

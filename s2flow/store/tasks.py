@@ -2,9 +2,7 @@
 
 A clip is a prompt text and a seed; list entries with the same text share one. With `seeds` above 1
 all prompts get their first seed before any gets its second: whenever a job is stopped, as many
-prompts as possible have a clip, and prompts are what statistics count.
-
-What is to be made of them is what `cache` says:
+prompts as possible have a clip, and prompts are what statistics count. `cache` says what is made:
 
     cached      what is recorded is skipped, and so is what failed before
     retry       what failed before is tried again
@@ -80,23 +78,11 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
     """
     if cfg.seeds < 1:
         raise UserError(f"seeds={cfg.seeds} asks for no clip of a prompt; type seeds=1 or more")
+    p = cfg.prompts
     if cfg.prompt is not None:
-        if cfg.shard != "1/1":
-            raise UserError(
-                f"shard={cfg.shard} splits a list, prompt= is one prompt; drop one of them"
-            )
-        if cfg.prompts.augmented is not None:
-            raise UserError(
-                f"prompts.augmented={cfg.prompts.augmented} maps a list, prompt= is one prompt; "
-                "drop one of them"
-            )
-        if not cfg.prompt.strip():
-            raise UserError("prompt is empty; type prompt='a large red ball moves right on sand'")
-        if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
-            raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")
+        _check_prompt(cfg)
         entries = [Prompt(0, cfg.prompt)]
     else:
-        p = cfg.prompts
         entries = load_prompts(
             p.source,
             file=p.file,
@@ -121,3 +107,15 @@ def clip_tasks(cfg: DictConfig) -> list[Task]:
         for seed in range(cfg.seed, cfg.seed + cfg.seeds)
         for (text, original), where in places.items()
     ]
+
+
+def _check_prompt(cfg: DictConfig) -> None:
+    lists = {f"shard={cfg.shard} splits": cfg.shard != "1/1"}
+    lists |= {f"prompts.augmented={cfg.prompts.augmented} maps": cfg.prompts.augmented is not None}
+    for what, typed in lists.items():
+        if typed:
+            raise UserError(f"{what} a list, prompt= is one prompt; drop one of them")
+    if not cfg.prompt.strip():
+        raise UserError("prompt is empty; type prompt='a large red ball moves right on sand'")
+    if any("\ud800" <= c <= "\udfff" for c in cfg.prompt):  # undecodable bytes in argv
+        raise UserError(f"prompt={cfg.prompt!a} is not UTF-8; type it in a UTF-8 terminal")

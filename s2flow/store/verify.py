@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.store.files import TEMPORARY, entries, is_alive, read_json, sha256_of
+from s2flow.store.files import TEMPORARY, is_alive, read_json, scan, sha256_of
 from s2flow.store.records import REQUIRED, key_of, read_record
-from s2flow.store.scorebook import is_verdict
+from s2flow.store.scorebook import parsed
 
-KEY = r"(?P<key>[0-9a-f]{16})"
-KINDS = {  # folders of a clip's files beside the record
-    **{"clips": rf"{KEY}(\.low)?\.mp4", "sheets": rf"{KEY}\.png"},
-    **{"latents": rf"{KEY}\.safetensors", "windows": rf"{KEY}\.npz"},
-}
+# a clip's files beside the record: folder -> what follows the key in their names
+FILES = {"clips": (".mp4", ".low.mp4"), "sheets": (".png",), "latents": (".safetensors",)}
+FILES |= {"windows": (".npz",)}
 OTHERS = ("records", "failures", "scores")
 CACHE = "lr_cache"  # a folder beside the runs, of which only the temporaries are checked
 CUT_OFF = "is no JSON: it was cut off or altered"
@@ -60,11 +58,6 @@ class Finding:
         whole_clip = len(self.remove) > 1 or "records" in self.path.parts[-2:-1]
         more = "it and the clip's other files; the clip is then made again" if whole_clip else "it"
         return f"gc removes {more}"
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that the remedy changes."""
-        return self.remove or (self.path,)
 
 
 def state(path: Path) -> tuple | None:
@@ -99,7 +92,7 @@ def run_folders(runs_dir: Path) -> list[Path]:
 def verify(runs_dir: Path, fast: bool = False) -> Iterator[Finding]:
     """Everything that is wrong, run by run; fast: compare sizes instead of hashes."""
     for finding in _findings(runs_dir, fast):
-        finding.as_of.update({path: state(path) for path in finding.files})
+        finding.as_of.update({path: state(path) for path in finding.remove or (finding.path,)})
         yield finding
 
 
@@ -108,68 +101,79 @@ def _findings(runs_dir: Path, fast: bool) -> Iterator[Finding]:
         yield from _of_run(folder, fast)
     for folder in (runs_dir, runs_dir / CACHE):
         if not folder.is_symlink():
-            yield from _temporaries(folder, entries(folder))
+            yield from _temporaries(folder)
 
 
 def _of_run(folder: Path, fast: bool) -> Iterator[Finding]:
-    real = [k for k in (*KINDS, *OTHERS) if not (folder / k).is_symlink()]
-    held = {kind: entries(folder / kind) for kind in real}
-    files, records = _files_by_key(folder, held), _visible(folder / "records", held, ".json")
+    kinds = [k for k in (*FILES, *OTHERS) if not (folder / k).is_symlink()]
+    held = {kind: {e.name for e in scan(folder / kind)} for kind in kinds}
+
+    def visible(kind: str, ending: str) -> list[Path]:
+        names = sorted(held.get(kind, ()))
+        return [folder / kind / n for n in names if n.endswith(ending) and n[0] != "."]
+
     sound: dict[str, dict[str, Any]] = {}
-    for path in records:
+    for path in visible("records", ".json"):
         record = read_record(path)
-        wrong = _wrong(path, record, folder.name) or fault(folder, record, fast)
-        if wrong:
-            where, what = wrong
-            yield Finding(where, what, (path, *files.get(path.stem, ())))
-        else:
+        if (wrong := fault(path, record, fast)) is None:
             sound[path.stem] = record
-    for key in sorted(files.keys() - {path.stem for path in records}):
-        record = folder / "records" / f"{key}.json"
-        for path in files[key]:
-            yield Finding(path, "has no record", (path,), unless=record)
-    yield from _failures(_visible(folder / "failures", held, ".json"), sound)
-    for path in _visible(folder / "scores", held, ".jsonl"):
-        yield from _scores(path)
-    yield from _recipe(folder / "recipe.json", sound)
-    for kind, names in ({".": entries(folder)} | held).items():
-        yield from _temporaries(folder / kind, names)
-
-
-def _files_by_key(folder: Path, held: dict[str, dict]) -> dict[str, list[Path]]:
-    """The files of clips without their records, by key; the video first."""
-    files: dict[str, list[Path]] = {}
-    for kind, pattern in KINDS.items():
-        for name in sorted(held.get(kind, {}), key=lambda n: (".low." in n, n)):
-            if match := re.fullmatch(pattern, name):
-                files.setdefault(match["key"], []).append(folder / kind / name)
-    return files
-
-
-def _failures(paths: list[Path], sound: dict) -> Iterator[Finding]:
-    for path in paths:
+        else:
+            others = (p for p in files_of(folder, path.stem) if p.parent.name in kinds)
+            yield Finding(*wrong, (path, *others))
+    yield from _orphans(folder, held)
+    for path in visible("failures", ".json"):
         if path.stem in sound:
             yield Finding(path, "is the failure of a clip that exists", (path,))
         elif read_json(path) is None:
             yield Finding(path, CUT_OFF, (path,))
+    for path in visible("scores", ".jsonl"):
+        yield from _scores(path)
+    recipe = folder / "recipe.json"
+    exists = os.path.lexists(recipe)
+    if read_json(recipe) is None and (sound or exists):
+        remedy = {"rewrite": "recipe"} if sound else {"remove": (recipe,)}
+        yield Finding(recipe, CUT_OFF if exists else "is gone", **remedy)
+    for kind in (".", *kinds):
+        yield from _temporaries(folder / kind)
 
 
-def _visible(folder: Path, held: dict[str, dict], suffix: str) -> list[Path]:
-    names = held.get(folder.name, ())
-    return [folder / n for n in sorted(names) if n.endswith(suffix) and not n.startswith(".")]
+def _orphans(folder: Path, held: dict[str, set[str]]) -> Iterator[Finding]:
+    for kind, endings in FILES.items():
+        for name in sorted(held.get(kind, ())):
+            path, record = folder / kind / name, folder / "records" / f"{name[:16]}.json"
+            of_clip = re.fullmatch("[0-9a-f]{16}", name[:16]) and name[16:] in endings
+            if of_clip and record.name not in held.get("records", ()):
+                yield Finding(path, "has no record", (path,), unless=record)
 
 
-def _wrong(path: Path, record: dict[str, Any] | None, run_id: str) -> tuple[Path, str] | None:
-    """What is wrong with a record by itself."""
+def files_of(folder: Path, key: str) -> list[Path]:
+    """Where the files of a clip lie, without its record; the video first."""
+    return [folder / kind / f"{key}{e}" for kind, endings in FILES.items() for e in endings]
+
+
+def fault(path: Path, record: dict[str, Any] | None, fast: bool) -> tuple[Path, str] | None:
+    """What is wrong with a record, None if it cannot be read, or with its video."""
+    folder = path.parents[1]
     if record is None:
         return path, _defect(path)
-    if record["run_id"] != run_id:
+    if record["run_id"] != folder.name:
         return path, f"is a record of run {record['run_id']!r}"
     key = key_of(record)
     if key != path.stem:
         return path, f"is the record of clip {key} under another name"
     if record["video"] != f"clips/{key}.mp4":
         return path, f"names the video {record['video']!r} and not clips/{key}.mp4"
+    video = folder / record["video"]
+    try:
+        size = os.stat(video).st_size
+        if size != record["bytes"]:
+            return video, f"has {size} bytes instead of the recorded {record['bytes']}"
+        if not fast and record.get("sha256") and sha256_of(video) != record["sha256"]:
+            return video, "is not the file that was recorded: its hash is another"
+    except FileNotFoundError:
+        return video, "is gone, its record is there"
+    except OSError as error:
+        return video, f"cannot be read ({error.strerror})"
     return None
 
 
@@ -187,50 +191,21 @@ def _defect(path: Path) -> str:
     return f"is incomplete: {', '.join(lacks)}"
 
 
-def fault(folder: Path, record: dict[str, Any], fast: bool) -> tuple[Path, str] | None:
-    """What is wrong with the video of a sound record."""
-    path = folder / record["video"]
-    try:
-        size = os.stat(path).st_size
-        if size != record["bytes"]:
-            return path, f"has {size} bytes instead of the recorded {record['bytes']}"
-        if not fast and record.get("sha256") and sha256_of(path) != record["sha256"]:
-            return path, "is not the file that was recorded: its hash is another"
-    except FileNotFoundError:
-        return path, "is gone, its record is there"
-    except OSError as error:
-        return path, f"cannot be read ({error.strerror})"
-    return None
-
-
 def _scores(path: Path) -> Iterator[Finding]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
         return
-    bad = sum(not is_verdict(line) for line in lines[:-1]) + bool(lines[-1])
+    bad = sum(parsed(line) is None for line in lines[:-1]) + bool(lines[-1])
     if bad:
         what = f"has {bad} broken line(s) of {len(lines) - (not lines[-1])}"
         yield Finding(path, what, rewrite="scores")
 
 
-def _recipe(path: Path, sound: dict) -> Iterator[Finding]:
-    if read_json(path) is not None:
-        return
-    what = CUT_OFF if os.path.lexists(path) else "is gone"
-    if sound:
-        yield Finding(path, what, rewrite="recipe")
-    elif os.path.lexists(path):
-        yield Finding(path, what, (path,))
-
-
-def _temporaries(folder: Path, names: dict[str, os.DirEntry]) -> Iterator[Finding]:
-    for name in sorted(names):
-        match = TEMPORARY.fullmatch(name)
-        if not match or names[name].is_dir(follow_symlinks=False):
-            continue
-        host, pid = match["host"], match["pid"]
-        if (alive := is_alive(host, pid)) is not True:
-            where = f"of {host} left it" if alive is None else "here, is no more"
-            what = f"is a temporary: process {pid} {where}"
-            yield Finding(folder / name, what, (folder / name,))
+def _temporaries(folder: Path) -> Iterator[Finding]:
+    for path in sorted(Path(entry.path) for entry in scan(folder)):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and (alive := is_alive(match["host"], match["pid"])) is not True:
+            where = f"of {match['host']} left it" if alive is None else "here, is no more"
+            what = f"is a temporary: process {match['pid']} {where}"
+            yield Finding(path, what, (path,))

@@ -20,6 +20,18 @@ HYDRA_LITERALS = ("null", "true", "false", "nan", "inf")  # that Hydra does not 
 RUN_ID_KEYS = ("runs", "reproduce", "scorer.fidelity.reference")
 RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # optionally with a clip's key
 LEADING_FLAGS = ("-m", "--multirun")  # argparse refuses overrides on both sides of them
+NO_PLUGIN = (
+    'hydra/launcher={0} needs a plugin that is not installed; type pip install "s2flow[cluster]"'
+)
+WHAT_TO_TYPE = {  # in a message of Hydra -> what is printed instead, with its groups
+    r"\AMissing mandatory value: (\S+)": "{0} is not set; type {0}=...",
+    r"\AAmbiguous value for argument '(([^=]+)=(.*))'\n": "{0} holds several values; "
+    "to sweep over them type {program} -m {0}, for a list type {1}=[{2}]",
+    r"In 'hydra/launcher/(\w+)': Could not": NO_PLUGIN,
+    r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'": NO_PLUGIN,
+    r"Could not load '([^/']+)/([^']+)'": "{0}={1} is unknown; {program} --help lists the choices",
+    r"Could not find '((?:hydra/)?[^/']+)/([^']+)'": "{0}={1} is unknown; type one of {0}={options}",
+}
 
 
 def literal(argument: str) -> str:
@@ -54,16 +66,11 @@ def check_choice(argument: str) -> None:
         return
     if "(" in text or text == "[]" or (key, text) == ("experiment", "null"):  # choice(a,b)
         return
-    names = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else text.split(",")
-    if not all(map(_is_name, names)):
-        choices = "|".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"{key}={text} is no name; type one of {key}={choices}")
-
-
-def _is_name(text: str) -> bool:
-    """Whether Hydra parses this as a file name, not as a number, a list or null."""
-    bare = text.strip().strip("'\"")
-    return bool(re.fullmatch(r"[A-Za-z_][\w./-]*", bare)) and text.strip() not in HYDRA_LITERALS
+    names = text[1:-1] if text[:1] + text[-1:] == "[]" else text
+    for name in map(str.strip, names.split(",")):
+        if name in HYDRA_LITERALS or not re.fullmatch(r"[A-Za-z_][\w./-]*", name.strip("'\"")):
+            choices = "|".join(sorted(p.stem for p in folder.glob("*.yaml")))
+            raise UserError(f"{key}={text} is no name; type one of {key}={choices}")
 
 
 @contextlib.contextmanager
@@ -124,9 +131,8 @@ def terminal() -> Iterator[None]:
         print(_stop_message(stop), file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     except Exception as error:
-        if show_tracebacks or not type(error).__module__.startswith(
-            ("joblib.", "submitit.", "ray.")
-        ):
+        launchers = ("joblib.", "submitit.", "ray.")
+        if show_tracebacks or not type(error).__module__.startswith(launchers):
             raise
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         print(
@@ -170,19 +176,15 @@ def one_line(error: BaseException) -> str:
         if isinstance(cause, UserError):
             return one_line(cause)
         cause = cause.__cause__
-    text = str(error)
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(
-        r"Key '([^']+)' not in", text
-    )
-    if key and "not in" in text + str(error.__cause__ or ""):
-        return f"{key[1]}: no such key{_nearest(key[1])}; {program()} --help lists them"
-    absent = re.match(r"Missing mandatory value: (\S+)", text)
-    if absent:
-        return f"{absent[1]} is not set; type {absent[1]}=..."
+    text, more = str(error), str(error.__cause__ or "")
+    key = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in", text)
+    if key and "not in" in text + more:
+        name = key[1] or key[2]
+        return f"{name}: no such key{_nearest(name)}; {program()} --help lists them"
     refused = re.match(r"Error merging override (.*)", text)
-    expected = next((w for part, w in WANTED.items() if part in text + str(error.__cause__)), None)
+    expected = next((w for part, w in WANTED.items() if part in text + more), None)
     if refused and expected:
-        place = re.search(r"full_key: (\S+)", text + str(error.__cause__))
+        place = re.search(r"full_key: (\S+)", text + more)
         place = place[1] if place else refused[1].partition("=")[0]
         return f"{refused[1]} is refused: type {expected} for {place} ({program()} --help)"
     if hasattr(error, "override"):  # Hydra's OverrideParseException
@@ -190,57 +192,27 @@ def one_line(error: BaseException) -> str:
             f"{error.override} cannot be read; type key=value, and quote the value twice if it "
             f"holds brackets or quotes: \"key='...'\""
         )
-    several = re.match(r"Ambiguous value for argument '(([^=]+)=(.*))'\n", text)
-    if several:
-        return (
-            f"{several[1]} holds several values; to sweep over them type {program()} -m "
-            f"{several[1]}, for a list type {several[2]}=[{several[3]}]"
-        )
-    launcher = re.search(r"In 'hydra/launcher/(\w+)': Could not", text) or re.search(
-        r"Could not find 'hydra/launcher/(joblib|ray|submitit_slurm|submitit_local)'", text
-    )
-    if launcher:
-        return (
-            f"hydra/launcher={launcher[1]} needs a plugin that is not installed; "
-            'type pip install "s2flow[cluster]"'
-        )
-    absent = re.search(r"Could not load '([^/']+)/([^']+)'", text)
-    if absent:
-        return f"{absent[1]}={absent[2]} is unknown; {program()} --help lists the choices"
-    missing = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text)
-    if missing:
-        options = re.findall(r"^\s+(\S+)$", text, re.MULTILINE)
-        return (
-            f"{missing[1]}={missing[2]} is unknown; type one of {missing[1]}={'|'.join(options)}"
-        )
-    lines = [
-        line.strip() for line in (text, str(error.__cause__ or "")) for line in line.split("\n")
-    ]
-    shown = [
-        x
-        for x in lines
-        if x and not x.startswith(("object_type", "reference_type", "full_key: null"))
-    ]
-    return "; ".join(dict.fromkeys(shown))
+    options = "|".join(re.findall(r"^\s+(\S+)$", text, re.MULTILINE))
+    for pattern, message in WHAT_TO_TYPE.items():
+        if match := re.search(pattern, text):
+            return message.format(*match.groups(), program=program(), options=options)
+    lines = [line.strip() for line in (text + "\n" + more).split("\n")]
+    noise = ("object_type", "reference_type", "full_key: null")
+    return "; ".join(dict.fromkeys(x for x in lines if x and not x.startswith(noise)))
 
 
 def _nearest(key: str) -> str:
+    """A hint for an unknown key: a similar one, or the methods that have this parameter."""
     if key.startswith("method."):
-        return _nearest_parameter(key)
-    schema = ScoreConf if program().endswith("score") else Config
-    groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
-    known = [f.name for f in fields(schema)] + ["experiment"]
-    known += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
-    siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    close = difflib.get_close_matches(key, siblings or known, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _nearest_parameter(key: str) -> str:
-    """Hint for an unknown method.<parameter>: the methods that have it, or a similar name."""
-    known = by_parameter()
-    owners = known.get(key.partition(".")[2])
-    if owners:
-        return f" of this method (it is one of method={'|'.join(owners)})"
-    close = difflib.get_close_matches(key, [f"method.{name}" for name in known], 1)
+        parameters = by_parameter()
+        if owners := parameters.get(key.partition(".")[2]):
+            return f" of this method (it is one of method={'|'.join(owners)})"
+        known = [f"method.{name}" for name in parameters]
+    else:
+        schema = ScoreConf if program().endswith("score") else Config
+        groups = [(f.name, f.type) for f in fields(schema) if is_dataclass(f.type)]
+        every = [f.name for f in fields(schema)] + ["experiment"]
+        every += [f"{name}.{f.name}" for name, group in groups for f in fields(group)]
+        known = [k for k in every if k.rpartition(".")[0] == key.rpartition(".")[0]] or every
+    close = difflib.get_close_matches(key, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""

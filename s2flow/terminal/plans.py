@@ -16,6 +16,16 @@ from rich.table import Table
 GIB = 2**30
 
 
+def table(left: tuple[str, ...], right: tuple[str, ...], title: str | None = None) -> Table:
+    """An empty table with these columns; only `what` wraps."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in left:
+        made.add_column(name, no_wrap=name != "what")
+    for name in right:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
+
+
 def print_plan(plan: dict[str, Any]) -> None:
     """The plan of one config, and the same as JSON."""
     _show(plan)
@@ -60,11 +70,8 @@ def line(plan: dict[str, Any]) -> str:
 def print_plans(plans: list[dict[str, Any]]) -> None:
     """Table of a sweep's plans, its totals, and the same as one line of JSON."""
     console = Console(highlight=False, width=140)
-    table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = ("clips", "cached", "missing", "LR flows", "hours", "disk GiB", "needs GiB", "fits")
-    for name in ("run", "what", *names):
-        left = name in ("run", "what")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
+    shown = table(("run", "what"), names, "plan")
     counted: set[str] = set()  # LR flows of earlier jobs
     for p in plans:
         new_flows = [f for f in p["needs"]["low_flows"] if f not in counted]
@@ -73,17 +80,17 @@ def print_plans(plans: list[dict[str, Any]]) -> None:
         fits = {None: "—", True: "yes", False: "no"}[p["fits"]]
         cells = [p[k] for k in ("clips", "cached", "missing")] + [job["low_flows"]]
         cells += [f"{job['hours']:.3g}", f"{job['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
-        table.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
+        shown.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
     total = totals(plans)
     cells = [total[k] for k in ("clips", "cached", "missing", "low_flows")]
     cells += [f"{total['hours']:.3g}", f"{total['disk_gib']:.3g}", "", ""]
-    table.add_section()
-    table.add_row("all", "each clip and LR flow once", *map(str, cells))
-    console.print(table)
+    shown.add_section()
+    shown.add_row("all", "each clip and LR flow once", *map(str, cells))
+    console.print(shown)
     text = f"{_hours(total)}, {_disk(total)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
     console.print(f"{text}; estimates, nothing was loaded or written into the store")
-    shown = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
-    print(json.dumps({"plans": shown, "total": total}))
+    kept = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
+    print(json.dumps({"plans": kept, "total": total}))
 
 
 def _hours(total: dict[str, Any]) -> str:
@@ -108,16 +115,14 @@ def _show(plan: dict[str, Any]) -> None:
         f"{plan['method']} on {plan['backbone']}, {size}, {plan['frames']} frames, "
         f"{plan['clips']} clip(s) in batches of {plan['batch']}; estimates, nothing was loaded"
     )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    sizes = ("GB moved", "seconds", "waits for", "weights GiB", "peak GiB")
-    for name in ("stage", "tokens", "f", "TFLOP", *sizes):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    names = ("tokens", "f", "TFLOP", "GB moved", "seconds", "waits for", "weights GiB", "peak GiB")
+    shown = table(("stage",), names)
     for r in plan["stages"]:
         cells = (f"{r['tokens']:,}", f"{r['density']:.3g}") if r["tokens"] else ("—", "—")
         cells += (f"{r['tflop']:,.0f}", f"{r['moved_gb']:,.0f}", f"{r['seconds']:,.1f}")
         cells += (r["bound"], f"{r['weights_gib']:.2f}", f"{r['peak_gib']:.2f}")
-        table.add_row(r["stage"], *cells)
-    console.print(table)
+        shown.add_row(r["stage"], *cells)
+    console.print(shown)
     rate, link = plan["assumed_tflops"], plan["assumed_link"]
     sending = f", {link:g} GB/s to other ranks (link=)" if plan["ranks"] > 1 else ""
     console.print(

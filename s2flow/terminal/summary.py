@@ -9,12 +9,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from s2flow.process.ranks import rank
-from s2flow.terminal.plans import print_plans
+from s2flow.terminal.plans import print_plans, table
 
 TABLES = ("table1", "table2", "table3", "table4")  # of experiments/tables.py
 SCORE_COLUMNS = {
@@ -114,30 +113,17 @@ def print_what_next(summaries: list[dict[str, Any]]) -> None:
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
     """One row per run: means over its recorded clips."""
     scores = [s for s in SCORE_COLUMNS if any(s in x["tally"]["scores"] for x in summaries)]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("run", "what", "clips", "f", "LR s", "HR s", "all s"):
-        left = name in ("run", "what")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "what")
-    for name in scores:
-        table.add_column(SCORE_COLUMNS[name], justify="right", no_wrap=True)
+    names = ("clips", "f", "LR s", "HR s", "all s", *(SCORE_COLUMNS[s] for s in scores))
+    shown = table(("run", "what"), names, title)
     for x in summaries:
         means = x["tally"]
-        cells = [
-            x["run_id"],
-            x["label"],
-            f"{means['clips']}/{x['clips']}",
-            _shown(means["f"], 3),
-            *(_shown(means[k], 2) for k in ("lr", "hr", "all")),
-            *(_shown(means["scores"].get(s), 4) for s in scores),
-        ]
-        table.add_row(*cells)
-    return table
+        values = [(means["f"], 3), *((means[k], 2) for k in ("lr", "hr", "all"))]
+        values += [(means["scores"].get(s), 4) for s in scores]
+        cells = ["—" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        shown.add_row(x["run_id"], x["label"], f"{means['clips']}/{x['clips']}", *cells)
+    return shown
 
 
 def _console() -> Console:
     """A console as wide as the terminal; 140 columns when printed to a file."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "—" if value is None else f"{value:.{digits}f}"

@@ -1,11 +1,9 @@
 """A wandb workspace that shows a project of s2flow runs: `python -m s2flow.tracking dashboard`.
 
-Built with `wandb-workspaces` (extra `wandb`) from the names in rows.py. Saving it needs
-a login; `--dry-run --out FILE` builds the same definition without one.
+Built with `wandb-workspaces` (extra `wandb`) from the names in rows.py.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
@@ -23,9 +21,14 @@ def dashboard(args: argparse.Namespace) -> None:
         raise UserError(
             "a workspace belongs to an entity; type --entity E, or --dry-run --out FILE"
         )
-    made = workspace(args.entity or "", args.project, args.name, args.videos, args.seeds)
+    made = _workspace(args)
     if args.out is not None:
-        _write(args.out, made)
+        text = made._to_model().model_dump_json(by_alias=True, indent=1)  # what save() sends
+        try:
+            args.out.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        print(args.out)
     if args.dry_run:
         return
     try:
@@ -38,20 +41,8 @@ def dashboard(args: argparse.Namespace) -> None:
     print(made.url)
 
 
-def _write(path: Path, made: Any) -> None:
-    text = made._to_model().model_dump_json(by_alias=True, indent=1)  # what save() sends
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror}") from None
-    print(path)
-
-
-def workspace(entity: str, project: str, name: str, videos: int = 4, seeds: int = 1) -> Any:
-    """The workspace: scores and times of runs, steps as they run, tables, videos, windows.
-
-    Raises UserError if wandb-workspaces is not installed.
-    """
+def _workspace(args: argparse.Namespace) -> Any:
+    """Scores and times of runs, steps as they run, tables, videos, windows."""
     try:
         import wandb_workspaces.reports.v2 as wr  # the extra `wandb`
         import wandb_workspaces.workspaces as ws
@@ -59,35 +50,35 @@ def workspace(entity: str, project: str, name: str, videos: int = 4, seeds: int 
         raise UserError(
             "wandb-workspaces is not installed; type pip install 's2flow[wandb]'"
         ) from None
-    keys = [f"p{i + 1}-s{seed}" for i in range(videos) for seed in range(seeds)]
-    means = [wr.BarPlot(title=s, metrics=[f"mean/score/{s}"]) for s in MEANS]
+
+    def scatter(title: str, x: str, y: str) -> Any:
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
+
+    def line(title: str, y: str) -> Any:
+        return wr.LinePlot(title=title, x="Step", y=[y])
+
+    def media(kind: str) -> list[Any]:
+        keys = [f"p{i + 1}-s{seed}" for i in range(args.videos) for seed in range(args.seeds)]
+        return [wr.MediaBrowser(title=k, media_keys=[f"{kind}/{k}"]) for k in keys]
+
     sections = {
         "Scores and cost of each run": [
-            *means,
+            *(wr.BarPlot(title=s, metrics=[f"mean/score/{s}"]) for s in MEANS),
             wr.BarPlot(title="seconds per clip", metrics=["mean/seconds/all"]),
-            wr.ScatterPlot(
-                title="quality and time",
-                x=wr.SummaryMetric("mean/seconds/all"),
-                y=wr.SummaryMetric("mean/score/world_agreement"),
-            ),
-            wr.ScatterPlot(
-                title="density and time of the HR flow",
-                x=wr.SummaryMetric("mean/density"),
-                y=wr.SummaryMetric("mean/seconds/hr"),
-            ),
+            scatter("quality and time", "mean/seconds/all", "mean/score/world_agreement"),
+            scatter("density and time of the HR flow", "mean/density", "mean/seconds/hr"),
         ],
         "As it runs": [
-            wr.LinePlot(title="seconds per HR step", x="Step", y=["hr/seconds"]),
-            wr.LinePlot(title="seconds per LR step", x="Step", y=["lr/seconds"]),
-            wr.LinePlot(title="realised density", x="Step", y=["hr/density"]),
+            line("seconds per HR step", "hr/seconds"),
+            line("seconds per LR step", "lr/seconds"),
+            line("realised density", "hr/density"),
             wr.ScalarChart(title="clips", metric=wr.SummaryMetric("clips_recorded")),
         ],
         "Tables": [wr.WeavePanelSummaryTable(table_name=t) for t in ("scores", "clips", "steps")],
-        "Videos": [wr.MediaBrowser(title=k, media_keys=[f"video/{k}"]) for k in keys],
-        "Windows: layer, head and HR step": [
-            wr.MediaBrowser(title=k, media_keys=[f"windows/{k}"]) for k in keys
-        ],
+        "Videos": media("video"),
+        "Windows: layer, head and HR step": media("windows"),
         "Recipes": [wr.RunComparer(diff_only="split")],
     }
     made = [ws.Section(name=n, panels=p, is_open=True) for n, p in sections.items()]
-    return ws.Workspace(entity=entity, project=project, name=name, sections=made)
+    how = {"entity": args.entity or "", "project": args.project, "name": args.name}
+    return ws.Workspace(**how, sections=made)

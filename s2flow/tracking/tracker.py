@@ -13,10 +13,8 @@
 The row of a step has the number 10000 x (the clip's index in its run) + its own index, so `publish`
 can be repeated: rows that wandb has are not sent again, and the tables of the summary are replaced. In
 a batch, steps are logged with the rows of its first clip, with the mean density. Clips that were
-recorded before log nothing, and a job without clips to make opens no wandb run. Of several processes
-that work on one run each has its own history: publish once they are done.
-
-An error of wandb after its start costs no clip: one line reports that it stopped.
+recorded before log nothing. Of several processes that work on one run each has its own history: publish
+once they are done. An error of wandb after its start costs no clip.
 """
 
 import argparse
@@ -40,7 +38,7 @@ from s2flow.recipe.schema import TrackerConf
 from s2flow.report.windowmap import read_windows, window_picture
 from s2flow.store import read_run
 from s2flow.tracking.dashboard import dashboard
-from s2flow.tracking.rows import Record, Row, clip_row, step_row, step_rows, summary
+from s2flow.tracking.rows import Record, Row, clip_row, step_row, steps_of, summary
 
 TRACKERS = ("none", "wandb")
 MODES = ("offline", "online", "disabled")
@@ -50,24 +48,26 @@ ROWS_PER_CLIP = 10_000  # history rows reserved for a clip, more than its steps
 class Tracker:
     """An open wandb run that logs steps and clips. Errors of wandb are not raised.
 
-    run: of wandb; runs_dir: for the message that names `publish`; names: {prompt index: "p1"} of the
-    prompts whose videos are shown; place: index of the next clip in its run.
+    run: of wandb; runs_dir: for the message that names `publish`; indices: of the prompts, of which
+    the first `videos` are shown as p1, p2, ...; place: index of the next clip in its run.
     """
 
-    def __init__(self, run: Any, runs_dir: Path, names: dict[int, str], place: int) -> None:
-        self.run, self.runs_dir, self.names = run, runs_dir, names
-        self.place = place
+    def __init__(
+        self, run: Any, runs_dir: Path, indices: Iterable[int], videos: int, place: int = 0
+    ) -> None:
+        self.run, self.runs_dir, self.place = run, runs_dir, place
+        self.names = {k: f"p{i + 1}" for i, k in enumerate(sorted(set(indices))[:videos])}
         self.open, self.rows = True, 0
 
     def step(self, step: Step) -> None:
         """Log a step of a flow."""
         density = fmean(step.density) if step.density else None
         row = step_row(step.stage, step.n, step.sigma, step.seconds, density)
-        self.safely(lambda: self._next(row))
+        self._safely(self._next, row)
 
     def clip(self, record: Record, folder: Path) -> None:
         """Log a clip that is recorded and scored, and go on to the next."""
-        self.safely(lambda: self._next(clip_row(record) | self._media(record, folder)))
+        self._safely(lambda: self._next(clip_row(record) | self._media(record, folder)))
         self.skip()
 
     def skip(self) -> None:
@@ -76,20 +76,19 @@ class Tracker:
 
     def replay(self, record: Record, folder: Path) -> None:
         """Log all rows of a recorded clip that wandb does not have."""
-        for row in step_rows(record):
-            self.safely(lambda row=row: self._next(row))
+        for step in steps_of(record):
+            self._safely(self._next, step_row(*step))
         self.clip(record, folder)
 
     def tables(self, records: Sequence[Record]) -> None:
         """Replace the tables and means of the summary."""
-        self.safely(lambda: self.run.summary.update(summary(records)))
+        self._safely(lambda: self.run.summary.update(summary(records)))
 
-    def safely(self, act: Callable[[], Any]) -> None:
+    def _safely(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Call; if wandb fails, report it once and log nothing more."""
-        if not self.open:
-            return
         try:
-            act()
+            if self.open:
+                act(*arguments)
         except Exception as error:
             self.open = False
             print(
@@ -121,11 +120,6 @@ class Tracker:
         return media
 
 
-def shown(indices: Iterable[int], k: int) -> dict[int, str]:
-    """Names p1 ... pk of the first k prompts of a list, by prompt index."""
-    return {index: f"p{i + 1}" for i, index in enumerate(sorted(set(indices))[: max(k, 0)])}
-
-
 def experiment() -> str | None:
     """The experiment of this job, as in experiment=table2; None without one."""
     config = HydraConfig.instance().cfg
@@ -135,14 +129,9 @@ def experiment() -> str | None:
 def sweep() -> str | None:
     """The experiment of this job, else the folder of its sweep; None for a single run."""
     config = HydraConfig.instance().cfg
-    if config is None:
-        return None
-    if experiment() or config.hydra.mode != RunMode.MULTIRUN:
+    if experiment() or config is None or config.hydra.mode != RunMode.MULTIRUN:
         return experiment()
     return "/".join(Path(config.hydra.sweep.dir).parts[-2:])
-
-
-# -- opening a wandb run ----------------------------------------------------------------------
 
 
 def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
@@ -153,8 +142,8 @@ def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
     if conf.name not in TRACKERS:
         raise UserError(f"{of}name={conf.name} is unknown; type one of tracker=none|wandb")
     if conf.mode not in MODES:
-        modes = "|".join(MODES)
-        raise UserError(f"{of}mode={conf.mode} is unknown; type one of {of}mode={modes}")
+        known = f"{of}mode={'|'.join(MODES)}"
+        raise UserError(f"{of}mode={conf.mode} is unknown; type one of {known}")
     if conf.videos < 0:
         raise UserError(f"{of}videos={conf.videos} is negative; type {of}videos=0 or more")
 
@@ -165,17 +154,15 @@ def tracked(
 ) -> Iterator[Tracker | None]:
     """The tracker of a job, None for tracker=none. Raises UserError if wandb cannot start.
 
-    indices: of the prompts of the job; place: number of clips that the run has.
+    indices: of the prompts of the job; place: number of clips that the run has. See also `check`.
     """
     if cfg.tracker.name == "none":
         yield None
         return
-    check(cfg.tracker)
-    group = cfg.tracker.group or sweep() or recipe.method
-    names, runs_dir = shown(indices, cfg.tracker.videos), Path(cfg.runs_dir)
+    group, runs_dir = cfg.tracker.group or sweep() or recipe.method, Path(cfg.runs_dir)
     with _opened(cfg.tracker, recipe.run_id, recipe.identity(), group) as run:
         behind = math.ceil(run.step / ROWS_PER_CLIP)  # run.step: number of the next row
-        tracker = Tracker(run, runs_dir, names, max(place, behind))
+        tracker = Tracker(run, runs_dir, indices, cfg.tracker.videos, max(place, behind))
         try:
             yield tracker
         finally:
@@ -207,7 +194,9 @@ def _opened(
             f"wandb cannot start: {_reason(error).rstrip('.')}; mode=offline needs neither login "
             "nor network, WANDB_DIR moves its files"
         ) from None
-    where = run.url if conf.mode == "online" else _near(Path(run.dir).parent)
+    folder = Path(run.dir).parent
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    where = run.url if conf.mode == "online" else folder
     hint = f"; `wandb sync {where}` uploads it" if conf.mode == "offline" else ""
     failed = 1
     try:
@@ -222,16 +211,8 @@ def _opened(
             print(f"wandb could not close {run_id}: {_reason(error)}", file=sys.stderr)
 
 
-def _near(path: Path) -> str:
-    """A path relative to the current folder, if it is below."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def _reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().split("\n")[0]
-
-
-# -- the command ------------------------------------------------------------------------------
 
 
 def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None:
@@ -244,7 +225,7 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
     for run_id in only:
         if run_id not in every:
             raise UserError(f"{runs_dir} has no run {run_id}; it has {', '.join(every) or 'none'}")
-    runs = {run_id: _in_order(every[run_id]) for run_id in only or every}
+    runs = {run_id: read_run(every[run_id]) for run_id in only or every}
     if not any(runs.values()):
         raise UserError(
             f"{runs_dir} holds no finished clips; type the folder that run.py wrote its runs to"
@@ -253,28 +234,26 @@ def publish(runs_dir: Path, conf: TrackerConf, only: Sequence[str] = ()) -> None
         if not records:
             print(f"{run_id}: no finished clip, nothing to send")
             continue
-        recipe = json.loads((every[run_id] / "recipe.json").read_text(encoding="utf-8"))
+        folder = every[run_id]
+        records.sort(key=lambda record: _made(record, folder))  # so that later ones are appended
+        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         recipe.pop("version", None)
         group = conf.group or records[-1].get("sweep") or recipe["method"]
-        names = shown((min(r["prompt_index"]) for r in records), conf.videos)
+        indices = [min(r["prompt_index"]) for r in records]
         with _opened(conf, run_id, recipe, group) as run:
-            tracker = Tracker(run, runs_dir, names, 0)
+            tracker = Tracker(run, runs_dir, indices, conf.videos)
             for record in records:
-                tracker.replay(record, every[run_id])
+                tracker.replay(record, folder)
             tracker.tables(records)
         if not tracker.open:
             raise UserError(f"{run_id} was not sent completely; the same command sends the rest")
         print(f"{run_id}: {len(records)} clips")
 
 
-def _in_order(folder: Path) -> list[Record]:
-    """The clips of a run in the order they were made, so that later clips are appended."""
-
-    def made(record: Record) -> float:
-        path = folder / "records" / f"{Path(record['video']).stem}.json"
-        return path.stat().st_mtime if record.get("at") is None else record["at"]
-
-    return sorted(read_run(folder), key=made)
+def _made(record: Record, folder: Path) -> float:
+    """When a clip was made; old records do not tell."""
+    path = folder / "records" / f"{Path(record['video']).stem}.json"
+    return path.stat().st_mtime if record.get("at") is None else record["at"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -300,10 +279,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         if args.command == "publish":
-            conf = TrackerConf(
-                "wandb", args.project, args.entity, args.mode, args.group, args.videos
-            )
-            publish(args.runs, conf, args.run)
+            given = (args.project, args.entity, args.mode, args.group, args.videos)
+            publish(args.runs, TrackerConf("wandb", *given), args.run)
         else:
             dashboard(args)
     except UserError as error:

@@ -1,7 +1,6 @@
 """Train the embedded autoencoder: PCA, then encoder and decoder together, then the decoder alone.
 
-    python -m s2flow.training autoencoder micro --out DIR
-    python -m s2flow.training autoencoder micro --out DIR --encoder FOLDER --flow FOLDER
+    python -m s2flow.training autoencoder micro --out DIR [--encoder FOLDER --flow FOLDER]
 
 The loss of a frame x and its reconstruction y, at LR and HR size,
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from s2flow.embedded.model import SIZES, Size, build_flow, embed
 from s2flow.embedded.text import build_tokenizer
 from s2flow.embedded.vae import PatchVAE
-from s2flow.training.flow import load_weights, normalised_latent
+from s2flow.training.flow import latent_scale, load_weights, normalised_latent
 from s2flow.training.views import LR, View, clips
 
 MAX_NOISE = 0.2
@@ -57,11 +56,11 @@ def train(args: argparse.Namespace) -> None:
         if predict is not None and step % 4 > 1:
             z = predict(z, texts, step)
         z = z + MAX_NOISE * torch.rand(len(z), 1, 1, 1, 1, device=z.device) * torch.randn_like(z)
-        error = decode(vae, z) - x
+        mean, std = latent_scale(vae, z.device)
+        error = vae.decode(z * std + mean).sample - x
         loss = error.square().mean() + 0.1 * error.abs().mean()
-        loss = loss + 0.5 * (
-            error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        )
+        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+        loss = loss + 0.5 * edges
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 0.1)
@@ -71,12 +70,11 @@ def train(args: argparse.Namespace) -> None:
             scale_latents(vae, size, args.device)
             vae.encoder.requires_grad_(False)
         if step % 100 < 2 or step > args.steps - 3:
-            noisy = " of flow" if predict is not None and step % 4 > 1 else ""
-            db = 10 * math.log10(4 / error.square().mean().item())
-            print(
-                f"{step}/{args.steps} {time.time() - start:.0f} s  {db:.1f} dB at {factor}x LR{noisy}",
-                flush=True,
+            kind = " of flow" if predict is not None and step % 4 > 1 else ""
+            db = (
+                f"{10 * math.log10(4 / error.square().mean().item()):.1f} dB at {factor}x LR{kind}"
             )
+            print(f"{step}/{args.steps} {time.time() - start:.0f} s  {db}", flush=True)
     vae.save_pretrained(args.out / "vae")
 
 
@@ -100,10 +98,9 @@ def with_encoder(folder: Path) -> PatchVAE:
 
 def flow_prediction(size: Size, folder: Path, device: str):
     """(z, texts, seed) -> the flow's x0 of z with noise of a random level, in one step."""
-    flow = build_flow(size)
+    flow, tokenizer = build_flow(size), build_tokenizer()
     load_weights(folder, flow)
     flow.to(device).requires_grad_(False)
-    tokenizer = build_tokenizer()
 
     @torch.no_grad()
     def predict(z: Tensor, texts: list[str], seed: int) -> Tensor:
@@ -117,15 +114,6 @@ def flow_prediction(size: Size, folder: Path, device: str):
         return noisy - sigma * v
 
     return predict
-
-
-def decode(vae: PatchVAE, z: Tensor) -> Tensor:
-    """Video in [-1, 1] of a latent in the flow's scale."""
-    mean, std = (
-        torch.tensor(v, device=z.device).view(1, -1, 1, 1, 1)
-        for v in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return vae.decode(z * std + mean).sample
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2flow.embedded.render import coverage, render
 from s2flow.embedded.world import Scene
@@ -40,17 +40,11 @@ def damage(frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
     field = field * uniform(0, 0.04, 1, 1, 1, 1) * sometimes(0.5)
     field = F.interpolate(field.flatten(0, 1), (h, w), mode="bicubic", align_corners=False)
     identity_grid = F.affine_grid(torch.eye(2, 3, device=frames.device)[None], (1, 3, h, w), False)
-    x = F.grid_sample(
-        frames.flatten(0, 1),
-        identity_grid + field.movedim(1, -1),
-        padding_mode="border",
-        align_corners=False,
-    )
+    grid = identity_grid + field.movedim(1, -1)
+    x = F.grid_sample(frames.flatten(0, 1), grid, "bilinear", "border", align_corners=False)
     # Softness of an autoencoder; a negative share sharpens.
-    blurred = F.avg_pool2d(
-        F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, False, False
-    )
-    x, blurred = x.unflatten(0, (b, t)), blurred.unflatten(0, (b, t))
+    blur = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    x, blurred = x.unflatten(0, (b, t)), blur(blur(x)).unflatten(0, (b, t))
     x = x + (blurred - x) * uniform(-0.3, 1.0, 1, 1, 1, 1) * sometimes(0.7)
     # Faded and shifted colours, too little to change a colour's name.
     grey = x.mean(2, keepdim=True)
@@ -81,21 +75,25 @@ def quantise_blocks(x: Tensor, step: Tensor) -> Tensor:
 
 
 def broken(
-    scenes: list[Scene], height: int, width: int, times: int | Tensor, rng: random.Random
+    scenes: list[Scene],
+    height: int,
+    width: int,
+    times: int | Tensor,
+    rng: random.Random,
+    whole: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frames (B, T, 3, H, W) of scenes with broken objects, their coverage (B, T, H, W), and its
     intersection over union (B,) with that of the intact objects.
 
-    About one scene in five is not changed.
+    About one scene in five is not changed; whole: none is.
     """
-    x = render(scenes, height, width, times).movedim(-1, 2)
-    background = render([replace(s, objects=()) for s in scenes], height, width, times).movedim(
-        -1, 2
-    )
-    intact = coverage(scenes, height, width, times)
+    shape = height, width, times
+    x = render(scenes, *shape).movedim(-1, 2)
+    background = render([replace(s, objects=()) for s in scenes], *shape).movedim(-1, 2)
+    intact = coverage(scenes, *shape)
     layer = torch.cat([x - background * (1 - intact[:, :, None]), intact[:, :, None]], 2)  # O, M
-    layers = [_break(layer[i], rng) for i in range(len(scenes))]
-    layer = torch.stack(layers)
+    if not whole:
+        layer = torch.stack([_break(clip, rng) for clip in layer])
     remaining = layer[:, :, 3].clamp(0, 1)
     x = layer[:, :, :3] + background * (1 - remaining[:, :, None])
     intersection, union = torch.minimum(remaining, intact), torch.maximum(remaining, intact)
@@ -144,11 +142,7 @@ def _shifted(layer: Tensor, rng: random.Random) -> Tensor:
     side = layer.shape[axis]
     start = _inside(layer, rng)[axis - 2]
     band = slice(start, min(side, start + rng.randint(side // 8, side // 2)))
-    index = (
-        (slice(None), slice(None), band)
-        if axis == 2
-        else (slice(None), slice(None), slice(None), band)
-    )
+    index = (*[slice(None)] * axis, band)
     shift = rng.choice((-1, 1)) * max(1, round(layer.shape[2] * rng.uniform(0.05, 0.25)))
     out[index] = out[index].roll(shift, 5 - axis)
     return out
@@ -158,10 +152,8 @@ def _torn(layer: Tensor, rng: random.Random) -> Tensor:
     """Each cell of the token lattice displaced a little."""
     H, W = layer.shape[-2:]
     cell = rng.choice((4, 8))
-    shift = torch.randn(1, 2, cell, cell * W // H, generator=_generator(rng)) * rng.uniform(
-        0.03, 0.15
-    )
-    return _warp(layer, F.interpolate(shift, (H, W)))
+    field = torch.randn(1, 2, cell, cell * W // H, generator=_generator(rng))
+    return _warp(layer, F.interpolate(field * rng.uniform(0.03, 0.15), (H, W)))
 
 
 def _melted(layer: Tensor, rng: random.Random) -> Tensor:
@@ -172,12 +164,9 @@ def _melted(layer: Tensor, rng: random.Random) -> Tensor:
 
 def _doubled(layer: Tensor, rng: random.Random) -> Tensor:
     """A second copy of the object behind the first, moved and scaled."""
-    near = rng.random() < 0.6
-    far = 0.12 if near else 0.9
-    scale = rng.uniform(0.8, 1.2) if near else rng.uniform(0.7, 1.6)
-    theta = torch.tensor(
-        [[[scale, 0, rng.uniform(-far, far)], [0, scale, rng.uniform(-far, far)]]]
-    )
+    far, scales = (0.12, (0.8, 1.2)) if rng.random() < 0.6 else (0.9, (0.7, 1.6))
+    scale, x, y = rng.uniform(*scales), rng.uniform(-far, far), rng.uniform(-far, far)
+    theta = torch.tensor([[[scale, 0, x], [0, scale, y]]])
     grid = F.affine_grid(theta, (1, 1, *layer.shape[-2:]), False).expand(len(layer), -1, -1, -1)
     copy = F.grid_sample(layer, grid, align_corners=False)
     return layer + copy * (1 - layer[:, 3:])

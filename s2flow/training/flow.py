@@ -3,27 +3,23 @@
     python -m s2flow.training flow micro --state DIR --steps 20000
 
 Flow matching: z = (1 - sigma) x0 + sigma eps, loss |v_theta(z, sigma, text) - (eps - x0)|^2.
-Training clips: `views.py`. Noise levels: half of a batch uniform in [0, 1], half logit-normal about
-sigma .7, so that all levels of a sampler are trained, also 1.0 and the low ones of the HR stage. Rotary
-positions are stretched a little, each axis separately. Training from scratch starts with still frames:
-shape, colour and background are learned some five times faster than from clips. Then clips teach
-motion, first with one direction of time, then with both (`views.clips`). The last quarter has mostly
-plain views. Matrices in the transformer's blocks are trained by Muon, everything else by AdamW, with
-a linear decay over the last 45 % of the steps; weights are averaged.
+Training clips: `views.py`. Half of a batch's noise levels are uniform in [0, 1], half logit-normal
+about sigma .7. Rotary positions are stretched a little. Training from scratch starts with still frames,
+which teach shape and colour five times faster than clips; then clips teach motion, first with one
+direction of time, then with both (`views.clips`). The last quarter has mostly plain views. Matrices in
+the transformer's blocks are trained by Muon, the rest by AdamW, with a linear decay over the last 45 %
+of the steps; weights are averaged.
 
-A step depends on weights, optimisers and its number alone: scenes and noise come from generators seeded
-with the number. DIR/flow.pt holds the complete state; it is written to a temporary name and renamed
-every few minutes and when a signal ends the run. A run that is stopped and resumed ends with the same
-weights as an uninterrupted one. DIR/weights holds the averaged weights as a `WanPipeline` folder, with
-a card that lists every run that made them. `--init FOLDER` starts from such a folder, without the
-stages for training from scratch and at a lower rate.
+A step depends on weights, optimisers and its number alone, so that a run that is stopped and resumed
+from DIR/flow.pt ends with the weights of an uninterrupted one. DIR/weights holds the averaged weights
+as a `WanPipeline` folder, with a card that lists every run that made them. `--init FOLDER` starts from
+such a folder, without the stages for training from scratch and at a lower rate.
 """
 
 import argparse
 import hashlib
 import json
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass, field
@@ -96,18 +92,17 @@ def coarse_reversal(error: Tensor) -> Tensor:
     """Mean square of the part of (B, C, T, h, w) that is coarse and odd under time reversal.
 
     Scaled to equal the plain mean square for white noise. Only these few values distinguish left from
-    right, or growing from shrinking; they are a fortieth of the plain loss at sigma 0.9. A larger
-    weight on a part of a squared error does not move its minimum.
+    right; they are a fortieth of the plain loss at sigma 0.9. The minimum does not move.
     """
     side = min(error.shape[-2:]) // 2
     coarse = F.avg_pool3d(error, (1, side, side))
     return 2 * side**2 * ((coarse - coarse.flip(2)) / 2).square().mean()
 
 
-def stretch_positions(rope: nn.Module, factors: tuple[float, float]) -> None:
+def stretch_positions(rope: nn.Module, height: float, width: float) -> None:
     """Fill the tables of `WanRotaryPosEmbed` with positions times a factor, for height and width."""
     parts = []
-    for dim, factor in zip((rope.t_dim, rope.h_dim, rope.w_dim), (1.0, *factors), strict=True):
+    for dim, factor in ((rope.t_dim, 1.0), (rope.h_dim, height), (rope.w_dim, width)):
         rates = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angle = torch.outer(torch.arange(rope.max_seq_len, dtype=torch.float64) * factor, rates)
         parts.append(angle.repeat_interleave(2, dim=1))
@@ -118,23 +113,24 @@ def stretch_positions(rope: nn.Module, factors: tuple[float, float]) -> None:
 
 def optimisers(flow: nn.ModuleDict, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for the rest."""
-    matrices = [
-        p
-        for name, p in flow["transformer"].named_parameters()
-        if p.ndim == 2 and name.startswith("blocks.")
-    ]
+    named = flow["transformer"].named_parameters()
+    matrices = [p for name, p in named if p.ndim == 2 and name.startswith("blocks.")]
     chosen = {id(p) for p in matrices}
     rest = [p for p in flow.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
+def latent_scale(vae: PatchVAE, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of raw latents; the flow sees (raw - mean) / std."""
+    scale = vae.config.latents_mean, vae.config.latents_std
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in scale)
+    return mean, std
+
+
 def normalised_latent(vae: PatchVAE, x: Tensor) -> Tensor:
     """Latent of x (B, 3, T, H, W) in the scale that the flow sees."""
-    mean, std = (
-        torch.tensor(v, device=x.device).view(1, -1, 1, 1, 1)
-        for v in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = latent_scale(vae, x.device)
     return (vae.encode(x).latent_dist.mode() - mean) / std
 
 
@@ -168,13 +164,12 @@ class Training:
         state = {"flow": self.flow.state_dict(), "average": self.average, "step": self.step}
         state |= {"optimisers": [o.state_dict() for o in self.optimisers], "runs": self.runs}
         torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
         """Read the state written by `save`."""
-        state = torch.load(
-            path, weights_only=True, map_location=next(self.flow.parameters()).device
-        )
+        device = next(self.flow.parameters()).device
+        state = torch.load(path, weights_only=True, map_location=device)
         self.flow.load_state_dict(state["flow"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -193,9 +188,8 @@ class Training:
             count *= STILLS_PER_CLIP
             times = torch.rand(3, generator=generator).sort().values
             x, texts = clips(self.size, view, count, rng, times, device)
-            x = x[
-                torch.arange(count), :, torch.randint(0, 3, (count,), generator=generator)
-            ].unsqueeze(2)
+            chosen = torch.randint(0, 3, (count,), generator=generator)
+            x = x[torch.arange(count), :, chosen].unsqueeze(2)
         else:
             lopsided = from_scratch and progress < 0.4
             x, texts = clips(self.size, view, count, rng, None, device, lopsided)
@@ -205,11 +199,9 @@ class Training:
         sigma = noise_levels(count, self.size.shift, generator).to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
         jitter = rng.random() < (0.25 if view.kind == "plain" else 0.5)
-        factors = tuple(
-            math.exp(rng.uniform(-MAX_LOG_STRETCH, MAX_LOG_STRETCH)) if jitter else 1.0
-            for _ in "hw"
-        )
-        stretch_positions(self.flow["transformer"].rope, factors)
+        reach = MAX_LOG_STRETCH
+        factors = [math.exp(rng.uniform(-reach, reach)) if jitter else 1.0 for _ in "hw"]
+        stretch_positions(self.flow["transformer"].rope, *factors)
         rate = run["rate"] * min(1.0, (self.step + 1) / 100) * min(1.0, (1 - progress) / 0.45)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
@@ -277,9 +269,8 @@ def train(args: argparse.Namespace) -> None:
             if training.step % 100 == 0:
                 row = {k: run[k] for k in ("steps", "clips", "stills")}
                 row["minutes"] = round(run["minutes"], 1)
-                row["loss"] = {
-                    k: round(torch.stack(v).mean().item(), 4) for k, v in losses.items()
-                }
+                means = {k: torch.stack(v).mean().item() for k, v in losses.items()}
+                row["loss"] = {k: round(mean, 4) for k, mean in means.items()}
                 losses = {}
                 print(json.dumps(row), flush=True)
                 with open(log, "a") as file:
@@ -293,9 +284,7 @@ def train(args: argparse.Namespace) -> None:
                 last_sheet = time.time()
     training.save(path)
     export(args, training)
-    print(
-        f"step {training.step} of {args.steps}; state and weights are in {args.state}", flush=True
-    )
+    print(f"step {training.step} of {args.steps}; state and weights are in {args.state}")
 
 
 def export(args: argparse.Namespace, training: Training) -> None:
@@ -310,17 +299,19 @@ def export(args: argparse.Namespace, training: Training) -> None:
         transformer=flow["transformer"].half(),
     )
     pipeline.save_pretrained(target)
-    index = json.loads((target / "model_index.json").read_text())
-    index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
-    index["vae"] = ["s2flow.embedded.vae", "PatchVAE"]
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    config = json.loads((target / "vae" / "config.json").read_text())
-    config.pop("_name_or_path", None)  # names a folder of this machine
-    (target / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    digest = hashlib.sha256(
-        (target / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
-    )
+    index, config = (target / name for name in ("model_index.json", "vae/config.json"))
+    parts = {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]}
+    parts |= {"vae": ["s2flow.embedded.vae", "PatchVAE"]}
+    _write(index, json.loads(index.read_text()) | parts)
+    own = json.loads(config.read_text())
+    own.pop("_name_or_path", None)  # names a folder of this machine
+    _write(config, own)
+    weights = (target / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     last = training.runs[-1] | {"minutes": round(training.runs[-1]["minutes"], 1)}
-    runs = [*training.runs[:-1], last | {"weights": digest.hexdigest()[:12]}]
-    card = {"size": args.size, **asdict(training.size), "runs": runs}
-    (target / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    last["weights"] = hashlib.sha256(weights).hexdigest()[:12]
+    card = {"size": args.size, **asdict(training.size), "runs": [*training.runs[:-1], last]}
+    _write(target / "card.json", card)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

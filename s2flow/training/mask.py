@@ -14,43 +14,30 @@ import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from s2flow.embedded import world as toy
 from s2flow.scorers.mask import HEIGHT, WEIGHTS, WIDTH, Mask, load_mask
 from s2flow.training.damage import broken, damage
+from s2flow.training.oracle import save_half
 
 BATCH = 32
 
 
-def draw(
-    rng: random.Random, held_out: bool = False, intact: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(B, 3, 64, 96) frames and their coverage (B, 64, 96)."""
-    split = "held_out" if held_out else "train"
+def draw(rng: random.Random, split: str = "train", whole: bool = False) -> tuple[Tensor, Tensor]:
+    """(B, 3, 64, 96) frames of broken or whole objects, and their coverage (B, 64, 96)."""
     scenes = toy.sample_scenes(toy.SMALL, BATCH, rng.getrandbits(48), split)
-    single = [s if s.number == 1 or rng.random() < 0.5 else None for s in scenes]
-    scenes = [s for s in single if s is not None]
+    scenes = [s for s in scenes if s.number == 1 or rng.random() < 0.5]
     scale = rng.choice((1, 1, 2))
     times = torch.tensor([rng.random()])
-    if intact:
-        rng = _Intact(rng.getrandbits(48))
-    x, covered, _ = broken(scenes, HEIGHT // scale, WIDTH // scale, times, rng)
-    draw = torch.Generator().manual_seed(rng.getrandbits(48))
-    x = damage(x, draw)[:, 0]
+    if whole:
+        rng = random.Random(rng.getrandbits(48))
+    x, covered, _ = broken(scenes, HEIGHT // scale, WIDTH // scale, times, rng, whole)
+    x = damage(x, torch.Generator().manual_seed(rng.getrandbits(48)))[:, 0]
     if scale == 2:
         x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear")
         covered = F.interpolate(covered, (HEIGHT, WIDTH), mode="bilinear")
     return x, covered[:, 0]
-
-
-class _Intact(random.Random):
-    """Random numbers with which `broken` breaks nothing."""
-
-    def random(self) -> float:
-        """Always below the share of scenes that stay intact."""
-        return 0.0
 
 
 def train(args: argparse.Namespace) -> None:
@@ -70,19 +57,14 @@ def train(args: argparse.Namespace) -> None:
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            print(
-                f"{step}/{steps} {time.time() - start:.0f} s  loss {loss.item():.4f}", flush=True
-            )
-    state = {
-        k: (v.half() if v.is_floating_point() else v).contiguous()
-        for k, v in network.state_dict().items()
-    }
-    save_file(state, WEIGHTS / "mask.safetensors")
+            seconds = time.time() - start
+            print(f"{step}/{steps} {seconds:.0f} s  loss {loss.item():.4f}", flush=True)
+    save_half(network, "mask")
     network, errors = load_mask(), {}
-    for name, intact in (("whole", True), ("broken", False)):
+    for name in ("whole", "broken"):
         rng, ious = random.Random(1), []
         for _ in range(16):
-            x, covered = draw(rng, held_out=True, intact=intact)
+            x, covered = draw(rng, "held_out", name == "whole")
             mask = network(x).sigmoid()
             union = torch.maximum(mask, covered).sum((1, 2)).clamp(min=1)
             ious += (torch.minimum(mask, covered).sum((1, 2)) / union).tolist()

@@ -19,13 +19,7 @@ from torch import Tensor
 
 from s2flow.embedded.model import Size
 from s2flow.embedded.render import render
-from s2flow.embedded.world import (
-    CLOSEUP,
-    WORLDS,
-    Scene,
-    caption,
-    sample_scenes,
-)
+from s2flow.embedded.world import CLOSEUP, WORLDS, Scene, caption, sample_scenes
 
 LR = (1.0, 1.0)  # height and width of a frame, relative to LR
 SHAPES = ((1.5, 2 / 3), (0.75, 4 / 3), (1.25, 7 / 6), (1.5, 1.5))
@@ -63,24 +57,21 @@ class View:
 
     def place(self, scene: Scene, size: Size, rng: random.Random) -> Scene:
         """The scene with its objects where this view shows them."""
-        half = [side / size.height / self.zoom for side in self.pixels(size)]  # in half-heights
-        first = scene.objects[0]
         if self.kind == "plain":
             return scene
+        half = [side / size.height / self.zoom for side in self.pixels(size)]  # in half-heights
         if self.kind == "view":
             spread = half[1] / 1.5, half[0]
             moved = [replace(o, x=o.x * spread[0], y=o.y * spread[1]) for o in scene.objects]
             return replace(scene, objects=tuple(moved))
         # close: the object's centre anywhere at least a fifth of its radius from the border;
         # pixel: the complete object anywhere in the frame
+        (first,) = scene.objects
         margin, least = (0.2, 0.5) if self.kind == "close" else (1.0, 0.0)
         reach = [max(h - margin * first.radius, least * first.radius) for h in half]
-        dx, dy = (
-            rng.uniform(-reach[1], reach[1]) - first.x,
-            rng.uniform(-reach[0], reach[0]) - first.y,
-        )
-        moved = [replace(o, x=o.x + dx, y=o.y + dy) for o in scene.objects]
-        return replace(scene, objects=tuple(moved))
+        dx = rng.uniform(-reach[1], reach[1]) - first.x
+        dy = rng.uniform(-reach[0], reach[0]) - first.y
+        return replace(scene, objects=(replace(first, x=first.x + dx, y=first.y + dy),))
 
 
 def clips(
@@ -104,17 +95,16 @@ def clips(
         drawn = sample_scenes(WORLDS[size.world], count, rng.getrandbits(48))
         if view.kind in ("close", "pixel"):  # a single object can be moved anywhere
             drawn = [s for s in drawn if s.number == 1]
-        if lopsided:
-            drawn = [
-                s
-                for s in drawn
-                if s.objects[0].motion not in REVERSED or rng.random() < REVERSED_SHARE
-            ]
-        scenes += drawn
+        for s in drawn:
+            if (
+                not lopsided
+                or s.objects[0].motion not in REVERSED
+                or rng.random() < REVERSED_SHARE
+            ):
+                scenes.append(s)
     scenes = [view.place(s, size, rng) for s in scenes[:count]]
     times = size.frames if times is None else times
     x = render(scenes, *view.pixels(size), times, device, 2 / size.height / view.zoom)
     suffix = f", {CLOSEUP}" if view.kind == "close" and view.zoom > NAMED_ZOOM else ""
-    return x.movedim(-1, 1) * 2 - 1, [
-        caption(s, still=isinstance(times, Tensor)) + suffix for s in scenes
-    ]
+    texts = [caption(s, still=isinstance(times, Tensor)) + suffix for s in scenes]
+    return x.movedim(-1, 1) * 2 - 1, texts

@@ -25,6 +25,7 @@ def folders(tmp_path_factory):
     """Folder of each family's tiny pipeline, as `save_pretrained` writes it."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, build in BUILD.items():
+        torch.manual_seed(0)
         build().save_pretrained(root / name)
     return {name: root / name for name in BUILD}
 
@@ -59,3 +60,12 @@ def case(request, folders):
         low=(2 * backbone.multiple, 3 * backbone.multiple),
         high=(4 * backbone.multiple, 6 * backbone.multiple),
     )
+
+
+@pytest.fixture
+def typed(case, recipe):
+    """typed("order=1", ...): the recipe of a small clip of this family."""
+    (h, w), (H, W) = case.low, case.high
+    words = [f"backbone={case.conf}", f"low=[{h},{w}]", f"high=[{H},{W}]", "frames=5", "steps=3"]
+    words += ["t_i=2", "brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32"]
+    return lambda *more: recipe(*words, *more)

@@ -7,22 +7,24 @@ import time
 
 import pytest
 import torch
+from conftest import FACTS
 from safetensors.torch import load_file, save_file
 from test_cli import refusal, run_here
 from test_runner import state
 
-from s2flow.backbones import checkpoint, hunyuan, hunyuan15, wan
+from s2flow.backbones import checkpoint, wan
 from s2flow.backbones.base import Origin
 from s2flow.process import loading
 from s2flow.store import read_run
 
-SIZES = ("low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "device=cpu")
-BRICKS = ("brick_low=[1,1,1]", "brick_high=[1,2,2]")
-SMALL = (*SIZES, *BRICKS, "backbone.dtype=float32", "prompts.count=2")
-CONF = {"wan": "wan_1_3b", "hunyuan": "hunyuan"}
-LATER = {"wan_2_2_5b": wan, "wan_2_2_14b": wan, "hunyuan_1_5": hunyuan15}
-FAMILIES = {"wan": wan, "hunyuan": hunyuan} | LATER
+SMALL = ("low=[32,48]", "high=[64,96]", "frames=5", "steps=3", "t_i=2", "device=cpu")
+SMALL += ("brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32", "prompts.count=2")
 pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def of(*names):
+    """The families that a test is about."""
+    return pytest.mark.parametrize("family", names, indirect=True)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def command(monkeypatch, tmp_path):
     return functools.partial(run_here, monkeypatch, tmp_path)
 
 
-@pytest.fixture(params=list(CONF))
+@pytest.fixture(params=["wan", "hunyuan"])
 def family(request):
     return request.param
 
@@ -56,14 +58,23 @@ def typed(family, folder, command):
     """run.py with this backbone, folder and small sizes; later words win."""
 
     def run(*words):
-        names = {w.partition("=")[0] for w in words}
-        small = [*SMALL, *(("low=[64,96]", "high=[128,192]") if family == "wan_2_2_5b" else ())]
-        usual = [w for w in small if w.partition("=")[0] not in names]
-        source = [] if "backbone.source" in names else [f"backbone.source={folder}"]
-        conf = [] if "backbone" in names else [f"backbone={CONF.get(family, family)}"]
-        return command(*conf, *source, *usual, *words)
+        usual = [f"backbone={FACTS[family][0]}", f"backbone.source={folder}", *SMALL]
+        usual += ["low=[64,96]", "high=[128,192]"] if family == "wan_2_2_5b" else []
+        return command(*{word.partition("=")[0]: word for word in (*usual, *words)}.values())
 
     return run
+
+
+@pytest.fixture
+def refused(typed, folder, capsys):
+    """refused(said, *words): these words cost one line, which holds every word of `said`."""
+
+    def check(said, *words):
+        line = refusal(typed(*words), capsys)
+        for word in said.split():
+            assert word in line, line
+
+    return check
 
 
 def records(tmp_path):
@@ -71,17 +82,26 @@ def records(tmp_path):
     return [record for folder in folders for record in read_run(folder)]
 
 
+def name_of(folder, family):
+    return FACTS[family][1].identity(Origin("x", str(folder)))
+
+
 # -- the whole of run.py ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """The record of a clip of the embedded backbone."""
+    place = tmp_path_factory.mktemp("embedded")
+    with pytest.MonkeyPatch.context() as patch:
+        words = ("steps=3", "t_i=2", "frames=2", "prompts.count=1", "scorer=[builtin]")
+        assert run_here(patch, place, *words) == 0
+    return records(place)[0]
+
+
+@of(*FACTS)
 def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
-    typed,
-    family,
-    folder,
-    command,
-    tmp_path,
-    monkeypatch,
+    typed, family, folder, tmp_path, monkeypatch, embedded
 ):
     assert typed("batch=2") == 0
     made = records(tmp_path)
@@ -89,35 +109,41 @@ def test_run_makes_clips_resumes_and_records_what_the_embedded_backbone_does(
     for r in made:
         k = 2 if family == "wan_2_2_5b" else 1
         assert (r["frames"], r["height"], r["width"]) == (5, k * 64, k * 96)
-        assert r["recipe"]["weights"] == FAMILIES[family].identity(Origin("x", str(folder)))
+        assert r["recipe"]["weights"] == name_of(folder, family)
         assert r["source"] == str(folder) and r["revision"] is None and r["dtype"] == "float32"
         assert (tmp_path / "runs" / r["run_id"] / r["video"]).stat().st_size == r["bytes"]
+        assert set(r) == set(embedded)
+        more = {"guidance_2"} if family == "wan_2_2_14b" else set()
+        assert set(r["recipe"]) == set(embedded["recipe"]) | more
+        for field in ("seconds", "versions", "scores"):
+            assert set(r[field]) == set(embedded[field])
     before = state(tmp_path / "runs")
     monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     assert typed("batch=1") == 0
     assert state(tmp_path / "runs") == before
-    monkeypatch.undo()
-
-    shutil.rmtree(tmp_path / "runs")
-    assert command("steps=3", "t_i=2", "frames=2", "prompts.count=2", "scorer=[builtin]") == 0
-    embedded = records(tmp_path)
-    assert {frozenset(r) for r in made} == {frozenset(r) for r in embedded}
-    more = {"guidance_2"} if family == "wan_2_2_14b" else set()
-    assert set(made[0]["recipe"]) == set(embedded[0]["recipe"]) | more
-    for field in ("seconds", "versions", "scores"):
-        assert set(made[0][field]) == set(embedded[0][field])
 
 
-@pytest.mark.parametrize("family", ["wan"], indirect=True)
+@of("wan")
 def test_the_models_type_is_part_of_the_run(typed, folder, tmp_path):
     half = wan.from_origin(Origin("x", str(folder), dtype="bfloat16"), "cpu")
     assert half.transformer.dtype == torch.bfloat16 == half.pipeline.text_encoder.dtype
     assert half.vae.dtype == torch.float32
-    assert typed("prompts.count=1", "backbone.dtype=bfloat16") == 0
-    (half,) = records(tmp_path)
-    assert half["recipe"]["dtype"] == half["dtype"] == "bfloat16"
-    assert typed("prompts.count=1") == 0
-    assert len({r["run_id"] for r in records(tmp_path)}) == 2
+    for dtype in ("bfloat16", "float32"):
+        assert typed("prompts.count=1", "method=native", f"backbone.dtype={dtype}") == 0
+    found = records(tmp_path)
+    assert {(r["dtype"], r["recipe"].get("dtype")) for r in found} == {
+        ("bfloat16", "bfloat16"),
+        ("float32", None),  # is not written
+    }
+    assert len({r["run_id"] for r in found}) == 2
+
+
+@of("wan_2_2_14b")
+def test_both_guidances_are_part_of_the_run(typed, tmp_path):
+    for word in ("guidance_2=3", "guidance_2=3.0", "guidance_2=2"):
+        assert typed(word, "prompts.count=1", "method=native") == 0
+    found = {r["run_id"]: r["recipe"]["guidance_2"] for r in records(tmp_path)}
+    assert sorted(found.values()) == [2.0, 3.0]
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -159,26 +185,13 @@ def without_a_shard(folder):
     (folder / "transformer" / shards(folder / "transformer")[1]).unlink()
 
 
-def wrong_part(folder):
-    change(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+def index(folder, **values):
+    change(folder / "model_index.json", **values)
 
 
 BROKEN = {  # what happened to the folder -> what the line must say
     "is empty": (lambda f: [shutil.rmtree(f), f.mkdir()], "no checkpoint model_index.json type"),
     "is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json JSON"),
-    "is another pipeline": (
-        lambda f: change(f / "model_index.json", _class_name="FluxPipeline"),
-        "FluxPipeline choose another backbone=",
-    ),
-    "has another autoencoder": (wrong_part, "vae AutoencoderKL must be"),
-    "names code of its own": (
-        lambda f: change(f / "model_index.json", tokenizer=["my_code", "PreTrainedTokenizerFast"]),
-        "tokenizer my_code.PreTrainedTokenizerFast must be diffusers or transformers",
-    ),
-    "has a strange part": (
-        lambda f: change(f / "model_index.json", image_encoder=["diffusers", "X"]),
-        "image_encoder does not know",
-    ),
     "lost a part": (lambda f: shutil.rmtree(f / "vae"), "lacks the folder vae fetch"),
     "lost a shard": (without_a_shard, "lacks 1 of 2 shards 00002-of-00002 fetch"),
     "lost its weights": (lambda f: weights(f).unlink(), "transformer no safetensors fetch"),
@@ -191,46 +204,133 @@ BROKEN = {  # what happened to the folder -> what the line must say
         "cannot be opened fetch",
     ),
 }
-
-
-@pytest.mark.parametrize("damage", BROKEN)
-def test_a_folder_that_cannot_be_used_costs_one_line(damage, folder, typed, capsys):
-    spoil, said = BROKEN[damage]
-    spoil(folder)
-    line = refusal(typed(), capsys)
-    for word in [*said.split(), str(folder)]:
-        assert word in line, line
-
-
-TYPED = {  # what is typed -> what the line must say
-    "high=[1540,2560]": "high=[1540,2560] 16 type high=[1536,2560]",
-    "low=[33,48]": "low=[33,48] 16 type low=[32,48]",
-    "frames=118": "frames=118 4 plus 1 type frames=117",
-    "backbone.dtype=int8": "backbone.dtype=int8 type float32|bfloat16|float16",
-    "backbone.source=/no/such/folder": "backbone.source=/no/such/folder type backbone.source=FOLDER",
-    "backbone.source=null": "backbone.source not set type backbone.source=FOLDER",
-    "backbone.multiple=8": "backbone.multiple=8 have 16 type backbone.multiple=16",
-    "backbone.frame_step=1": "backbone.frame_step=1 have 4 type backbone.frame_step=4",
-    "windows.dense_layers=[77]": "windows.dense_layers 77 layers 0..",
+EXPERTS = {  # the same of two experts, which come together or not at all
+    "lost the second's folder": (lambda f: shutil.rmtree(f / "transformer_2"), "lacks the folder"),
+    "has half of the second": (lambda f: cut(f, "transformer_2"), "transformer_2 truncated"),
 }
+INDEX = [  # family, key and value of model_index.json, what the line must say
+    ("wan", "_class_name", "FluxPipeline", "FluxPipeline choose another backbone="),
+    ("hunyuan", "vae", ["diffusers", "AutoencoderKL"], "vae AutoencoderKL must be"),
+    ("wan", "tokenizer", ["own", "Fast"], "tokenizer own.Fast must be diffusers or transformers"),
+    ("hunyuan", "image_encoder", ["diffusers", "X"], "image_encoder does not know"),
+    (
+        "wan_2_2_14b",
+        "transformer_2",
+        [None, None],
+        "boundary_ratio=0.875 lacks the part transformer_2; fetch",
+    ),
+    ("wan_2_2_14b", "boundary_ratio", None, "transformer_2, and no boundary_ratio"),
+    (
+        "wan_2_2_14b",
+        "transformer_2",
+        ["diffusers", "WanVACETransformer3DModel"],
+        "transformer_2 WanVACETransformer3DModel must be a WanTransformer3DModel",
+    ),
+]
 
 
-@pytest.mark.parametrize("word", TYPED)
-def test_a_mistake_gives_one_line_that_says_what_to_type(word, typed, capsys):
-    line = refusal(typed(word), capsys)
-    for said in TYPED[word].split():
-        assert said in line, line
+@pytest.mark.parametrize(("family", "key", "value", "said"), INDEX, indirect=["family"])
+def test_an_index_that_cannot_be_used_costs_one_line(key, value, said, folder, refused):
+    index(folder, **{key: value})
+    refused(f"{said} {folder}")
 
 
-@pytest.mark.parametrize("family", ["hunyuan"], indirect=True)
-def test_embedded_guidance_takes_no_negative_prompt(typed, capsys):
-    line = refusal(typed("negative_prompt=blurry"), capsys)
-    assert "negative_prompt=blurry" in line and "leave negative_prompt out" in line
+CASES = [(("wan", "hunyuan")[i % 2], *case) for i, case in enumerate(BROKEN.values())]
+CASES += [("wan_2_2_14b", *case) for case in EXPERTS.values()]
+
+
+@pytest.mark.parametrize(
+    ("family", "spoil", "said"), CASES, indirect=["family"], ids=[*BROKEN, *EXPERTS]
+)
+def test_a_folder_that_cannot_be_used_costs_one_line(spoil, said, folder, refused):
+    spoil(folder)
+    refused(f"{said} {folder}")
+
+
+TYPED = [  # family, what is typed, what the line must say
+    ("wan", "high=[1540,2560]", "high=[1540,2560] 16 type high=[1536,2560]"),
+    ("wan", "low=[33,48]", "low=[33,48] 16 type low=[32,48]"),
+    ("wan", "frames=118", "frames=118 4 plus 1 type frames=117"),
+    ("wan", "backbone.dtype=int8", "backbone.dtype=int8 type float32|bfloat16|float16"),
+    (
+        "wan",
+        "backbone.source=/no/folder",
+        "backbone.source=/no/folder type backbone.source=FOLDER",
+    ),
+    ("wan", "backbone.source=null", "backbone.source not set type backbone.source=FOLDER"),
+    ("hunyuan", "backbone.multiple=8", "backbone.multiple=8 have 16 type backbone.multiple=16"),
+    (
+        "hunyuan",
+        "backbone.frame_step=1",
+        "backbone.frame_step=1 have 4 type backbone.frame_step=4",
+    ),
+    ("hunyuan", "windows.dense_layers=[77]", "windows.dense_layers 77 layers 0.."),
+    ("hunyuan", "negative_prompt=blurry", "negative_prompt=blurry leave negative_prompt out"),
+    ("wan_2_2_14b", "backbone=wan_14b", "backbone.boundary=null, but these weights have 0.875"),
+    (
+        "wan_2_2_14b",
+        "backbone=wan_14b guidance_2=3",
+        "guidance_2=3.0 wan_14b has one model; leave guidance_2 out",
+    ),
+    (
+        "wan_2_2_14b",
+        "guidance=1 guidance_2=3",
+        "guidance_2=3.0 no effect with guidance=1, type guidance_2=1",
+    ),
+    ("wan_2_2_14b", "guidance_2=inf", "guidance_2=inf is not finite; type guidance_2=3.0"),
+]
+
+
+@pytest.mark.parametrize(("family", "words", "said"), TYPED, indirect=["family"])
+def test_a_mistake_gives_one_line_that_says_what_to_type(words, said, refused):
+    refused(said, *words.split())
+
+
+OTHERS = [  # backbone, another family's folder, what the line must say
+    (
+        "wan_2_2_14b",
+        "wan",
+        "backbone.boundary=0.875, but these weights have null choose another backbone=",
+    ),
+    ("wan_2_2_14b", "wan_2_2_5b", "backbone.multiple=16, but these weights have 32"),
+    (
+        "hunyuan_1_5",
+        "hunyuan",
+        "is a HunyuanVideoPipeline, and this backbone runs a HunyuanVideo15Pipeline",
+    ),
+    (
+        "hunyuan",
+        "hunyuan_1_5",
+        "is a HunyuanVideo15Pipeline, and this backbone runs a HunyuanVideoPipeline",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "other", "said"), OTHERS, indirect=["family"])
+def test_a_folder_of_another_model_is_refused(other, said, folders, refused):
+    refused(said, f"backbone.source={folders[other]}")
 
 
 def test_the_embedded_backbone_takes_no_other_weights(command, capsys):
     for word in ("backbone.source=/tmp", "backbone.dtype=bfloat16"):
         assert "backbone=micro ships with its weights" in refusal(command(word), capsys)
+
+
+@of("hunyuan_1_5")
+def test_a_guider_is_a_setting_and_an_odd_one_is_refused(folder, family, refused):
+    first = name_of(folder, family)
+    guider = folder / "guider" / "guider_config.json"
+    change(guider, guidance_scale=2.0)  # ours is in the recipe
+    assert name_of(folder, family) == first
+    for key, value in (
+        ("guidance_rescale", 0.7),
+        ("use_original_formulation", True),
+        ("start", 0.2),
+    ):
+        before = guider.read_text()
+        change(guider, **{key: value})
+        refused(f"guider has {key}={value} {folder}")
+        guider.write_text(before)
 
 
 # -- the hub ------------------------------------------------------------------------------------
@@ -248,47 +348,38 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_a_hub_name_without_network(typed, no_network, capsys):
+PIN = "0123456789abcdef0123456789abcdef01234567"
+HUB = "backbone.source=some-owner/some-model"
+
+
+@of("wan")
+def test_a_hub_name_without_network(refused, no_network, family):
     start = time.perf_counter()
-    line = refusal(typed("backbone.source=some-owner/some-model"), capsys)
-    assert "backbone.source=some-owner/some-model" in line and "no network" in line
-    assert "type backbone.source=FOLDER" in line
+    refused(f"{HUB} no network type backbone.source=FOLDER", HUB)
     assert time.perf_counter() - start < 30
+    # a pinned commit needs none for its name, but for its weights
+    origin = Origin("x", "some-owner/some-model", PIN)
+    assert FACTS[family][1].identity(origin) == PIN[:12] and checkpoint.revision(origin) == PIN
+    said = "some-owner/some-model cannot be fetched FOLDER"
+    refused(said, HUB, f"backbone.revision={PIN}")
 
 
-def test_a_pinned_commit_needs_no_network_for_its_name_but_for_its_weights(
-    typed, no_network, capsys, family
-):
-    pin = "0123456789abcdef0123456789abcdef01234567"
-    origin = Origin("x", "some-owner/some-model", pin)
-    assert FAMILIES[family].identity(origin) == pin[:12]
-    assert checkpoint.revision(origin) == pin
-    words = ("backbone.source=some-owner/some-model", f"backbone.revision={pin}")
-    line = refusal(typed(*words), capsys)
-    assert "some-owner/some-model cannot be fetched" in line and "FOLDER" in line
-
-
-def test_what_was_fetched_before_runs_without_network(typed, no_network, folder, family, tmp_path):
+def test_what_was_fetched_before_runs_without_network(typed, no_network, folder, tmp_path):
     """The cache's own layout: refs/main names the commit, snapshots/<commit> is the folder."""
-    pin = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "models--some-owner--some-model"
-    shutil.copytree(folder, repo / "snapshots" / pin)
+    shutil.copytree(folder, repo / "snapshots" / PIN)
     (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(pin)
-    assert typed("backbone.source=some-owner/some-model", "prompts.count=1") == 0
+    (repo / "refs" / "main").write_text(PIN)
+    assert typed(HUB, "prompts.count=1", "method=native") == 0
     (record,) = records(tmp_path)
-    assert record["recipe"]["weights"] == pin[:12] and record["revision"] == pin
+    assert record["recipe"]["weights"] == PIN[:12] and record["revision"] == PIN
     assert record["source"] == "some-owner/some-model"
 
 
 # -- the name of a folder's weights -------------------------------------------------------------
 
 
-def name_of(folder, family):
-    return FAMILIES[family].identity(Origin("x", str(folder)))
-
-
-def test_the_name_follows_the_content_and_not_the_place(folder, folders, family, tmp_path):
+def test_the_name_follows_the_content_and_not_the_place(folder, folders, family):
     first = name_of(folder, family)
     assert name_of(folders[family], family) == first
     (folder / "README.md").write_text("notes")
@@ -300,6 +391,27 @@ def test_the_name_follows_the_content_and_not_the_place(folder, folders, family,
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=7)
     names.add(name_of(folder, family))
     assert len(names) == 3
+
+
+@of("wan_2_2_14b")
+def test_the_second_expert_and_the_boundary_name_the_weights(folder, family):
+    names = {name_of(folder, family)}
+    index(folder, boundary_ratio=0.9)
+    names.add(name_of(folder, family))
+    file = weights(folder, "transformer_2")
+    save_file({k: w * 1.001 for k, w in load_file(file).items()}, file)
+    names.add(name_of(folder, family))
+    assert len(names) == 3
+
+
+@of("wan", "wan_2_2_5b")
+def test_an_expert_that_is_null_does_not_name_them(folder, family):
+    """As of folders that an older diffusers saved, which knew no second expert."""
+    first = name_of(folder, family)
+    old = (folder / "model_index.json").read_text()
+    assert '"transformer_2"' in old and '"boundary_ratio": null' in old
+    index(folder, transformer_2=None, boundary_ratio=None)
+    assert name_of(folder, family) == first
 
 
 @pytest.mark.parametrize("small", [checkpoint.SMALL, 0])

@@ -9,18 +9,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2flow import costs
 from s2flow.backbones import hunyuan, hunyuan15, ulysses, wan
 from s2flow.backbones.base import Origin
 from s2flow.backbones.published import PUBLISHED
 from s2flow.backbones.tiles import tile_vae
 from s2flow.cascade import Cascade
-from s2flow.costs import GIB, forward_cost, measure, tracing, vae_cost
 from s2flow.costs.blank import Answers, blank, part_config
+from s2flow.costs.clip import high_stage, measure, nbytes, weights_of
+from s2flow.costs.clock import BUS, Rates
+from s2flow.costs.forward import forward_cost
+from s2flow.costs.stages import GIB, Costs, Stage, Weights
+from s2flow.costs.trace import tracing
+from s2flow.costs.vae import vae_cost
 from s2flow.errors import UserError
 from s2flow.methods import method
 
-SOURCE = {
+SOURCE = {  # family, repository
     "wan_1_3b": ("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
     "wan_14b": ("wan", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
     "hunyuan": ("hunyuan", "hunyuanvideo-community/HunyuanVideo"),
@@ -31,17 +35,11 @@ LATER = {
     "hunyuan_1_5": ("hunyuan15", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v"),
 }
 FAMILY = {"wan": "wan", "hunyuan": "hunyuan"} | {name: f for name, (f, _) in LATER.items()}
-CONF = {"wan": "wan_1_3b"}
 every = pytest.mark.parametrize("case", list(FAMILY), indirect=True)
-PARAMETERS = {
-    "wan_1_3b": 1_418_996_800,
-    "wan_14b": 14_288_491_584,
-    "hunyuan": 12_821_012_544,
-}
-ELSEWHERE = {  # (weights, peak) in GiB at 460,800 tokens in bfloat16, measured elsewhere
-    "wan_1_3b": (3, 21),
-    "wan_14b": (27, 50),
-    "hunyuan": (24, 48),
+PUBLISHED_SIZES = {  # parameters; (weights, peak) in GiB at 460,800 tokens in bfloat16, elsewhere
+    "wan_1_3b": (1_418_996_800, 3, 21),
+    "wan_14b": (14_288_491_584, 27, 50),
+    "hunyuan": (12_821_012_544, 24, 48),
 }
 LOW, HIGH = (16, 30, 96, 160), (16, 30, 192, 320)  # 768x1280 and 1536x2560, 117 frames
 
@@ -51,61 +49,60 @@ def real(request):
     family, source = SOURCE[request.param]
     backbone = blank(family, Origin(request.param, source, "main", "bfloat16"))
     low, high = (forward_cost(backbone, shape, 1, 6.0) for shape in (LOW, HIGH))
-    own = costs.clip._bytes(backbone.transformer)  # before a test stores it as fp8
+    own = nbytes(backbone.transformer)  # before a test stores it as fp8
     return SimpleNamespace(name=request.param, backbone=backbone, low=low, high=high, own=own)
 
 
-def test_published_sizes(real):
+def test_published_sizes_and_peaks(real):
     transformer = real.backbone.transformer
-    assert sum(p.numel() for p in transformer.parameters()) == PARAMETERS[real.name]
+    parameters, weights, peak = PUBLISHED_SIZES[real.name]
+    assert sum(p.numel() for p in transformer.parameters()) == parameters
     assert all(p.is_meta for p in transformer.parameters())
     assert real.high.video == 460_800
-
-
-@pytest.mark.parametrize("real", ["hunyuan"], indirect=True)
-def test_the_papers_clock(real):
-    """PFLOP of one forward: 1.57 linear + 9.83 attention at LR, 6.27 + 156.7 at HR."""
-    low = real.low
-    assert low.linear / 1e15 == pytest.approx(1.57, rel=0.01)
-    assert low.attention / 1e15 == pytest.approx(9.83, rel=0.01)
-    assert real.high.linear / 1e15 == pytest.approx(6.27, rel=0.01)
-    assert real.high.attention / 1e15 == pytest.approx(156.7, rel=0.01)
-    for f, windowed in ((0.5, 78.4), (0.125, 19.6)):
-        assert (real.high.flops(f) - real.high.linear) / 1e15 == pytest.approx(windowed, rel=0.01)
-
-
-def test_peaks_measured_elsewhere(real):
-    weights, peak = ELSEWHERE[real.name]
     assert real.high.peak / GIB == pytest.approx(peak, rel=0.05)
-    own = costs.clip._bytes(real.backbone.transformer) / GIB
-    assert own == pytest.approx(weights, rel=0.15)  # "3" is 2.65
+    assert real.own / GIB == pytest.approx(weights, rel=0.15)  # "3" is 2.65
 
 
 def test_the_closed_forms_of_the_docstring(real):
+    """The paper's clock among them, see test_paper_clock.py."""
     c, tokens = real.backbone.transformer.config, real.high.video
     d = c.num_attention_heads * c.attention_head_dim
     if real.name == "hunyuan":
         a_token, linear = 36 * d, (c.num_layers + c.num_single_layers) * 12 * d**2
-        passes, rotary = 1, 4
+        passes, rotary, cross = 1, 4, 0
     else:
-        a_token, linear = (
-            max(22 * d, 8 * d + 4 * c.ffn_dim),
-            c.num_layers * (6 * d**2 + 2 * d * c.ffn_dim),
-        )
+        a_token = max(22 * d, 8 * d + 4 * c.ffn_dim)
+        linear = c.num_layers * (6 * d**2 + 2 * d * c.ffn_dim)
+        cross = c.num_layers * 2 * 512 * d  # to 512 text tokens, counted with the linear part
         passes, rotary = 2, 8
-    assert real.high.peak / tokens == pytest.approx(
-        a_token + rotary * c.attention_head_dim, rel=0.02
-    )
-    # cross-attention to 512 text tokens is counted with the linear part
-    cross = 0 if real.name == "hunyuan" else c.num_layers * 2 * 512 * d
+    peak = a_token + rotary * c.attention_head_dim
+    assert real.high.peak / tokens == pytest.approx(peak, rel=0.02)
     flops = 2 * tokens * (linear + cross) * passes
     assert real.high.linear == pytest.approx(flops, rel=0.01)
     layers = real.backbone.router.layers
     assert real.high.attention == passes * layers * 4 * real.high.q[2] ** 2 * d
+    # a forward reads its weights once a pass
+    assert real.high.moved.weights == pytest.approx(passes * real.own, rel=0.005)
+    B, heads, L, d = real.high.q
+    assert real.high.moved.attention == 4 * 2 * B * heads * L * d * real.high.calls
+    assert real.high.calls == passes * layers
+    low, high = real.low.moved, real.high.moved
+    assert low.products * 4 == pytest.approx(high.products, rel=0.02)
+    assert low.rest * 4 == pytest.approx(high.rest, rel=0.02)
+
+
+def test_kernels_that_copy_nothing_need_no_more_than_the_dense_one(real):
+    tight = replace(real.high, peak=real.high.attending)  # as if attention were the worst moment
+    assert tight.peak_with_windows("triton") == tight.peak
+    small, large = (replace(tight, q=(1, 24, L, 128), size=2) for L in (4096, 460_800))
+    one = 2 * 4096 * 128  # of a head; small: the output, and q, k, v, output of all heads at once
+    assert small.peak_with_windows("tiled") == tight.peak + 6 * 24 * one
+    one = 2 * 460_800 * 128  # large: of one head at a time
+    assert large.peak_with_windows("tiled") == tight.peak + (24 + 5) * one
 
 
 def test_fp8_and_group_offload_shrink_the_weights(real):
-    w = costs.weights_of(real.backbone)
+    w = weights_of(real.backbone)
     assert 0.5 <= w.transformer[1] / w.transformer[0] < 0.66
     assert w.group[0] < 0.1 * w.transformer[0]
     assert w.resident("transformer", "none", False) == w.text + w.vae + w.transformer[0]
@@ -117,32 +114,31 @@ def test_fp8_and_group_offload_shrink_the_weights(real):
 
 # -- the later families -----------------------------------------------------------------------
 
-TEXT = {"wan_2_2_5b": 5.68e9, "wan_2_2_14b": 5.68e9, "hunyuan_1_5": 7.07e9 + 0.22e9}
-VAE = {"wan_2_2_5b": 0.70e9, "wan_2_2_14b": 0.127e9, "hunyuan_1_5": 1.26e9}  # as others list them
+PARTS = {  # bytes of text encoders and autoencoder, as others list them
+    "wan_2_2_5b": (5.68e9, 0.70e9),
+    "wan_2_2_14b": (5.68e9, 0.127e9),
+    "hunyuan_1_5": (7.07e9 + 0.22e9, 1.26e9),
+}
 
 
-@pytest.fixture(scope="module", params=list(LATER))
-def later(request):
-    family, source = LATER[request.param]
-    backbone = blank(family, Origin(request.param, source, "main", "bfloat16"))
-    return SimpleNamespace(name=request.param, backbone=backbone)
-
-
-def test_weights_of_the_later_families(later):
+@pytest.mark.parametrize("name", LATER)
+def test_weights_of_the_later_families(name):
     """Two experts lie there together, and one alone works; sizes of parts as published."""
-    one = costs.clip._bytes(later.backbone.transformer)
-    w = costs.weights_of(later.backbone)
-    assert w.text / 2 == pytest.approx(TEXT[later.name], rel=0.02)
-    assert w.vae / 4 == pytest.approx(VAE[later.name], rel=0.02)
-    experts = 2 if later.name == "wan_2_2_14b" else 1
+    family, source = LATER[name]
+    backbone = blank(family, Origin(name, source, "main", "bfloat16"))
+    one, (text, vae) = nbytes(backbone.transformer), PARTS[name]
+    w = weights_of(backbone)
+    assert w.text / 2 == pytest.approx(text, rel=0.02)
+    assert w.vae / 4 == pytest.approx(vae, rel=0.02)
+    experts = 2 if name == "wan_2_2_14b" else 1
     assert w.transformer[0] == experts * one
     assert w.resident("transformer", "none", False) == w.text + w.vae + experts * one
     assert w.resident("transformer", "model", False) == one
     assert w.resident("transformer", "group", False) < 0.1 * one
     assert 0.5 <= w.resident("transformer", "model", True) / one < 0.7
-    made = costs.Costs(w, [])
-    stage = costs.Stage("hr", "transformer", 1, 0.0, 0, 10)
-    assert made.seconds(stage, 1.0, "group") == pytest.approx(10 * one / costs.BUS)
+    stage = Stage("hr", "transformer", 1, 0.0, 0, 10)
+    seconds = Costs(w, []).seconds(stage, Rates(1.0), "group")
+    assert seconds == pytest.approx(10 * one / BUS)
 
 
 def test_a_second_expert_is_there_only_where_the_index_says_so():
@@ -206,12 +202,12 @@ def test_flops_and_peak_of_a_real_forward(case, planned, batch, monkeypatch):
 @pytest.mark.parametrize("tile", [None, (64, 32)])
 def test_flops_and_peak_of_real_decoding_and_encoding(case, planned, tile):
     """The networks' share of a few tiles, and the loop over all of them, add up to the real thing."""
-    size, latent = (96, 128), case.backbone.latent_shape(96, 128, 21)
+    size, latent = (96, 128), case.backbone.latent_shape(96, 128, 13)
 
     def works(backbone, device):
         tile_vae(backbone.vae, tile)
         z = torch.zeros(1, *latent, device=device)
-        video = torch.zeros(1, 21, *size, 3, device=device)
+        video = torch.zeros(1, 13, *size, 3, device=device)
         return lambda: backbone.decode(z), lambda: backbone.encode(video)
 
     pairs = zip(works(case.backbone, "cpu"), works(planned, "meta"), strict=True)
@@ -242,7 +238,7 @@ def test_stages_follow_the_recipe(planned, case, recipe):
     once = forward_cost(planned, shape, 1, recipe(*words).guidance)
 
     def high(*more):
-        return costs.clip.high_stage(planned, recipe(*words, "t_i=6", *more), once, shape, 1)
+        return high_stage(planned, recipe(*words, "t_i=6", *more), once, shape, 1)
 
     half = stages("t_i=6", "sparsity=0.5")
     assert list(half) == ["text", "lr", "plan", "handoff", "hr", "decode"]
@@ -279,12 +275,12 @@ def test_what_cannot_be_known_is_one_line(tmp_path):
 
 
 def test_group_offload_is_no_faster_than_its_bus():
-    weights = costs.Weights(0, 0, (10 * 2**30, 5 * 2**30), (2**30, 2**29))
-    stage = costs.Stage("hr", "transformer", 100, 1e12, GIB, 10)
-    made = costs.Costs(weights, [stage])
-    assert made.seconds(stage, 1.0) == 1
-    assert made.seconds(stage, 1.0, "group") == pytest.approx(100 * 2**30 / costs.BUS)
-    assert made.seconds(stage, 1.0, "none", ranks=4) == 0.25
+    weights = Weights(0, 0, (10 * 2**30, 5 * 2**30), (2**30, 2**29))
+    stage = Stage("hr", "transformer", 100, 1e12, GIB, 10)
+    made = Costs(weights, [stage])
+    assert made.seconds(stage, Rates(1.0)) == 1
+    assert made.seconds(stage, Rates(1.0), "group") == pytest.approx(100 * 2**30 / BUS)
+    assert made.seconds(stage, Rates(1.0), "none", ranks=4) == 0.25
     assert made.peak(stage, "model") == 11 * GIB and made.peak(stage, "group") == 2 * GIB
     assert math.isclose(made.peak(stage, "model", ranks=2), 10.5 * GIB)
 
@@ -325,29 +321,6 @@ def test_what_moves_bytes_and_what_does_not():
     q = torch.empty(1, 2, 5, 4, device="meta")
     attend = torch.nn.functional.scaled_dot_product_attention
     assert moved(lambda: attend(q, q, q)) == 4 * 160
-
-
-def test_a_forward_reads_its_weights_once_a_pass(real):
-    passes = 1 if real.name == "hunyuan" else 2
-    assert real.high.moved.weights == pytest.approx(passes * real.own, rel=0.005)
-    B, heads, L, d = real.high.q
-    assert real.high.moved.attention == 4 * 2 * B * heads * L * d * real.high.calls
-    assert real.high.calls == passes * real.backbone.router.layers
-    low, high = real.low.moved, real.high.moved
-    assert low.products * 4 == pytest.approx(high.products, rel=0.02)
-    assert low.rest * 4 == pytest.approx(high.rest, rel=0.02)
-
-
-def test_kernels_that_copy_nothing_need_no_more_than_the_dense_one(real):
-    tight = replace(real.high, peak=real.high.attending)  # as if attention were the worst moment
-    assert tight.peak_with_windows("triton") == tight.peak
-    small, large = (replace(tight, q=(1, 24, L, 128), size=2) for L in (4096, 460_800))
-    one = (
-        2 * 4096 * 128
-    )  # of a head; small: the output, and q, k, v and output of all heads at once
-    assert small.peak_with_windows("tiled") == tight.peak + 6 * 24 * one
-    one = 2 * 460_800 * 128  # large: of one head at a time
-    assert large.peak_with_windows("tiled") == tight.peak + (24 + 5) * one
 
 
 # -- what ranks send --------------------------------------------------------------------------

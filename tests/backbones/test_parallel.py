@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import two_ranks
 from finished import fresh_flows
 from test_cli import run_here
+from tiny_pipelines import relative
 
 from s2flow.backbones.ulysses import check_heads, deal_heads
 from s2flow.errors import UserError
@@ -22,25 +24,30 @@ from s2flow.process.parallel import Team
 ROOT = Path(__file__).parents[2]
 
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
 def torchrun(*words):
     """Two processes; returns what they said."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launch, *map(str, words)], env=env, capture_output=True, text=True)
+    done = subprocess.run([*LAUNCH, *map(str, words)], env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
-def ranks(folders, tmp_path_factory):
-    """What each of two ranks found, of all that two_ranks.py computes."""
+def launch(folders, tmp_path_factory):
+    """What two ranks said and found, of all that two_ranks.py computes, and their folder."""
     out = tmp_path_factory.mktemp("ranks")
-    torchrun(Path(two_ranks.__file__), out, *(f"{k}={v}" for k, v in folders.items()))
-    return [torch.load(out / f"{r}.pt") for r in range(2)]
+    said = torchrun(two_ranks.__file__, out, *(f"{k}={v}" for k, v in folders.items()))
+    found = [torch.load(out / f"{r}.pt", weights_only=False) for r in range(2)]
+    return SimpleNamespace(said=said, found=found, out=out)
 
 
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
+@pytest.fixture(scope="module")
+def ranks(launch):
+    """What each of two ranks found."""
+    return launch.found
 
 
 def flat(nest, above=()):
@@ -119,12 +126,12 @@ def test_heads_are_dealt_by_their_work():
 def launched(monkeypatch):
     """launched(rank, size): as if torchrun had started so many processes on one machine."""
 
-    def launch(rank, size):
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}.items():
+    def pretend(rank, size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost"}
+        for name, value in names.items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setenv("MASTER_ADDR", "localhost")
 
-    return launch
+    return pretend
 
 
 def test_heads_that_cannot_be_shared_are_refused():
@@ -166,27 +173,10 @@ def test_every_clip_is_made_by_one_group(size, k):
 # -- the command line -------------------------------------------------------------------------
 
 
-def words(folder, runs_dir):
-    which = ["backbone=wan_1_3b", f"backbone.source={folder}", *two_ranks.WINDOWS]
-    return [*which, *two_ranks.SIZES, "prompts.count=3", "device=cpu", f"runs_dir={runs_dir}"]
-
-
 def records(runs_dir):
     found = [json.loads(p.read_text()) for p in sorted(runs_dir.glob("*/records/*.json"))]
-    placement = (
-        "seconds",
-        "step_seconds",
-        "at",
-        "sweep",
-        "peak_mib",
-        "command",
-        "threads",
-        "commit",  # somebody may commit meanwhile
-        "dirty",
-        "context_parallel",
-        "sha256",
-        "bytes",
-    )
+    placement = {"seconds", "step_seconds", "at", "sweep", "peak_mib", "command", "threads"}
+    placement |= {"commit", "dirty", "context_parallel", "sha256", "bytes"}  # or by the commit
     return [{k: v for k, v in r.items() if k not in placement} for r in found]
 
 
@@ -199,28 +189,16 @@ def coarse(value):
     return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
 
 
-def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys):
+def test_run_py_shares_prompts_and_videos(launch, folders, tmp_path, monkeypatch):
     """One sweep on two processes: 3 prompts over both, then each video over both."""
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    places = [f"hydra.sweep.dir={tmp_path}/diary/${{oc.env:RANK}}"]
-    runs = f"{tmp_path}/${{context_parallel}}"
-    said = torchrun(
-        ROOT / "run.py",
-        "-m",
-        "context_parallel=1,2",
-        *words(folders["wan"], runs),
-        *places,
-        *quiet,
-    )
+    said = launch.said
     assert said.stdout.count("sweep") == 1 and "3/3" in said.stdout  # rank 0 prints the table
     assert "rank 0 of 2" in said.stderr and "rank 1 of 2" in said.stderr
     monkeypatch.setattr(loading, "low_flows", fresh_flows())  # other tests made the same clips
-    alone = words(folders["wan"], tmp_path / "alone")
-    assert run_here(monkeypatch, tmp_path, *alone) == 0
-    assert len(records(tmp_path / "alone")) == 3
-    for i, expected in enumerate(records(tmp_path / "alone")):
-        for shared in ("1", "2"):
-            found = records(tmp_path / shared)[i]
+    assert run_here(monkeypatch, tmp_path, *two_ranks.typed(folders["wan"], tmp_path)) == 0
+    assert len(records(tmp_path)) == 3
+    for shared in ("1", "2"):
+        for found, expected in zip(records(launch.out / shared), records(tmp_path), strict=True):
             assert found.keys() == expected.keys()
             assert [k for k in found if found[k] != coarse(expected[k])] == []
 
@@ -229,13 +207,11 @@ def test_run_py_shares_prompts_and_videos(folders, tmp_path, monkeypatch, capsys
 def test_a_group_that_is_told_to_stop_leaves_together_and_goes_on(folders, tmp_path):
     """torchrun hands SIGTERM on; the ranks drop the clip at the same step, none waits for another."""
     runs, log = tmp_path / "runs", tmp_path / "log"
-    long = [*words(folders["wan"], runs), "context_parallel=2", "steps=60", "t_i=50"]
+    long = [*two_ranks.typed(folders["wan"], runs), "context_parallel=2", "steps=60", "t_i=50"]
     long += [f"hydra.run.dir={tmp_path}/diary", "scorer=[none]"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(log, "w") as file:
-        typed = [*launch, ROOT / "run.py", *long]
-        process = subprocess.Popen(typed, env=env, stdout=file, stderr=file)
+        typed = [*LAUNCH, ROOT / "run.py", *long]
+        process = subprocess.Popen(typed, env=ENV, stdout=file, stderr=file)
         while not list(runs.glob("*/records/[!.]*")):  # the second clip is on its way
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)

@@ -2,49 +2,26 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo,
-    AutoencoderKLHunyuanVideo15,
-    AutoencoderKLWan,
-    HunyuanVideo15Transformer3DModel,
-    HunyuanVideoTransformer3DModel,
-    WanTransformer3DModel,
-)
 from hydra import compose, initialize_config_dir
 
-from s2flow.backbones import published
-from s2flow.backbones.hunyuan import HunyuanVideoBackbone
-from s2flow.backbones.hunyuan15 import HunyuanVideo15Backbone
-from s2flow.backbones.wan import WanBackbone
+from s2flow.backbones.base import Origin
+from s2flow.costs.blank import blank
 from s2flow.grid import brick_grid, realised_density
 from s2flow.policies import decide
 from s2flow.policies.base import Case
 
 CONF = Path(__file__).parents[2] / "conf"
-CONFIGS = {
-    "wan_1_3b": published.WAN_1_3B,
-    "wan_14b": published.WAN_14B,
-    "hunyuan": published.HUNYUAN,
-    "wan_2_2_5b": published.WAN_2_2_5B,
-    "wan_2_2_14b": published.WAN_14B,
-    "hunyuan_1_5": published.HUNYUAN_1_5,
+SIZES = {  # parameters of the transformer, layers, heads; "13B" is what its authors call HunyuanVideo
+    "wan_1_3b": (1_418_996_800, 30, 12),
+    "wan_14b": (14_288_491_584, 40, 40),
+    "hunyuan": (12_821_012_544, 60, 24),
+    "wan_2_2_5b": (4_999_787_712, 30, 24),
+    "wan_2_2_14b": (14_288_491_584, 40, 40),  # of either expert
+    "hunyuan_1_5": (8_326_608_160, 54, 16),
 }
-PARAMETERS = {  # transformer; "13B" is what its authors call HunyuanVideo
-    "wan_1_3b": 1_418_996_800,
-    "wan_14b": 14_288_491_584,
-    "hunyuan": 12_821_012_544,
-    "wan_2_2_5b": 4_999_787_712,
-    "wan_2_2_14b": 14_288_491_584,  # of either expert
-    "hunyuan_1_5": 8_326_608_160,
-}
-LAYERS = {"wan_1_3b": 30, "wan_14b": 40, "hunyuan": 60}
-LAYERS |= {"wan_2_2_5b": 30, "wan_2_2_14b": 40, "hunyuan_1_5": 54}
-HEADS = {"wan_1_3b": 12, "wan_14b": 40, "hunyuan": 24}
-HEADS |= {"wan_2_2_5b": 24, "wan_2_2_14b": 40, "hunyuan_1_5": 16}
 # name -> latent's channels, tokens at the yaml's LR and HR
 GRIDS = {
     "wan_2_2_5b": (48, (31, 22, 40), (31, 44, 80)),
@@ -53,33 +30,9 @@ GRIDS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=list(SIZES))
 def name(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def backbone(name):
-    ours, transformer, vae = {
-        "wan": (WanBackbone, WanTransformer3DModel, AutoencoderKLWan),
-        "hunyuan": (
-            HunyuanVideoBackbone,
-            HunyuanVideoTransformer3DModel,
-            AutoencoderKLHunyuanVideo,
-        ),
-        "hunyuan_1_5": (
-            HunyuanVideo15Backbone,
-            HunyuanVideo15Transformer3DModel,
-            AutoencoderKLHunyuanVideo15,
-        ),
-    }[name if name.startswith("hunyuan") else "wan"]
-    with torch.device("meta"):
-        parts = {"transformer": transformer(**CONFIGS[name])}
-        parts["vae"] = vae(**published.WAN_2_2_VAE if name == "wan_2_2_5b" else {})
-        if name == "wan_2_2_14b":
-            parts["transformer_2"] = transformer(**CONFIGS[name])
-            parts["config"] = {"boundary_ratio": 0.875}
-    return ours(name, SimpleNamespace(**parts))
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +41,16 @@ def conf(name):
         return compose("config", [f"backbone={name}"]).backbone
 
 
+@pytest.fixture(scope="module")
+def backbone(conf):
+    return blank(conf.family, Origin.of(conf))
+
+
 def test_parameters_layers_and_heads(name, backbone):
-    transformer = backbone.transformer
-    assert sum(p.numel() for p in transformer.parameters()) == PARAMETERS[name]
-    assert backbone.router.layers == LAYERS[name]
-    assert transformer.config.num_attention_heads == HEADS[name]
-    assert transformer.config.attention_head_dim == 128
+    config = backbone.transformer.config
+    parameters = sum(p.numel() for p in backbone.transformer.parameters())
+    assert (parameters, backbone.router.layers, config.num_attention_heads) == SIZES[name]
+    assert config.attention_head_dim == 128
 
 
 @pytest.mark.parametrize("name", ["wan_1_3b", "wan_14b", "hunyuan"], indirect=True)
@@ -139,7 +96,7 @@ def test_a_plan_maps_one_to_one_from_lr_to_hr(name, backbone, conf, recipe, spar
     assert (80 if name == "wan_2_2_5b" else 96) <= math.prod(r.brick_high) <= 128
     if name == "hunyuan":
         assert bricks == (15, 12, 20) and r.t_i == 30
-    layers, heads = LAYERS[name], HEADS[name]
+    _, layers, heads = SIZES[name]
     coverage = torch.rand(3, layers, 1, heads, *bricks, generator=torch.Generator().manual_seed(0))
     case = Case(sparsity, low, r.brick_low, high, r.brick_high, 2)
     plan = decide(r.windows, case, coverage)

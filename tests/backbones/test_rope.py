@@ -1,46 +1,35 @@
 """Positions, temperature and noise grid of the HR stage: what they change there, and nowhere else."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from plain import windowed
 from test_cli import run_here
+from test_stock import masked_attention
+from tiny_pipelines import PROMPTS, relative
 
 from s2flow.backbones import rope
+from s2flow.backbones.swap import swapped
 from s2flow.cascade import Cascade
 from s2flow.errors import UserError
 from s2flow.flow import Trajectory, sigma_grid
-from s2flow.grid import window_mask
 from s2flow.handoff import resize_video
 from s2flow.methods import method
 
-CONF = {"wan": "wan_1_3b"}
-PROMPTS = ["a large red star spins on sand", "a blue cat"]
 TOKENS = (2, 4, 6)  # of the 64x96 clip
+both_models = pytest.mark.parametrize("name", ["wan", "hunyuan"])
+modes = pytest.mark.parametrize("mode", ["interpolate", "ntk"])
 
 
 @pytest.fixture
-def engine(case, recipe):
+def engine(case, typed):
     """engine("rope=ntk", ...): a cascade of a small clip of this family."""
-    words = [
-        f"backbone={CONF.get(case.name, case.name)}",
-        "low=[32,48]",
-        "high=[64,96]",
-        "frames=5",
-        "steps=3",
-    ]
-    words += ["t_i=2", "brick_low=[1,1,1]", "brick_high=[1,2,2]", "backbone.dtype=float32"]
-
-    def make(*more, prompts=PROMPTS):
-        r = recipe(*words, *more)
-        return Cascade(case.backbone, r, prompts, [5] * len(prompts))
-
-    return make
+    return lambda *words: Cascade(case.backbone, typed(*words), PROMPTS, [5, 5])
 
 
 def stock_rope(name):
@@ -49,24 +38,22 @@ def stock_rope(name):
     return HunyuanVideoRotaryPosEmbed(2, 1, [4, 6, 8], 256.0), (4, 6, 8), 256.0
 
 
-def angles(dims, theta, positions, scales, mode):
+def angles(dims, theta, grid, scales, mode):
     """cos and sin of every token's angles, written out in float64: (L, D/2)."""
     out = []
-    for t in range(positions[0]):
-        for h in range(positions[1]):
-            for w in range(positions[2]):
-                row = []
-                for i, d, s in zip((t, h, w), dims, scales, strict=True):
-                    base = theta * s ** (d / (d - 2)) if mode == "ntk" else theta
-                    at = i / s if mode == "interpolate" else i
-                    row += [at * base ** (-2 * j / d) for j in range(d // 2)]
-                out.append(row)
+    for place in itertools.product(*map(range, grid)):
+        row = []
+        for i, d, s in zip(place, dims, scales, strict=True):
+            base = theta * s ** (d / (d - 2)) if mode == "ntk" else theta
+            at = i / s if mode == "interpolate" else i
+            row += [at * base ** (-2 * j / d) for j in range(d // 2)]
+        out.append(row)
     x = torch.tensor(out, dtype=torch.float64)
     return x.cos(), x.sin()
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan"])
-@pytest.mark.parametrize("mode", ["interpolate", "ntk"])
+@both_models
+@modes
 @pytest.mark.parametrize("scale", [(1, 2, 2), (1, 1.5, 3)])
 def test_positions_equal_an_independent_computation(name, mode, scale):
     stock, dims, theta = stock_rope(name)
@@ -74,59 +61,41 @@ def test_positions_equal_an_independent_computation(name, mode, scale):
     before = stock(x)
     with rope.scaled([stock], mode, scale):
         found = stock(x)
-    for a, b, truth in zip(
-        found, before, angles(dims, theta, (3, 4, 6), scale, mode), strict=True
-    ):
+    truth = angles(dims, theta, (3, 4, 6), scale, mode)
+    for a, b, exact in zip(found, before, truth, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert float((a.squeeze()[:, ::2] - truth).abs().max()) < 1e-6
+        assert float((a.squeeze()[:, ::2] - exact).abs().max()) < 1e-6
         assert float((a - b).abs().max()) > 1e-2
-    for a, b in zip(stock(x), before, strict=True):  # and it is left as it was
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(stock(x), before, strict=True))  # left as it was
     assert "forward" not in stock.__dict__
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan"])
-def test_twice_as_many_positions_interpolated_are_the_half_ones(name):
-    """At 2x every second position is one of the LR grid, bitwise: i / 2."""
-    stock, _, _ = stock_rope(name)
-    low = stock(torch.zeros(1, 1, 3, 8, 12))
-    with rope.scaled([stock], "interpolate", (1, 2, 2)):
-        high = stock(torch.zeros(1, 1, 3, 16, 24))
-    for a, b in zip(low, high, strict=True):
-        every_second = b.squeeze().view(3, 8, 12, -1)[:, ::2, ::2].flatten(0, 2)
-        assert torch.equal(every_second, a.squeeze())
-
-
-@pytest.mark.parametrize("mode", ["interpolate", "ntk"])
-@pytest.mark.parametrize("name", ["wan", "hunyuan"])
+@both_models
+@modes
 def test_scale_one_is_the_stock_module_bitwise(name, mode):
     """Through our tables too, which are not used where all scales are 1."""
     stock, _, _ = stock_rope(name)
     x = torch.zeros(1, 1, 3, 8, 12)
     before = stock(x)
-    with rope.scaled([stock], mode, (1.0, 1.0, 1.0)):
-        assert all(torch.equal(a, b) for a, b in zip(stock(x), before, strict=True))
-    kind = rope._wan if name == "wan" else rope._hunyuan
-    with kind(stock, mode, (1.0, 1.0, 1.0)):
-        assert all(torch.equal(a, b) for a, b in zip(stock(x), before, strict=True))
+    ours = (rope._wan if name == "wan" else rope._hunyuan)(stock, mode, (1.0, 1.0, 1.0))
+    for changed in (rope.scaled([stock], mode, (1.0, 1.0, 1.0)), swapped(stock, **ours)):
+        with changed:
+            assert all(torch.equal(a, b) for a, b in zip(stock(x), before, strict=True))
 
 
 @pytest.mark.parametrize("d", [4, 44, 56])
 @pytest.mark.parametrize("s", [1.5, 2.0, 4.0])
 def test_ntk_keeps_the_highest_frequency_and_divides_the_lowest(d, s):
     # frequencies are the angles of position 1
-    turn = {
-        mode: [torch.atan2(x, c) for c, x in [_row(rope.table(d, 2, 1e4, mode, s, torch.float64))]]
+    before, after = (
+        torch.atan2(
+            *(x[1, ::2].double() for x in rope.table(d, 2, 1e4, mode, s, torch.float64)[::-1])
+        )
         for mode in ("none", "ntk")
-    }
-    before, after = turn["none"][0], turn["ntk"][0]
+    )
     assert float(after[0]) == float(before[0])
     assert abs(float(before[-1] / after[-1]) / s - 1) < 1e-5
     assert (before[1:] > after[1:]).all()
-
-
-def _row(both):
-    return tuple(x[1, ::2].double() for x in both)
 
 
 def test_a_module_without_known_positions_is_refused():
@@ -140,42 +109,36 @@ def test_a_module_without_known_positions_is_refused():
 # -- the whole HR stage -------------------------------------------------------------------------
 
 
-def q_and_k(backbone, z, condition):
-    seen = []
-    with backbone.router.observing(lambda layer, q, k: seen.append((q.clone(), k.clone()))):
-        backbone.velocity(z, 0.7, condition)
-    return seen
-
-
 @pytest.mark.parametrize(
     "case", ["wan", "hunyuan", "wan_2_2_14b", "hunyuan_1_5"], indirect=True
 )  # at 0.7 the second expert runs
-@pytest.mark.parametrize("word", ["rope=interpolate", "rope=ntk", "temperature=1.3"])
-def test_the_hr_stage_has_it_and_the_lr_stage_never_sees_it(case, engine, word):
-    usual, other = engine(), engine(word)
-    a, b = usual.low_flow(), other.low_flow()
-    assert all(torch.equal(x, y) for x, y in zip(a.flow.z, b.flow.z, strict=True))
-    assert torch.equal(a.coverage, b.coverage)
+def test_the_hr_stage_has_it_and_the_lr_stage_never_sees_it(case, engine):
+    usual, seen = engine(), []
+    backbone, a = case.backbone, usual.low_flow()
     z = usual.hand_off(a)
-    assert torch.equal(other.hand_off(b), z)
-    plain = case.backbone.velocity(z, 0.7, usual.condition)
-    with other.high_attention():
-        changed = case.backbone.velocity(z, 0.7, usual.condition)
-        q, k = q_and_k(case.backbone, z, usual.condition)[0]
-    assert float((changed - plain).abs().max()) > 1e-4
-    assert torch.equal(other.high_flow(z, 2).v[2], _within(other, z))
-    # text has no position, and time keeps its own
-    q0, k0 = q_and_k(case.backbone, z, usual.condition)[0]
-    if word.startswith("rope"):
-        assert torch.equal(q[:, :, math.prod(TOKENS) :], q0[:, :, math.prod(TOKENS) :])
-        first = [t * 24 for t in range(2)]  # tokens at h = w = 0
-        assert torch.equal(k[:, :, first], k0[:, :, first]) and not torch.equal(k, k0)
-    assert torch.equal(case.backbone.velocity(z, 0.7, usual.condition), plain)  # left as it was
 
+    def velocity(sigma=0.7):
+        seen.clear()
+        with backbone.router.observing(lambda layer, q, k: seen.append((q.clone(), k.clone()))):
+            return backbone.velocity(z, sigma, usual.condition)
 
-def _within(run, z):
-    with run.high_attention():
-        return run.backbone.velocity(z, float(run.sigma[2]), run.condition)
+    plain, (q0, k0) = velocity(), seen[0]
+    for word in ("rope=interpolate", "rope=ntk", "temperature=1.3"):
+        other = engine(word)
+        b = other.low_flow()
+        assert all(torch.equal(x, y) for x, y in zip(a.flow.z, b.flow.z, strict=True))
+        assert torch.equal(a.coverage, b.coverage) and torch.equal(other.hand_off(b), z)
+        with other.high_attention():
+            changed, (q, k) = velocity(), seen[0]
+            last = velocity(float(other.sigma[2]))
+        assert float((changed - plain).abs().max()) > 1e-4
+        assert torch.equal(other.high_flow(z, 2).v[2], last)
+        # text has no position, and time keeps its own
+        if word.startswith("rope"):
+            assert torch.equal(q[:, :, math.prod(TOKENS) :], q0[:, :, math.prod(TOKENS) :])
+            first = [t * 24 for t in range(2)]  # tokens at h = w = 0
+            assert torch.equal(k[:, :, first], k0[:, :, first]) and not torch.equal(k, k0)
+        assert torch.equal(velocity(), plain)  # left as it was
 
 
 def test_interpolated_queries_and_keys_are_those_of_positions_i_half(case, engine):
@@ -193,30 +156,24 @@ def test_interpolated_queries_and_keys_are_those_of_positions_i_half(case, engin
 @pytest.mark.parametrize("path", ["stock", "tiled", "reference"])
 def test_temperature_is_a_factor_on_every_logit_of_self_attention(case, engine, path):
     """Dense and windowed, against softmax(1.3 q k / sqrt(d)) written out."""
-    run = engine("temperature=1.3", prompts=PROMPTS[:1])
-    z, router, factor = run.noise(run.high_shape, "high"), run.backbone.router, 1.3
+    run, factor = engine("temperature=1.3"), 1.3
+    z, router = run.noise(run.high_shape, "high"), run.backbone.router
     boxes = [(1, 3, 2), (2, 1, 5)] if path != "stock" else [TOKENS] * 2
 
     def replace(layer, q, k, v):
-        return None if path == "stock" else windowed(q, k, v, boxes, TOKENS, (1, 1, 1), path)
-
-    def written_out(layer, q, k, v):
-        M = torch.ones(2, q.shape[2], k.shape[2], dtype=torch.bool)
-        if path != "stock":
-            n = math.prod(TOKENS)
-            for head, box in enumerate(boxes):
-                M[head, :n, :n] = window_mask(TOKENS, (1, 1, 1), box)
-        return F.scaled_dot_product_attention(q, k, v, M, scale=factor / q.shape[-1] ** 0.5)
+        if path == "stock":
+            return None
+        return windowed(q, k, v, boxes, TOKENS, (1, 1, 1), path, router.text)
 
     with run.high_attention(), router.replacing(replace):
         found = run.backbone.velocity(z, 0.7, run.condition)
+    written_out = masked_attention(router, boxes, TOKENS, (1, 1, 1), factor)
     with router.replacing(written_out):
         truth = run.backbone.velocity(z, 0.7, run.condition)
     with router.replacing(replace):
         plain = run.backbone.velocity(z, 0.7, run.condition)
-    scale = float(truth.abs().max())
-    assert float((found - truth).abs().max()) < 1e-5 * scale
-    assert float((plain - truth).abs().max()) > 1e-4 * scale
+    assert relative(found, truth) < 1e-5
+    assert relative(plain, truth) > 1e-4
 
 
 def test_the_whole_method_runs_with_all_of_it(case, engine):
@@ -252,9 +209,7 @@ def test_between_nodes_it_is_the_euler_path_and_velocities_that_change_evenly():
     for n in range(1, 9):
         s = max(float(other[n]), float(sigma[1]))
         assert abs(float(found.v[n]) - (3 + 2 * s)) < 1e-5
-        m = next(
-            j for j in range(1, 9) if sigma[j] >= other[n] - 1e-12
-        )  # the step that crosses it
+        m = next(j for j in range(1, 9) if sigma[j] >= other[n] - 1e-12)  # the step across it
         assert abs(float(found.z[n] - z[m]) - float(v[m]) * float(other[n] - sigma[m])) < 1e-5
     assert torch.equal(found.z[0], z[0]) and torch.equal(found.z[8], z[8])
 

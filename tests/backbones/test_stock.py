@@ -1,11 +1,12 @@
 """Every real family against diffusers' own pipelines, on tiny complete checkpoints."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
 from plain import coverage_exact, coverage_of_all_boxes, windowed
-from tiny_pipelines import BUILD
+from tiny_pipelines import BUILD, PROMPTS, OurGrid, relative
 
 from s2flow.cascade import Cascade
 from s2flow.coverage import attention_rows, sample_rows
@@ -14,48 +15,12 @@ from s2flow.grid import window_mask
 from s2flow.methods import method
 from s2flow.windows import candidates, choose
 
-# of different lengths; what is quoted goes to HunyuanVideo-1.5's second text encoder
-PROMPTS = ['a large red star spins on "sand" slowly', "a blue cat"]
 FRAMES, STEPS = 5, 3
 pytestmark = pytest.mark.parametrize("case", list(BUILD), indirect=True)
 
 
-class OurGrid(FlowMatchEulerDiscreteScheduler):
-    """The stock Euler steps on our noise levels, to the last bit.
-
-    WanPipeline shifts FlowMatchEuler's grid twice; HunyuanVideo's is ours but for one unit in the last
-    place of float32, which the sinusoids of 1000 sigma turn into 3e-5 of this network's velocity.
-    """
-
-    ours: torch.Tensor
-
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, **_):
-        super().set_timesteps(len(self.ours) - 1, device)
-        self.sigmas = self.ours.flip(0).float()
-        self.timesteps = (1000 * self.ours.flip(0)[:-1]).float()
-
-
-@pytest.fixture
-def typed(case, recipe):
-    """typed("order=1", ...): the recipe of a small clip of this family."""
-    (h, w), (H, W) = case.low, case.high
-    size = [f"low=[{h},{w}]", f"high=[{H},{W}]", f"frames={FRAMES}"]
-    brick = ["brick_low=[1,1,1]", "brick_high=[1,2,2]"]
-    words = [f"backbone={case.conf}", *size, *brick, f"steps={STEPS}", "t_i=2"]
-    words += ["backbone.dtype=float32"]
-    return lambda *more: recipe(*words, *more)
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def run_stock(case, r, z, prompts, **options):
+def run_stock(case, r, z, prompts, own_grid=False, **options):
     """diffusers' pipeline on our noise and noise levels."""
-    own = case.stock.scheduler
-    if not options.pop("own_grid", False):
-        case.stock.scheduler = OurGrid.from_config(own.config)
-        case.stock.scheduler.ours = sigma_grid(r.steps, r.shift)
     if case.name != "hunyuan":
         options["negative_prompt"] = [r.negative_prompt] * len(prompts)
     if case.name == "hunyuan_1_5":
@@ -64,22 +29,14 @@ def run_stock(case, r, z, prompts, **options):
         options["guidance_scale"] = r.guidance
     if r.guidance_2 is not None:
         options["guidance_scale_2"] = r.guidance_2
-    try:
-        return stock_frames(case, r, z, prompts, options)
-    finally:
-        case.stock.scheduler = own
-
-
-def stock_frames(case, r, z, prompts, options):
-    return case.stock(
-        prompt=prompts,
-        height=z.shape[-2] * case.backbone.scale_s,
-        width=z.shape[-1] * case.backbone.scale_s,
-        num_frames=FRAMES,
-        num_inference_steps=r.steps,
-        latents=z,
-        **options,
-    ).frames
+    height, width = (n * case.backbone.scale_s for n in z.shape[-2:])
+    size = {"height": height, "width": width, "num_frames": FRAMES}
+    options |= size | {"num_inference_steps": r.steps, "latents": z}
+    with pytest.MonkeyPatch.context() as patch:
+        if not own_grid:
+            grid = OurGrid.of(case.stock.scheduler, r.steps, r.shift)
+            patch.setattr(case.stock, "scheduler", grid)
+        return case.stock(prompt=prompts, **options).frames
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -97,15 +54,11 @@ def test_native_equals_the_stock_pipeline(case, typed, batch):
     assert ours.video.shape == video.shape == (batch, FRAMES, *case.high, 3)
     assert float((ours.video - video).abs().max()) < 1e-5
     # the comparison sees guidance and text
-    for changed in ({"guidance": r.guidance + 0.5}, {"prompts": [*prompts[1:], "a green ball"]}):
-        other = Cascade(
-            case.backbone,
-            typed("method=native", f"guidance={changed.get('guidance', r.guidance)}"),
-            changed.get("prompts", prompts),
-            range(batch),
-        )
-        moved = other.backbone.velocity(z, 1.0, other.condition)
-        assert relative(moved, case.backbone.velocity(z, 1.0, engine.condition)) > 1e-4
+    before = case.backbone.velocity(z, 1.0, engine.condition)
+    for guidance, last in ((r.guidance + 0.5, prompts[-1]), (r.guidance, "a green ball")):
+        other = typed("method=native", f"guidance={guidance}")
+        condition = Cascade(case.backbone, other, [*prompts[:-1], last], range(batch)).condition
+        assert relative(case.backbone.velocity(z, 1.0, condition), before) > 1e-4
 
 
 def test_the_schedule_of_hunyuan_video_is_the_checkpoints_own(case, typed):
@@ -124,16 +77,15 @@ def test_the_schedule_of_hunyuan_video_is_the_checkpoints_own(case, typed):
 
 def test_encoding_is_the_mode_in_the_scale_of_the_flow(case):
     """What the stock decoder undoes: scale and range conventions of both directions match."""
-    backbone, config = case.backbone, case.stock.vae.config
+    config = case.stock.vae.config
     video = torch.rand(1, FRAMES, *case.low, 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         raw = case.stock.vae.encode(video.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+    mean, std = 0.0, 1 / (config.scaling_factor if case.joint else 1)
     if not case.joint:
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in
-                     (config.latents_mean, config.latents_std))  # fmt: skip
-    else:
-        mean, std = 0.0, 1 / config.scaling_factor
-    assert relative(backbone.encode(video), (raw - mean) / std) < 1e-5
+        scale = config.latents_mean, config.latents_std
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in scale)
+    assert relative(case.backbone.encode(video), (raw - mean) / std) < 1e-5
 
 
 # -- the router -------------------------------------------------------------------------------
@@ -144,30 +96,31 @@ def state(case, r, prompts=PROMPTS, size="low_shape"):
     return engine, engine.noise(getattr(engine, size), "low"), engine.condition
 
 
-def text_length(case, condition):
-    if case.name == "hunyuan_1_5":
-        return condition.positive.states.shape[1] + condition.positive.glyphs.shape[1]
-    return condition.text.shape[1] if case.joint else 0
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_capture_is_bitwise_transparent(case, typed, batch):
     engine, z, condition = state(case, typed("method=cascade"), PROMPTS[:batch])
+    router, text = case.backbone.router, condition.positive
     before = case.backbone.velocity(z, 0.7, condition)
     seen = []
-    with case.backbone.router.observing(
-        lambda layer, q, k: seen.append((layer, q.shape, k.shape))
-    ):
+    with router.observing(lambda layer, q, k: seen.append((layer, q.shape, k.shape))):
         assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)
-    tokens = 2 * 2 * 3 + text_length(case, condition)
+    tokens = 2 * 2 * 3
+    if case.joint:
+        tokens += text.states.shape[1] + (text.glyphs.shape[1] if case.name[-1] == "5" else 0)
     shape = (batch, 2, tokens, case.width)
     assert seen == [(layer, shape, shape) for layer in range(case.layers)]
-    assert case.backbone.router.layers == case.layers
-    assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)
+    assert router.layers == case.layers
+
+    def broken(layer, q, k):
+        raise KeyError("observer")
+
+    with pytest.raises(KeyError), router.observing(broken):
+        case.backbone.velocity(z, 0.7, condition)
+    assert torch.equal(case.backbone.velocity(z, 0.7, condition), before)  # not left armed
 
 
 @torch.no_grad()
-def test_the_router_cannot_be_noticed_by_the_stock_model(case, typed):
+def test_the_router_cannot_be_noticed_by_the_stock_model(case, typed, monkeypatch):
     """On what the stock pipeline feeds its model, padding and mask included: every bit is the same.
 
     HunyuanVideo-1.5's own attention is replaced by one without its mask, and equal to rounding.
@@ -180,8 +133,15 @@ def test_the_router_cannot_be_noticed_by_the_stock_model(case, typed):
     run_stock(case, r, engine.noise(engine.low_shape, "low"), PROMPTS, output_type="latent")
     keep.remove()
     fresh = case.pipeline.from_pretrained(case.folder, dtype=torch.float32)
-    before = [fresh.transformer(**kwargs)[0] for kwargs in fed]
-    router = type(case.backbone)(case.name, fresh).router
+    module = sys.modules[type(fresh.transformer).__module__]
+    with monkeypatch.context() as patch:  # as before any router was made
+        patch.setattr(module, "dispatch_attention_fn", module._stock_dispatch)
+        patch.delattr(module, "_stock_dispatch")
+        before = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+        router = type(case.backbone)(case.name, fresh).router
+        if case.name != "hunyuan_1_5":
+            routed = [fresh.transformer(**kwargs)[0] for kwargs in fed]
+            assert all(torch.equal(a, b) for a, b in zip(routed, before, strict=True))
     if case.name == "hunyuan_1_5":
         maskless = [fresh.transformer(**kwargs)[0] for kwargs in fed]
         assert all(relative(a, b) < 1e-5 for a, b in zip(maskless, before, strict=True))
@@ -207,7 +167,7 @@ def test_a_full_window_through_the_bricks_equals_the_models_own_attention(case, 
         assert relative(case.backbone.velocity(z, 0.7, condition), before) < 1e-5
 
 
-def masked_attention(router, boxes, tokens, brick):
+def masked_attention(router, boxes, tokens, brick, factor=1.0):
     """The same windows as one dense call with a mask over [video, text], padding included."""
 
     def replace(layer, q, k, v):
@@ -217,7 +177,7 @@ def masked_attention(router, boxes, tokens, brick):
             M[:, head, :n_video, :n_video] = window_mask(tokens, brick, box)
         for clip, n in enumerate(router.text or ()):
             M[clip, ..., n_video + n :] = False
-        return F.scaled_dot_product_attention(q, k, v, M)
+        return F.scaled_dot_product_attention(q, k, v, M, scale=factor / q.shape[-1] ** 0.5)
 
     return replace
 

@@ -3,6 +3,7 @@
 torchrun --nproc_per_node=2 two_ranks.py OUT wan=FOLDER hunyuan=FOLDER ...
 """
 
+import runpy
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from s2flow.cascade import Cascade
 from s2flow.methods import method
 from s2flow.process import parallel
 
+ROOT = Path(__file__).parents[2]
 CONF = {"wan": "wan_1_3b"}
 FAMILIES = {"wan": wan, "hunyuan": hunyuan, "wan_2_2_14b": wan, "hunyuan_1_5": hunyuan15}
 PROMPTS = ["a large red star spins on sand slowly", "a blue cat"]
@@ -29,46 +31,43 @@ WINDOWS = ["windows=coverage", "windows.target=0.7"]  # heads differ in volume
 
 
 def recipe(name, *more, windows=WINDOWS):
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", [f"backbone={CONF.get(name, name)}", *SIZES, *windows, *more])
     return config.resolve(cfg, weights="test", knobs=method(cfg.method.name).KNOBS)
 
 
-def clip(name, folder, group=None):
-    """A batch of two clips of the whole method, and a velocity of an odd number of tokens."""
+def opened(name, folder, group):
+    """A family's backbone, shared by the ranks of a group if there is one."""
     backbone = FAMILIES[name].from_origin(Origin(name, folder), "cpu")
     # HunyuanVideo-1.5: its padding takes seconds
     backbone.pipeline.tokenizer_max_length, backbone.pipeline.tokenizer_2_max_length = 12, 20
     if group is not None:
         share_videos(backbone, group)
+    return backbone
+
+
+def clip(name, folder, group=None):
+    """A batch of two clips of the whole method, and a velocity of an odd number of tokens."""
+    backbone = opened(name, folder, group)
     engine = Cascade(backbone, recipe(name), PROMPTS, [3, 4])
     low = engine.low_flow()
-    plan = engine.plan(low)
     made = method("s2flow").generate(engine)
+    found = {"coverage": low.coverage, "boxes": engine.plan(low).boxes}
+    found |= {"latent": made.latent, "video": made.video, "heads": []}
     odd = engine.noise(backbone.latent_shape(48, 48, 1), "low")
-    heads = []
-    with backbone.router.observing(lambda layer, q, k: heads.append(tuple(q.shape[1:3]))):
-        velocity = backbone.velocity(odd, 0.7, engine.condition)
+    with backbone.router.observing(lambda layer, q, k: found["heads"].append(q.shape[1:3])):
+        found["odd"] = backbone.velocity(odd, 0.7, engine.condition)
     grid = backbone.token_grid(odd.shape[1:])
     with backbone.router.order.of(grid, (1, 2, 2), "cpu"):
-        ordered = backbone.velocity(odd, 0.7, engine.condition)
-    return {
-        "coverage": low.coverage,
-        "boxes": plan.boxes,
-        "latent": made.latent,
-        "video": made.video,
-        "odd": velocity,
-        "ordered": ordered,
-        "heads": heads,
-    }
+        found["ordered"] = backbone.velocity(odd, 0.7, engine.condition)
+    return found
 
 
 def compiled(folder, group=None):
     """Velocities of Wan's two experts, compiled where they are shared: both are in one graph."""
-    backbone = wan.from_origin(Origin("wan_2_2_14b", folder), "cpu")
+    backbone = opened("wan_2_2_14b", folder, group)
     engine = Cascade(backbone, recipe("wan_2_2_14b"), PROMPTS[:1], [3])
     if group is not None:
-        share_videos(backbone, group)
         compile_backbone(backbone, "eager")
     z = engine.noise(engine.low_shape, "low")
     return torch.cat([backbone.velocity(z, sigma, engine.condition) for sigma in (0.95, 0.7)])
@@ -76,10 +75,7 @@ def compiled(folder, group=None):
 
 def online(folder, group=None):
     """Windows that are decided inside the forward, with joint text of two lengths."""
-    backbone = hunyuan.from_origin(Origin("hunyuan", folder), "cpu")
-    if group is not None:
-        share_videos(backbone, group)
-    found = {}
+    backbone, found = opened("hunyuan", folder, group), {}
     for name in ("oracle", "svg", "moba"):
         own = recipe("hunyuan", "coverage_rows=32", windows=[f"windows={name}"])
         engine = Cascade(backbone, own, PROMPTS, [3, 4])
@@ -122,24 +118,35 @@ def alone(team):
         return None
     try:
         team.fail_together(ValueError("only here"))
-    except (
-        SystemExit
-    ) as error:  # which no `except Exception` on the way takes for one job's failure
+    except SystemExit as error:  # no `except Exception` on the way takes it for one job's failure
         return str(error)
 
 
+def typed(folder, runs_dir):
+    """Words of run.py for three clips of Wan."""
+    which = ["backbone=wan_1_3b", f"backbone.source={folder}", *WINDOWS, *SIZES]
+    return [*which, "prompts.count=3", "device=cpu", f"runs_dir={runs_dir}"]
+
+
+def sweep(folder, out):
+    """run.py as torchrun starts it: 3 prompts over both ranks, then each video over both."""
+    words = ["-m", "context_parallel=1,2", *typed(folder, f"{out}/${{context_parallel}}")]
+    words += [f"hydra.sweep.dir={out}/diary/${{oc.env:RANK}}", "hydra/job_logging=none"]
+    words += ["hydra/hydra_logging=none", "--config-path", str(ROOT / "conf")]
+    sys.argv = ["run.py", *words]
+    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+
+
 if __name__ == "__main__":
-    out, *folders = sys.argv[1:]
+    out, *words = sys.argv[1:]
+    folders = dict(word.split("=") for word in words)
     torch.set_num_threads(1)
-    parallel.FAILURE_TIMEOUT = timedelta(seconds=3)
     team = parallel.join(2, "cpu")
-    found = {
-        name: clip(name, folder, team.tensors)
-        for name, folder in (w.split("=") for w in folders)
-        if name in FAMILIES
-    }
+    found = {name: clip(name, folders[name], team.tensors) for name in FAMILIES}
     found |= {"exchange": exchange(team.tensors), "failures": failures(team)}
-    found["compiled"] = compiled(dict(w.split("=") for w in folders)["wan_2_2_14b"], team.tensors)
-    found["online"] = online(dict(w.split("=") for w in folders)["hunyuan"], team.tensors)
+    found["compiled"] = compiled(folders["wan_2_2_14b"], team.tensors)
+    found["online"] = online(folders["hunyuan"], team.tensors)
+    sweep(folders["wan"], out)
+    parallel.FAILURE_TIMEOUT = timedelta(seconds=1)
     found["alone"] = alone(team)
     torch.save(found, f"{out}/{team.rank}.pt")

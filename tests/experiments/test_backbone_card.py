@@ -6,7 +6,7 @@ import backbone_card
 
 
 def test_the_card_has_every_row_beside_renders(tmp_path, monkeypatch, capsys):
-    words = ["card", "--prompts", "2", "--seeds", "1", "--out", str(tmp_path), "steps=2", "t_i=1"]
+    words = f"card --prompts 2 --seeds 1 --out {tmp_path} steps=2 t_i=1 frames=4".split()
     monkeypatch.setattr("sys.argv", words)
     backbone_card.main()
     card = json.loads((tmp_path / "micro_card.json").read_text())

@@ -1,19 +1,11 @@
 """`experiments/paired.py`: every run against one, in pairs of clips, prompts as the unit."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import paired
 import pytest
 
 from s2flow.store import Store
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
-spec = importlib.util.spec_from_file_location("s2flow_paired", ROOT / "experiments" / "paired.py")
-paired = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(paired)
 
 RECIPE = {"backbone": "toy", "method": "s2flow", "sparsity": 0.5}
 
@@ -30,11 +22,8 @@ def runs(tmp_path, monkeypatch):
                     continue
                 scores = {"world_agreement": 0.2 + 0.1 * i + 0.05 * seed - lower}
                 scores |= {"object_count": 1 + (run == "less")}
-                record = {
-                    "status": "ok",
-                    "run_id": run,
-                    "recipe": {**RECIPE, "sparsity": sparsity},
-                }
+                recipe = {**RECIPE, "sparsity": sparsity}
+                record = {"status": "ok", "run_id": run, "recipe": recipe}
                 record |= {"prompt": f"p{i}", "seed": seed, "video": "clips/x.mp4", "bytes": 1}
                 record |= {"sha256": "x", "seconds": {}, "scores": scores, "scorers": {}}
                 store.commit(f"{i}-{seed}", record)

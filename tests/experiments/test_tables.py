@@ -1,57 +1,34 @@
 """`experiments/tables.py`: only comparable clips share a table, and no proxy poses as VBench."""
 
 import csv
-import importlib.util
 import io
 import json
 import math
 import shutil
 import sys
 import types
-from pathlib import Path
 
+import clips as clips_module
+import notes
 import pandas as pd
 import pytest
+import rows as rows_module
+import sheet
+import tables
 from finished import finished_run
 
 from s2flow import methods, metrics
 from s2flow.store import load_records
 from s2flow.store.recipes import ADDED_FIELDS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))  # as for a script there
-spec = importlib.util.spec_from_file_location("s2flow_tables", ROOT / "experiments" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tables  # dataclasses look their module up
-spec.loader.exec_module(tables)
-
-sheet = sys.modules["sheet"]
-
-clips_module = sys.modules["clips"]
 PAPER_METHODS = [name for name in methods.names() if hasattr(methods.method(name), "KNOBS")]
-PAPER = json.loads((ROOT / "experiments" / "paper.json").read_text(encoding="utf-8"))
+PAPER = notes.PAPER_NUMBERS
 BASE = {
-    "status": "done",
-    "backbone": "micro",
-    "method": "s2flow",
-    "sparsity": 0.5,
-    "density": "volume",
-    "windows": "adaptive",
-    "order": 2,
-    "solver": "lri",
-    "t_i": 12,
-    "steps": 20,
-    "height": 64,
-    "width": 96,
-    "frames": 8,
-    "realised_density": 0.5,
-    "seconds_total": 4.0,
-    "seconds_lr": 1.0,
-    "seconds_hr": 2.0,
-    "device": "cpu",
-    "commit": "abc123",
-    "score_temporal_flickering": 0.9,
-    "score_world_agreement": 0.7,
+    **{"status": "done", "backbone": "micro", "method": "s2flow", "sparsity": 0.5},
+    **{"density": "volume", "windows": "adaptive", "order": 2, "solver": "lri", "t_i": 12},
+    **{"steps": 20, "height": 64, "width": 96, "frames": 8, "realised_density": 0.5},
+    **{"seconds_total": 4.0, "seconds_lr": 1.0, "seconds_hr": 2.0, "device": "cpu"},
+    **{"commit": "abc123", "score_temporal_flickering": 0.9, "score_world_agreement": 0.7},
 }
 KNOBS = ("method", "sparsity", "density", "windows", "order", "solver", "t_i", "noise")
 KNOBS += ("backbone", "steps", "height", "variant")  # what makes a run id here
@@ -64,8 +41,11 @@ def clips(count=2, **changed):
     return [{"run_id": run_id, "prompt": f"p{i}", "seed": 0, **row} for i in range(count)]
 
 
+make_tables = rows_module.make_tables
+
+
 def make(name, *runs):
-    return tables.make_tables(name, pd.DataFrame([r for run in runs for r in run]))
+    return make_tables(name, pd.DataFrame([r for run in runs for r in run]))
 
 
 def by_setting(table):
@@ -73,7 +53,7 @@ def by_setting(table):
 
 
 def theirs(row, column):
-    return row[tables.PAPER + column]
+    return row[notes.PAPER + column]
 
 
 def test_table1_keeps_methods_with_other_parameters_apart():
@@ -107,14 +87,8 @@ def test_table2_puts_each_run_beside_the_papers_row_of_its_sparsity_and_window()
         clips(sparsity=0.1),
     )
     rows = by_setting(table)
-    assert list(rows) == [
-        "s=0.25 adaptive",
-        "s=0.5 adaptive",
-        "s=0.75 adaptive",
-        "s=1 full attention",
-        "s=0.5 fixed",
-        "s=0.1 adaptive",
-    ]
+    names = ("s=0.25 adaptive", "s=0.5 adaptive", "s=0.75 adaptive", "s=1 full attention")
+    assert list(rows) == [*names, "s=0.5 fixed", "s=0.1 adaptive"]
     quarter = rows["s=0.25 adaptive"]
     assert quarter["f"] == pytest.approx(0.26) and theirs(quarter, "Mean") == 0.6797
     assert quarter["own world_agreement"] == pytest.approx(0.6)
@@ -161,9 +135,7 @@ def test_table1_compares_methods_and_ignores_knobs_they_do_not_read():
         clips(method="macs", t_i=14),
     )
     rows = by_setting(table)
-    assert (
-        rows["native"]["clips"] == rows["cascade"]["clips"] == rows["s2flow"]["clips"] == "2 of 2"
-    )
+    assert {rows[m]["clips"] for m in ("native", "cascade", "s2flow")} == {"2 of 2"}
     assert rows["macs"]["clips"] is None  # another hand-off step: not comparable
     assert "left out: 2 finished clips made with other settings" in table.notes
     assert theirs(rows["s2flow"], "imaging_quality") == 0.6660
@@ -198,13 +170,10 @@ def test_other_knobs_are_held_at_the_most_frequent_value_and_the_note_says_so():
     assert "left out: 6 finished clips made with other settings" in table.notes
 
 
-def test_a_big_run_of_one_setting_does_not_hide_a_sweep():
+def test_a_big_run_hides_no_sweep_and_ties_go_to_the_papers_setting():
     (table,) = make("table2", clips(50, t_i=10), sparsity_sweep())
     assert any("t_i=12 of 20" in n for n in table.notes if n.startswith("held"))
     assert sum(row["clips"] is not None for row in table.rows) == 3
-
-
-def test_ties_go_to_the_papers_setting():
     (table,) = make("table2", sparsity_sweep(order=3), sparsity_sweep(order=2, t_i=12))
     assert any("order=2" in n and "t_i=12" in n for n in table.notes)
 
@@ -214,7 +183,7 @@ def test_densities_never_share_a_table():
     assert by_setting(table)["s=0.25 adaptive"]["run"].count("volume") == 1
 
 
-def test_two_recipes_that_look_alike_are_not_averaged():
+def test_two_recipes_that_look_alike_are_not_averaged_and_a_clip_counts_once():
     (table,) = make(
         "table2",
         sparsity_sweep(),
@@ -226,6 +195,8 @@ def test_two_recipes_that_look_alike_are_not_averaged():
     (table,) = make("table2", sparsity_sweep(), unnamed)
     assert by_setting(table)["s=0.5 adaptive"]["own world_agreement"] == pytest.approx(0.7)
     assert "left out: 1 finished clips made with other settings" in table.notes
+    (table,) = make("table2", sparsity_sweep(), clips(2, sparsity=0.5))  # recorded twice
+    assert by_setting(table)["s=0.5 adaptive"]["clips"] == "2 of 2"
 
 
 OTHER = {  # one other value for every later knob, as recipes hold it
@@ -259,25 +230,22 @@ def test_a_row_never_mixes_values_of_a_knob_that_old_records_lack(knob, tmp_path
     for order, count in ((1, 1), (2, 1)):
         stored(tmp_path, f"old{order}", count, {"order": order})
     stored(tmp_path, "new3", 1, {"order": 3, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path))
+    (table,) = make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == ["old1", "old2", None]
     assert "left out: 1 finished clips made with other settings" in table.notes
     assert not any(f"{knob}=" in n for n in table.notes)
 
     stored(tmp_path, "new2", 2, {"order": 2, knob: OTHER[knob]})
-    (table,) = tables.make_tables("table3", load_records(tmp_path))
+    (table,) = make_tables("table3", load_records(tmp_path))
     assert [row["run"] for row in table.rows] == [None, "new2", "new3"]
     assert any(n.startswith("held: ") and f"{knob}=" in n for n in table.notes)
 
-
-@pytest.mark.parametrize("knob", sorted(set(ADDED_FIELDS) - {"params"}))
-def test_a_later_knob_concerns_the_methods_that_read_it(knob, tmp_path):
-    stored(tmp_path, "ours", 2, {"order": 2, knob: OTHER[knob]})
-    stored(tmp_path, "ours_too", 2, {"method": "cascade", knob: OTHER[knob]})
-    stored(tmp_path, "other", 1, {"method": "native", "t_i": None, "handoff": None})
-    (table,) = tables.make_tables("table1", load_records(tmp_path))
+    for method, count in (("cascade", 2), ("native", 1)):  # who does not read it stays comparable
+        own = {knob: OTHER[knob]} if method == "cascade" else {"t_i": None, "handoff": None}
+        stored(tmp_path, method, count, {"method": method} | own)
+    (table,) = make_tables("table1", load_records(tmp_path))
     row = by_setting(table)["native"]
-    assert row["run"] == (None if knob in (*EVERY, *methods.native.KNOBS) else "other")
+    assert row["run"] == (None if knob in (*EVERY, *methods.native.KNOBS) else "native")
 
 
 def test_failed_clips_are_counted_but_never_averaged():
@@ -311,7 +279,7 @@ def test_a_reused_lr_flow_is_said_because_its_seconds_are_of_another_time(tmp_pa
     for name, reused in methods.items():
         lr = {} if reused is None else {"low_flow_reused": reused}
         stored(tmp_path, name, 2, {"method": name}, **lr)
-    (table,) = tables.make_tables("table1", load_records(tmp_path))
+    (table,) = make_tables("table1", load_records(tmp_path))
     assert any(n.startswith("2 of 4 clips reused an LR flow") for n in table.notes)
     (table,) = make("table1", clips(low_flow_reused=False), clips(method="cascade"))
     assert not any("reused" in n for n in table.notes)
@@ -323,7 +291,7 @@ def test_clips_that_ended_badly_are_flagged(word, tmp_path):
     stored(tmp_path, "two", 3, {"order": 2}, outcome="ok")
     path = next(tmp_path.glob("two/records/*.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": word}))
-    (table,) = tables.make_tables("table3", load_records(tmp_path))
+    (table,) = make_tables("table3", load_records(tmp_path))
     cautions = [n for n in table.notes if n.startswith("CAUTION")]
     assert cautions == [f"CAUTION: of the 3 clips of order 2 1 {word}"]
 
@@ -332,21 +300,15 @@ def test_scores_by_different_metrics_are_flagged(tmp_path):
     def cautions(*metrics, name="highres"):
         for order, metric in enumerate(metrics, 1):
             shutil.rmtree(tmp_path / f"run{order}", ignore_errors=True)
-            stored(
-                tmp_path, f"run{order}", 1, {"order": order}, scorers={name: {"metric": metric}}
-            )
-        (table,) = tables.make_tables("table3", load_records(tmp_path))
+            scorers = {name: {"metric": metric}}
+            stored(tmp_path, f"run{order}", 1, {"order": order}, scorers=scorers)
+        (table,) = make_tables("table3", load_records(tmp_path))
         return [n for n in table.notes if n.startswith("CAUTION")]
 
     assert cautions("abc", "abc") == []
     (caution,) = cautions("abc", "def")
     assert "different scorers" in caution and "python -m s2flow.score" in caution
     assert cautions("abc", "def", name="fidelity") == []  # another reference makes another metric
-
-
-def test_one_clip_recorded_twice_counts_once():
-    (table,) = make("table2", sparsity_sweep(), clips(2, sparsity=0.5))
-    assert by_setting(table)["s=0.5 adaptive"]["clips"] == "2 of 2"
 
 
 # -- scores -----------------------------------------------------------------------------------
@@ -372,13 +334,9 @@ def test_only_vbench_dimensions_are_headed_vbench():
     headed = {c for c in table.rows[0] if c.startswith("VBench ")}
     own = {c for c in table.rows[0] if c.startswith("own ")}
     assert headed == {"VBench temporal_flickering"}
-    assert own == {
-        "own world_agreement",
-        "own detail",
-        "own fidelity_psnr",
-        "own imaging_quality_proxy",
-    }
-    assert len(tables.VBENCH) == 16
+    names = ("world_agreement", "detail", "fidelity_psnr", "imaging_quality_proxy")
+    assert own == {f"own {name}" for name in names}
+    assert len(notes.VBENCH) == 16
 
 
 def test_a_score_over_some_of_the_clips_says_so():
@@ -389,21 +347,11 @@ def test_a_score_over_some_of_the_clips_says_so():
 
 
 def test_absent_columns_leave_dashes():
-    frame = pd.DataFrame(sparsity_sweep()).drop(
-        columns=[
-            "realised_density",
-            "seconds_lr",
-            "device",
-            "commit",
-            "density",
-            "frames",
-            "solver",
-        ]
-    )
-    (table,) = tables.make_tables("table2", frame)
+    absent = ["realised_density", "seconds_lr", "device", "commit", "density", "frames", "solver"]
+    (table,) = make_tables("table2", pd.DataFrame(sparsity_sweep()).drop(columns=absent))
     row = by_setting(table)["s=0.5 adaptive"]
     assert row["f"] is None and row["clips"] == "2 of 2"
-    assert sheet.DASH in sheet.to_text([table])
+    assert sheet.DASH in tables.FORMATS["text"]([table])
 
 
 # -- what is a real difference ----------------------------------------------------------------
@@ -436,7 +384,7 @@ def test_real_differences_from_the_papers_setting_are_marked():
     assert worse.mean == pytest.approx(-0.0235) and worse.n == 8 and worse.wins == 0
     assert worse.is_real and worse.high < 0
     assert not table.differences["s=0.75 adaptive"]["own world_agreement"].is_real
-    text = sheet.to_text([table])
+    text = tables.FORMATS["text"]([table])
     assert "| minus s=0.5 adaptive |" in text
     first, second = (
         [line for line in text.splitlines() if line.startswith(f"| {s} adaptive")]
@@ -462,7 +410,7 @@ def test_each_table_is_compared_with_its_row_of_the_papers_setting():
     (table,) = make("table2", clips(sparsity=0.75), clips(sparsity=0.25))
     assert table.reference == "s=0.25 adaptive"  # the first row, where nobody ran the paper's
     (table,) = make("table2", clips())
-    assert not table.differences and "minus" not in sheet.to_text([table])
+    assert not table.differences and "minus" not in tables.FORMATS["text"]([table])
 
 
 def test_seeds_of_a_prompt_are_one_witness():
@@ -477,7 +425,7 @@ def test_only_shared_clips_are_compared_and_lost_prompts_counted():
     (table,) = make("table2", scored(HARD[:6], sparsity=0.25), scored(EASY))
     found = table.differences["s=0.25 adaptive"]["own world_agreement"]
     assert (found.n, found.dropped) == (6, 2)
-    assert "| 6 (2 dropped) " in sheet.to_text([table])
+    assert "| 6 (2 dropped) " in tables.FORMATS["text"]([table])
 
 
 def test_mean_is_compared_only_where_all_six_dimensions_are_there():
@@ -488,7 +436,7 @@ def test_mean_is_compared_only_where_all_six_dimensions_are_there():
     found = table.differences["s=0.25 adaptive"]
     assert found["Mean"].mean == pytest.approx(0.1)
     assert [found[c].n for c in ("Mean", "Visual", "Temporal")] == [7, 7, 8]
-    assert ", 7 prompts" in sheet.to_text([table])
+    assert ", 7 prompts" in tables.FORMATS["text"]([table])
 
 
 def test_augmented_prompts_of_two_entries_stay_two_prompts():

@@ -31,13 +31,7 @@ class Bench:
         """(z, sigma) at every HR evaluation; `noise` is added to the HR flow's initial noise."""
         seen, velocity, white = [], self.backbone.velocity, Cascade.noise
         with monkeypatch.context() as patch:
-            patch.setattr(
-                Cascade,
-                "noise",
-                lambda run, shape, purpose: (
-                    white(run, shape, purpose) + (noise if purpose == "high" else 0)
-                ),
-            )
+            patch.setattr(Cascade, "noise", lambda *a: white(*a) + noise * (a[2] == "high"))
             engine = self.engine(*overrides, **given)
             size = engine.high_shape[-2:]
 
@@ -59,18 +53,19 @@ def bench(request, recipe):
     return Bench(request.getfixturevalue("micro"), recipe)
 
 
-def euler(bench, engine, z):
-    """z_0 by plain Euler steps of the model, from z at t_i remaining steps."""
-    sigma = engine.sigma_high.tolist()
-    for n in range(engine.recipe.t_i, 0, -1):
-        z = z + (sigma[n - 1] - sigma[n]) * bench.backbone.velocity(z, sigma[n], engine.condition)
-    return z
-
-
 @pytest.fixture
 def plain_euler(bench):
-    """plain_euler(overrides, z): see `euler`."""
-    return lambda overrides, z: euler(bench, bench.engine(*overrides), z)
+    """plain_euler(overrides, z): z_0 by Euler steps of the model, from z at t_i remaining steps."""
+
+    def euler(overrides, z):
+        engine = bench.engine(*overrides)
+        sigma = engine.sigma_high.tolist()
+        for n in range(engine.recipe.t_i, 0, -1):
+            v = bench.backbone.velocity(z, sigma[n], engine.condition)
+            z = z + (sigma[n - 1] - sigma[n]) * v
+        return z
+
+    return euler
 
 
 @pytest.fixture(autouse=True)

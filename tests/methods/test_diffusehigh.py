@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s2flow.flow import v_from_x0, x0_from_v
+from s2flow.flow import x0_from_v
 from s2flow.methods import diffusehigh
 from s2flow.methods.filters import dwt
 
@@ -40,20 +40,18 @@ def test_guided_x0_has_the_references_ll_band_and_its_own_details(bench):
         assert torch.allclose(inside(a), inside(b), atol=1e-4)
     assert torch.equal(corrector(1, sigma[1], z, v), v)  # after the guided steps
     # equal inputs: a no-op
-    same = diffusehigh.structure(
-        range(3, 0, -1), diffusehigh.latent_bands(x0_from_v(z, v, sigma[3]))
-    )
+    own_bands = diffusehigh.latent_bands(x0_from_v(z, v, sigma[3]))
+    same = diffusehigh.structure(range(3, 0, -1), own_bands)
     assert torch.allclose(same(3, sigma[3], z, v), v, atol=1e-4)
 
 
-@pytest.mark.parametrize(("guided", "others"), [(1, 2), (2, 1), (3, 0), (9, 0)])
-def test_so_many_first_steps_are_guided(bench, monkeypatch, guided, others):
-    seen = []
-    real = diffusehigh.replace_ll
+@pytest.mark.parametrize(("guided", "found"), [(2, 2), (9, 3)])
+def test_so_many_first_steps_are_guided(bench, monkeypatch, guided, found):
+    seen, real = [], diffusehigh.replace_ll
     monkeypatch.setattr(diffusehigh, "replace_ll", lambda x, ll: seen.append(1) or real(x, ll))
     words = ("method=diffusehigh", f"method.guided_steps={guided}")
     bench.generate(*words)
-    assert len(seen) == 3 - others
+    assert len(seen) == found
 
 
 def test_in_pixels_the_decoded_x0_has_the_videos_ll_band(bench):
@@ -75,12 +73,10 @@ def test_the_start_is_the_sharpened_lr_video(bench, monkeypatch):
     video = diffusehigh.sharpened(engine, low)
     s = torch.tensor([engine.reports[0]["blur"]])
     frames = up.movedim(-1, 1)
-    assert torch.allclose(
-        video, (2 * frames - diffusehigh_blur(frames, s)).clamp(0, 1).movedim(1, -1), atol=1e-5
-    )
+    truth = (2 * frames - diffusehigh_blur(frames, s)).clamp(0, 1).movedim(1, -1)
+    assert torch.allclose(video, truth, atol=1e-5)
     clean = (z - sigma * engine.noise(engine.high_shape, "high")) / (1 - sigma)
     assert torch.allclose(clean, bench.backbone.encode(video), atol=1e-3)
-    assert torch.allclose(v_from_x0(z, clean, sigma), (z - clean) / sigma)
 
 
 def diffusehigh_blur(frames, s):

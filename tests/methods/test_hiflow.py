@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from s2flow.errors import UserError
 from s2flow.flow import v_from_x0, x0_from_v
 from s2flow.methods import hiflow
 from s2flow.methods.filters import butterworth
@@ -23,10 +24,8 @@ def test_nothing_aligned_is_its_start_and_euler_bitwise(bench, monkeypatch, plai
 
 
 def test_the_start_is_diffusehighs(bench, monkeypatch):
-    one, other = (
-        bench.states(monkeypatch, f"method={name}")[0][0] for name in ("hiflow", "diffusehigh")
-    )
-    assert torch.equal(one, other)
+    both = (bench.states(monkeypatch, f"method={m}")[0][0] for m in ("hiflow", "diffusehigh"))
+    assert torch.equal(*both)
 
 
 def test_zero_weights_change_no_velocity():
@@ -102,11 +101,9 @@ def test_memory_does_not_cross_flows(bench):
 
 
 @pytest.mark.parametrize(
-    "given", [{"alpha": -0.1}, {"alpha": 1.5}, {"beta": 2.0}, {"cutoff": 0.0}]
+    ("name", "value"), [("alpha", -0.1), ("alpha", 1.5), ("beta", 2.0), ("cutoff", 0.0)]
 )
-def test_out_of_range(given):
-    ((name, value),) = given.items()
-    with pytest.raises(
-        Exception, match=f"method.{name}={value:g} is not in .*; type method.{name}="
-    ):
-        hiflow.Params(**given)
+def test_out_of_range(name, value):
+    said = f"method.{name}={value:g} is not in .*; type method.{name}="
+    with pytest.raises(UserError, match=said):
+        hiflow.Params(**{name: value})

@@ -42,11 +42,8 @@ def test_values_become_the_types_of_their_fields(recipe):
 
 
 def test_parameters_stand_in_the_identity_of_methods_that_have_any(recipe):
-    assert recipe("method=hiflow").identity()["params"] == {
-        "alpha": 1.0,
-        "beta": 0.5,
-        "cutoff": 0.2,
-    }
+    usual = {"alpha": 1.0, "beta": 0.5, "cutoff": 0.2}
+    assert recipe("method=hiflow").identity()["params"] == usual
     for name in set(methods.names()) - set(WITH):
         assert "params" not in recipe(f"method={name}").identity()
     assert "preset" not in str(recipe("method=hiflow", "method.preset=own").identity())
@@ -100,9 +97,6 @@ def test_only_what_differs_from_the_defaults_is_shown():
     assert variant(hiflow.Params(0.0, cutoff=0.25), 8) == "alpha=0 cutoff=0.25"
     assert variant(diffusehigh.Params(2, "pixel"), 8) == "guided_steps=2 space=pixel"
     assert variant(diffusehigh.Params(3), 3) is None  # as many as the default gives there
-
-
-# -- s2flow.generate ----------------------------------------------------------------------------
 
 
 def called(**knobs):

@@ -19,9 +19,9 @@ from s2flow import policies
 from s2flow.attention import Problem, bricks
 from s2flow.cascade import Cascade, LowFlowCache
 from s2flow.errors import UserError
-from s2flow.grid import brick_grid, realised_density, window_mask
+from s2flow.grid import realised_density, window_mask
 from s2flow.methods import method
-from s2flow.plan import Plan, whole_grid
+from s2flow.plan import Plan
 from s2flow.policies import adaptive, sta, svg
 from s2flow.policies.base import HR, LR, NOTHING, Calibration, Case, Policy, candidates_of
 from s2flow.policies.inward import inward_box
@@ -30,15 +30,12 @@ from s2flow.policies.svg import Svg
 from s2flow.recipe import CONF
 from s2flow.recipe.identity import Recipe
 from s2flow.run import calibrate
-from s2flow.windows import DEFAULT_EXPONENTS
 
 PROMPTS = ["a red circle moves right on a blue background", "a green square on a black background"]
 TOKENS, BRICK, F_KEPT = (4, 4, 6), (1, 2, 2), 0.5
 GRID = (4, 2, 3)
-CASE = Case(F_KEPT, GRID, (1, 1, 1), TOKENS, BRICK, 2)
-ONE = SimpleNamespace(
-    text=None, heads=None, ordered=False, all_heads=lambda x: x
-)  # a router of one process
+CASE = Case(F_KEPT, GRID, (1, 1, 1), TOKENS, BRICK, 2, 96)
+ONE = SimpleNamespace(text=None, heads=None, ordered=False, all_heads=lambda x: x)  # no ranks
 
 
 def peaked(heads=4, batch=2, n_text=0, seed=0):
@@ -54,14 +51,18 @@ def peaked(heads=4, batch=2, n_text=0, seed=0):
     return q, k, torch.randn(q.shape, generator=g)
 
 
-def empty_plan(steps=2, layers=1, batch=2, heads=4):
-    return Plan(whole_grid((steps + 1, layers, batch, heads), GRID), TOKENS, BRICK)
+def lr_coverage(batch=2, heads=4):
+    """Of two steps and one layer, random."""
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(3, 1, batch, heads, *GRID, generator=g)
 
 
-def oracle(guided, rows=96, policy=None):
-    policy = policy or Policy("oracle")
-    boxes = candidates_of(policy, CASE)
-    return Oracle(policy, empty_plan(), boxes, rows, 2, guided)
+def oracle(**options):
+    return Oracle(Policy("oracle", **options), CASE, lr_coverage())
+
+
+def softmax_rows(q, k):
+    return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +83,13 @@ def generate(engine):
     return method(engine.recipe.method).generate(engine)
 
 
-# -- oracle -----------------------------------------------------------------------------------
-
-
 def test_oracle_covers_what_brute_force_does_and_never_less_than_the_lr_plan():
     """Every row sampled: Eq. 8 literally for every candidate, head by head."""
     q, k, v = peaked()
-    coverage = torch.rand(3, 1, 2, 4, *GRID, generator=torch.Generator().manual_seed(0))
-    guided = adaptive.decide(Policy("adaptive"), CASE, coverage)
-    found = oracle(guided)
+    guided = adaptive.decide(Policy("adaptive"), CASE, lr_coverage())
+    found = oracle()
     out = found.replacer(1, "auto", ONE)(0, q, k, v)
-    A = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    A = softmax_rows(q, k)
     exact = torch.stack([coverage_exact(A, TOKENS, BRICK, b) for b in found.boxes], -1)
     mine, theirs = found.plan.boxes[1, 0], guided.boxes[1, 0]
     regret = torch.zeros(2, 4)
@@ -113,35 +110,28 @@ def test_oracle_covers_what_brute_force_does_and_never_less_than_the_lr_plan():
         assert said["oracle"]["same_choice"]["1"] == pytest.approx(float(same), abs=1e-5)
         assert said["density"]["1"] == pytest.approx(found.plan.density(1, clip))
         assert said["density"]["2"] == 1  # a step that was not taken chose nothing
-    # a plan that already is the oracle's has no regret
-    again = oracle(Plan(found.plan.boxes, TOKENS, BRICK))
+    again = oracle()
+    again.guided = Plan(found.plan.boxes, TOKENS, BRICK)  # already the oracle's: no regret
     again.replacer(1, "auto", ONE)(0, q, k, v)
     assert again.report((2, 1), 0)["oracle"]["regret"] == {"1": 0.0}
 
 
-def test_coverage_of_a_box_is_its_entry():
-    r = torch.rand(2, 3, *GRID)
-    boxes = torch.tensor([[1, 2, 3], [4, 1, 2], [2, 2, 1]], dtype=torch.int16).expand(2, 3, 3)
-    found = coverage_of(r, boxes)
-    assert float(found[1, 1]) == float(r[1, 1, 3, 0, 1])
-
-
 def test_the_first_forward_of_a_step_decides_for_its_second():
     """The unconditional pass comes second, and has other q and k."""
-    found = oracle(empty_plan())
+    found = oracle()
     replace_ = found.replacer(2, "auto", ONE)
     replace_(0, *peaked(seed=0))
     before = found.plan.boxes.clone()
     replace_(0, *(x.flip(1) for x in peaked(seed=5)))
     assert torch.equal(found.plan.boxes, before)
-    other = oracle(empty_plan())
+    other = oracle()
     other.replacer(2, "auto", ONE)(0, *(x.flip(1) for x in peaked(seed=5)))
     assert not torch.equal(other.plan.boxes, before)  # it would have chosen otherwise
 
 
 def test_dense_steps_and_layers_choose_nothing():
-    for policy in (Policy("oracle", dense_steps=1), Policy("oracle", dense_layers=(0,))):
-        found = oracle(empty_plan(), policy=policy)
+    for dense in ({"dense_steps": 1}, {"dense_layers": (0,)}):
+        found = oracle(**dense)
         assert found.replacer(2, "auto", ONE)(0, *peaked()) is None  # the model's own call
         assert found.report((2, 1), 0)["density"]["2"] == 1 and not found.measured
 
@@ -150,30 +140,21 @@ def test_text_keys_take_part_and_padding_does_not():
     """Two clips of different text: each decides as it would alone, whatever stands in the padding."""
     q, k, v = peaked(n_text=5)
     n_video = math.prod(TOKENS)
-    for kind in ("oracle", "svg"):
-        padded = [x.clone() for x in (q, k, v)]
-        for x in padded[1:]:
-            x[0, :, n_video + 2 :] = math.nan
-
-        def decider(batch, kind=kind):
-            plan = Plan(whole_grid((3, 1, batch, 4), GRID), TOKENS, BRICK)
-            if kind == "oracle":
-                boxes = candidates_of(Policy("oracle"), CASE)
-                return Oracle(Policy("oracle"), plan, boxes, 32, 2, plan)
-            return Svg(Policy("svg"), plan, [(2, 2, 3), (4, 1, 3)], 32, 2)
-
-        both = decider(2)
-        router = SimpleNamespace(text=(2, 5), heads=None, ordered=False, all_heads=lambda x: x)
+    padded = [x.clone() for x in (q, k, v)]
+    for x in padded[1:]:
+        x[0, :, n_video + 2 :] = math.nan
+    router = SimpleNamespace(**vars(ONE) | {"text": (2, 5)})
+    case = replace(CASE, rows=32)
+    for kind in (Oracle, Svg):
+        policy = Policy("oracle") if kind is Oracle else Policy("svg", svg.USUAL)
+        both = kind(policy, case, lr_coverage())
         out = both.replacer(1, "auto", router)(0, *padded)
         for i, n in enumerate((2, 5)):
-            alone = decider(1)
+            alone = kind(policy, case, lr_coverage(1))
             cut = [x[i : i + 1, :, : n_video + n] for x in (q, k, v)]
             mine = alone.replacer(1, "auto", ONE)(0, *cut)
             assert torch.equal(alone.plan.boxes[1, :, 0], both.plan.boxes[1, :, i])
             assert float((out[i : i + 1, :, : n_video + n] - mine).abs().max()) < 1e-5
-
-
-# -- svg --------------------------------------------------------------------------------------
 
 
 def spatial_and_temporal_heads():
@@ -186,11 +167,10 @@ def spatial_and_temporal_heads():
 
 @pytest.mark.parametrize("rows", [8, 96])
 def test_svg_takes_the_temporal_box_for_a_temporal_head_and_the_spatial_for_a_spatial(rows):
-    spatial, temporal = (2, 2, 3), (4, 1, 3)
-    plan = empty_plan(batch=1, heads=2)
-    found = Svg(Policy("svg"), plan, [spatial, temporal], rows, 2)
+    found = Svg(Policy("svg", svg.USUAL), replace(CASE, rows=rows), lr_coverage(1, 2))
+    spatial, temporal = found.boxes = [(2, 2, 3), (4, 1, 3)]
     found.replacer(1, "auto", ONE)(0, *spatial_and_temporal_heads())
-    assert plan.boxes[1, 0, 0].tolist() == [list(temporal), list(spatial)]
+    assert found.plan.boxes[1, 0, 0].tolist() == [list(temporal), list(spatial)]
 
 
 def test_svg_errors_are_those_of_the_attention_output():
@@ -204,9 +184,6 @@ def test_svg_errors_are_those_of_the_attention_output():
         off = (F.scaled_dot_product_attention(q, k, v, M) - full)[:, :, rows]
         assert torch.allclose(found[..., i], off.square().sum((-1, -2)), rtol=1e-3, atol=1e-6)
     assert found[..., 2].abs().max() < 1e-6 and found[..., 0].max() > 1
-
-
-# -- inside the HR flow of the embedded model -------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +239,7 @@ def test_oracle_decides_by_the_conditional_pass(run, micro):
         micro.velocity(z, float(engine.sigma[1]), engine.condition)
     engine.high_flow(z, 1, plan=windows)
     q, k = seen[0]  # deeper layers see what windows did
-    A = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+    A = softmax_rows(q, k)
     exact = [coverage_exact(A, (8, 8, 12), (1, 2, 2), b) for b in windows.boxes]
     for m in range(4):
         best = max(range(len(exact)), key=lambda i: float(exact[i][0, m]))  # noqa: B023
@@ -284,26 +261,35 @@ def test_a_clip_is_the_same_in_any_batch(run, name):
 def test_the_bricks_of_a_clip_do_not_depend_on_its_batch():
     """From the same q, k, v: choice and outcome."""
     q, k, v = peaked(n_text=3)
-    both = bricks.choose_bricks(q, k, 5, TOKENS, BRICK)
-    out = bricks.brick_attention(q, k, v, both, Problem.of(q, TOKENS, BRICK))
+
+    def attended(*qkv):
+        chosen = bricks.choose_bricks(*qkv[:2], 5, TOKENS, BRICK)
+        problem = Problem.of(qkv[0], TOKENS, BRICK)
+        return chosen, bricks.brick_attention(*qkv, chosen, problem)
+
+    both, out = attended(q, k, v)
     for i in range(2):
-        one = [x[i : i + 1] for x in (q, k, v)]
-        chosen = bricks.choose_bricks(*one[:2], 5, TOKENS, BRICK)
+        chosen, alone = attended(*(x[i : i + 1] for x in (q, k, v)))
         assert torch.equal(chosen[0], both[i])
-        alone = bricks.brick_attention(*one, chosen, Problem.of(one[0], TOKENS, BRICK))
         assert float((alone[0] - out[i]).abs().max()) < 1e-6
 
 
-def test_static_plans_are_reported_as_before(run):
+def test_static_plans_are_reported_as_they_were_made(run):
     engine = run("sparsity=0.25")
     plan = engine.plan(engine.low_flow())
-    said = generate(run("sparsity=0.25")).reports[0]
+    said = generate(engine).reports[0]
     assert said["density"] == {str(n): plan.density(n) for n in (2, 1)}
     assert said["window_histogram"] == plan.histogram((2, 1))
 
 
-def test_moba_with_all_bricks_is_the_dense_flow(run):
-    dense = generate(run("windows=full", "order=1")).latent
+@pytest.fixture(scope="module")
+def dense(micro, recipe, shared):
+    """The latent without windows."""
+    r = recipe("steps=2", "t_i=2", "coverage_rows=64", "method=cascade")
+    return generate(Cascade(micro, r, PROMPTS[:1], [3], cache=shared)).latent
+
+
+def test_moba_with_all_bricks_is_the_dense_flow(run, dense):
     same = generate(run("windows=moba", "sparsity=0.999", "order=1")).latent
     assert torch.equal(same, dense)  # the model's own call
     forced = run("windows=moba", "sparsity=0.999", "order=1", "attention=reference")
@@ -311,14 +297,11 @@ def test_moba_with_all_bricks_is_the_dense_flow(run):
 
 
 @pytest.mark.parametrize("name", ["oracle", "svg", "moba", "inward"])
-def test_full_windows_and_guards_leave_the_model_alone(run, name, monkeypatch):
+def test_full_windows_and_guards_leave_the_model_alone(run, name, dense, monkeypatch):
     monkeypatch.setattr(planning, "window_attention", None)  # to be called is to fail
     engine = run(f"windows={name}", "windows.dense_steps=2", "order=1")
-    assert torch.equal(generate(engine).latent, generate(run("method=cascade")).latent)
+    assert torch.equal(generate(engine).latent, dense)
     assert engine.reports[0]["density"] == {"2": 1, "1": 1}
-
-
-# -- inward -----------------------------------------------------------------------------------
 
 
 def test_inward_windows_are_the_lr_grid_around_every_query(run):
@@ -328,9 +311,6 @@ def test_inward_windows_are_the_lr_grid_around_every_query(run):
     assert (M.sum(1) == 2 * 4 * 6).all() and M.diagonal().all()
     assert inward_box((8, 4, 6), (8, 7, 11), (1, 2, 4)) == (8, 2, 2)  # whole bricks
     assert inward_box((8, 9, 9), (8, 10, 10), (1, 16, 16)) == (8, 1, 1)
-
-
-# -- sta --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -361,10 +341,9 @@ def test_the_run_is_named_by_what_the_file_holds_not_by_the_file(recipe, made, t
     same = replace(made, prompts=("a dog",))
     two = recipe("windows=sta", written(tmp_path / "b.json", same, commit="other"))
     assert one.run_id == two.run_id and one.windows.label == f"sta {sta.content_hash(made)}"
-    moved = (made.boxes[0][::-1], *made.boxes[1:])
     other = replace(made, boxes=(((8, 2, 6), *made.boxes[0][1:]), *made.boxes[1:]))
     three = recipe("windows=sta", written(tmp_path / "c.json", other))
-    assert three.run_id != one.run_id and moved != made.boxes
+    assert three.run_id != one.run_id
     said = json.dumps(one.identity())
     assert str(tmp_path) not in said and "calibration" not in said
     assert one.identity()["windows"]["file"] == sta.content_hash(made)
@@ -386,16 +365,27 @@ def test_a_file_of_another_model_grid_or_f_is_refused(recipe, made, tmp_path, ch
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"boxes": [["9x9"]]}', "\0"])
-def test_what_is_no_calibration_is_refused(recipe, tmp_path, text):
+def test_what_is_no_calibration_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match="s2flow.calibrate"):
-        recipe("windows=sta", f"windows.file={tmp_path / 'a.json'}")
+    with pytest.raises(UserError, match="fit its grid; make it anew with .* s2flow.calibrate"):
+        sta.read(tmp_path / "a.json")
 
 
-def test_boxes_outside_the_grid_are_refused(recipe, made, tmp_path):
-    large = replace(made, boxes=(((8, 5, 6),) * 4,) * 6)
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (((8, 5, 6),) * 4,) * 6,
+        (((8, 0, 6),) * 4,) * 6,
+        (((10**30, 1, 1),),),
+        (((8, 4, 6),) * 4, ((8, 4, 6),) * 3),
+        ((),),
+        (),
+    ],
+)
+def test_boxes_outside_the_grid_or_of_other_heads_are_refused(made, tmp_path, boxes):
+    written(tmp_path / "a.json", replace(made, boxes=boxes))
     with pytest.raises(UserError, match="fit its grid"):
-        recipe("windows=sta", written(tmp_path / "a.json", large))
+        sta.read(tmp_path / "a.json")
 
 
 def test_prompts_of_the_calibration_are_refused(recipe, made, tmp_path):
@@ -416,7 +406,7 @@ def test_calibration_takes_what_the_average_says(recipe):
         q = q if n == 2 else q.roll(1, 1)  # heads change from step to step
         assert watched.replacer(n, "auto", ONE)(0, q, k, v) is None
         watched.replacer(n, "auto", ONE)(0, 9 * q, k, v)  # the unconditional pass: not counted
-        A = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        A = softmax_rows(q, k)
         exact.append(torch.stack([coverage_exact(A, TOKENS, BRICK, b) for b in boxes], -1))
     mean = torch.stack(exact).mean((0, 1))  # (heads, boxes)
     r = replace(recipe("windows=adaptive"), brick_low=BRICK, brick_high=BRICK)
@@ -465,9 +455,6 @@ def test_what_calibration_writes_a_run_reads(micro, tmp_path, monkeypatch):
             calibrate.calibrate(refused)
 
 
-# -- what each file states ----------------------------------------------------------------------
-
-
 def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
     files = {m.name for m in pkgutil.iter_modules(policies.__path__)} - {"base", "online"}
     assert files == set(policies.NAMES)
@@ -475,14 +462,13 @@ def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
         module = Policy(name).module
         assert module.READS in (LR, HR, NOTHING) and isinstance(module.BY_VOLUME, bool)
         assert set(module.OPTIONS) <= {"exponents", "target", "cap"}
+        assert ("exponents" in module.OPTIONS) == hasattr(module, "USUAL")
         assert {f.name for f in fields(Recipe)} >= module.IGNORES
-        for function, takes in (("label", 1), ("check", 2), ("decide", 3)):
-            assert len(inspect.signature(getattr(module, function)).parameters) == takes
+        assert Policy(name, getattr(module, "USUAL", ())).label.split()[0] == name
+        if name != "full":  # decided for all by `policies.decide`
+            assert len(inspect.signature(module.decide).parameters) == 3
     for path in (CONF / "windows").glob("*.yaml"):
         assert OmegaConf.load(path).policy in policies.NAMES
-
-
-# -- bad input --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -498,6 +484,10 @@ def test_every_policy_is_a_file_of_one_shape_and_every_file_of_conf_names_one():
         (["windows=svg", "windows.exponents=[[1,0]]"], "three shares"),
         (["windows=oracle", "windows.exponents=[]"], "exponents is empty"),
         (["windows=moba", "windows.dense_steps=-1"], "negative"),
+        (["brick_high=[100,100,100]"], "cannot keep f = 0.5 of the"),
+        (["brick_high=[100,100,100]"], "the nearest that it reaches is 1:"),
+        (["windows=oracle", "brick_high=[8,16,24]"], "cannot keep f = 0.5"),
+        (["windows=coverage", "windows.cap=1e-7"], "is less than one of the"),
     ],
 )
 def test_what_cannot_work_is_one_line(recipe, words, said):
@@ -508,20 +498,6 @@ def test_what_cannot_work_is_one_line(recipe, words, said):
 
 def test_methods_without_windows_ask_for_no_file(recipe):
     assert recipe("method=cascade", "windows=sta").run_id == recipe("method=cascade").run_id
-    assert brick_grid((8, 8, 12), (1, 2, 2)) == (8, 4, 6) and DEFAULT_EXPONENTS[0] == (1, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("brick_high=[100,100,100]",), r"cannot keep f = 0.5 of the .* the nearest .* is 1"),
-        (("windows=oracle", "brick_high=[8,16,24]"), "cannot keep f = 0.5"),
-        (("windows=coverage", "windows.cap=1e-7"), "is less than one of the"),
-    ],
-)
-def test_bricks_that_no_window_fits(words, said, recipe):
-    with pytest.raises(UserError, match=said):
-        recipe(*words)
 
 
 def test_dense_layers_are_a_set(recipe):

@@ -75,9 +75,8 @@ def test_world_defaults_to_sixteen_held_out_captions_in_seeded_order():
     assert all(worlds.held_out(p.text) for p in got)
     assert got == load("world") != load("world", seed=1)
     assert load("world", count=5) == got[:5]
-    assert [p.text for p in load("world", world="tiny", count=4)] == worlds.held_out_captions(
-        worlds.TINY, 4, 0
-    )
+    tiny = [p.text for p in load("world", world="tiny", count=4)]
+    assert tiny == worlds.held_out_captions(worlds.TINY, 4, 0)
     assert "huge" in refused("world", world="huge")
 
 
@@ -96,10 +95,8 @@ def as_csv(texts):
     [
         ("p.txt", "\n".join(NASTY)),
         ("p.TXT", "\r\n".join(NASTY) + "\r\n\r\n"),
-        ("p.csv", as_csv(NASTY)),
-        ("p.csv", as_csv(LINES)),
-        ("p.json", json.dumps(LINES)),
-        ("p.json", json.dumps(NASTY)),
+        ("p.csv", as_csv(NASTY + LINES)),
+        ("p.json", json.dumps(NASTY + LINES)),
         ("p.json", json.dumps([{"prompt": t, "id": 1} for t in NASTY], ensure_ascii=False)),
         ("p.jsonl", "".join(json.dumps({"prompt": t}) + "\n" for t in NASTY)),
         ("p.jsonl", "\n".join(json.dumps(t, ensure_ascii=False) for t in NASTY)),
@@ -107,7 +104,7 @@ def as_csv(texts):
 )
 def test_text_is_literal_in_every_format(tmp_path, name, text, encoding):
     got = load("file", file=write(tmp_path / name, text, encoding))
-    assert tuple(p.text for p in got) in (NASTY, LINES)
+    assert tuple(p.text for p in got) in (NASTY, NASTY + LINES)
     assert [p.index for p in got] == list(range(len(got)))
 
 
@@ -116,7 +113,6 @@ def test_text_is_literal_in_every_format(tmp_path, name, text, encoding):
     [
         ("p.txt", "", "is empty"),
         ("p.txt", "\ufeff\n \n", "is empty"),
-        ("p.txt", "a\n\nb\n", "line 2: the prompt is empty"),
         ("p.txt", "a\n   \nb\n", "line 2: the prompt is empty"),
         ("p.csv", "prompt\n", "holds no prompt"),
         ("p.csv", "text\na\n", "name one of them prompt"),
@@ -215,9 +211,7 @@ def test_the_real_list_has_946_entries_and_a_half_of_473():
     assert len(load("vbench", subset="overall_consistency")) == 93
 
 
-PUBLISHED = json.loads(
-    Path(prompts.__file__).with_name("vbench_half.json").read_text(encoding="utf-8")
-)
+PUBLISHED = json.loads(Path(prompts.__file__).with_name("vbench_half.json").read_text("utf-8"))
 
 
 def test_the_published_half_is_what_its_seed_draws_of_any_946_entries():
@@ -271,17 +265,8 @@ def test_the_command_refuses_in_one_line(words, says, capsys):
 # -- augmented prompts ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("long.txt", "".join(f"long {i}\n" for i in range(6))),
-        ("long.json", json.dumps([f"long {i}" for i in range(6)])),
-        ("long.jsonl", "".join(json.dumps({"prompt": f"long {i}"}) + "\n" for i in range(6))),
-        ("long.csv", "prompt\n" + "".join(f"long {i}\n" for i in range(6))),
-    ],
-)
-def test_augmented_texts_are_mapped_by_the_index_in_the_uncut_source(tmp_path, name, text):
-    file = write(tmp_path / name, text)
+def test_augmented_texts_are_mapped_by_the_index_in_the_uncut_source(tmp_path):
+    file = write(tmp_path / "long.jsonl", "".join(f'{{"prompt": "long {i}"}}\n' for i in range(6)))
     got = load("demo", augmented=file, subset="half", seed=3, shard="2/2")
     plain = load("demo", subset="half", seed=3, shard="2/2")
     assert [(p.index, p.original) for p in got] == [(p.index, p.text) for p in plain]
@@ -310,7 +295,7 @@ def test_an_augmented_list_of_another_length_is_refused(count, tmp_path):
 # -- cutting ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 3, 7, 50])
+@pytest.mark.parametrize("n", [1, 7, 50])
 def test_shards_are_disjoint_complete_and_cut_last(vbench, n):
     given = {"file": vbench, "subset": "half", "seed": 4, "count": 17}
     shards = [load("vbench", shard=f"{k}/{n}", **given) for k in range(1, n + 1)]
@@ -319,6 +304,6 @@ def test_shards_are_disjoint_complete_and_cut_last(vbench, n):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-@pytest.mark.parametrize("shard", ["0/4", "5/4", "1/0", "1", "a/b", "-1/4", "1.5/4", "", "1/2/3"])
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1/0", "a/b", "-1/4", "1.5/4", "", "1/2/3"])
 def test_shards_that_are_none_are_refused(shard):
     assert f"shard={shard}" in refused("demo", shard=shard)

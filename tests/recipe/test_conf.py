@@ -15,7 +15,7 @@ from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import CHOICES, Config, declared, help_lines, page
+from s2flow.recipe.schema import KNOBS, Config, help_lines, page
 from s2flow.terminal.cli import literal
 from s2flow.windows import DEFAULT_EXPONENTS
 
@@ -116,13 +116,9 @@ def test_every_file_of_a_group_can_be_chosen(group):
             assert policy.label.split()[0] == name
 
 
-def test_every_method_has_a_config_and_every_config_a_method():
+def test_every_config_of_a_method_has_one_and_its_knobs_are_fields_of_the_recipe():
     for name in options("method"):
         assert callable(methods.method(name).generate)
-
-
-def test_every_knob_of_a_method_is_a_field_of_the_recipe():
-    for name in options("method"):
         assert set(methods.method(name).KNOBS) <= set(Recipe.__dataclass_fields__)
 
 
@@ -143,22 +139,15 @@ def test_open_knobs_come_from_the_backbone():
     for knob in ("low", "high", "brick_low", "brick_high"):
         assert list(getattr(recipe, knob)) == backbone[knob]
     assert recipe.sparsity == 0.5 and recipe.order == 2 and recipe.density == "volume"
+    assert recipe.windows.exponents == DEFAULT_EXPONENTS  # of the paper
 
 
-@pytest.mark.parametrize(
-    ("shift", "expected"), [(7, {40: 0.966, 30: 0.913, 20: 0.824, 10: 0.636})]
-)
-def test_open_t_i_follows_the_noise_level_not_the_count(shift, expected):
-    for t_i, sigma in expected.items():  # Table 4 of the paper
-        (recipe,) = recipes(f"steps=50 shift={shift} backbone.handoff_sigma={sigma}")
+def test_open_t_i_follows_the_noise_level_not_the_count():
+    for t_i, sigma in {40: 0.966, 30: 0.913, 20: 0.824, 10: 0.636}.items():  # Table 4 of the paper
+        (recipe,) = recipes(f"steps=50 shift=7 backbone.handoff_sigma={sigma}")
         assert recipe.t_i == t_i
     assert [r.t_i for r in recipes("-m steps=5,20,40 backbone.handoff_sigma=0.5")] == [2, 8, 16]
     assert [r.t_i for r in recipes("backbone.handoff_sigma=0.001")] == [1]
-
-
-def test_the_default_candidates_are_those_of_the_paper():
-    (recipe,) = recipes("")
-    assert recipe.windows.exponents == DEFAULT_EXPONENTS
 
 
 def test_the_file_repeats_no_knob_of_the_schema():
@@ -166,7 +155,7 @@ def test_the_file_repeats_no_knob_of_the_schema():
     assert set(written) == {"defaults", "hydra"}
     groups = {"backbone", "method", "windows", "prompts", "scorer", "tracker"}
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert set(schema) - groups == {f.name for _, f in declared()}
+    assert set(schema) - groups == {f.name for f in KNOBS}
 
 
 def test_the_page_of_knobs_is_what_the_schema_says():
@@ -176,11 +165,11 @@ def test_the_page_of_knobs_is_what_the_schema_says():
 
 def test_help_explains_every_knob_and_choice():
     text = help_lines()
-    for _, f in declared():
+    for f in KNOBS:
         assert f"    {f.name} " in text and len(f.metadata["about"]) > 3
-    assert CHOICES["attention"] == ("auto", *BACKENDS)
-    for choices in CHOICES.values():
-        assert " | ".join(choices) in text
+        assert " | ".join(f.metadata["choices"]) in text
+        if f.name == "attention":
+            assert f.metadata["choices"] == ("auto", *BACKENDS)
     of_groups = (CONF / "hydra" / "help" / "s2flow.yaml").read_text(encoding="utf-8")
     assert "${knobs:}" in of_groups
     for word in ("prompts.subset", "prompts.augmented", "backbone.source", "windows.exponents"):

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import pytest
 from finished import encoded, finished_run
 from PIL import Image
+from s2flow.report.labels import text_of
 
 from s2flow import report
 from s2flow.report.__main__ import main
-from s2flow.report.labels import text_of
 from s2flow.store import Store, clip_key, read_record
 from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
 from s2flow.store.scorebook import ScoreBook

@@ -18,12 +18,12 @@ from s2flow.methods import names
 from s2flow.methods.params import parameters
 from s2flow.process import loading
 from s2flow.recipe import CONF
-from s2flow.recipe.schema import CHOICES, Config
+from s2flow.recipe.schema import KNOBS, Config
 from s2flow.run import runner
 from s2flow.terminal.cli import check_choice, literal, one_line
 
 LONG = os.environ.get("S2FLOW_SLOW") == "1"  # other values every time; CI's are the same ones
-MANY = 2000 if LONG else 60
+MANY = 2000 if LONG else 40
 BASE = ("prompts.count=2", "steps=4", "t_i=2", "frames=2", "device=cpu", "scorer=[none]")
 
 
@@ -116,6 +116,7 @@ def test_any_value_of_any_parameter_of_a_method(tmp_path, parameter, value):
     outcome(tmp_path / "runs", f"method={method}", f"method.{name}={value}")
 
 
+CHOICES = {f.name: f.metadata["choices"] for f in KNOBS}
 POLICIES = ["adaptive", "cubes", "fixed", "coverage", "full", "oracle", "svg", "moba", "inward"]
 sensible = {
     "sparsity": st.floats(0, 1, exclude_min=True),
@@ -150,7 +151,7 @@ sensible = {
 }
 
 
-@settings(few, max_examples=120 if LONG else 12)  # some seconds each
+@settings(few, max_examples=120 if LONG else 8)  # some seconds each
 @given(
     st.dictionaries(st.sampled_from(sorted(sensible)), st.none(), min_size=1, max_size=4),
     st.data(),

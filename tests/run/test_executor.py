@@ -1,5 +1,6 @@
 """executor=ray: the same clips as in one process, whoever is killed on the way."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_cli import command, refusal, run_here  # noqa: F401  (a fixture)
@@ -19,7 +21,7 @@ from test_tracking import there
 
 from s2flow.errors import UserError
 from s2flow.run import executor
-from s2flow.store import clip_key, load_records, read_record, sha256_of
+from s2flow.store import load_records, read_record, sha256_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu", "scorer=[builtin]", "threads=1")
@@ -42,7 +44,7 @@ def own_ray():
         import ray
 
         yield ray
-        executor._workers_by_key.clear()
+        executor._kept.clear()
         ray.shutdown()
     torch.set_num_threads(threads)
     shutil.rmtree(folder, ignore_errors=True)
@@ -59,31 +61,12 @@ def hashes(runs):
 
 
 def at_work():
-    """Process ids of the actors that are in the middle of a clip."""
-    return [
-        int(p.parent.name)
-        for p in Path("/proc").glob("[0-9]*/cmdline")
-        if command_of(p).startswith("ray::Actor.make") and descends(int(p.parent.name))
-    ]
-
-
-def command_of(path):
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def descends(pid):
-    """Whether a process is below this one."""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-    return False
+    """The actors of this process that are in the middle of a clip."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [process] if "".join(process.cmdline()).startswith("ray::Actor.make") else []
+    return found
 
 
 def killing(runs, times, done):
@@ -94,9 +77,9 @@ def killing(runs, times, done):
         while not done.is_set() and len(victims) < times:
             if len(list(runs.glob("*/records/[!.]*.json"))) > len(victims) and at_work():
                 time.sleep(rng.uniform(0, 0.2))
-                for pid in at_work()[:1]:
-                    os.kill(pid, signal.SIGKILL)
-                    victims.append(pid)
+                for actor in at_work()[:1]:
+                    actor.kill()
+                    victims.append(actor.pid)
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -128,13 +111,13 @@ def test_actors_are_killed_and_the_sweep_is_whole(own_ray, monkeypatch, tmp_path
 
 @RAY
 def test_a_clip_that_fails_under_ray_costs_only_itself(own_ray, monkeypatch, tmp_path, capsys):
-    words = ("prompts.count=3", "method=bicubic", *SMALL, "executor=ray", "ray.workers=2")
+    words = ("prompts.count=3", "method=bicubic", *SMALL)
     assert run_here(monkeypatch, tmp_path, *words) == 0
     (run,) = (p.parent for p in (tmp_path / "runs").glob("*/records"))
     known = hashes(tmp_path / "runs")
-    record = read_record(next((run / "records").glob("*.json")))
-    key = clip_key(record["prompt"], record["seed"])
+    key = next((run / "records").glob("*.json")).stem
     shutil.rmtree(run)
+    words += ("executor=ray", "ray.workers=2")
     (run / "clips" / f"{key}.mp4").mkdir(parents=True)  # where no clip can be written
     capsys.readouterr()
     assert run_here(monkeypatch, tmp_path, *words) == 2
@@ -156,7 +139,7 @@ def test_what_ray_has_no_room_for_is_refused(own_ray, command, capsys):  # noqa:
         "ray.workers=2 context_parallel=2": "type ray.workers=1",
         "device=cuda": "device=c",
     }.items():
-        executor._workers_by_key.clear()
+        executor._kept.clear()
         assert said in refusal(command("executor=ray", *SMALL, *words.split()), capsys)
 
 
@@ -208,7 +191,7 @@ def test_a_group_makes_each_clip_together_and_is_replaced_whole(own_ray, monkeyp
 
 
 HEAD = """
-from s2flow import executor
+from s2flow.run import executor
 executor.start(None, 2)
 import ray
 print(ray.get_runtime_context().gcs_address, flush=True)
@@ -272,10 +255,7 @@ def test_a_signal_to_the_driver_ends_its_actors_and_the_same_command_goes_on(gro
             assert driver.wait(60) == 75, (tmp_path / "log").read_text()
         said = (tmp_path / "log").read_text()
         assert "Traceback" not in said and said.count("stopped by SIGTERM") == 1, said
-        deadline = time.monotonic() + 20  # Ray's own processes see it go
-        while any(Path(f"/proc/{pid}").exists() for pid in actors):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert not psutil.wait_procs(actors, timeout=20)[1]  # Ray's own processes see it go
         kept = hashes(runs)
         assert 1 <= len(kept) < 4 and not list(runs.glob("*/failures/*"))
         done = subprocess.run(typed, env=env, cwd=tmp_path, capture_output=True, text=True)

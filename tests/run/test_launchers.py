@@ -98,27 +98,21 @@ while :; do sleep 0.05; done
 """
 
 
-@pytest.mark.parametrize("name", ["USR1", "TERM"])
+@pytest.mark.parametrize("name", ["USR1", "TERM", "young"])
 def test_a_shard_that_is_preempted_is_queued_again(name, tmp_path):
+    """young: a Python that has no handler yet."""
+    if name == "young":
+        (tmp_path / "young").touch()
     process = array_task(tmp_path)
     while not (tmp_path / "running").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(getattr(signal, f"SIG{name}"))
-    assert process.wait() == 75
-    assert (tmp_path / "told").read_text().strip() == name
+    process.send_signal(signal.SIGTERM if name == "TERM" else signal.SIGUSR1)
+    assert process.wait() == (128 + signal.SIGUSR1 if name == "young" else 75)
+    if name != "young":
+        assert (tmp_path / "told").read_text().strip() == name
     assert (tmp_path / "scontrol").read_text().strip() == "requeue 4242"
     assert (tmp_path / "words").read_text() == "run.py order=1 shard=3/8\n"
-
-
-def test_a_python_that_has_no_handler_yet_is_queued_again(tmp_path):
-    (tmp_path / "young").touch()
-    process = array_task(tmp_path)
-    while not (tmp_path / "running").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait() == 128 + signal.SIGUSR1
-    assert (tmp_path / "scontrol").read_text().strip() == "requeue 4242"
 
 
 @pytest.mark.parametrize("status", [0, 2])
@@ -128,11 +122,6 @@ def test_a_shard_that_is_done_or_has_failed_is_not_queued_again(status, tmp_path
     assert (tmp_path / "words").exists() and not (tmp_path / "scontrol").exists()
 
 
-def test_the_array_script_asks_for_a_signal_that_it_hears():
-    script = (ROOT / "experiments" / "slurm_array.sh").read_text()
-    assert "#SBATCH --signal=B:USR1@" in script and "#SBATCH --requeue\n" in script
-
-
 def array_task(folder):
     """experiments/slurm_array.sh as Slurm starts task 3 of 8, below a folder."""
     executable(folder / "bin" / "python", PYTHON)
@@ -140,4 +129,6 @@ def array_task(folder):
     slurm = {"SLURM_JOB_ID": "4242", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     env = os.environ | slurm | {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     script = ROOT / "experiments" / "slurm_array.sh"
+    assert "#SBATCH --signal=B:USR1@" in script.read_text()  # a signal that it hears
+    assert "#SBATCH --requeue\n" in script.read_text()
     return subprocess.Popen(["bash", script, "order=1"], cwd=folder, env=env)

@@ -1,14 +1,15 @@
 """One recipe, the same latents: whatever the order, worker or cache; and reproduce= finds it again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from finished import fresh_flows
-from hydra import compose, initialize_config_dir
+from finished import composed, fresh_flows, state
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file, save_file
 
 from s2flow.errors import UserError
@@ -19,7 +20,7 @@ from s2flow.recipe.resolve import resolve
 from s2flow.run import runner
 from s2flow.run.reproduce import STRICT_TOLERANCE, _recipe, within
 from s2flow.store import clip_key, write_json
-from s2flow.terminal import cli
+from s2flow.terminal.cli import literal
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu", "scorer=[none]", "keep_latents=true")
@@ -28,8 +29,7 @@ BATCH = 1e-4  # of the largest latent; measured: 6e-6 (steps=3), 1.4e-5 (20 step
 
 
 def config(runs_dir, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [*SMALL, f"runs_dir={runs_dir}", *overrides])
+    return composed(*SMALL, f"runs_dir={runs_dir}", *overrides)
 
 
 def latents(runs_dir):
@@ -80,10 +80,6 @@ def test_latents_in_a_batch_differ_by_rounding(made, tmp_path, monkeypatch):
 # -- reproduce= ---------------------------------------------------------------------------------
 
 
-def state(folder):
-    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
-
-
 def test_a_clip_is_made_again_from_its_recipe_and_nothing_is_written(made, capsys):
     before = state(made)
     (run,) = (p.parent.name for p in made.glob("*/recipe.json"))
@@ -98,10 +94,14 @@ def test_a_clip_is_made_again_from_its_recipe_and_nothing_is_written(made, capsy
     assert state(made) == before
 
 
+def copied(runs, tmp_path):
+    """The run's folder, to be spoiled."""
+    (folder,) = (p.parent for p in runs.glob("*/recipe.json"))
+    return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
 def test_what_differs_is_reported_and_decides_the_exit_code(made, tmp_path, capsys):
-    (folder,) = (p.parent for p in made.glob("*/recipe.json"))
-    copy = tmp_path / folder.name
-    subprocess.run(["cp", "-r", folder, copy], check=True)
+    copy = copied(made, tmp_path)
     path = copy / "records" / f"{KEYS[0]}.json"
     record = json.loads(path.read_text())
     record |= {"threads": 64, "batch": 4, "versions": record["versions"] | {"torch": "1.0"}}
@@ -115,12 +115,8 @@ def test_what_differs_is_reported_and_decides_the_exit_code(made, tmp_path, caps
     out = capsys.readouterr().out
     for said in ("OVER the tolerance", "threads: 64 then", "batch: 4 then", "torch: 1.0 then"):
         assert said in out
-    for psnr, z, good in (
-        (39.9, None, False),
-        (40, None, True),
-        (99, 0.02, False),
-        (99, 0.01, True),
-    ):
+    cases = ((39.9, None, False), (40, None, True), (99, 0.02, False), (99, 0.01, True))
+    for psnr, z, good in cases:
         assert within({"psnr": psnr, "largest_latent_difference": z}, STRICT_TOLERANCE) == good
 
 
@@ -150,9 +146,7 @@ def test_what_cannot_be_reproduced_is_refused(word, made):
     ],
 )
 def test_a_recipe_that_is_not_this_ones_is_refused(changed, said, made, tmp_path):
-    (folder,) = (p.parent for p in made.glob("*/recipe.json"))
-    copy = tmp_path / folder.name
-    subprocess.run(["cp", "-r", folder, copy], check=True)
+    copy = copied(made, tmp_path)
     stored = json.loads((copy / "recipe.json").read_text())
     write_json(copy / "recipe.json", stored | changed)
     with pytest.raises(UserError, match=said):
@@ -186,9 +180,7 @@ def test_a_recipe_is_rebuilt_from_what_is_stored(words, tmp_path):
 
 
 def test_a_run_id_that_looks_like_a_number_arrives_to_the_letter():
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     parse = OverridesParser.create().parse_overrides
     words = ("12345e6789", "12345e6789/0123456789012345", "0123456789")
     for word in (*words, "12345e6789/zzz", "runs/1234567890"):
-        assert parse([cli.literal(f"reproduce={word}")])[0].value() == word
+        assert parse([literal(f"reproduce={word}")])[0].value() == word

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished import fresh_flows
-from hydra import compose, initialize_config_dir
+from finished import composed, fresh_flows, state
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,23 +20,16 @@ from s2flow.prompts import DEMO
 from s2flow.run import job, runner
 from s2flow.scorers.builtin import TemporalFlickering
 from s2flow.scorers.fidelity import psnr
+from s2flow.scorers.world import WorldAgreement
 from s2flow.store import clip_key, load_records, sha256_of
 from s2flow.store.tasks import clip_tasks
 from s2flow.video import read_video
 
-CONF = Path(__file__).parents[2] / "conf"
 SMALL = ("steps=3", "t_i=2", "frames=2", "device=cpu")
 
 
 def config(runs_dir, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*SMALL, f"runs_dir={runs_dir}", *overrides])
-
-
-def state(folder):
-    """Content and time of every file, but for recipe.json, which every job writes anew."""
-    kept = (p for p in folder.rglob("*") if p.is_file() and p.name != "recipe.json")
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, sha256_of(p)) for p in kept}
+    return composed(*SMALL, f"runs_dir={runs_dir}", *overrides)
 
 
 def names(folder, kind):
@@ -59,6 +51,8 @@ def made(tmp_path_factory):
 def test_a_record_holds_everything(made):
     summary, runs_dir = made
     folder = runs_dir / summary["run_id"]
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert isinstance(recipe.pop("version"), int)
     assert summary["clips"] == summary["made"] == len(summary["records"]) == 2
     for place, record in enumerate(summary["records"]):
         assert record["status"] == "ok" and record["run_id"] == summary["run_id"]
@@ -82,48 +76,25 @@ def test_a_record_holds_everything(made):
         assert record["versions"]["torch"] == torch.__version__
         assert {"python", "s2flow", "diffusers", "numpy"} <= set(record["versions"])
         assert record["device"].startswith("cpu")
-        for name in ("commit", "dirty", "host", "command", "threads", "batch"):
-            assert name in record
-
-
-def test_a_record_tells_the_noise_levels_and_the_windows(made):
-    for record in made[0]["records"]:
-        sigmas = [round(s, 8) for s in sigma_grid(3, record["recipe"]["shift"]).tolist()]
+        assert {"commit", "dirty", "host", "command", "threads", "batch"} <= set(record)
+        assert record["recipe"] == recipe
+        # noise levels and windows
+        sigmas = [round(s, 8) for s in sigma_grid(3, recipe["shift"]).tolist()]
         assert record["sigmas"] == sigmas[::-1] and record["sigmas"][0] == 1
         assert record["sigma_handoff"] == sigmas[2]  # t_i=2 steps remain
         assert set(record["density"]) == {"2", "1"}
         assert record["windows"] == "adaptive" and record["density_requested"] == 0.5
         assert all(abs(f - 0.5) < 0.1 for f in record["density"].values())
-        layers_and_heads = sum(record["window_histogram"].values())
-        assert layers_and_heads % 2 == 0  # over both HR steps
+        assert sum(record["window_histogram"].values()) % 2 == 0  # over both HR steps
         assert record["low_flow_reused"] is False
-
-
-def test_the_recipe_file_and_the_record_tell_the_same(made):
-    summary, runs_dir = made
-    recipe = json.loads((runs_dir / summary["run_id"] / "recipe.json").read_text())
-    version = recipe.pop("version")
-    assert isinstance(version, int)
-    assert all(record["recipe"] == recipe for record in summary["records"])
-
-
-def test_videos_and_sheets_open(made):
-    summary, runs_dir = made
-    folder = runs_dir / summary["run_id"]
-    for record in summary["records"]:
-        path = folder / record["video"]
+        # files that open
         assert read_video(path).shape == (2, 64, 96, 3)
         assert read_video(path.with_suffix(".low.mp4")).shape == (2, 32, 48, 3)
         with Image.open(folder / "sheets" / f"{path.stem}.png") as sheet:
             assert sheet.width > 2 * 192 and sheet.height > 2 * 128
-
-
-def test_rows_for_the_tables(made):
-    rows = load_records(made[1])
-    assert (
-        len(rows) == 2 and set(rows["low"]) == {"32x48"} and set(rows["upsample"]) == {"bilinear"}
-    )
-    assert (rows["seconds_total"] > rows["seconds_hr"]).all()
+    rows = load_records(runs_dir)
+    assert set(rows["low"]) == {"32x48"} and set(rows["upsample"]) == {"bilinear"}
+    assert len(rows) == 2 and (rows["seconds_total"] > rows["seconds_hr"]).all()
     assert rows["score_temporal_flickering"].notna().all()
 
 
@@ -152,31 +123,18 @@ def test_what_is_lost_is_made_again_to_the_same_pixels(made, monkeypatch):
 
 def test_equal_texts_share_a_clip(tmp_path):
     (tmp_path / "list.txt").write_text("a red ball\na blue star\na red ball\n")
-    source = ("prompts=file", f"prompts.file={tmp_path}/list.txt", "scorer=[none]")
-    summary = runner.run(config(tmp_path / "runs", *source, "method=bicubic"))
+    words = ("method=bicubic", "scorer=[none]")
+    source = ("prompts=file", f"prompts.file={tmp_path}/list.txt")
+    summary = runner.run(config(tmp_path / "runs", *words, *source))
     assert summary["clips"] == summary["made"] == 2
     assert [r["prompt_index"] for r in summary["records"]] == [[0, 2], [1]]
     assert len(names(tmp_path / "runs", "records")) == 2
-
-
-def test_a_prompt_and_the_same_list_entry_are_one_clip(tmp_path):
-    cfg = config(tmp_path, "method=bicubic", "scorer=[none]")
-    assert runner.run(cfg)["made"] == 1
-    cfg.prompt = DEMO[0]
-    assert runner.run(cfg)["made"] == 0
-
-
-def test_shards_are_disjoint_and_complete(tmp_path):
-    shards = [
-        clip_tasks(config(tmp_path, "prompts.count=6", f"shard={k}/4")) for k in (1, 2, 3, 4)
-    ]
-    assert sorted(t.prompt for tasks in shards for t in tasks) == sorted(DEMO)
+    assert runner.run(config(tmp_path / "runs", *words, "prompt=a red ball"))["made"] == 0
 
 
 def test_seeds_make_so_many_clips_of_each_prompt(tmp_path):
-    cfg = config(
-        tmp_path, "method=bicubic", "scorer=[none]", "prompts.count=2", "seed=3", "batch=3"
-    )
+    words = ("method=bicubic", "scorer=[none]", "prompts.count=2", "seed=3", "batch=3")
+    cfg = config(tmp_path, *words)
     first = runner.run(cfg)
     cfg.seeds = 2
     both = runner.run(cfg)
@@ -188,9 +146,11 @@ def test_seeds_make_so_many_clips_of_each_prompt(tmp_path):
 
 
 def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
-    tasks = [
-        clip_tasks(config(tmp_path, "prompts.count=3", "seeds=2", f"shard={k}/2")) for k in (1, 2)
-    ]
+    def shards(n, *words):
+        return [clip_tasks(config(tmp_path, *words, f"shard={k + 1}/{n}")) for k in range(n)]
+
+    assert sorted(t.prompt for s in shards(4, "prompts.count=6") for t in s) == sorted(DEMO)
+    tasks = shards(2, "prompts.count=3", "seeds=2")
     assert [[(t.indices, t.seed) for t in shard] for shard in tasks] == [
         [((0,), 0), ((2,), 0), ((0,), 1), ((2,), 1)],
         [((1,), 0), ((1,), 1)],
@@ -200,13 +160,9 @@ def test_shards_split_prompts_and_keep_their_seeds_together(tmp_path):
 
 
 def test_augmented_prompts_are_given_to_the_model_and_the_entry_to_scorers(tmp_path, monkeypatch):
-    seen = []
-    flickering = TemporalFlickering.score
-    monkeypatch.setattr(
-        TemporalFlickering,
-        "score",
-        lambda s, clip: seen.append(clip.prompt) or flickering(s, clip),
-    )
+    seen, score = [], TemporalFlickering.score
+    noted = lambda s, clip: seen.append(clip.prompt) or score(s, clip)  # noqa: E731
+    monkeypatch.setattr(TemporalFlickering, "score", noted)
     (tmp_path / "short.txt").write_text("a red ball\na blue star\na blue star\n")
     (tmp_path / "long.txt").write_text("a large red ball\na blue star\na large red ball\n")
     words = ("prompts=file", f"prompts.file={tmp_path}/short.txt", "scorer=[builtin]")
@@ -229,23 +185,17 @@ def test_augmented_prompts_are_given_to_the_model_and_the_entry_to_scorers(tmp_p
 # -- failures -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def failing(monkeypatch):
-    """Makes the method fail for every batch that holds one prompt; call it to heal."""
-    method = methods.method("bicubic")
-    generate = method.generate
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_failure_costs_only_itself(batch, monkeypatch, tmp_path, capsys):
+    bicubic = methods.method("bicubic")
+    generate = bicubic.generate
 
     def broken(cascade):
         if DEMO[1] in cascade.prompts:
             raise RuntimeError("deliberate [/x] failure\nwith a second line")
         return generate(cascade)
 
-    monkeypatch.setattr(method, "generate", broken)
-    return lambda: monkeypatch.setattr(method, "generate", generate)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
+    monkeypatch.setattr(bicubic, "generate", broken)
     cfg = config(tmp_path, "method=bicubic", "prompts.count=3", "scorer=[none]", f"batch={batch}")
     with pytest.raises(UserError, match="1 of 3 clips failed, 2 are complete.*type cache=retry"):
         runner.run(cfg)
@@ -258,23 +208,10 @@ def test_a_failure_costs_only_itself(batch, failing, tmp_path, capsys):
     assert "deliberate" in failure["error"] and "Traceback" in failure["traceback"]
     assert names(tmp_path, "records") == {f"{clip_key(DEMO[i], 0)}.json" for i in (0, 2)}
 
-    failing()  # healed: the same command leaves the failed one out, and cache=retry makes only it
-    before = state(tmp_path)
-    with pytest.raises(UserError, match="1 of 3 clips failed before .*type cache=retry"):
-        runner.run(cfg)
-    assert state(tmp_path) == before
-    cfg.cache = "retry"
-    summary = runner.run(cfg)
-    assert summary["made"] == 1 and summary["failed"] == 0 and len(summary["records"]) == 3
-    assert names(tmp_path, "failures") == set()
-    after = state(tmp_path)
-    assert all(after[k] == v for k, v in before.items() if "failures" not in k)
 
-
-@pytest.mark.parametrize("method", ["native", "s2flow"])
-def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(method, monkeypatch, tmp_path, capsys):
+def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(monkeypatch, tmp_path, capsys):
     """One clip of a batch loses its numbers at HR; the other one is as if it were alone."""
-    words = (f"method={method}", "steps=4", "t_i=3")  # as many as a cosine needs
+    words = ("steps=4", "t_i=3")  # as many as a cosine needs
     alone = runner.run(config(tmp_path / "alone", *words, "prompts.count=1"))
     taylor_step = solver.taylor_step
 
@@ -295,21 +232,18 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(method, monkeypatch,
     assert psnr(*same) > 40  # batches round in another order
     assert lost["status"] == "ok" and "nan" in capsys.readouterr().err
     assert read_video(folder / lost["video"]).max() == 0  # black, where bytes of NaN are anything
-    if method == "s2flow":
-        assert lost["derivative_cosine"]["lri"] == {"2": None}
+    assert lost["derivative_cosine"]["lri"] == {"2": None}
     assert runner.run(cfg)["made"] == 0  # it is done, and not tried again
 
-
-def test_the_latent_alone_tells_of_lost_numbers(monkeypatch, tmp_path):
     method = methods.method("bicubic")
     generate = method.generate
 
-    def spoiled(run):
+    def one_number(run):  # of the latent alone
         made = generate(run)
         made.latent[0, 0, 0, 0, 0] = torch.nan
         return made
 
-    monkeypatch.setattr(method, "generate", spoiled)
+    monkeypatch.setattr(method, "generate", one_number)
     monkeypatch.setattr(loading, "low_flows", fresh_flows())  # the spoiled one is not shared
     (record,) = runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))["records"]
     assert record["outcome"] == "nan" and record["nan_share"] == 0
@@ -422,7 +356,7 @@ def test_a_device_that_torch_does_not_know():
 
 def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_path):
     def job(*words):
-        return runner.run(config(tmp_path, "prompts.count=1", *words))
+        return runner.run(config(tmp_path, "prompts.count=1", "method=bicubic", *words))
 
     first = job("scorer=[none]")
     (record,) = first["records"]
@@ -438,16 +372,14 @@ def test_recorded_clips_get_the_scores_they_lack_without_being_made_again(tmp_pa
 
 
 def test_a_scorer_whose_definition_changed_scores_recorded_clips_again(tmp_path, monkeypatch):
-    from s2flow.scorers.world import WorldAgreement
-
     def job():
-        (record,) = runner.run(config(tmp_path, "prompts.count=1", "scorer=[world]"))["records"]
+        cfg = config(tmp_path, "prompts.count=1", "method=bicubic", "scorer=[world]")
+        (record,) = runner.run(cfg)["records"]
         return record["scorers"]["world"]["version"], record["scores"]["detail"]
 
     first = job()
-    monkeypatch.setattr(
-        WorldAgreement, "score", lambda self, clip: dict.fromkeys(self.names, -1.0)
-    )
+    constant = lambda self, clip: dict.fromkeys(self.names, -1.0)  # noqa: E731
+    monkeypatch.setattr(WorldAgreement, "score", constant)
     assert job() == first  # the same definition: what is recorded stands
     monkeypatch.setattr(WorldAgreement, "version", first[0] + 1)
     assert job() == (first[0] + 1, -1.0)

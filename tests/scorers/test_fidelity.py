@@ -10,24 +10,14 @@ from safetensors.torch import save_file
 
 from s2flow.errors import UserError
 from s2flow.scorers import Clip
-from s2flow.scorers.fidelity import (
-    ALEXNET,
-    Fidelity,
-    Lpips,
-    find_clip,
-    find_reference,
-    psnr,
-    relative_error,
-    ssim,
-)
+from s2flow.scorers.fidelity import ALEXNET, Fidelity, Lpips, psnr, relative_error, ssim
 from s2flow.store import clip_key
-from s2flow.video import read_frames, write_video
+from s2flow.video import write_video
 
 
 def clip(frames: int = 3, seed: int = 0) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(frames, 3, 5, 7, generator=draw)
-    return torch.nn.functional.interpolate(coarse, (32, 48), mode="bilinear").movedim(1, -1)
+    coarse = torch.rand(frames, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (32, 48), mode="bilinear").movedim(1, -1)
 
 
 def test_psnr_and_relative_error_of_known_noise():
@@ -35,24 +25,13 @@ def test_psnr_and_relative_error_of_known_noise():
     noise = 0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0))
     assert psnr(b + noise, b) == pytest.approx(20.0, abs=0.05)
     assert relative_error(b + noise, b) == pytest.approx(0.2, abs=0.002)
-    assert psnr(b + 0.1, b) == pytest.approx(20.0, abs=1e-4)
 
 
-def test_identical_clips_are_perfect_and_a_black_reference_has_no_relative_error():
+def test_identical_clips_are_perfect_and_what_has_no_scale_or_window_has_no_score():
     b = clip()
     assert psnr(b, b) == 100.0 and relative_error(b, b) == 0.0
     assert ssim(b, b) == pytest.approx(1.0, abs=1e-6)
-    assert (
-        relative_error(b, torch.zeros(3, 32, 48, 3)) is None and ssim(b[:, :9], b[:, :9]) is None
-    )
-
-
-def test_ssim_is_symmetric_and_falls_with_noise():
-    b = clip()
-    noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(1))
-    little, much = b + 0.02 * noise, b + 0.2 * noise
-    assert ssim(little, b) == pytest.approx(ssim(b, little), abs=1e-6)
-    assert 1 > ssim(little, b) > ssim(much, b)
+    assert relative_error(b, 0 * b) is None and ssim(b[:, :9], b[:, :9]) is None
 
 
 @pytest.mark.parametrize("size", [(3, 32, 48), (2, 141, 207), (1, 11, 300)])
@@ -82,7 +61,7 @@ def test_bytes_give_the_definition_in_float64(size):
 
 
 def add(folder, run, video, recipe, latent=None):
-    """A finished clip of "a ball", seed 0, in a run; its record."""
+    """A finished clip of "a ball", seed 0, in a run, as a scorer gets it."""
     key = clip_key("a ball", 0)
     for kind in ("records", "clips", "latents"):
         (folder / run / kind).mkdir(parents=True, exist_ok=True)
@@ -101,33 +80,27 @@ CASCADE = {"method": "cascade", "t_i": 8, "steps": 20}
 
 
 def scores(reference, clip):
-    """What the parts say that lack nothing, under the names that they state."""
+    """By the parts that lack nothing, under the names that they state."""
     found = {}
     for part in Fidelity(reference).parts().values():
         if not part.needs:
-            said = part.score(clip)
-            assert tuple(said) == part.names
-            found |= said
+            given = part.score(clip)
+            assert tuple(given) == part.names
+            found |= given
     return found
 
 
-def test_finds_the_same_prompt_and_seed_in_the_reference(tmp_path):
-    add(tmp_path, "ref", clip(), FULL)
-    found = scores("ref", add(tmp_path, "own", clip() * 0.8 + 0.1, SPARSE))
-    expected = psnr(clip() * 0.8 + 0.1, clip())
-    assert found["psnr"] == pytest.approx(expected, abs=0.3)
-    assert found["latent_relative_error"] is None  # neither kept it
-
-
-def test_the_final_latents_are_compared_where_both_kept_theirs(tmp_path):
+def test_finds_the_same_prompt_and_seed_and_the_latents_where_both_kept_theirs(tmp_path):
     z = torch.randn(4, 2, 8, 12, generator=torch.Generator().manual_seed(0))
-    add(tmp_path, "ref", clip(), FULL, z)
-    add(tmp_path, "small", clip(), FULL, z[:, :1].contiguous())
-    own = add(tmp_path, "own", clip(), SPARSE, 1.25 * z)
-    name = "latent_relative_error"
-    assert scores("ref", own)[name] == pytest.approx(0.25, abs=1e-6)
-    assert scores("own", own)[name] == 0
-    assert scores("small", own)[name] is None
+    for name, latent in (("ref", z), ("small", z[:, :1].contiguous()), ("none", None)):
+        add(tmp_path, name, clip(), FULL, latent)
+    own = add(tmp_path, "own", clip() * 0.8 + 0.1, SPARSE, 1.25 * z)
+    expected = psnr(clip() * 0.8 + 0.1, clip())
+    assert scores("ref", own)["psnr"] == pytest.approx(expected, abs=0.3)
+    found = {name: scores(name, own)["latent_relative_error"] for name in ("ref", "own")}
+    assert found == {"ref": pytest.approx(0.25, abs=1e-6), "own": 0}
+    assert scores("small", own)["latent_relative_error"] is None
+    assert scores("none", own)["latent_relative_error"] is None
 
 
 @pytest.mark.parametrize("full", [FULL, CASCADE])
@@ -141,44 +114,27 @@ def test_auto_finds_the_same_recipe_with_full_attention_and_euler_steps(full, tm
     assert scores("auto", own)["psnr"] == 100
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"method": "native", "steps": 20},
-        CASCADE | {"method": "macs"},
-        CASCADE | {"method": "diffusehigh", "params": {"guided_steps": 5, "space": "latent"}},
-        CASCADE | {"method": "hiflow", "params": {"alpha": 1.0, "beta": 0.5, "cutoff": 0.2}},
-        CASCADE | {"method": "rectifiedhr", "params": {"guidance": 2.0}},
-    ],
-    ids=lambda other: other["method"],
-)
-def test_auto_has_no_reference_for_methods_that_are_no_such_cascade(other, tmp_path):
+def test_auto_has_no_reference_for_methods_that_are_no_such_cascade(tmp_path):
     for name, full in (("s2flow", FULL), ("cascade", CASCADE)):
         add(tmp_path, name, clip(), full)
-    own = add(tmp_path, "own", clip(), other)
-    assert find_reference(own, "auto") is None
-    assert set(scores("auto", own).values()) == {None}
-    for part in Fidelity("auto").parts().values():
-        assert part.depends(own) is None
+    for method in ("native", "macs", "diffusehigh", "hiflow", "rectifiedhr"):
+        own = add(tmp_path, "own", clip(), CASCADE | {"method": method})
+        assert set(scores("auto", own).values()) == {None}
+        assert {part.depends(own) for part in Fidelity("auto").parts().values()} == {None}
 
 
-def test_a_missing_reference_says_what_to_type(tmp_path):
+def test_a_missing_reference_and_one_of_another_size_say_what_to_type(tmp_path):
     own = add(tmp_path, "own", clip(), SPARSE)
     add(tmp_path, "ref", clip(), FULL)
     record = next(tmp_path.glob("ref/records/*.json"))
     for broken in (lambda: record.write_text('{"error": "killed"}'), record.unlink):
         broken()
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="ref.*'a ball'.*seed 0.*python run.py") as error:
             scores("ref", own)
-        message = str(error.value)
-        assert "\n" not in message
-        assert all(x in message for x in ("ref", "'a ball'", "seed 0", "python run.py"))
-
-
-def test_another_resolution_is_refused(tmp_path):
-    add(tmp_path, "ref", clip(), FULL)
-    with pytest.raises(UserError, match="32x48: name a reference of the same resolution"):
-        scores("ref", add(tmp_path, "own", torch.rand(3, 64, 96, 3), SPARSE))
+        assert "\n" not in str(error.value)
+    add(tmp_path, "ref", torch.rand(3, 64, 96, 3), FULL)
+    with pytest.raises(UserError, match="64x96: name a reference of the same resolution"):
+        scores("ref", own)
 
 
 # -- LPIPS ------------------------------------------------------------------------------------
@@ -187,7 +143,7 @@ def test_another_resolution_is_refused(tmp_path):
 def test_lpips_without_its_weights_names_them_and_downloads_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
-    part = Fidelity("ref").parts()["fidelity_lpips"]
+    part = Lpips("ref")
     assert str(tmp_path / "checkpoints" / ALEXNET) in part.needs[-1] and part.weights == {}
 
 
@@ -203,15 +159,14 @@ def test_lpips_is_that_of_the_package_over_the_file_of_torchvision(tmp_path, mon
     torch.manual_seed(0)
     backbone = alexnet(weights=None)
     torch.save(backbone.state_dict(), tmp_path / "checkpoints" / ALEXNET)
-    add(tmp_path, "ref", clip(2), FULL)
+    reference = add(tmp_path, "ref", clip(2), FULL)
     own = add(tmp_path, "own", clip(2, seed=1), SPARSE)
     part = Lpips("ref")
     assert part.needs == [] and len(part.weights[ALEXNET]) == 64
     with monkeypatch.context() as m:  # the package's own way, given the same backbone
         m.setattr("lpips.pretrained_networks.tv.alexnet", lambda pretrained: backbone)
         model = lpips.LPIPS(net="alex", verbose=False).eval()
-    frames = (own.frames, read_frames(find_clip(tmp_path, "ref", "a ball", 0)))
-    a, b = (f.movedim(-1, 1).float() / 127.5 - 1 for f in frames)
+    a, b = (c.frames.movedim(-1, 1).float() / 127.5 - 1 for c in (own, reference))
     with torch.no_grad():
         expected = model(a, b).mean().item()
     assert expected > 0.001

@@ -126,29 +126,21 @@ def test_a_final_verdict_stands_and_the_last_of_several_counts(tmp_path):
         assert [v["scores"] for v in reader.of(record())] == [{"flicker": 0.2}]
 
 
-def test_a_record_with_the_latest_metric_of_each_scorer(tmp_path):
+def test_a_record_has_the_latest_metric_that_scored_of_each_scorer(tmp_path):
     book = ScoreBook(tmp_path)
-    book.add(verdict(at=2, metric="new", flicker=0.2))
+    book.add(verdict(at=2, metric="A", flicker=0.2))
     book.add(verdict(at=1, metric="old", flicker=0.1))
-    book.add(
-        verdict(at=3, scorer="vbench", metric="v", status="missing_weights", flicker=None, x=None)
-    )
+    lost = {"status": "missing_weights", "flicker": None, "x": None}
+    book.add(verdict(at=3, scorer="vbench", metric="v", **lost))
+    book.add(verdict(at=4, metric="B", status="failed", flicker=None))
     joined = book.joined(record(prompt="a cat"))
     assert joined["prompt"] == "a cat" and joined["scores"] == {"flicker": 0.2, "x": None}
-    assert joined["scorers"]["builtin"]["metric"] == "new"
+    assert joined["scorers"]["builtin"]["metric"] == "A"
     assert joined["scorers"]["vbench"]["status"] == "missing_weights"
-    assert len(book.verdicts()) == 3
-
-
-def test_what_is_shown_and_how_it_was_taken_are_one_verdict(tmp_path):
-    book = ScoreBook(tmp_path)
-    book.add(verdict(at=1, metric="A", flicker=0.5))
-    book.add(verdict(at=2, metric="B", status="failed", flicker=None))
+    assert len(book.verdicts()) == 4
+    book.add(verdict(at=5, metric="B", flicker=0.7))
     joined = book.joined(record())
-    assert joined["scores"] == {"flicker": 0.5} and joined["scorers"]["builtin"]["metric"] == "A"
-    book.add(verdict(at=3, metric="B", flicker=0.7))
-    joined = book.joined(record())
-    assert joined["scores"] == {"flicker": 0.7} and joined["scorers"]["builtin"]["metric"] == "B"
+    assert joined["scores"]["flicker"] == 0.7 and joined["scorers"]["builtin"]["metric"] == "B"
 
 
 def test_a_clip_that_was_nan_has_no_scores(tmp_path):

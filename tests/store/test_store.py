@@ -5,7 +5,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 from dataclasses import fields
 from functools import partial
 
@@ -42,13 +41,8 @@ def record_of(store, key=KEY, **other):
     """Write a clip and its record, as the runner does."""
     with written_whole(store.path("clips", f"{key}.mp4")) as temporary:
         temporary.write_bytes(b"video " * 100)
-    record = {
-        "status": "ok",
-        "run_id": store.run_id,
-        "recipe": RECIPE,
-        "prompt": PROMPT,
-        "seed": SEED,
-    }
+    record = {"status": "ok", "run_id": store.run_id, "recipe": RECIPE}
+    record |= {"prompt": PROMPT, "seed": SEED}
     record |= {"video": f"clips/{key}.mp4", "bytes": 600, "height": 64, "width": 96, "frames": 2}
     record |= {"windows": "adaptive", "density": {"2": 0.5, "1": 0.25}, "device": "cpu"}
     record |= {"seconds": {"lr": 1.0, "hr": 2.0, "decode": 0.5}, "commit": "abc"}
@@ -109,10 +103,7 @@ def test_keys_depend_on_prompt_and_seed_and_stay_as_they_are():
     texts = ["a cat", "a cat ", "A cat", "", "1\0a cat", "🦊"]
     assert len({clip_key(t, s) for t in texts for s in (0, 1, -1, 11)}) == 4 * len(texts)
     assert clip_key(PROMPT, SEED, PROMPT) == clip_key(PROMPT, SEED, None) == KEY
-    assert clip_key(PROMPT, SEED, "a short one") not in (
-        KEY,
-        clip_key("a short one", SEED, PROMPT),
-    )
+    assert clip_key(PROMPT, SEED, "short") not in (KEY, clip_key("short", SEED, PROMPT))
 
 
 def test_a_clip_is_finished_when_record_and_video_are_whole(store):
@@ -134,14 +125,12 @@ def test_a_clip_is_finished_when_record_and_video_are_whole(store):
 
 
 def test_only_the_temporaries_of_the_dead_are_swept_up(store):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead = subprocess.Popen(["true"])
     dead.wait()
     clips, host = store.folder / "clips", socket.gethostname()
-    gone = clips / f".tmp-{host}-{dead.pid}-12345678-a.mp4"
-    kept = [
-        clips / f".tmp-{host}-{os.getppid()}-12345678-a.mp4",  # a worker that lives
-        clips / f".tmp-elsewhere-{dead.pid}-12345678-a.mp4",  # another machine's
-    ]
+    # of a dead process, of a worker that lives, of another machine
+    of = (f"{host}-{dead.pid}", f"{host}-{os.getppid()}", f"elsewhere-{dead.pid}")
+    gone, *kept = (clips / f".tmp-{process}-12345678-a.mp4" for process in of)
     for path in (gone, *kept):
         path.touch()
     Store(store.runs_dir, store.run_id, RECIPE)
@@ -150,9 +139,8 @@ def test_only_the_temporaries_of_the_dead_are_swept_up(store):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"runs_dir=.*file/runs cannot be written .*type runs_dir="
-    ):
+    message = r"runs_dir=.*file/runs cannot be written .*type runs_dir="
+    with pytest.raises(UserError, match=message):
         Store(tmp_path / "file" / "runs", "0123456789", RECIPE)
 
 

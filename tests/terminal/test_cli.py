@@ -132,6 +132,7 @@ REFUSED = {  # what is typed -> what the line must say: the value, and what to t
     "seeds=0": "seeds=0 type seeds=1",
     "seeds=-2": "seeds=-2 type seeds=1",
     "seeds=1.5": "seeds=1.5 type whole number seeds",
+    "prompts=file": "type prompts=file prompts.file=prompts.txt",
     "prompts.augmented=none.txt": "prompts.augmented=none.txt does not exist",
     "batch=0": "batch=0 type batch=1",
     "progress=loud": "progress=loud type progress=auto|plain|off",
@@ -167,15 +168,6 @@ def test_vbench_where_it_is_not_installed(command, capsys):
     assert "pip install --no-deps vbench==0.1.5" in line
 
 
-def test_prompt_files_that_are_missing_or_empty(command, capsys, tmp_path):
-    (tmp_path / "empty.txt").touch()
-    for name, said in (("none.txt", "does not exist"), ("empty.txt", "is empty")):
-        file = tmp_path / name
-        line = refusal(command("prompts=file", f"prompts.file={file}"), capsys)
-        assert said in line and str(file) in line
-    assert "prompts.file=prompts.txt" in refusal(command("prompts=file"), capsys)
-
-
 def test_an_augmented_list_beside_a_single_prompt(command, capsys):
     line = refusal(command("prompt=cat", "prompts.augmented=long.txt"), capsys)
     assert "prompts.augmented=long.txt" in line and "drop one" in line
@@ -192,11 +184,12 @@ def altered(monkeypatch, tmp_path):
     """A private copy of the weights, seen instead of those that ship."""
     shutil.copytree(tiny.WEIGHTS / "micro", tmp_path / "weights" / "micro")
     monkeypatch.setattr(tiny, "WEIGHTS", tmp_path / "weights")
-    for forget in (loading._loaded.clear, loading.weights_hash.cache_clear):
-        forget()
+    forget = (loading._loaded.clear, loading.weights_hash.cache_clear)
+    for call in forget:
+        call()
     yield tmp_path / "weights" / "micro"
-    for forget in (loading._loaded.clear, loading.weights_hash.cache_clear):
-        forget()
+    for call in forget:
+        call()
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
@@ -236,52 +229,29 @@ def test_a_refused_command_leaves_no_run(command, tmp_path):
 
 # -- prompts to the letter ----------------------------------------------------------------------
 
-NASTY = [
-    "a cat, a dog, and a bird",
-    """it's a "quoted" prompt""",
-    "'single'",
-    '"double"',
-    "'",
-    '"',
+NASTY = [  # apart from what `alphabet_soup` makes
+    """it's a "quoted", prompt""",
     "\\",
-    "\\\\",
-    "ends in a backslash \\",
     "ends in two \\\\",
     "backslash before \\' and \\\" quotes",
-    "x=1, y=2",
-    "=",
-    "${seed}",
     "${oc.env:HOME}",
-    "\\${seed}",
     "\\\\${seed}",
     "$ {x} $x $$ ${",
-    "${x",
-    "}",
     "[a,b]",
     "{a:1}",
-    "~x",
-    "+x",
     "++x=1",
-    "@x",
-    "a:b",
     "null and void",
-    "42",
     "1e3",
     "true",
     "nan",
     "choice(1,2)",
-    "glob(*)",
     "range(1,3)",
     " leading and trailing ",
-    "\ttabs\t",
-    "two\nlines",
     "\nlines around\n",
     "carriage\r\nreturn",
     "emoji 🦊🏳️‍🌈 and \u2028 and \u0301",
-    "# no comment",
     "%s %(x)s \\n \\t",
     "a" * 3000,
-    "-m",
     "--help",
     "prompt=x",
 ]
@@ -320,7 +290,7 @@ def test_any_text_arrives_to_the_letter():
 
 def test_any_text_arrives_through_the_whole_config():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for text in NASTY[::6]:
+        for text in NASTY[::4]:
             cfg = compose("config", [cli.literal(f"prompt={text}")])
             assert cfg.prompt == text
             assert OmegaConf.to_container(cfg, resolve=True)["prompt"] == text
@@ -344,9 +314,8 @@ def test_a_nasty_prompt_is_recorded_to_the_letter(flags, command, capsys, tmp_pa
 
 LIGHT = {  # what is imported, and what that must not bring along
     # a signal meanwhile is reported without torch
-    "s2flow.terminal.summary, s2flow.terminal.cli, s2flow.recipe.schema": "torch",
+    "tables, s2flow.terminal.summary, s2flow.terminal.cli, s2flow.recipe.schema, "
     "s2flow.store.__main__": "torch",
-    "tables": "torch",
     "s2flow.run.runner": "s2flow.backbones.hunyuan, s2flow.backbones.wan, accelerate",
 }
 

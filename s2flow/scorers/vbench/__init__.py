@@ -9,10 +9,9 @@
     imaging_quality          MUSIQ trained on SPAQ, a frame at a time, divided by 100      MUSIQ
 
 Values equal VBench's per-video scores, on 0-1 (overall consistency is a cosine, about 0.2 for a
-fitting clip). VBench does two things only when it averages: it divides imaging quality by 100, which we
-do per clip, and it weights background consistency by a clip's number of frames minus one, which we do
-not do; that changes nothing for clips of equal length. The official total needs 16 dimensions and is
-never computed from these.
+fitting clip). VBench weights background consistency by a clip's number of frames minus one when it
+averages; we do not, which changes nothing for clips of equal length. The official total needs 16
+dimensions and is never computed from these.
 
     protocol=all_on_all   every dimension on every clip, most likely the protocol of the paper's tables
     protocol=standard     a dimension only on the prompts that VBench_full_info.json lists for it,
@@ -22,9 +21,6 @@ Where it fails: all but flickering and motion are evaluated at 224 or 512 pixels
 not count; flickering and smoothness are best for a frozen clip. Whole clips are held in memory as
 float32: at 117 frames of 1536x2560 about 7 GB of RAM, and motion smoothness, pinned to full resolution,
 grows with the square of the pixels.
-
-    worker.py    the six dimensions         compat.py    what the package needs to run here
-    weights.py   files, hashes, licences    twin.py      the same in an environment of VBench's own
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,13 +45,13 @@ INSTALL = "python -m pip install --no-deps -r requirements/vbench.txt"
 CHECK = "python -m s2flow.scorers.vbench check"
 
 MIN_FRAMES = {"temporal_flickering": 2, "background_consistency": 2, "motion_smoothness": 3}
+BY_OPENCV = "all frames at full size, 8 bits, decoded by OpenCV"
 CLIP_FRAMES = (
     "shorter side to 224, bicubic, not antialiased; centre crop; CLIP's mean and deviation"
 )
 PREPROCESSING = {
-    "temporal_flickering": "all frames at full size, 8 bits, decoded by OpenCV",
-    "motion_smoothness": "all frames at full size, 8 bits, decoded by OpenCV; padded to 16; "
-    "every second one in, never rescaled by memory",
+    "temporal_flickering": BY_OPENCV,
+    "motion_smoothness": f"{BY_OPENCV}; padded to 16; every second one in, never rescaled by memory",
     "background_consistency": f"all frames, decoded by decord; {CLIP_FRAMES}",
     "overall_consistency": f"8 frames, the middles of equal spans, decoded by decord; {CLIP_FRAMES}",
     "aesthetic_quality": f"all frames, decoded by decord; {CLIP_FRAMES}",
@@ -71,14 +67,14 @@ class Dimension(Scorer):
     files that VBench would drop or score in part.
     """
 
-    def __init__(self, vbench: "VBench", name: str, files: list[weights.WeightFile]) -> None:
+    def __init__(self, vbench: "VBench", name: str) -> None:
+        files = weights.look([name], vbench.cache, vbench.own)
         self.vbench, self.name, self.names = vbench, name, (name,)
         self.version = f"vbench-{VBENCH}{vbench.SUFFIX}/{ADAPTER_VERSION}"
         self.weights = {f.weight.file: f.sha256 for f in files if f.sha256}
         self.needs = [f.weight.file for f in files if f.state == "missing"]
         self.preprocessing, self.protocol = PREPROCESSING[name], vbench.protocol
-        self.arguments = vbench.decisive
-        self.versions = vbench.versions
+        self.arguments, self.versions = vbench.decisive, vbench.versions
 
     @property
     def device(self) -> str:
@@ -109,9 +105,7 @@ class VBench(Suite):
     scores are null, and so is every mean that needs it. allow_download: fetch them. cache_dir: of the
     weights; null: VBENCH_CACHE_DIR or ~/.cache/vbench. device: auto, cpu, cuda or cuda:n. full_info:
     VBench's list of prompts, for protocol=standard; null: the installed one. sha256: {key of
-    weights.TABLE: hash} of files that you trust.
-
-    Raises UserError for other values.
+    weights.TABLE: hash} of files that you trust. Raises UserError for other values.
     """
 
     KEY, SUFFIX = "vbench", ""  # in conf/scorer; in the version
@@ -128,8 +122,13 @@ class VBench(Suite):
         sha256: Mapping[str, str | None] | None = None,
     ) -> None:
         self.dimensions = known_dimensions(dimensions)
-        _one_of("protocol", protocol, PROTOCOLS)
-        _one_of("on_missing", on_missing, ("error", "skip"))
+        choices = (
+            ("protocol", protocol, PROTOCOLS),
+            ("on_missing", on_missing, ("error", "skip")),
+        )
+        for key, value, known in choices:
+            if value not in known:
+                raise UserError(f"{key}={value} is unknown; type one of {', '.join(known)}")
         self.protocol, self.on_missing, self.allow_download = protocol, on_missing, allow_download
         self.cache, self.full_info = weights.cache_folder(cache_dir), full_info
         self.own = {k: v for k, v in (sha256 or {}).items() if v is not None}
@@ -140,12 +139,10 @@ class VBench(Suite):
     def prepare(self) -> None:
         """Check package and weights without loading. Raises one UserError for all that is missing."""
         self.check_package()
-        files = self.files()
-        if self.allow_download:
-            for f in files:
-                if f.state == "missing":
-                    weights.fetch(f.weight, self.cache, self.own.get(f.weight.key, ""))
-            files = self.files()
+        for f in weights.look(self.dimensions, self.cache, self.own):
+            if f.state == "missing" and self.allow_download:
+                weights.fetch(f.weight, self.cache, self.own.get(f.weight.key, ""))
+        files = weights.look(self.dimensions, self.cache, self.own)
         wrong = [f for f in files if f.state == "wrong hash"]
         if wrong:
             raise UserError(
@@ -167,13 +164,7 @@ class VBench(Suite):
 
     def parts(self) -> dict[str, Dimension]:
         """{"vbench.<dimension>": scorer}, each scored and resumed on its own."""
-        files = self.files()
-        of = {d: [f for f in files if f.weight.dimension == d] for d in self.dimensions}
-        return {f"{self.KEY}.{d}": Dimension(self, d, of[d]) for d in self.dimensions}
-
-    def files(self) -> list[weights.WeightFile]:
-        """The files of these dimensions, hashed."""
-        return weights.look(self.dimensions, self.cache, self.own)
+        return {f"{self.KEY}.{name}": Dimension(self, name) for name in self.dimensions}
 
     def evaluate(self, dimension: str, path: str, prompt: str) -> float | None:
         """VBench's score of one file, on 0-1; None where VBench drops it."""
@@ -209,9 +200,10 @@ class VBench(Suite):
     @cached_property
     def decisive(self) -> dict[str, Any]:
         """The arguments that decide a score."""
-        if self.protocol == "all_on_all":
-            return {"protocol": self.protocol}
-        return {"protocol": self.protocol, "full_info": weights.sha256_of(self.info_path())}
+        own = {"protocol": self.protocol}
+        if self.protocol == "standard":
+            own["full_info"] = weights.sha256_of(self.info_path())
+        return own
 
     def info_path(self) -> Path:
         """VBench's list of prompts. Raises UserError if there is none."""
@@ -224,11 +216,10 @@ class VBench(Suite):
         return Path(path).expanduser()
 
     @cached_property
-    def entries(self) -> list[tuple[str, list[str]]]:
+    def entries(self) -> list[tuple[str, tuple[str, ...]]]:
         """(text, dimensions) of every prompt of VBench."""
-        path = self.info_path()
         whole = {"subset": "full", "seed": 0, "shard": "1/1", "count": None}
-        prompts = load_prompts("vbench", file=str(path), **whole)
+        prompts = load_prompts("vbench", file=str(self.info_path()), **whole)
         return [(p.text, p.dimensions) for p in prompts]
 
     def applies(self, dimension: str, clip: Clip) -> bool:
@@ -260,8 +251,3 @@ def package_problem(version: str | None) -> str | None:
     if version is None:
         return "the vbench package is not installed"
     return None if version == VBENCH else f"vbench {version} is installed, not {VBENCH}"
-
-
-def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value} is unknown; type one of {', '.join(choices)}")

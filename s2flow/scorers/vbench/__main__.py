@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import sys
-from importlib import metadata
 
 from s2flow.errors import UserError, print_error
 from s2flow.scorers.vbench import (
@@ -24,11 +23,12 @@ def check(dimensions: list[str], cache: str | None = None) -> int:
     package_fits = _print_package(dimensions)
     print(f"\nweights below {folder}")
     files = weights.look(dimensions, folder)
+    bad = [f for f in files if f.state in ("missing", "wrong hash")]
     for f in files:
         state = "with openai-clip" if f.state == "bundled" else f.state
         print(f"\n{state:18}{f.weight.dimension:24}{f.weight.size:14}{f.weight.licence}")
         print(f"{'':18}{f.path}")
-        if f.state in ("missing", "wrong hash"):
+        if f in bad:
             print(f"{'':18}{f.weight.url}")
         if f.sha256:
             why = "as expected" if f.trusted or f.state == "bundled" else "no full hash is known"
@@ -36,7 +36,6 @@ def check(dimensions: list[str], cache: str | None = None) -> int:
             print(f"{'':18}sha256 {f.sha256}, {why}")
     if "temporal_flickering" in dimensions:
         print(f"\n{'needs none':18}temporal_flickering")
-    bad = [f for f in files if f.state in ("missing", "wrong hash")]
     if bad:
         print(
             f"\n{len(bad)} of {len(files)} files are missing or wrong. Put them there by hand, or type "
@@ -63,29 +62,29 @@ def _print_package(dimensions: tuple[str, ...]) -> bool:
         return False
     print(", ".join(f"{k} {v}" for k, v in versions.items()))
     if declared:
-        torch, vision = metadata.version("torch"), metadata.version("torchvision")
+        vision = versions["torchvision"]
         print(
-            f"torchvision {vision} was built for another torch than {torch}: VBench runs, but "
-            "diffusers cannot be imported beside it; install torchvision from where your torch is "
+            f"torchvision {vision} was built for another torch than {versions['torch']}: VBench runs, "
+            "but diffusers cannot be imported beside it; install torchvision from where your torch is "
             f"from, such as torchvision=={vision.split('+')[0]} "
             "--index-url https://download.pytorch.org/whl/cpu"
         )
     return True
 
 
-def main() -> None:
-    """The command."""
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser("python -m s2flow.scorers.vbench", description=__doc__)
     parser.add_argument("command", choices=["check"])
     parser.add_argument("dimensions", nargs="*", metavar="dimension")
     parser.add_argument("--cache", help="folder of the weights; default VBENCH_CACHE_DIR")
-    typed = parser.parse_args()
+    typed = parser.parse_args(argv)
     try:
-        sys.exit(check(typed.dimensions, typed.cache))
+        return check(typed.dimensions, typed.cache)
     except UserError as error:
         print_error(error)
-        sys.exit(2)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,24 +1,7 @@
 """Workarounds that let VBench 0.1.5 run beside current packages; used by this backend only.
 
-Only the standard library and torch, in Python 3.8: the worker of twin.py runs this file in its own
-environment. torch, VBench and its dependencies are imported inside the functions, since they are
-optional there. Every workaround first checks whether it is needed.
-
-    what                      why                                                 seen with
-    pkg_resources             openai-clip and VBench's ViCLIP take `packaging`    setuptools 70 moved
-                              from it; a stand-in is there for their import       it, 82 dropped it
-    operators of torchvision  its CUDA wheel does not load beside a CPU torch,    torchvision 0.28.0,
-                              and its import fails where it describes nms and     torch 2.13.0+cpu
-                              qnms; declared here, called by no dimension
-    BPE vocabulary            `overall_consistency` starts wget when imported     vbench 0.1.5
-                              without it; openai-clip ships the same file
-    VBENCH_CACHE_DIR          read once, when vbench is imported                  vbench 0.1.5
-    torch.load                see `guarded`: VBench states no weights_only,       torch 2.6 made it
-                              pyiqa states False                                  True by default
-    folder of AMT             VBench imports it as `networks`, from the end of    vbench 0.1.5
-                              sys.path: a folder `networks` elsewhere would win
-    the root logger           set to INFO for everybody when vbench is imported   vbench 0.1.5
-    progress bars, prints     a bar and some lines per clip and dimension         vbench 0.1.5
+Only the standard library and torch, in Python 3.8, and imports inside the functions: the worker of
+twin.py runs this file in its own environment. Each first checks whether it is needed.
 
 Motion smoothness gets the device as `torch.device`, so that it never rescales the frames by the GPU's
 memory, as it would for the string "cuda".
@@ -34,6 +17,7 @@ import shutil
 import sys
 import types
 import warnings
+from unittest import mock
 
 BPE = "ViCLIP/bpe_simple_vocab_16e6.txt.gz"
 BPE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -43,7 +27,10 @@ _kept = []  # torch forgets the operators of a Library that is collected
 
 @contextlib.contextmanager
 def imports(cache):
-    """A context in which VBench's modules can be imported; cache: the folder of its weights."""
+    """A context in which VBench's modules can be imported; cache: the folder of its weights.
+
+    VBench reads VBENCH_CACHE_DIR once, when imported, and sets the root logger to INFO for everybody.
+    """
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     torchvision_operators()
     root = logging.getLogger()
@@ -59,7 +46,10 @@ def imports(cache):
 
 
 def torchvision_operators():
-    """Import torchvision; True if its operators do not fit this torch and were only declared."""
+    """Import torchvision; True if its operators do not fit this torch and were only declared.
+
+    A CUDA wheel beside a CPU torch fails where it describes nms and qnms, which no dimension calls.
+    """
     import torch
 
     if _kept:
@@ -80,10 +70,13 @@ def torchvision_operators():
 
 
 def bpe(cache):
-    """Put openai-clip's vocabulary where VBench looks for it. Raises OSError, or if it differs."""
+    """Put openai-clip's vocabulary where VBench looks for it, which would start wget without it.
+
+    Raises OSError, and ValueError if it is another vocabulary.
+    """
     path = os.path.join(str(cache), BPE)
     if not os.path.exists(path):
-        source = bundled_bpe()
+        source = shipped("clip", os.path.basename(BPE))
         if source is None:
             raise FileNotFoundError("openai-clip is not installed, whose vocabulary is needed")
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -91,17 +84,16 @@ def bpe(cache):
         shutil.copyfile(source, temporary)
         os.replace(temporary, path)
     with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
-    if digest != BPE_SHA256:
-        raise ValueError(f"{path} is not CLIP's vocabulary; remove it")
+        if hashlib.sha256(file.read()).hexdigest() != BPE_SHA256:
+            raise ValueError(f"{path} is not CLIP's vocabulary; remove it")
 
 
-def bundled_bpe():
-    """The vocabulary inside the installed openai-clip, or None."""
-    spec = importlib.util.find_spec("clip")
+def shipped(package, name):
+    """The path of a file inside an installed package, which is not imported; None without it."""
+    spec = importlib.util.find_spec(package)
     folders = (spec and spec.submodule_search_locations) or ()
-    paths = [os.path.join(folder, os.path.basename(BPE)) for folder in folders]
-    return next((path for path in paths if os.path.exists(path)), None)
+    paths = [os.path.join(folder, name) for folder in folders]
+    return next(filter(os.path.exists, paths), None)
 
 
 @contextlib.contextmanager
@@ -109,7 +101,7 @@ def guarded(trusted):
     """A context in which pickles are loaded as tensors only, unless their path is in `trusted`.
 
     trusted: real paths of files whose full sha256 was checked. TorchScript archives, which hold
-    code, are refused unless they are trusted.
+    code, are refused unless they are trusted. (VBench states no weights_only, pyiqa states False.)
     """
     import torch
 
@@ -119,19 +111,15 @@ def guarded(trusted):
         return os.path.realpath(str(getattr(file, "name", file))) in trusted
 
     def guarded_load(f, *args, **kwargs):
-        kwargs["weights_only"] = not is_trusted(f)
-        return load(f, *args, **kwargs)
+        return load(f, *args, **dict(kwargs, weights_only=not is_trusted(f)))
 
     def guarded_jit_load(f, *args, **kwargs):
         if not is_trusted(f):  # clip.load then tries torch.load
             raise RuntimeError("an untrusted TorchScript archive is not opened")
         return jit_load(f, *args, **kwargs)
 
-    torch.load, torch.jit.load = guarded_load, guarded_jit_load
-    try:
+    with mock.patch("torch.load", guarded_load), mock.patch("torch.jit.load", guarded_jit_load):
         yield
-    finally:
-        torch.load, torch.jit.load = load, jit_load
 
 
 @contextlib.contextmanager
@@ -142,42 +130,30 @@ def quiet():
         yield
 
 
-def no_bar(items, **_):
-    """A replacement for tqdm."""
-    return items
-
-
 @contextlib.contextmanager
 def _pkg_resources():
-    before = sys.modules.get("pkg_resources")
+    """A stand-in while setuptools has none: openai-clip and ViCLIP take `packaging` from it."""
+    before, stand_in = sys.modules.get("pkg_resources"), types.ModuleType("pkg_resources")
     try:
         from pkg_resources import packaging  # noqa: F401
-
-        needed = False
     except ImportError:
-        needed = True
-    if needed:
-        import packaging
         import packaging.version
 
-        sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
-        sys.modules["pkg_resources"].packaging = packaging
+        stand_in.packaging = packaging
+        sys.modules["pkg_resources"] = stand_in
     try:
         yield
-    finally:
-        if needed:  # other packages check whether it can be imported
-            del sys.modules["pkg_resources"]
-        if needed and before is not None:
+    finally:  # other packages check whether it can be imported
+        if sys.modules.get("pkg_resources") is stand_in:
             sys.modules["pkg_resources"] = before
+            if before is None:
+                del sys.modules["pkg_resources"]
 
 
 def _amt_first(vbench_folder):
-    """Import AMT's `networks`, unless another one is imported already."""
+    """Import AMT's `networks`, which VBench would look for at the end of sys.path."""
     if "networks" not in sys.modules:
         sys.path.insert(0, os.path.join(vbench_folder, "third_party", "amt"))
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module("networks")
-        except ImportError:
-            pass
-        finally:
-            del sys.path[0]
+        del sys.path[0]

@@ -1,8 +1,7 @@
 """VBench in an environment of its own, with the versions that it pins.
 
 VBench 0.1.5 pins transformers 4.33.2 and numpy below 2, which conflict with diffusers 0.42. Here
-`worker.py` runs under a Python that you name, is started once, keeps its models, and answers one JSON
-line per clip and dimension. It never imports s2flow. Everything else is as in `VBench`; verdicts have
+`worker.py` runs under a Python that you name, keeps its models, and never imports s2flow. Verdicts have
 the version `vbench-0.1.5-subprocess` and the package versions of that environment.
 
     python3.11 -m venv vbench-env
@@ -38,11 +37,10 @@ class VBenchSubprocess(VBench):
         self.python = str(python)
         self._process: subprocess.Popen | None = None
         self._answered = True  # whether the last worker gave any score
-        self._log: Any = None
 
     def check_package(self) -> None:
         """Start the worker. Raises UserError if there is no such Python, or no VBench in it."""
-        problem = package_problem(self.hello["versions"].get("vbench"))
+        problem = package_problem(self.versions.get("vbench"))
         if problem:
             raise UserError(
                 f"{problem} for python={self.python}; type {self.python} -m pip install vbench==0.1.5"
@@ -84,14 +82,10 @@ class VBenchSubprocess(VBench):
     def _start(self) -> dict[str, Any]:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._answered = False
+        command = [self.python, "-I", worker.__file__]  # -I: nothing of ours on its path
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         try:
-            self._process = subprocess.Popen(
-                [self.python, "-I", worker.__file__],  # -I: nothing of ours on its path
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                encoding="utf-8",
-            )
+            self._process = subprocess.Popen(command, encoding="utf-8", **pipes)
         except OSError as error:
             raise UserError(
                 f"python={self.python} cannot be started ({error.strerror}); type the path of the "
@@ -113,8 +107,8 @@ class VBenchSubprocess(VBench):
 
     def _death_message(self) -> str:
         self._log.seek(0)
-        last = [line for line in self._log.read().splitlines() if line.strip()][-1:] or ["nothing"]
+        last = (self._log.read().strip() or "nothing").splitlines()[-1]
         return (
             f"the VBench worker under python={self.python} ended with code "
-            f"{self._process.returncode}, and its last line is: {last[0]}; repair that environment"
+            f"{self._process.returncode}, and its last line is: {last}; repair that environment"
         )

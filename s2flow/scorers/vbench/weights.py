@@ -1,25 +1,15 @@
 """The weights of VBench: path, source, licence and hash of each file.
 
-    <cache>/clip_model/ViT-B-32.pt                             background consistency
-            clip_model/ViT-L-14.pt                             aesthetic quality
-            aesthetic_model/emb_reader/sa_0_4_vit_l_14_...pth  aesthetic quality
-            pyiqa_model/musiq_spaq_ckpt-358bb6af.pth           imaging quality
-            amt_model/amt-s.pth                                motion smoothness
-            ViCLIP/ViClip-InternVid-10M-FLT.pth                overall consistency
-            ViCLIP/bpe_simple_vocab_16e6.txt.gz                overall consistency
-
 The cache is VBench's own: VBENCH_CACHE_DIR, or ~/.cache/vbench. OpenAI's URLs contain the sha256 of the
 file, MUSIQ's file name its first eight digits. No published hash of the others is known, so they are
-opened as tensors only (`compat.guarded`), and their hash is recorded with every score. The user may
-state the hash of a file that is to be trusted.
-
-Files are downloaded only on request, and not by VBench, which starts wget: a download goes to a
-temporary name, is checked, and then renamed.
+opened as tensors only (`compat.guarded`), unless the user states the hash of a file to be trusted.
+Files are downloaded only on request.
 """
 
 import functools
-import hashlib
 import os
+import re
+import shutil
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,7 +63,6 @@ TABLE = (
 )
 # fmt: on
 KEYS = tuple(w.key for w in TABLE)
-BUNDLED = ("bpe",)  # copied from openai-clip when it is not there
 
 
 @dataclass(frozen=True)
@@ -92,39 +81,35 @@ class WeightFile:
 
 def cache_folder(given: str | Path | None) -> Path:
     """The folder of the weights: the one given, VBENCH_CACHE_DIR, or VBench's default."""
-    default = Path.home() / ".cache" / "vbench"
-    return Path(given or os.environ.get("VBENCH_CACHE_DIR") or default).expanduser().absolute()
+    folder = given or os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench"
+    return Path(folder).expanduser().absolute()
 
 
 def look(
     dimensions: Iterable[str], cache: Path, own: Mapping[str, str | None] | None = None
 ) -> list[WeightFile]:
     """The files of these dimensions, hashed. own: {key: sha256} of files that the user trusts."""
-    files, wanted = [], set(dimensions)
-    for weight in TABLE:
-        if weight.dimension not in wanted:
-            continue
-        path = cache / weight.file
-        expected = (own or {}).get(weight.key) or weight.sha256
-        if not path.is_file():
-            bundled = weight.key in BUNDLED
-            state = "bundled" if bundled else "missing"
-            files.append(WeightFile(weight, path, state, expected if bundled else ""))
-            continue
+    return [_look(w, cache, own or {}) for w in TABLE if w.dimension in dimensions]
+
+
+def _look(weight: Weight, cache: Path, own: Mapping[str, str | None]) -> WeightFile:
+    path, expected = cache / weight.file, own.get(weight.key) or weight.sha256
+    if path.is_file():
         digest = sha256_of(path)
         state = "present" if digest.startswith(expected) else "wrong hash"
-        files.append(WeightFile(weight, path, state, digest, digest == expected))
-    return files
+        return WeightFile(weight, path, state, digest, digest == expected)
+    if weight.key == "bpe":  # copied from openai-clip when it is not there
+        return WeightFile(weight, path, "bundled", expected)
+    return WeightFile(weight, path, "missing")
 
 
 def sha256_of(path: Path) -> str:
     """Hash of a file's content, computed again only if the file changed."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache
-def _sha256(path: Path, size: int, changed: int) -> str:
+def _sha256(path: Path, *state: int) -> str:
     return store.sha256_of(path)
 
 
@@ -133,8 +118,7 @@ def check_own(own: Mapping[str, str | None]) -> None:
     for key, value in own.items():
         if key not in KEYS:
             raise UserError(f"sha256.{key} names no weights; type one of {', '.join(KEYS)}")
-        hexadecimal = isinstance(value, str) and not set(value) - set("0123456789abcdef")
-        if value is not None and not (hexadecimal and len(value) == 64):
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", str(value)):
             raise UserError(
                 f"sha256.{key}={value} is no hash; type the 64 digits that sha256sum gives"
             )
@@ -143,22 +127,21 @@ def check_own(own: Mapping[str, str | None]) -> None:
 def fetch(weight: Weight, cache: Path, expected: str = "") -> None:
     """Download one file. Raises UserError if it does not arrive, or is not the expected one."""
     expected = expected or weight.sha256
-    digest = hashlib.sha256()
     try:
         with (
             store.written_whole(cache / weight.file) as temporary,
             urllib.request.urlopen(weight.url, timeout=60) as source,
             open(temporary, "wb") as target,
         ):
-            while block := source.read(2**20):
-                digest.update(block)
-                target.write(block)
+            shutil.copyfileobj(source, target)
+            target.flush()
             stated = source.headers.get("Content-Length")
             if stated is not None and target.tell() != int(stated):
                 raise OSError(f"it was truncated after {target.tell()} of {stated} bytes")
-            if not digest.hexdigest().startswith(expected):
+            digest = store.sha256_of(temporary)
+            if not digest.startswith(expected):
                 raise UserError(
-                    f"{weight.url} came with sha256 {digest.hexdigest()} instead of {expected}; "
+                    f"{weight.url} came with sha256 {digest} instead of {expected}; "
                     "nothing was kept; try again or download it by hand"
                 )
     except OSError as error:

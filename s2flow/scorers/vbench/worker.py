@@ -1,26 +1,24 @@
 """VBench's six dimensions, each loaded once and applied to one clip at a time.
 
-`load` is used in two places: in the process of s2flow, and in the process that this file becomes when
-it is started by itself in an environment of VBench's own (`twin.py`). So it uses only the standard
-library and vbench, in Python 3.8. torch and VBench are imported inside the functions, since they are
-optional here and the process answers with its versions first. As a process it reads JSON lines,
+`load` is used in the process of s2flow, and in the process that this file becomes when it is started
+in an environment of VBench's own (`twin.py`). So it uses only the standard library and vbench, imported
+inside the functions, in Python 3.8. As a process it reads JSON lines,
 
     {"files": {...}, "device": "cpu", "cache": "...", ...}         what `load` takes; answered by
     {"versions": {...}, "full_info": "..."}
     {"dimension": "...", "video": "....mp4", "prompt": "..."}      then any number, each answered by
     {"score": 0.97}, {"score": null} or {"error": "..."}
 
-and ends with its input. Answers go to a copy of standard output, and standard output itself is
-redirected to standard error, because VBench and its dependencies print.
+and ends with its input. What VBench prints goes to standard error.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import pickle
 import sys
 from importlib import metadata
-from importlib.util import find_spec
 
 if __package__:
     from s2flow.scorers.vbench import compat
@@ -48,8 +46,12 @@ def load(dimension, files, device, cache, trusted, threads):
 
     torch.set_num_threads(threads)
     with compat.imports(cache), compat.guarded(trusted):
+        if dimension == "overall_consistency":
+            compat.bpe(cache)
+        module = importlib.import_module("vbench." + dimension)
+        module.tqdm = lambda items, **_: items  # no bar
         try:
-            of_list = LOADERS[dimension](files, torch.device(device), cache)
+            of_list = LOADERS[dimension](module, files, torch.device(device), cache)
         except pickle.UnpicklingError:
             raise NotBareWeights(
                 f"the weights of {dimension} hold more than tensors, or are no weights at all "
@@ -65,64 +67,47 @@ def load(dimension, files, device, cache, trusted, threads):
     return score
 
 
-def _temporal_flickering(files, device, cache):
-    import vbench.temporal_flickering as module
-
-    module.tqdm = compat.no_bar
-    return lambda path, prompt: module.temporal_flickering([path])
+def _temporal_flickering(module, files, device, cache):
+    return lambda path, _: module.temporal_flickering([path])
 
 
-def _background_consistency(files, device, cache):
+def _background_consistency(module, files, device, cache):
     import clip
-    import vbench.background_consistency as module
 
-    module.tqdm = compat.no_bar
     model, preprocess = clip.load(files["clip_b32"], device=device)
     return lambda path, _: module.background_consistency(model, preprocess, [path], device, False)
 
 
-def _aesthetic_quality(files, device, cache):
+def _aesthetic_quality(module, files, device, cache):
     import clip
-    import vbench.aesthetic_quality as module
 
-    module.tqdm = compat.no_bar
     head = module.get_aesthetic_model(os.path.dirname(files["laion_head"])).to(device)
     model, _ = clip.load(files["clip_l14"], device=device)
-    return lambda path, prompt: module.laion_aesthetic(head, model, [path], device)
+    return lambda path, _: module.laion_aesthetic(head, model, [path], device)
 
 
-def _imaging_quality(files, device, cache):
-    import vbench.imaging_quality as module
-
-    module.tqdm = compat.no_bar
+def _imaging_quality(module, files, device, cache):
     with compat.quiet():
         model = module.MUSIQ(pretrained_model_path=files["musiq_spaq"])
     model.to(device)
     model.training = False  # VBench does no more, and MUSIQ's dropout rates are 0
 
-    def of_list(path, prompt):
+    def of_list(path, _):
         (result,) = module.technical_quality(model, [path], device)[1]
         return None, [{"video_results": result["video_results"] / 100}]  # 0-100 per video
 
     return of_list
 
 
-def _motion_smoothness(files, device, cache):
-    import vbench.motion_smoothness as module
-
-    module.tqdm = compat.no_bar
+def _motion_smoothness(module, files, device, cache):
     here = os.path.dirname(module.__file__)
     config = os.path.join(here, "third_party", "amt", "cfgs", "AMT-S.yaml")
     with compat.quiet():  # a torch.device, never a string: see compat
         motion = module.MotionSmoothness(config, files["amt_s"], device)
-    return lambda path, prompt: module.motion_smoothness(motion, [path])
+    return lambda path, _: module.motion_smoothness(motion, [path])
 
 
-def _overall_consistency(files, device, cache):
-    compat.bpe(cache)
-    import vbench.overall_consistency as module
-
-    module.tqdm = compat.no_bar
+def _overall_consistency(module, files, device, cache):
     module.get_text_features.__defaults__[-1].clear()  # by text alone, whatever the model
     tokenizer = module.SimpleTokenizer(os.path.join(cache, compat.BPE))
     model = module.ViCLIP(tokenizer=tokenizer, pretrain=files["viclip"]).to(device)
@@ -155,12 +140,7 @@ def versions():
 
 def full_info():
     """VBench's list of prompts inside the installed package, not imported; None without it."""
-    spec = find_spec("vbench")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        path = os.path.join(folder, "VBench_full_info.json")
-        if os.path.exists(path):
-            return path
-    return None
+    return compat.shipped("vbench", "VBench_full_info.json")
 
 
 def main():
