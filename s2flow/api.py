@@ -162,6 +162,7 @@ def generate(
         methods.check(backbone, recipe)
         sta.check_prompts(recipe, prompts)
         _check_vae(backbone, recipe, output_type)
+        _check_negative(backbone, recipe)
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress, "generator": generator}
         options |= {"decode": output_type != "latent", "video": given and given.video}
@@ -208,6 +209,19 @@ def _check_vae(backbone: Backbone, recipe: Recipe, output_type: str) -> None:
         raise UserError(
             f"handoff={recipe.handoff} decodes and encodes, and this pipe has no vae; "
             "type handoff='latent', or load the vae"
+        )
+
+
+def _check_negative(backbone: Backbone, recipe: Recipe) -> None:
+    """Raises UserError where guidance needs a negative prompt that nothing can encode."""
+    given = backbone.embeds
+    if not given or "negative_prompt_embeds" in given or recipe.guidance == 1.0:
+        return
+    second_pass = "negative_prompt_embeds" in signature(backbone.pipeline.encode_prompt).parameters
+    if second_pass and getattr(backbone.pipeline, "text_encoder", None) is None:
+        raise UserError(
+            f"guidance={recipe.guidance:g} needs a negative prompt, and this pipe has no text_encoder; "
+            "type negative_prompt_embeds=..., or guidance_scale=1"
         )
 
 

@@ -11,7 +11,7 @@ from diffusers import (
 )
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
-from tiny_pipelines import BUILD, build_wan, build_wan_2_2_14b
+from tiny_pipelines import BUILD, build_wan, build_wan_2_2_14b, relative
 
 import s2flow
 from s2flow.errors import UserError
@@ -31,10 +31,6 @@ def unipc(shift):
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def generator():
@@ -195,7 +191,7 @@ def test_embeddings_stand_in_place_of_a_prompt_and_of_the_text_encoder(plain):
     assert len(out.recipe["pipeline"]["embeds"]) == 12 and "pipeline" not in plain.recipe
     with pytest.raises(UserError, match="this pipe has no text_encoder; pass prompt_embeds="):
         s2flow.generate(pipe, PROMPT, **S2)
-    with pytest.raises(UserError, match="negative_prompt_embeds"):
+    with pytest.raises(UserError, match="type negative_prompt_embeds=..., or guidance_scale=1"):
         s2flow.generate(pipe, prompt_embeds=both[0], **S2)
 
 

@@ -99,6 +99,7 @@ def build_wan(name="wan", **more):
 
 def build_wan_2_2_5b():
     """Its autoencoder packs 2x2 pixels first and has residual paths: stride 4 x 16 x 16."""
+    torch.manual_seed(0)
     scale = {"latents_mean": [0.1 * i for i in range(8)]}
     scale |= {"latents_std": [0.5 + 0.1 * i for i in range(8)]}
     packed = {"in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
@@ -114,6 +115,7 @@ def build_wan_2_2_14b():
 
 
 def build_hunyuan():
+    torch.manual_seed(0)
     template = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0]
     before = len(tokenizer(1000)(template, add_special_tokens=False).input_ids)
     start = DEFAULT_PROMPT_TEMPLATE["crop_start"] - before  # the pipeline crops so many ids
@@ -155,6 +157,7 @@ def qwen_tokenizer():
 
 
 def build_hunyuan_1_5():
+    torch.manual_seed(0)
     rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     qwen = {"hidden_size": 16, "num_hidden_layers": 4, "max_position_embeddings": 2048}
     qwen |= LAYERS | {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -171,7 +174,7 @@ def build_hunyuan_1_5():
         tokenizer=qwen_tokenizer(),
         text_encoder=Qwen2_5_VLTextModel(
             Qwen2_5_VLTextConfig(**IDS, **qwen, rope_parameters=rotary)
-        ),
+        ).eval(),
         tokenizer_2=ByT5Tokenizer(),
         text_encoder_2=T5EncoderModel(T5Config(**byt5)),
         transformer=transformer,
