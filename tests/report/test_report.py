@@ -108,9 +108,6 @@ def runs(tmp_path):
     return folder
 
 
-# -- what it shows ----------------------------------------------------------------------------
-
-
 def test_every_clip_is_shown_with_its_scores_and_seconds_and_the_lr_clip_once_a_row(runs):
     page = make(runs)
     ours = {str(p.relative_to(runs)) for p in runs.glob("run*/clips/*.mp4") if "low" not in p.name}
@@ -191,9 +188,6 @@ def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):
     assert first.source == second.source
     assert [first.label(c).split()[0] for c in first.cells][:3] == ["LR", "t_i=8", "t_i=12"]
     assert unquote(first.videos[1]).endswith(f"{clip_key('b', 0)}.mp4")  # its list puts b first
-
-
-# -- texts, paths, requests -------------------------------------------------------------------
 
 
 def test_a_prompt_is_text_whatever_it_holds(tmp_path):
@@ -278,9 +272,6 @@ def test_no_page_is_written_over_another_s_or_into_a_run(runs, tmp_path, capsys)
     assert "was not written by this command" in exits(capsys, runs, "-o", tmp_path / "site")
     assert (tmp_path / "site/index.html").read_text() == "mine"
     assert "is a run's folder" in exits(capsys, runs, "-o", runs / "run0")
-
-
-# -- what is broken ---------------------------------------------------------------------------
 
 
 def test_what_is_wrong_stands_in_the_place_of_the_clip_and_the_rest_survives(runs):
