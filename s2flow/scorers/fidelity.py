@@ -155,9 +155,6 @@ class Lpips(Compared):
         return model.eval()
 
 
-# -- the clip to compare with -----------------------------------------------------------------
-
-
 def find_reference(clip: Clip, reference: str) -> Path | None:
     """The mp4 to compare with; None if reference="auto" and the clip is not of s2flow or cascade.
 
@@ -218,9 +215,6 @@ def _frames_like(clip: Clip, path: Path) -> Tensor:
 def _latent(path: Path) -> Path:
     """The file of the final latent that a run keeps of an mp4."""
     return path.parent.parent / "latents" / f"{path.stem}.safetensors"
-
-
-# -- the numbers ------------------------------------------------------------------------------
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import pytest
 from finished import encoded, finished_run
 from PIL import Image
-from s2flow.report.labels import text_of
 
 from s2flow import report
 from s2flow.report.__main__ import main
+from s2flow.report.content import labels, text_of
 from s2flow.store import Store, clip_key, read_record
 from s2flow.store.recipes import ADDED_FIELDS, LOW_FIELDS
 from s2flow.store.scorebook import ScoreBook
@@ -108,9 +108,6 @@ def runs(tmp_path):
     return folder
 
 
-# -- what it shows ----------------------------------------------------------------------------
-
-
 def test_every_clip_is_shown_with_its_scores_and_seconds_and_the_lr_clip_once_a_row(runs):
     page = make(runs)
     ours = {str(p.relative_to(runs)) for p in runs.glob("run*/clips/*.mp4") if "low" not in p.name}
@@ -144,7 +141,7 @@ def test_the_table_holds_means_over_the_clips_that_have_a_value(runs):
 def test_labels_hold_only_what_differs_and_the_page_names_toy_backbones(tmp_path, capsys):
     for run_id, changed in {"a": {}, "b": {"sparsity": 0.25}, "c": {"order": 3}}.items():
         clip(tmp_path / "runs", run_id, "a cat", recipe=changed)
-    assert report.labels(report.read_runs(tmp_path / "runs")) == {
+    assert labels(report.read_runs(tmp_path / "runs")) == {
         "a": "adaptive s=0.5, lri K=2",
         "b": "adaptive s=0.25, lri K=2",
         "c": "adaptive s=0.5, lri K=3",
@@ -152,7 +149,7 @@ def test_labels_hold_only_what_differs_and_the_page_names_toy_backbones(tmp_path
     assert "micro (embedded, of a toy world: no number" in make(tmp_path / "runs").data["about"]
     only = tmp_path / "only"
     clip(only, "a", "a cat", recipe={"backbone": "wan_14b"})
-    assert report.labels(report.read_runs(only)) == {"a": "s2flow"}
+    assert labels(report.read_runs(only)) == {"a": "s2flow"}
     main([str(only)])
     assert capsys.readouterr().out == f"{only / 'report.html'}: 1 run(s), 1 row(s)\n"
     assert make(only).data["about"].endswith("; backbone wan_14b")
@@ -191,9 +188,6 @@ def test_order_follows_prompts_and_values_and_nothing_else(tmp_path):
     assert first.source == second.source
     assert [first.label(c).split()[0] for c in first.cells][:3] == ["LR", "t_i=8", "t_i=12"]
     assert unquote(first.videos[1]).endswith(f"{clip_key('b', 0)}.mp4")  # its list puts b first
-
-
-# -- texts, paths, requests -------------------------------------------------------------------
 
 
 def test_a_prompt_is_text_whatever_it_holds(tmp_path):
@@ -280,9 +274,6 @@ def test_no_page_is_written_over_another_s_or_into_a_run(runs, tmp_path, capsys)
     assert "is a run's folder" in exits(capsys, runs, "-o", runs / "run0")
 
 
-# -- what is broken ---------------------------------------------------------------------------
-
-
 def test_what_is_wrong_stands_in_the_place_of_the_clip_and_the_rest_survives(runs):
     key = clip_key("a cat", 0)
     (runs / f"run0/records/{key}.json").write_text('{"status": "ok", "pro')
@@ -352,11 +343,14 @@ def test_folders_with_nothing_to_show_get_one_line_and_leave_no_page(tmp_path, r
     (tmp_path / "file").write_text("x")
     (tmp_path / "broken/run/records").mkdir(parents=True)
     (tmp_path / "broken/run/records/x.json").write_text("{")
-    assert "No such file" in exits(capsys, tmp_path / "absent")
-    assert "Not a directory" in exits(capsys, tmp_path / "file")
-    assert "no run and no finished clip" in exits(capsys, tmp_path / "empty")
-    assert "1 run(s) but no finished clip" in exits(capsys, tmp_path / "broken")
-    assert f"holds it: {runs}" in exits(capsys, runs / "run0")
+    for folder, said in {
+        tmp_path / "absent": "No such file",
+        tmp_path / "file": "Not a directory",
+        tmp_path / "empty": "no run and no finished clip",
+        tmp_path / "broken": "1 run(s) but no finished clip",
+        runs / "run0": f"holds it: {runs}",
+    }.items():
+        assert said in exits(capsys, folder)
     assert not list(tmp_path.rglob("*.html"))
 
 
@@ -364,9 +358,8 @@ def test_a_page_that_cannot_be_written_costs_one_line_and_the_old_one_stays(
     runs, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").write_text("x")
-    assert "cannot be written" in exits(capsys, runs, "-o", tmp_path / "file/page")
-    assert "cannot be written" in exits(capsys, runs, "-o", tmp_path / "file/page.html")
-    assert "cannot be written" in exits(capsys, runs, "-o", "/proc/absent/page")
+    for page in (tmp_path / "file/page", tmp_path / "file/page.html", "/proc/absent/page"):
+        assert "cannot be written" in exits(capsys, runs, "-o", page)
     make(runs)
     before = (runs / "report.html").read_bytes()
     clip(runs, "run3", "a cat")
@@ -389,25 +382,15 @@ def test_all_that_the_page_is_made_of_is_shipped_with_the_package():
     assert all(any(fnmatch.fnmatch(name, p) for p in patterns) for name in parts)
 
 
-def test_runs_that_were_made_and_scored_now_are_shown(tmp_path):
-    """Records hold no scores of their own: those of the book are joined first."""
-    folder = finished_run(tmp_path, [("a cat", 0), ("a dog", 0)])
-    book = ScoreBook(folder)
-    (one, two) = map(read_record, sorted((folder / "records").glob("*.json")))
-    book.add(
-        {"key": Path(one["video"]).stem, "clip": one["sha256"], "scorer": "half", "metric": "m"}
-        | {"status": "ok", "scores": {"half": 0.5}, "at": 1.0}
-    )
-    (run,) = report.read_runs(tmp_path)
-    assert not run.broken and len(run.records) == 2
-    assert [r["scores"] for r in run.records.values()] == [{"half": 0.5}, {}]
-    assert two["prompt"] in {row[0] for row in run.records}
-
-
-def test_two_prompts_with_one_augmented_text_are_two_rows(tmp_path):
+def test_scores_of_the_book_are_joined_and_an_augmented_text_of_two_prompts_is_two_rows(tmp_path):
     folder = finished_run(tmp_path, [("long text", 0), ("another", 0)])
-    for path, original in zip(sorted(folder.glob("records/*.json")), "ab", strict=True):
+    paths = sorted(folder.glob("records/*.json"))
+    for path, original in zip(paths, "ab", strict=True):
         own = {"prompt": "long text", "original_prompt": original}
-        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+        path.write_text(json.dumps(read_record(path) | own))
+    clip = {"key": paths[0].stem, "clip": read_record(paths[0])["sha256"], "scorer": "half"}
+    clip |= {"metric": "m", "status": "ok", "scores": {"half": 0.5}, "at": 1.0}
+    ScoreBook(folder).add(clip)
     (run,) = report.read_runs(tmp_path)
-    assert {row[2] for row in run.records} == {"a", "b"}
+    found = {row[2]: record["scores"] for row, record in run.records.items()}
+    assert not run.broken and found == {"a": {"half": 0.5}, "b": {}}

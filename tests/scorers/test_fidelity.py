@@ -57,9 +57,6 @@ def test_bytes_give_the_definition_in_float64(size):
         assert score(a.float() / 255, b.float() / 255) == pytest.approx(value, abs=1e-6)
 
 
-# -- against another run ----------------------------------------------------------------------
-
-
 def add(folder, run, video, recipe, latent=None):
     """A finished clip of "a ball", seed 0, in a run, as a scorer gets it."""
     key = clip_key("a ball", 0)
@@ -135,9 +132,6 @@ def test_a_missing_reference_and_one_of_another_size_say_what_to_type(tmp_path):
     add(tmp_path, "ref", torch.rand(3, 64, 96, 3), FULL)
     with pytest.raises(UserError, match="64x96: name a reference of the same resolution"):
         scores("ref", own)
-
-
-# -- LPIPS ------------------------------------------------------------------------------------
 
 
 def test_lpips_without_its_weights_names_them_and_downloads_nothing(tmp_path, monkeypatch):

@@ -75,9 +75,6 @@ def scoring(folder, scorer, **how):
     return Scoring(ScoreBook(folder), {"half": scorer}, {"half": {}}, **how)
 
 
-# -- the command --------------------------------------------------------------------------------
-
-
 def test_two_shards_killed_in_the_middle_and_resumed_say_what_one_straight_run_says(tmp_path):
     straight = finished_run(tmp_path / "straight", 200)
     score(config(tmp_path / "straight", "scorer=[builtin]"))
@@ -200,9 +197,6 @@ def test_world_is_left_out_where_the_backbone_has_none(tmp_path, folder, record,
     score(config(tmp_path, "scorer=[builtin,world]"))
     assert {v["scorer"] for v in lines(folder)} == {"builtin"}
     assert "no world of size 'wan_1_3b'" in capsys.readouterr().err
-
-
-# -- Scoring ------------------------------------------------------------------------------------
 
 
 def test_a_clip_is_asked_about_once(tmp_path, half):

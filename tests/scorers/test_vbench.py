@@ -131,9 +131,6 @@ def test_prompts_reach_vbench_as_they_are(scorer, path, cache, monkeypatch, tmp_
     assert ask(fresh, clip(path)) == {dimension: found["a cat"]}
 
 
-# -- faults -------------------------------------------------------------------------------------
-
-
 def test_a_broken_file_is_undecodable_for_every_dimension(scorer, tmp_path):
     whole = encoded(17, 64, 64)
     broken = {"cut": whole[: len(whole) * 9 // 10], "empty": b"", "text": b"no video" * 99}
@@ -170,8 +167,6 @@ def test_a_score_that_is_no_number_is_passed_on_as_such(cache, path, tmp_path):
     broken.prepare()
     assert math.isnan(ask(broken, clip(path))["aesthetic_quality"])
 
-
-# -- protocols ----------------------------------------------------------------------------------
 
 ENTRIES = (
     ("a cat", ["temporal_flickering"]),
@@ -225,9 +220,6 @@ def test_wrong_arguments_cost_a_line(arguments, said):
     with pytest.raises(UserError, match=said) as raised:
         VBench(**arguments)
     assert "\n" not in str(raised.value)
-
-
-# -- around the package -------------------------------------------------------------------------
 
 
 def test_nothing_is_left_changed_in_this_process_or_printed(scorer, path, capfd):
@@ -286,9 +278,6 @@ def test_the_engine_keeps_a_verdict_per_dimension(cache, tmp_path):
     assert {(v["status"], v["versions"]["vbench"]) for v in said} == {("ok", "0.1.5")}
     score(all_six)  # the three that are there are not taken again
     assert len([v for f in (folder / "scores").glob("*") for v in f.open()]) == 12
-
-
-# -- the twin -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

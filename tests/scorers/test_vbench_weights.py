@@ -124,9 +124,6 @@ def test_a_file_that_changes_is_hashed_again(tmp_path):
     assert (found.sha256, found.trusted) == (second, True)
 
 
-# -- fetching -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """The table, served from a folder: {key: path of what would arrive}."""
@@ -158,9 +155,6 @@ def test_a_wrong_file_that_arrives_is_not_kept(installed, served, tmp_path):
     with pytest.raises(UserError, match="could not be fetched"):
         made.prepare()
     assert [p for p in (tmp_path / "c").rglob("*") if p.is_file()] == []
-
-
-# -- pickles ------------------------------------------------------------------------------------
 
 
 class Harmful:
@@ -216,9 +210,6 @@ def test_archives_of_code_are_opened_only_when_trusted(tmp_path):
         torch.jit.load(file)
     with compat.guarded([str(path)]), open(path, "rb") as file:
         torch.jit.load(file)
-
-
-# -- the command --------------------------------------------------------------------------------
 
 
 def test_check_prints_paths_sources_and_wrong_hashes(offline, tmp_path, capsys):
