@@ -94,12 +94,15 @@ def _column(name: str, values: list[Any]) -> pa.Array:
 
 
 def _cell(value: Any, kind: pa.DataType) -> Any:
-    """Of a list such as a size "32x48", of a dict "alpha=1.0"; None for a number that is none."""
+    """Of a list such as a size "32x48", of a dict "alpha=1.0"; None for a number that does not fit."""
     if value is None:
         return None
+    if kind == pa.float64():
+        finite = isinstance(value, (int, float)) and abs(value) < 1e308
+        return float(value) if finite else None
     if kind != pa.string():
-        number = isinstance(value, (bool if kind == pa.bool_() else int, float))
-        return pa.scalar(value, kind).as_py() if number and abs(value) < 2**63 else None
+        plain = bool if kind == pa.bool_() else int
+        return plain(value) if isinstance(value, plain) and abs(value) < 2**63 else None
     if isinstance(value, dict):
         return " ".join(f"{k}={v}" for k, v in value.items())
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -226,3 +226,17 @@ def test_many_writers_at_once(runs):
 def test_a_small_run_has_no_index(tmp_path):
     finished_run(tmp_path, 2)
     assert len(load_records(tmp_path)) == 2 and not list(tmp_path.glob(f"*/{NAME}"))
+
+
+ODD = [None, True, 1, 1.5, float("nan"), 2**70, 10**400, "text", "\ud83e", [1, [2]], {"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["seed", "fp8", "sparsity", "score_x", "prompt"])
+def test_a_column_has_the_type_of_its_name_whatever_records_hold(name):
+    table = rows.table_of([{name: value} for value in ODD])
+    plain = rows.table_of([{name: {"prompt": "text", "fp8": True}.get(name, 1)}])
+    assert table.schema == plain.schema and len(rows.joined([table, plain])) == len(ODD) + 1
+    kept = {"seed": [1, 1], "fp8": [True], "prompt": ["True", "1", "1.5"]}.get(
+        name, [1.0, 1.0, 1.5]
+    )
+    assert [v for v in rows.values_of(table, name) if v is not None][: len(kept)] == kept
