@@ -272,9 +272,9 @@ def off_in_one_head(*args):
     return out
 
 
-def dense_on_whole_grids(q, k, v, problem):
-    """As a kernel whose path for full bricks ignores its lists."""
-    if not problem.ragged:
+def dense_where(q, k, v, problem, ragged):
+    """As a kernel whose path for full bricks, or for ragged ones, ignores its lists."""
+    if problem.ragged == ragged:
         whole = torch.tensor(problem.grid, dtype=torch.int32).expand(problem.windows.shape)
         problem = replace(problem, windows=whole)
     return tiled.window_attention(q, k, v, problem)
@@ -295,7 +295,8 @@ def raising(*args):
 @pytest.mark.parametrize(
     ("attend", "said"),
     [
-        *((f, "is off by") for f in (dense, dense_on_whole_grids, off_in_one_head)),
+        *((f, "is off by") for f in (dense, off_in_one_head)),
+        *((functools.partial(dense_where, ragged=x), "is off by") for x in (False, True)),
         (not_a_number, "is off by inf"),
         (silent, "AssertionError"),
         (raising, "RuntimeError: no kernel"),
