@@ -1,5 +1,8 @@
 """A pipeline that its user has changed: what it carries is honoured, recorded or refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
@@ -8,6 +11,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PyramidAttentionBroadcastConfig,
     UniPCMultistepScheduler,
+    WanPipeline,
 )
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
@@ -15,6 +19,7 @@ from tiny_pipelines import BUILD, build_wan, build_wan_2_2_14b, relative
 
 import s2flow
 from s2flow.errors import UserError
+from s2flow.video import write_video
 
 CPU = torch.device("cpu")
 SMALL = {"height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 4}
@@ -316,3 +321,47 @@ def test_a_given_clip_is_fitted_to_the_model_in_one_line(capsys):
     ):
         with pytest.raises(UserError, match=message):
             s2flow.generate(pipe, PROMPT, **given)
+
+
+# -- docs/your-pipeline.md ----------------------------------------------------------------------
+
+
+def code_blocks():
+    text = (Path(__file__).parents[2] / "docs" / "your-pipeline.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_pages_code_runs(tmp_path, monkeypatch, plain):
+    """On the tiny pipeline, small, where the CPU stands for the card."""
+    monkeypatch.chdir(tmp_path)
+    from_pretrained = lambda *_, **__: build_wan()  # noqa: E731
+    monkeypatch.setattr(WanPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(WanPipeline, "to", lambda self, *_: self)
+    monkeypatch.setattr(
+        WanPipeline,
+        "enable_model_cpu_offload",
+        lambda self: [
+            OFFLOAD["model"](m) for m in (self.text_encoder, self.transformer, self.vae)
+        ],
+    )
+    monkeypatch.setattr(
+        WanPipeline,
+        "load_lora_weights",
+        lambda self, _, adapter_name: lora(self.transformer, adapter_name),
+    )
+    write_video(Path("cat.mp4"), torch.from_numpy(plain.low_frames[0]), 16)
+    real = s2flow.generate
+
+    def small(*args, **knobs):
+        sizes = {} if "video" in knobs else {"height": 64, "width": 96, "num_frames": 5}
+        tile = {"vae_tile": (64, 48)} if "vae_tile" in knobs else {}
+        steps = {} if "num_inference_steps" in knobs else {"steps": 3, "t_i": 2}
+        return real(*args, **knobs | sizes | tile | steps)
+
+    monkeypatch.setattr(s2flow, "generate", small, raising=False)
+    names, blocks = {}, code_blocks()
+    for block in blocks:
+        block = block.replace('"cuda"', '"cpu"').replace("bfloat16", "float32")
+        exec(compile(block, "your-pipeline.md", "exec"), names)
+        assert names["out"].frames.shape[0] == 1
+    assert len(blocks) == 6
