@@ -117,7 +117,7 @@ def test_a_clip_that_fails_under_ray_costs_only_itself(own_ray, monkeypatch, tmp
     known = hashes(tmp_path / "runs")
     key = next((run / "records").glob("*.json")).stem
     shutil.rmtree(run)
-    words += ("executor=ray", "ray.workers=2")
+    words += ("executor=ray", "ray.workers=1")
     (run / "clips" / f"{key}.mp4").mkdir(parents=True)  # where no clip can be written
     capsys.readouterr()
     assert run_here(monkeypatch, tmp_path, *words) == 2
