@@ -73,6 +73,7 @@ def add(folder, run, video, recipe, latent=None):
 
 FULL = {"method": "s2flow", "t_i": 8, "steps": 20, "windows": {"name": "full"}, "solver": "euler"}
 SPARSE = FULL | {"windows": {"name": "adaptive"}, "sparsity": 0.5, "solver": "lri", "order": 2}
+EULER = {"solver": "euler"}
 CASCADE = {"method": "cascade", "t_i": 8, "steps": 20}
 
 
@@ -102,7 +103,8 @@ def test_finds_the_same_prompt_and_seed_and_the_latents_where_both_kept_theirs(t
 
 @pytest.mark.parametrize("full", [FULL, CASCADE])
 def test_auto_finds_the_same_recipe_with_full_attention_and_euler_steps(full, tmp_path):
-    for i, other in enumerate((full | {"steps": 30}, SPARSE | {"windows": {"name": "full"}})):
+    others = full | {"steps": 30}, SPARSE | {"windows": {"name": "full"}}, SPARSE | EULER
+    for i, other in enumerate(others):
         add(tmp_path, f"a{i}", clip() * 0, other)
     own = add(tmp_path, "own", clip(), SPARSE)
     with pytest.raises(UserError, match="no run of this recipe with full attention"):
