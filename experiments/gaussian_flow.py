@@ -76,6 +76,9 @@ class GaussianCascade(Cascade):
         self.coarse = self.fine.block_means(SCALE)
         backbone = SimpleNamespace(
             device="cpu",
+            pipeline=None,
+            embeds={},
+            lost_words=lambda prompt: (0, ""),
             latent_shape=lambda h, w, t: (
                 1,
                 1,

@@ -81,7 +81,7 @@ def build(model: Model, device: str, runs: tuple[str, ...], **config: Any) -> An
             parts[part] = getattr(diffusers, classes[part]).from_config(own)
         parts[part].eval().requires_grad_(False)
     cast(parts["transformer"], getattr(torch, model.origin.dtype))
-    backbone = adapter("bench", SimpleNamespace(**parts, components=parts))
+    backbone = adapter("bench", SimpleNamespace(**parts, components=parts, tokenizer=None))
     backbone.device = device
     return backbone
 

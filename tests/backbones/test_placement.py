@@ -159,8 +159,8 @@ def test_tiles_for_a_while_leave_the_autoencoder_as_it_was(case, vae):
         assert vae.use_tiling and vae.tile_sample_min_height == 32
     assert vars(vae) == found
     tile_vae(vae, (64, 32))
-    with tiled(vae, None):
-        assert not vae.use_tiling
+    with tiled(vae, None):  # its owner's tiles
+        assert vae.use_tiling
     assert vae.use_tiling and vae.tile_sample_min_width == 64
 
 

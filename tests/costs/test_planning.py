@@ -93,6 +93,7 @@ def test_a_run_that_does_not_fit_is_refused_before_loading(big, gpu, monkeypatch
     monkeypatch.setattr(loading, "load_backbone", None)
     monkeypatch.setattr(loading, "device_here", lambda name: "cuda")
     monkeypatch.setattr(loading, "weights_hash", lambda *a: "test")
+    monkeypatch.setattr(loading, "pipeline_state", lambda *a: None)
     gpu(80)
     words = ("backbone=wan_14b", "vae_tile=[]", f"runs_dir={tmp_path}")
     with pytest.raises(UserError) as said:

@@ -209,6 +209,9 @@ OTHER = {  # one other value for every later knob, as recipes hold it
     "fp8": True,
     "vae_tile": [32, 16],
     "guidance_2": 2.0,
+    "pipeline": {"adapters": [["transformer", "style", 1.0, "abc"]]},
+    "scheduler": {"class": "UniPCMultistepScheduler"},
+    "input": "0123456789ab",
 }
 EVERY = ("dtype", "fp8", "vae_tile", "guidance_2")  # decide the pixels of all methods
 

@@ -158,7 +158,8 @@ def test_labels_hold_only_what_differs_and_the_page_names_toy_backbones(tmp_path
 OTHER_LOW = {  # one other value for all that decides an LR flow
     **{"backbone": "tiny", "weights": "def", "steps": 8, "shift": 3.0, "frames": 4},
     **{"guidance": 5.0, "negative_prompt": "blur", "dtype": "bfloat16", "fp8": True},
-    **{"guidance_2": 2.0, "low": [48, 48]},
+    **{"guidance_2": 2.0, "low": [48, 48], "input": "0123456789ab"},
+    "pipeline": {"adapters": [["transformer", "style", 1.0, "abc"]]},
 }
 
 

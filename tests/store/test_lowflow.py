@@ -15,7 +15,7 @@ from s2flow.flow import Trajectory
 from s2flow.process import loading
 from s2flow.run import runner
 from s2flow.store import lowflow
-from s2flow.store.lowflow import LowFlow, LowFlowCache
+from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
@@ -201,9 +201,8 @@ def test_where_the_cache_is_and_what_it_may_hold(tmp_path):
             runner.run(config(tmp_path, f"lr_cache_gib={value}"))
 
 
-def test_the_key_says_what_it_is_the_flow_of(recipe, micro):
+def test_the_key_says_what_it_is_the_flow_of(recipe):
     r = recipe("method=cascade", "steps=4", "frames=2")
-    engine = Cascade(micro, r, ["a cat"], [3])
-    version, of, clip = json.loads(engine._low_key("a cat", 3))
+    version, of, clip = json.loads(low_key(r.low_identity(), "a cat", 3))
     assert clip == {"prompt": "a cat", "seed": 3} and json.loads(of)["weights"] == "test"
     assert version == 1
