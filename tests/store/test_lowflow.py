@@ -2,13 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from finished import at_once
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
+from test_runner import config
 
 from s2flow.cascade import Cascade
 from s2flow.flow import Trajectory
@@ -18,7 +17,6 @@ from s2flow.store import lowflow
 from s2flow.store.lowflow import LowFlow, LowFlowCache, low_key
 
 GIB = 2**30
-ROOT = Path(__file__).parents[2]
 
 
 def flow(seed=0, clips=1, steps=3):
@@ -158,10 +156,7 @@ def test_many_writers_of_one_flow(tmp_path):
 # -- in a run -----------------------------------------------------------------------------------
 
 
-def config(runs_dir, *overrides):
-    words = ("steps=5", "frames=2", "device=cpu", "prompts.count=1", "scorer=[none]")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [*words, f"runs_dir={runs_dir}", *overrides])
+LONGER = ("steps=5", "prompts.count=1", "scorer=[none]")
 
 
 @pytest.mark.slow
@@ -174,7 +169,7 @@ def test_a_sweep_over_everything_of_the_hr_stage_costs_one_lr_run(tmp_path, monk
         for order in (1, 2, 3):
             for t_i in (1, 2, 3, 4):
                 loading._low_flows.cache_clear()  # another process: only the disk is shared
-                words = (f"sparsity={s}", f"order={order}", f"t_i={t_i}")
+                words = (*LONGER, f"sparsity={s}", f"order={order}", f"t_i={t_i}")
                 (record,) = runner.run(config(tmp_path / "a", *words))["records"]
                 runs[record["run_id"]] = (words, record["sha256"])
                 reused.append(record["low_flow_reused"])

@@ -1,15 +1,14 @@
 """The score book: a line is a verdict, nothing is lost, merging is copying files."""
 
-import errno
 import json
 import os
+import resource
 import shutil
 from functools import partial
 
 import pytest
 from finished import at_once
 
-from s2flow.store import scorebook
 from s2flow.store.scorebook import ScoreBook, metric_hash, rows
 
 
@@ -77,39 +76,24 @@ def test_many_writers(tmp_path):
     assert len(ScoreBook(tmp_path).verdicts()) == 160 and len(files(tmp_path)) == 8
 
 
-@pytest.mark.parametrize("broken", ["write", "short", "fsync"])
-def test_a_full_disk_leaves_no_half_line(broken, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [0, 7, None])
+def test_a_full_disk_leaves_no_half_line(left, tmp_path, monkeypatch):
+    """left: bytes that the file may grow by; None: the sync fails."""
     book = ScoreBook(tmp_path)
     book.add(verdict(0))
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    class Disk:
-        def __init__(self, path, mode, buffering):
-            self.file = open(path, mode, buffering=buffering)  # noqa: SIM115
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *failure):
-            self.file.close()
-
-        def write(self, data):
-            written = self.file.write(data[:7])
-            return full() if broken == "write" else written
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
+    (path,), limits = files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole = path.read_bytes()
     with monkeypatch.context() as patch:
-        if broken == "fsync":
-            patch.setattr(os, "fsync", full)
+        if left is None:
+            patch.setattr(os, "fsync", lambda file: os.stat(tmp_path / "nowhere"))
         else:
-            patch.setattr(scorebook, "open", Disk, raising=False)
-        with pytest.raises(OSError, match="No space left"):
-            book.add(verdict(1))
-    assert not book.of(record(1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + left, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                book.add(verdict(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole and not book.of(record(1))
     book.add(verdict(2))
     assert [v["key"] for v in ScoreBook(tmp_path).verdicts()] == ["key0", "key2"]
 

@@ -43,6 +43,10 @@ def said(record, at=1.0, **scores):
     return known | {"metric": f"m{at}", "status": "ok", "scores": scores, "arguments": {"a": 1}}
 
 
+def store_of(runs, run_id="0000000001"):
+    return Store(runs, run_id, json.loads((runs / run_id / "recipe.json").read_text()))
+
+
 def same(runs):
     """What is read with the index, checked against what is read without."""
     with_it = load_records(runs)
@@ -100,7 +104,7 @@ def test_a_record_of_the_same_size_and_time_is_another_one(runs):
 
 
 def test_a_clip_that_was_nan_has_no_scores_in_a_row(runs):
-    record = next(read_record(p) for p in runs.glob("*/records/*.json") if "nan" in p.read_text())
+    (record,) = (read_record(p) for p in runs.glob("*/records/*.json") if "nan" in p.read_text())
     ScoreBook(runs / record["run_id"]).add(said(record, flicker=1.0))
     row = same(runs).query("outcome == 'nan'").iloc[0]
     assert row[["score_old", "score_flicker"]].isna().all()
@@ -108,13 +112,13 @@ def test_a_clip_that_was_nan_has_no_scores_in_a_row(runs):
 
 def test_an_altered_video_counts_as_none_however_it_is_asked(runs):
     folder = runs / "0000000001"
-    store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
+    store = store_of(runs)
     keys = [clip_key("a cat", 0), clip_key("", -2), clip_key("other", 0)]
     assert set(keys[:2]) <= set(store.recorded()) and len(store.records(keys)) == 2
     video = store.path("clips", f"{keys[0]}.mp4")
     video.write_bytes(video.read_bytes()[:-1])
     for _ in range(2):
-        store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
+        store = store_of(runs)
         assert store.record(keys[0]) is None and keys[0] not in store.recorded()
         assert store.tally(keys)["clips"] == 1 == len(store.records(keys))
         store.path("clips", f"{keys[1]}.mp4").touch()
@@ -127,7 +131,7 @@ def test_an_altered_video_counts_as_none_however_it_is_asked(runs):
 
 def test_a_store_sees_what_others_change(runs):
     folder = runs / "0000000001"
-    store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
+    store = store_of(runs)
     keys = [clip_key("a cat", 0), clip_key("new", 7)]
 
     def tallied():
@@ -151,7 +155,7 @@ def test_what_was_said_of_a_clip_comes_along_without_the_book(runs, monkeypatch)
     book = ScoreBook(folder)
     for at in (1.0, 2.0):
         book.add(said(record, at, flicker=at) | {"depends": {"sha256": "ab"}})
-    store = Store(runs, folder.name, json.loads((folder / "recipe.json").read_text()))
+    store = store_of(runs)
     load_records(runs)
     monkeypatch.setattr(index, "ScoreBook", None)
     told = store.recorded()
