@@ -15,7 +15,9 @@ WINDOW_KNOBS = ("sparsity", "density", "windows")
 SOLVER_KNOBS = ("solver", "order")
 KNOBS = ("method", *WINDOW_KNOBS, *SOLVER_KNOBS, "t_i")
 FIRST_VALUES = {  # of knobs that the first records lack
-    k: "none" if v in (None, []) else v for k, v in ADDED_FIELDS.items() if k != "params"
+    k: "none" if v in (None, []) else v
+    for k, v in ADDED_FIELDS.items()
+    if k not in ("params", "scheduler")  # of one method each
 }
 OTHER_KNOBS = ("weights", "low", "shift", "guidance", "negative_prompt", "handoff", "noise")
 OTHER_KNOBS += ("stencil", "lr_time", "upsample", "brick_low", "brick_high", "coverage_rows")
@@ -129,6 +131,8 @@ def reads(r: Mapping[str, Any], knob: str) -> bool:
         return True
     if knob in ("rope", "temperature"):  # of all but `bicubic`, which has no HR forward
         return r["method"] != "bicubic"
+    if knob == "input":  # in place of an LR flow
+        return r["method"] != "native"
     return knob not in READ_WITH or r[READ_WITH[knob]] is not None
 
 

@@ -71,6 +71,9 @@ def engine_around(recipe, steps, shift, model=velocity):
     """The HR flow may begin anywhere."""
     backbone = SimpleNamespace(
         device="cpu",
+        pipeline=None,
+        embeds={},
+        lost_words=lambda prompt: (0, ""),
         latent_shape=lambda h, w, t: (2, 1, h, w),
         encode_prompt=lambda prompts, negative, guidance: None,
         velocity=lambda z, sigma, condition: model(z, sigma),

@@ -99,7 +99,9 @@ def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]
 
 def _low_knobs(run: Run) -> dict[str, Any]:
     """The fields that decide a run's LR clips; runs with equal ones share them."""
-    return {k: run.recipe.get(k, ADDED_FIELDS.get(k)) for k in (*LOW_FIELDS, "version")}
+    low = {k: run.recipe.get(k, ADDED_FIELDS.get(k)) for k in (*LOW_FIELDS, "version")}
+    brought = {k: v for k, v in run.recipe.items() if k.startswith("pipeline.")}
+    return low | {"pipeline": brought or None}
 
 
 def _low_cell(group: list[Run], differ: set[str], row: Row, media: Media) -> dict[str, Any]:
