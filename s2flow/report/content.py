@@ -100,7 +100,8 @@ def _cell(run: Run, row: Row, scores: list[str], media: Media) -> dict[str, Any]
 def _low_knobs(run: Run) -> dict[str, Any]:
     """The fields that decide a run's LR clips; runs with equal ones share them."""
     low = {k: run.recipe.get(k, ADDED_FIELDS.get(k)) for k in (*LOW_FIELDS, "version")}
-    brought = {k: v for k, v in run.recipe.items() if k.startswith("pipeline.")}
+    own = (k for k in run.recipe if k.startswith("pipeline."))
+    brought = {k.removeprefix("pipeline."): run.recipe[k] for k in own}
     return low | {"pipeline": brought or None}
 
 

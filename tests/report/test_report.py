@@ -173,7 +173,7 @@ def test_runs_with_other_lr_flows_show_their_own_lr_clips(tmp_path, knob):
     shown = {cell["label"]: (tmp_path / cell["src"]).read_bytes() for cell in lows}
     assert sorted(shown.values()) == [b"low", b"other"]
     (own,) = [words for words, found in shown.items() if found == b"other"]
-    said = str(OTHER_LOW[knob]).replace("True", "true")
+    said = text_of(OTHER_LOW[knob])
     assert own.startswith("LR 48×48" if knob == "low" else f"LR 32×48, {knob}={said}")
     if knob in ADDED_FIELDS:  # old records have no such field
         first = next(iter(shown.keys() - {own}))
