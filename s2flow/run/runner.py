@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 
 from s2flow import methods
 from s2flow.backbones.base import Origin
+from s2flow.backbones.inspect import State
 from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process import loading
@@ -52,9 +54,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return reproduce(cfg)
     executor.check(cfg)
     tasks = clip_tasks(cfg)
+    given = _given(cfg)
     if cfg.plan:
         return _plan(cfg, tasks)
-    given = _given(cfg)
     recipe = _recipe(cfg, tasks, given)
     arguments = plain(cfg, "scorer")
     scorers = {name: build(name, conf) for name, conf in arguments.items()}
@@ -106,7 +108,9 @@ def _plan(cfg: DictConfig, tasks: list[Task]) -> dict[str, Any]:
     """The plan of `plan=true`; printed now, or at the end of a sweep."""
     from s2flow.costs.planning import plan  # loads diffusers, which takes seconds
 
-    recipe = resolve(cfg, "", methods.method(cfg.method.name).KNOBS)
+    here = cfg.backbone.source and Path(cfg.backbone.source).is_dir()  # no network for a plan
+    state = _state(cfg) if here else None
+    recipe = resolve(cfg, "", methods.method(cfg.method.name).KNOBS, state)
     estimate = plan(cfg, recipe, loading.device_here(cfg.device), tasks)
     if not in_sweep():
         print_plan(estimate)
@@ -124,6 +128,15 @@ def _given(cfg: DictConfig) -> Given | None:
     return fitted(cfg.input, cfg)
 
 
+def _state(cfg: DictConfig) -> State | None:
+    """What the checkpoint says besides its weights. Raises UserError for what is not supported."""
+    origin = Origin.of(cfg.backbone)
+    state = loading.pipeline_state(cfg.backbone.family, origin)
+    if state is not None:
+        state.check(f"backbone.source={origin.source}", cfg.method.name)
+    return state
+
+
 def _recipe(cfg: DictConfig, tasks: list[Task], given: Given | None) -> Recipe:
     """The recipe with the hash of its weights. Raises UserError for a config that cannot run here."""
     if cfg.offload != "none" and loading.device_here(cfg.device) == "cpu":
@@ -131,14 +144,9 @@ def _recipe(cfg: DictConfig, tasks: list[Task], given: Given | None) -> Recipe:
             f"offload={cfg.offload} keeps weights on the CPU while a GPU computes, and the device "
             "here is the CPU; leave offload out"
         )
-    origin = Origin.of(cfg.backbone)
-    weights = loading.weights_hash(cfg.backbone.family, origin)
-    state = loading.pipeline_state(cfg.backbone.family, origin)
-    if state is not None:
-        state.check(f"backbone.source={origin.source}", cfg.method.name)
-    recipe = resolve(
-        cfg, weights, methods.method(cfg.method.name).KNOBS, state, given and given.sha256
-    )
+    weights = loading.weights_hash(cfg.backbone.family, Origin.of(cfg.backbone))
+    knobs = methods.method(cfg.method.name).KNOBS
+    recipe = resolve(cfg, weights, knobs, _state(cfg), given and given.sha256)
     sta.check_prompts(recipe, [t.prompt for t in tasks])
     return recipe
 

@@ -433,3 +433,17 @@ def test_large_files_are_not_read_whole(tmp_path):
     save_file({"a": torch.zeros(20_000_000), "b": torch.ones(3)}, file)
     assert file.stat().st_size > checkpoint.SMALL
     assert len(checkpoint.content(file)) < 10_000
+
+
+@pytest.mark.parametrize("case", ["wan"], indirect=True)
+def test_what_a_folder_says_is_checked_before_loading_and_by_a_plan(
+    case, tmp_path, monkeypatch, capsys
+):
+    """Options of the noise grid are for method=native, whose steps the scheduler takes."""
+    folder = shutil.copytree(case.folder, tmp_path / "wan")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_karras_sigmas": True}))
+    words = ["backbone=wan_1_3b", f"backbone.source={folder}", "backbone.dtype=float32"]
+    for more in ([], ["plan=true"]):
+        line = refusal(run_here(monkeypatch, tmp_path, *words, *more), capsys)
+        assert "has use_karras_sigmas=True, and method=s2flow" in line
