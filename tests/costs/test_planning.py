@@ -53,7 +53,7 @@ def gpu(monkeypatch):
 def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch, capsys):
     monkeypatch.setattr(loading, "load_backbone", None)
     monkeypatch.setattr(loading, "weights_hash", None)  # asks the hub
-    words = ("plan=true", "memory=24", "tflops=100", "device=cpu", "vae_tile=[256,192]")
+    words = ("plan=true", "memory=24", "tflops=100", "device=cpu")
     cfg = config("backbone=wan_1_3b", *words)
     found = runner.run(cfg)
     out = capsys.readouterr().out.strip().split("\n")
