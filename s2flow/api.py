@@ -16,11 +16,9 @@ error or Ctrl-C. Weights, dtypes, devices and scheduler are never changed.
 
 import difflib
 import hashlib
-import importlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from types import SimpleNamespace
@@ -29,25 +27,22 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from diffusers.utils.pil_utils import numpy_to_pil
-from omegaconf import DictConfig
 from torch import Tensor
 
 from s2flow import methods
-from s2flow.backbones import inspect
-from s2flow.backbones.base import Backbone, Origin
-from s2flow.backbones.inspect import State
+from s2flow.backbones.base import Backbone
 from s2flow.backbones.tiles import tiled
 from s2flow.cascade import Generated, Step, Stopped
-from s2flow.embedded.world import WORLDS
 from s2flow.errors import UserError
 from s2flow.policies import sta
 from s2flow.process.timing import Clock
-from s2flow.recipe.defaults import composed, conf_file, of_pipe
+from s2flow.recipe.borrowed import borrowed
+from s2flow.recipe.defaults import composed
 from s2flow.recipe.given import fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.keywords import Knobs
 from s2flow.recipe.resolve import resolve
-from s2flow.recipe.schema import CLIP_KNOBS, BackboneConf
+from s2flow.recipe.schema import CLIP_KNOBS
 
 KNOBS = ("method", "windows", *CLIP_KNOBS)
 ALIASES = {  # diffusers' keyword -> ours
@@ -139,7 +134,7 @@ def generate(
         raise UserError(
             f"output_type={output_type!r} is unknown; type one of output_type={'|'.join(OUTPUTS)}"
         )
-    with _borrowed(pipe, embeds) as (backbone, files, weights, state):
+    with borrowed(pipe, embeds) as (backbone, files, weights, state):
         if state is not None and state.tiles:  # the pipe's own stay, unless others are typed
             typed = "vae_tile" in knobs
             state = replace(state, tiles={}) if typed else state
@@ -223,97 +218,6 @@ def _check_negative(backbone: Backbone, recipe: Recipe) -> None:
             f"guidance={recipe.guidance:g} needs a negative prompt, and this pipe has no text_encoder; "
             "type negative_prompt_embeds=..., or guidance_scale=1"
         )
-
-
-# -- a loaded pipe ------------------------------------------------------------------------------
-
-# pipeline class -> module of its adapter, its class, matching files of conf/backbone
-FAMILIES = {
-    "WanPipeline": ("wan", "WanBackbone", ["wan_1_3b", "wan_14b"]),
-    "HunyuanVideoPipeline": ("hunyuan", "HunyuanVideoBackbone", ["hunyuan"]),
-    "HunyuanVideo15Pipeline": ("hunyuan15", "HunyuanVideo15Backbone", ["hunyuan_1_5"]),
-}
-
-
-def _check_pipe(pipe: Any, embeds: dict[str, Tensor]) -> str:
-    """The class in FAMILIES of a pipe that can be used. Raises UserError for one that cannot."""
-    name = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in FAMILIES), None)
-    if name is None:
-        raise UserError(
-            f"a {type(pipe).__name__} cannot be used; pass a loaded {' or '.join(FAMILIES)}, or the "
-            "name of a backbone such as 'micro'"
-        )
-    if type(pipe.vae).__name__ == "PatchVAE":
-        raise UserError("this pipe is the embedded model; type s2flow.generate('micro', ...)")
-    for part in ("transformer", "scheduler"):
-        if getattr(pipe, part, None) is None:
-            raise UserError(f"this pipe has no {part}; load the whole checkpoint")
-    for part in ("text_encoder", "tokenizer"):
-        if getattr(pipe, part, None) is None and "prompt_embeds" not in embeds:
-            raise UserError(
-                f"this pipe has no {part}; pass prompt_embeds=..., or load the whole checkpoint"
-            )
-    boundary = pipe.config.get("boundary_ratio")
-    if boundary is not None and getattr(pipe, "transformer_2", None) is None:
-        raise UserError(
-            f"this pipe changes its expert at boundary_ratio={boundary} and has no transformer_2; "
-            "load the whole checkpoint"
-        )
-    return name
-
-
-@contextmanager
-def _borrowed(
-    pipe: Any, embeds: dict[str, Tensor]
-) -> Iterator[tuple[Backbone, list[DictConfig], str, State | None]]:
-    """(backbone, its files of conf/backbone, hash of its weights, state) of `generate`'s argument."""
-    if embeds and (isinstance(pipe, str) or hasattr(pipe, "router")):
-        raise UserError(f"{next(iter(embeds))} needs a loaded pipe; type prompt=...")
-    if isinstance(pipe, str):
-        from s2flow.process.loading import device_here, load_backbone, pipeline_state, weights_hash
-
-        conf = conf_file("backbone", pipe, BackboneConf)
-        of = (conf.family, Origin.of(conf))
-        weights, state = weights_hash(*of), pipeline_state(*of)
-        yield load_backbone(conf, device_here("auto")), [conf], weights, state
-        return
-    if hasattr(pipe, "router"):  # a backbone of this package
-        state = inspect.of_pipe(pipe.pipeline) if pipe.name not in WORLDS else None
-        weights = inspect.weights(pipe.pipeline)
-        yield pipe, [conf_file("backbone", pipe.name, BackboneConf)], weights, state
-        return
-    name = _check_pipe(pipe, embeds)
-    state = inspect.of_pipe(pipe)
-    state.check("this pipe")
-    module, adapter, files = FAMILIES[name]
-    if pipe.config.get("boundary_ratio") is not None:
-        files = ["wan_2_2_14b"]
-    if pipe.config.get("expand_timesteps"):
-        files = ["wan_2_2_5b"]
-    family = importlib.import_module(f"s2flow.backbones.{module}")
-    if module == "hunyuan15":
-        family.check_guider(pipe, "this pipe")
-    backbone = getattr(family, adapter)(files[0], pipe)
-    backbone.embeds = _checked(embeds, pipe)
-    try:
-        yield backbone, of_pipe(pipe, backbone, files), inspect.weights(pipe), state
-    finally:
-        backbone.release()
-        if state.offload == "model":
-            pipe.maybe_free_model_hooks()
-
-
-def _checked(embeds: dict[str, Tensor], pipe: Any) -> dict[str, Tensor]:
-    """Raises UserError for embeddings that the pipe's own call does not take."""
-    taken = [
-        k for k in signature(type(pipe).__call__).parameters if "_embeds" in k or "_mask" in k
-    ]
-    for name in embeds:
-        if name not in taken:
-            raise UserError(
-                f"{name} is no keyword of a {type(pipe).__name__}; it takes {', '.join(taken)}"
-            )
-    return embeds
 
 
 def _hash(embeds: dict[str, Tensor]) -> str:
