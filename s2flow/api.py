@@ -27,10 +27,12 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from diffusers.utils.pil_utils import numpy_to_pil
+from omegaconf import DictConfig
 from torch import Tensor
 
 from s2flow import methods
 from s2flow.backbones.base import Backbone
+from s2flow.backbones.inspect import State
 from s2flow.backbones.tiles import tiled
 from s2flow.cascade import Generated, Step, Stopped
 from s2flow.errors import UserError
@@ -38,7 +40,7 @@ from s2flow.policies import sta
 from s2flow.process.timing import Clock
 from s2flow.recipe.borrowed import borrowed
 from s2flow.recipe.defaults import composed
-from s2flow.recipe.given import fitted
+from s2flow.recipe.given import Given, fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.keywords import Knobs
 from s2flow.recipe.resolve import resolve
@@ -51,6 +53,7 @@ ALIASES = {  # diffusers' keyword -> ours
     "guidance_scale": "guidance",
     "guidance_scale_2": "guidance_2",
 }
+BOTH_EXPERTS = "guidance of both experts"
 REFUSED = {  # diffusers' keyword -> what to type
     "latents": "seed=... or generator=..., which draw the noise",
     "num_videos_per_prompt": "a list of prompts, with a seed each",
@@ -104,21 +107,16 @@ def generate(
     """High-resolution clips of one prompt, or of a list of prompts in one batch.
 
     pipe: a loaded `WanPipeline` (2.1 or 2.2), `HunyuanVideoPipeline` or `HunyuanVideo15Pipeline`; or a
-    name of conf/backbone, such as the embedded "micro", which is loaded once per process; or a
-    backbone of this package.
-    seed: one for all prompts or one each; noise depends on (prompt, seed) alone. generator: draws the
-    noise instead, as in diffusers; method="native" is then the clip that the pipe's own call makes.
-    video: a clip to refine, in place of an LR flow: a file's name, frames (T, H, W, 3), or images.
-    height, width: `high` in diffusers' words, as are num_frames, num_inference_steps, guidance_scale;
-    prompt_embeds and whatever the pipe's own call takes with it stand in place of `prompt`.
-    output_type: "np" | "pt" | "pil" | "latent".
-    progress(stage, step, total): called after every step of stage "lr" and "hr".
-    callback_on_step_end(pipe, i, t, {"latents": z}): as in diffusers, after every step of both stages,
-    counted through; it may return other latents.
-    on_low(low_frames): called with the LR video, (B, T, h, w, 3) in [0, 1], before the HR stage. If it
-    returns False, the call ends there and the result has no frames.
-    knobs: high=(H, W), frames, sparsity, windows, order, solver, t_i, ... and method="native" and the
-    like, or, with its parameters, method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
+    name of conf/backbone, such as the embedded "micro"; or a backbone of this package. seed: one, or
+    one per prompt; noise depends on (prompt, seed) alone. generator: draws the noise as in diffusers.
+    video: a clip to refine: a file's name, frames (T, H, W, 3), or images. height, width: `high` in
+    diffusers' words, as are num_frames, num_inference_steps, guidance_scale; prompt_embeds and what
+    goes with it replace `prompt`. output_type: "np" | "pt" | "pil" | "latent". progress(stage, step,
+    total): called after every step of stage "lr" and "hr". callback_on_step_end(pipe, i, t,
+    {"latents": z}): likewise, counted through; it may return other latents. on_low(low_frames): sees
+    the LR video, (B, T, h, w, 3) in [0, 1]; if it returns False, the call ends there. knobs:
+    sparsity, windows, order, t_i, ... (docs/knobs.md), and method="native" or, with its parameters,
+    method={"name": "hiflow", "alpha": 0.5, "preset": "own"}.
 
     Raises UserError for invalid values, in one line with what to type, and FloatingPointError for a
     latent that is not finite.
@@ -127,33 +125,10 @@ def generate(
     embeds = {k: x for k, x in embeds.items() if x is not None}
     prompts = _prompts(prompt, embeds)
     seeds = _integers(seed, len(prompts))
-    in_theirs = "guidance_scale" in knobs and "guidance_scale_2" not in knobs
     knobs = _in_our_words(knobs, height, width)
-    _check_keywords(prompts, seeds, knobs)
-    if output_type not in OUTPUTS:
-        raise UserError(
-            f"output_type={output_type!r} is unknown; type one of output_type={'|'.join(OUTPUTS)}"
-        )
+    _check_keywords(prompts, seeds, knobs, output_type)
     with borrowed(pipe, embeds) as (backbone, files, weights, state):
-        if state is not None and state.tiles:  # the pipe's own stay, unless others are typed
-            typed = "vae_tile" in knobs
-            state = replace(state, tiles={}) if typed else state
-            knobs = knobs if typed else knobs | {"vae_tile": []}
-        if in_theirs and files[0].boundary is not None:  # as in diffusers, for both experts
-            knobs = {"guidance_2": knobs["guidance"]} | knobs
-        given = None
-        if video is not None:
-            sizes = {k: knobs.get(k) for k in ("low", "high", "frames")}
-            place = SimpleNamespace(backbone=files[0], **sizes)
-            given = fitted(video, place)
-            knobs = knobs | {k: getattr(place, k) for k in sizes}
-        cfg = composed(files, knobs)
-        if state is not None:
-            state.check("this pipe", cfg.method.name)
-        knobs_read = methods.method(cfg.method.name).KNOBS
-        recipe = resolve(cfg, weights, knobs_read, state, given and given.sha256)
-        if embeds:
-            recipe = replace(recipe, pipeline=(recipe.pipeline or {}) | {"embeds": _hash(embeds)})
+        cfg, recipe, given = _resolved(files, weights, state, knobs, video, embeds)
         methods.check(backbone, recipe)
         sta.check_prompts(recipe, prompts)
         _check_vae(backbone, recipe, output_type)
@@ -161,13 +136,7 @@ def generate(
         clock = Clock(backbone.device)
         options = {"clock": clock, "progress": progress, "generator": generator}
         options |= {"decode": output_type != "latent", "video": given and given.video}
-        if on_low is not None:  # np.False_ is not False
-            truths = (bool, np.bool_)
-            options["on_low"] = lambda video: (
-                not isinstance(answer := on_low(_array(video)), truths) or bool(answer)
-            )
-        if callback_on_step_end is not None:
-            options["on_latent"] = _callback(pipe, callback_on_step_end)
+        options |= {"on_low": _answer(on_low), "on_latent": _callback(pipe, callback_on_step_end)}
         common = {"recipe": recipe.identity(), "seconds": clock.seconds, "fps": cfg.backbone.fps}
         try:
             with tiled(backbone.vae, recipe.vae_tile):
@@ -176,8 +145,40 @@ def generate(
             return Result(None, _array(stop.low_video), None, [], **common)
         _check_finite(made)
         frames, low = (_as_output(v, output_type) for v in (made.video, made.low_video))
-        frames = made.latent if output_type == "latent" else frames
-        return Result(frames, low, made.latent, made.reports, **common)
+        latents = output_type == "latent"
+        return Result(made.latent if latents else frames, low, made.latent, made.reports, **common)
+
+
+def _resolved(
+    files: list[DictConfig],
+    weights: str,
+    state: State | None,
+    knobs: dict[str, Any],
+    video: Any,
+    embeds: dict[str, Tensor],
+) -> tuple[DictConfig, Recipe, Given | None]:
+    """The call's config, its recipe, and the clip that is refined."""
+    if state is not None and state.tiles:  # the pipe's own stay, unless others are typed
+        typed = "vae_tile" in knobs
+        state = replace(state, tiles={}) if typed else state
+        knobs = knobs if typed else knobs | {"vae_tile": []}
+    both = knobs.pop(BOTH_EXPERTS, None)
+    if both is not None and files[0].boundary is not None:
+        knobs = {"guidance_2": both} | knobs
+    given = None
+    if video is not None:
+        sizes = {k: knobs.get(k) for k in ("low", "high", "frames")}
+        place = SimpleNamespace(backbone=files[0], **sizes)
+        given = fitted(video, place)
+        knobs = knobs | {k: getattr(place, k) for k in sizes}
+    cfg = composed(files, knobs)
+    if state is not None:
+        state.check("this pipe", cfg.method.name)
+    knobs_read = methods.method(cfg.method.name).KNOBS
+    recipe = resolve(cfg, weights, knobs_read, state, given and given.sha256)
+    if embeds:
+        recipe = replace(recipe, pipeline=(recipe.pipeline or {}) | {"embeds": _hash(embeds)})
+    return cfg, recipe, given
 
 
 def _check_finite(made: Generated) -> None:
@@ -252,10 +253,18 @@ def _in_our_words(knobs: dict[str, Any], height: Any, width: Any) -> dict[str, A
         if ours in knobs:
             raise UserError(f"{name} and {ours} set the same; leave one out")
     kept = {k: v for k, v in knobs.items() if k not in ALIASES}
+    if "guidance_scale" in knobs and "guidance_scale_2" not in knobs:
+        kept[BOTH_EXPERTS] = knobs["guidance_scale"]  # as in diffusers
     return kept | {ours: value for ours, (_, value) in theirs.items()}
 
 
-def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any]) -> None:
+def _check_keywords(
+    prompts: list[Any], seeds: list[Any], knobs: dict[str, Any], output_type: str
+) -> None:
+    if output_type not in OUTPUTS:
+        raise UserError(
+            f"output_type={output_type!r} is unknown; type one of output_type={'|'.join(OUTPUTS)}"
+        )
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(
             "prompt is empty or no text; type prompt='a large red ball moves right on sand'"
@@ -264,7 +273,7 @@ def _check_keywords(prompts: list[Any], seeds: list[Any], knobs: dict[str, Any])
         raise UserError(
             f"seed holds {len(seeds)} numbers for {len(prompts)} prompts; type one, or one for each"
         )
-    for name in knobs.keys() - set(KNOBS):
+    for name in knobs.keys() - {*KNOBS, BOTH_EXPERTS}:
         close = difflib.get_close_matches(name, KNOBS, 1)
         suggestion = REFUSED.get(name) or (f"{close[0]}=..." if close else None)
         hint = f"type {suggestion}" if suggestion else f"there are {', '.join(KNOBS)}"
@@ -297,8 +306,18 @@ def _as_output(video: Tensor | None, output_type: str) -> Any:
     return _array(video)
 
 
-def _callback(pipe: Any, call: Callable[..., dict | None]) -> Callable[[Step, Tensor], Tensor]:
+def _answer(on_low: Callable | None) -> Callable[[Tensor], bool] | None:
+    """`on_low`, given an array; what it answers is False for False alone, numpy's included."""
+    if on_low is None:
+        return None
+    truths = (bool, np.bool_)
+    return lambda video: not isinstance(answer := on_low(_array(video)), truths) or bool(answer)
+
+
+def _callback(pipe: Any, call: Callable[..., dict | None] | None) -> Callable | None:
     """diffusers' callback, as the loop calls it: steps of both stages are counted through."""
+    if call is None:
+        return None
     count = itertools.count()
 
     def on_latent(step: Step, z: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ from s2flow.recipe.limits import check, check_backbone, check_choices, check_kno
 from s2flow.recipe.schema import KNOBS
 from s2flow.windows import fraction_of_volume
 
+OPEN = ("steps", "shift", "frames", "guidance", "negative_prompt")  # null: the backbone's
+SIZES = ("low", "high", "brick_low", "brick_high")
+
 
 def resolve(
     cfg: DictConfig,
@@ -43,45 +46,35 @@ def resolve(
     check_choices(cfg)
     module = method(str(cfg.method.name))
     params = typed(module, cfg.method.name, plain(cfg, "method"))
-    open_names = ("steps", "shift", "frames", "guidance", "negative_prompt")
-    filled = {name: backbone[name] if cfg[name] is None else cfg[name] for name in open_names}
+    filled = {n: backbone[n] if cfg[n] is None else cfg[n] for n in OPEN}
     filled["negative_prompt"] = filled["negative_prompt"] or ""
-    names = ("low", "high", "brick_low", "brick_high")
-    sizes = {name: tuple(backbone[name] if cfg[name] is None else cfg[name]) for name in names}
+    sizes = {n: tuple(backbone[n] if cfg[n] is None else cfg[n]) for n in SIZES}
     other = cfg.shift_high if "shift_high" in knobs and cfg.shift_high != filled["shift"] else None
     steps_from = partial(_steps_from, filled["steps"], other or filled["shift"])
+    fits = given is None or "low" in knobs
     check(
-        given is None or "low" in knobs,
-        f"method={cfg.method.name} has no LR stage that a clip could replace; type method=s2flow",
+        fits, f"method={cfg.method.name} has no LR stage for a clip to replace; type method=s2flow"
     )
     check_knobs(cfg, filled, sizes, knobs, lambda: steps_from(backbone.handoff_sigma))
     t_i = cfg.t_i or usual_t_i(module, cfg.method.get("preset"), filled["steps"])
     t_i = t_i or steps_from(backbone.handoff_sigma)
     stages = _stages(cfg, steps_from, sizes, t_i) if "stages" in knobs else ()
     t_i = stages[0][1] if stages else t_i
-    tokens = [
-        (
-            (filled["frames"] - 1) // backbone.frame_step + 1,
-            *(s // backbone.multiple for s in size),
-        )
-        for size in (sizes["low"], sizes["high"])
-    ]
+    t = (filled["frames"] - 1) // backbone.frame_step + 1
+    tokens = [(t, *(s // backbone.multiple for s in sizes[n])) for n in ("low", "high")]
     policy = _policy(cfg.windows)
     if "windows" in knobs:
-        case = Case(
-            fraction_of_volume(cfg.sparsity, cfg.density),
-            *(tokens[0], sizes["brick_low"], tokens[1], sizes["brick_high"]),
-            *(t_i, cfg.coverage_rows, backbone.name, weights, cfg.windows.file),
-            sizes=max(len(stages), 1),
-        )
+        grids = (tokens[0], sizes["brick_low"], tokens[1], sizes["brick_high"])
+        source = (backbone.name, weights, cfg.windows.file)
+        f = fraction_of_volume(cfg.sparsity, cfg.density)
+        case = Case(f, *grids, t_i, cfg.coverage_rows, *source, sizes=max(len(stages), 1))
         policy = policy.check(case)
     copied = {f.name: cfg[f.name] for f in KNOBS if f.name in Recipe.__dataclass_fields__}
     resolved = {
         "backbone": backbone.name,
         "weights": weights,
         "method": cfg.method.name,
-        "params": within(params, t_i),
-        "t_i": t_i,
+        **{"params": within(params, t_i), "t_i": t_i},
         "windows": policy,
         "dtype": backbone.dtype,
         "vae_tile": _vae_tile(cfg),

@@ -334,6 +334,8 @@ class Job:
 
 def noise_levels(recipe: Recipe) -> dict[str, Any]:
     """Record fields: sigma at every node of the LR and HR grids, and at the hand-off."""
+    if recipe.scheduler is not None:  # whose levels are its own
+        return {"sigma_handoff": None}
     low, high = (
         [round(s, 8) for s in reversed(sigma_grid(recipe.steps, k or recipe.shift).tolist())]
         for k in (recipe.shift, recipe.shift_high)

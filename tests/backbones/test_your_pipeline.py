@@ -317,7 +317,10 @@ def test_a_given_clip_is_fitted_to_the_model_in_one_line(capsys):
         ({"video": video, "high": (32, 48)}, "is 36x50, larger than high="),
         ({"video": video[..., 0]}, r"has the shape \(9, 36, 50\); type frames \(T, H, W, 3\)"),
         ({"video": "nowhere.mp4"}, "input=nowhere.mp4 is no video"),
-        ({"video": video, "method": "native"}, "method=native has no LR stage"),
+        (
+            {"video": video, "method": "native"},
+            "method=native has no LR stage for a clip to replace",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             s2flow.generate(pipe, PROMPT, **given)
