@@ -93,6 +93,13 @@ def stated_size(path: Path) -> tuple[int, int, int]:
         return stream.frames, stream.height, stream.width
 
 
+def stated_rate(path: Path) -> float | None:
+    """Frames per second that a file's header states."""
+    with _opened(path) as container:
+        rate = container.streams.video[0].average_rate
+        return float(rate) if rate else None
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:

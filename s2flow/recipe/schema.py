@@ -328,6 +328,13 @@ class ScoredBackboneConf:
 
 
 @dataclass
+class ScoredPromptsConf:
+    """The prompts of clips from elsewhere; `prompts=FILE` is `prompts.file=FILE`."""
+
+    file: str | None = None
+
+
+@dataclass
 class ScoreConf:
     """Everything that can be typed after `python -m s2flow.score`; conf/score.yaml explains it."""
 
@@ -338,6 +345,9 @@ class ScoreConf:
     retry: bool = False
     threads: int | None = None
     export: str | None = None
+    videos: str | None = None
+    prompts: ScoredPromptsConf = field(default_factory=ScoredPromptsConf)
+    vbench_results: str | None = None
     backbone: ScoredBackboneConf = field(default_factory=ScoredBackboneConf)
 
 

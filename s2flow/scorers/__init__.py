@@ -72,7 +72,8 @@ class Scorer(Protocol):
     names: the scores, always all of them; needs: what is missing for them, each with what to do about
     it. Which stored scores are still valid is decided by version (of the definition), weights ({file:
     sha256} or a short hash), arguments (None: all that were typed) and `depends`, of a clip: whatever
-    else its scores depend on. The others are stored beside the scores; device None is this CPU.
+    else its scores depend on. covers: whether it has anything to do with the clip of a record; None:
+    always. The others are stored beside the scores; device None is this CPU.
     """
 
     names: tuple[str, ...]
@@ -85,6 +86,7 @@ class Scorer(Protocol):
     versions: Mapping[str, str] = MappingProxyType({})
     device: str | None = None
     depends: Callable[[Clip], Any] | None = None
+    covers: Callable[[dict[str, Any]], bool] | None = None
 
     def score(self, clip: Clip) -> dict[str, float | None]:
         """A value, or None where it does not apply, for every one of `names`."""

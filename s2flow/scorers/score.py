@@ -4,6 +4,8 @@
     python -m s2flow.score 'runs=[8acde59716]' 'scorer=[vbench]'  one run, VBench's six dimensions
     python -m s2flow.score 'scorer=[vbench]' shard=1/2            half of the clips
     python -m s2flow.score export=scores.csv                      a row per (clip, dimension, metric)
+    python -m s2flow.score videos=FOLDER prompts=FILE             clips from elsewhere: store/foreign.py
+    python -m s2flow.score vbench_results=FILE 'runs=[ID]'        VBench's own file: vbench/results.py
 
 Verdicts go to the score book (scorebook.py). Existing ones are not computed again, so an interrupted
 scoring resumes, and scores from two machines are merged by copying `runs/*/scores/*.jsonl` into one
@@ -31,13 +33,17 @@ from rich.progress import track
 from rich.table import Table
 
 from s2flow.errors import UserError
+from s2flow.metrics import paired_clips
 from s2flow.process.provenance import provenance
 from s2flow.prompts import parse_shard
 from s2flow.recipe import CONF
 from s2flow.recipe.limits import check_declared
 from s2flow.recipe.resolve import plain
 from s2flow.scorers import Clip, Scorer, Suite, build
+from s2flow.scorers.vbench.results import Results
 from s2flow.store import read_record, sha256_of
+from s2flow.store.foreign import METHOD as FOREIGN
+from s2flow.store.foreign import imported, some
 from s2flow.store.scorebook import FINAL, ScoreBook, Verdict, metric_hash, rows
 from s2flow.terminal.cli import reported
 from s2flow.terminal.summary import print_failure
@@ -92,7 +98,8 @@ class Scoring:
     def missing(self, record: dict[str, Any]) -> list[str]:
         """The scorers that have no valid verdict on a clip."""
         settled = {v["scorer"] for v in self.verdicts(record) if self._settled(v, record)}
-        return [part for part in self.parts if part not in settled]
+        asked = {n for n, s in self.parts.items() if s.covers is None or s.covers(record)}
+        return [part for part in self.parts if part in asked - settled]
 
     def _settled(self, verdict: Verdict, record: dict[str, Any]) -> bool:
         """False also if its weights have arrived since, or its reference is another one now."""
@@ -190,33 +197,36 @@ class Scoring:
 def score(cfg: DictConfig) -> None:
     """Score the finished clips that conf/score.yaml names. Raises UserError if some cannot be."""
     runs_dir = Path(cfg.runs_dir)
-    folders = _folders(runs_dir, cfg.runs)
+    folders = _folders(runs_dir, _imported(cfg))
+    results = _results(cfg, folders)
     k, n = parse_shard(cfg.shard)
     check_declared(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     built: dict[str, Scorer | Suite] = {}  # by arguments: weights are loaded once for all runs
     table, every = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), []
-    for name in ("run", "score", "mean", "clips", "of", "new"):
+    for name in ("run", "score", "mean", "95 %", "clips", "of", "new"):
         table.add_column(name, justify="left" if name in ("run", "score") else "right")
     for folder in folders:
         records = map(read_record, sorted((folder / "records").glob("[!.]*.json")))
         records = [r for r in records if r and int(Path(r["video"]).stem, 16) % n == k - 1]
         if not records:
             continue
-        scoring = _scoring(cfg, folder, records[0], built)
+        scoring = _scoring(cfg, folder, records[0], built, results)
         todo = [r for r in records if scoring.missing(r)]
         text = f"{folder.name} {len(todo)} of {len(records)} clips"
         quiet = not sys.stderr.isatty()
         for record in track(todo, text, console=Console(stderr=True), disable=quiet):
             scoring.score(record)
-        verdicts = [v for r in records for v in scoring.verdicts(r)]
+        found = [(r, v) for r in records for v in scoring.verdicts(r)]
+        verdicts = [v for _, v in found]
         every += verdicts
         for name in dict.fromkeys(n for v in verdicts for n in v["scores"]):
             known = [v["scores"][name] for v in verdicts if v["scores"].get(name) is not None]
             mean = f"{fmean(known):.4f}" if known else "—"
             table.add_row(
-                folder.name, name, mean, *map(str, (len(known), len(records), len(todo)))
+                *(folder.name, name, mean, _interval(found, name)),
+                *map(str, (len(known), len(records), len(todo))),
             )
         table.add_section()
     Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
@@ -232,6 +242,47 @@ def score(cfg: DictConfig) -> None:
             f"of {len(every)} verdicts {what}; {runs_dir}/*/scores/ holds which and why, "
             "and retry=true scores all again that are not ok"
         )
+    if results is not None and results.unknown:
+        raise UserError(
+            f"{len(results.unknown)} videos of {cfg.vbench_results} are no clips of {folders[0]}, by "
+            f"name or content: {some(results.unknown)}; the scores of the others are attached"
+        )
+
+
+def _imported(cfg: DictConfig) -> Any:
+    """The runs to score: with `videos`, that of these clips."""
+    if cfg.videos is None:
+        if cfg.prompts.file is not None:
+            raise UserError(
+                f"prompts={cfg.prompts.file} names clips of videos=FOLDER; type it, too"
+            )
+        return cfg.runs
+    if cfg.runs is not None:
+        raise UserError("videos= is scored as a run of its own; leave runs= out")
+    return [imported(Path(cfg.videos), cfg.prompts.file, Path(cfg.runs_dir))]
+
+
+def _results(cfg: DictConfig, folders: list[Path]) -> Results | None:
+    """The scores of `vbench_results`, whose names of clips are the same in every run."""
+    if cfg.vbench_results is None:
+        return None
+    if len(folders) > 1:
+        raise UserError(
+            f"vbench_results={cfg.vbench_results} scores one run, and {cfg.runs_dir} has "
+            f"{len(folders)}; type runs=[{folders[0].name}] for the one"
+        )
+    return Results(cfg.vbench_results, folders[0])
+
+
+def _interval(found: list[tuple[dict[str, Any], Verdict]], name: str) -> str:
+    """95 % interval of the mean over prompts, seeds averaged first."""
+    scores = {
+        ((r["prompt"], r.get("original_prompt")), r["seed"]): v["scores"][name]
+        for r, v in found
+        if v["scores"].get(name) is not None
+    }
+    mean = paired_clips(scores, dict.fromkeys(scores, 0.0))
+    return "—" if mean.low is None else f"{mean.low:.4f} to {mean.high:.4f}"
 
 
 def _folders(runs_dir: Path, named: Any) -> list[Path]:
@@ -247,11 +298,22 @@ def _folders(runs_dir: Path, named: Any) -> list[Path]:
     return [known[name] for name in names]
 
 
-def _scoring(cfg: DictConfig, folder: Path, record: dict[str, Any], built: dict) -> Scoring:
+def _scoring(
+    cfg: DictConfig,
+    folder: Path,
+    record: dict[str, Any],
+    built: dict,
+    results: Results | None,
+) -> Scoring:
+    if results is not None:
+        return Scoring(ScoreBook(folder), {"vbench": results}, {"vbench": {}}, cfg.retry)
     cfg.backbone.name = record["recipe"]["backbone"]  # which world it belongs to
     arguments = plain(cfg, "scorer")
     scorers = {}
     for name, conf in list(arguments.items()):
+        if name == "world" and conf["size"] == FOREIGN:  # unless another one was typed
+            arguments.pop(name)
+            continue
         key = json.dumps([name, conf], sort_keys=True)
         try:
             built[key] = scorers[name] = built.get(key) or build(name, conf)

@@ -5,6 +5,7 @@
     python -m s2flow.store gc [RUNS] [--yes] [--older-than 1h]   apply the remedies, after asking
     python -m s2flow.store merge OTHER --into RUNS         copy another store's clips into this one
     python -m s2flow.store export [RUNS] --to FILE.parquet a row per clip; or FILE.csv
+    python -m s2flow.store export RUN --vbench FOLDER      one run's clips as {prompt}-{index}.mp4
 
 RUNS is the folder that run.py writes to [runs]. Exit code 0: done, nothing is wrong; 1: something is
 wrong, remains, or could not be written; 2: the command cannot be carried out. `--fast` compares sizes
@@ -33,6 +34,7 @@ from s2flow.errors import UserError, print_error
 from s2flow.store import gc as collect
 from s2flow.store import index, rows
 from s2flow.store.files import read_json, scan, written_whole
+from s2flow.store.foreign import export_vbench
 from s2flow.store.merge import merge
 from s2flow.store.recipes import label
 from s2flow.store.verify import FILES, OTHERS, Finding, run_folders, verify
@@ -56,8 +58,10 @@ def arguments() -> argparse.ArgumentParser:
     join = commands.add_parser("merge", help="copy another store's clips into this one")
     join.add_argument("other", type=Path, metavar="OTHER")
     join.add_argument("--into", type=Path, required=True, metavar="RUNS")
-    out = commands.add_parser("export", help="a row per clip as parquet or csv")
-    out.add_argument("--to", type=Path, required=True, metavar="FILE")
+    out = commands.add_parser("export", help="a row per clip, or clips as VBench names them")
+    form = out.add_mutually_exclusive_group(required=True)
+    form.add_argument("--to", type=Path, metavar="FILE", help="a row per clip: parquet or csv")
+    form.add_argument("--vbench", type=Path, metavar="FOLDER", help="clips of one run, RUNS/ID")
     for one in (ls, check, gc, out):
         one.add_argument("runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS")
     return parser
@@ -247,6 +251,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.vbench is not None:
+        return _export_vbench(args)
     if args.to.suffix not in (".parquet", ".csv"):
         raise UserError(f"--to {args.to} is neither; type a name that ends in .parquet or .csv")
     _runs(args)
@@ -260,6 +266,17 @@ def _export(args: argparse.Namespace) -> int:
             pq.write_table(table, temporary)
     print(f"{table.num_rows} clips in {_printable(str(args.to))}")
     return 0
+
+
+def _export_vbench(args: argparse.Namespace) -> int:
+    run = args.runs if args.runs.exists() else Path("runs") / args.runs  # or its id alone
+    count, left = export_vbench(run, args.vbench)
+    for line in left:
+        print(_printable(f"left out: {line}"), file=sys.stderr)
+    print(
+        f"{count} clips of run {run.name} in {_printable(str(args.vbench))}, {len(left)} left out"
+    )
+    return int(bool(left))
 
 
 def _size(n: int) -> str:

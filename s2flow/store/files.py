@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def is_alive(host: str, pid: str) -> bool | None:
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` if the block succeeds and is removed if it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{process_name()}-{path.name}")
+    temporary = path.with_name(f".tmp-{process_name()}-{path.name[-32:]}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -40,6 +41,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path, sha256: str | None = None) -> None:
+    """Copy a file, atomically. Raises OSError, also where the copy has another hash."""
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+        if sha256 is not None and sha256_of(temporary) != sha256:
+            raise OSError(f"{source} changed while it was copied; type the same command again")
 
 
 def write_json(path: Path, value: Any, before: Callable[[], None] | None = None) -> None:

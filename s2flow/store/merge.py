@@ -14,13 +14,12 @@ Failures are copied where the clip does not exist. Nothing else is copied.
 """
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from s2flow.errors import UserError
-from s2flow.store.files import read_json, sha256_of, write_json, written_whole
+from s2flow.store.files import copy_whole, read_json, sha256_of, write_json
 from s2flow.store.records import read_record
 from s2flow.store.verify import fault, files_of, run_folders
 
@@ -71,7 +70,7 @@ def _check_run(source: Path, target: Path) -> None:
 
 def _merge_run(source: Path, target: Path, done: Counter[str]) -> None:
     if read_json(target / "recipe.json") is None:
-        _copy(source / "recipe.json", target / "recipe.json")
+        copy_whole(source / "recipe.json", target / "recipe.json")
     for path in _files(source / "records", ".json"):
         place, theirs = target / "records" / path.name, _valid(path)
         mine = _valid(place)
@@ -140,19 +139,11 @@ def _copy_clip(source: Path, target: Path, theirs: Record, kept: Record) -> None
     key = Path(theirs["video"]).stem
     for ours, path in zip(files_of(target, key), files_of(source, key), strict=True):
         if path.exists():
-            _copy(path, ours, theirs.get("sha256") if path.name == f"{key}.mp4" else None)
+            copy_whole(path, ours, theirs.get("sha256") if path.name == f"{key}.mp4" else None)
         else:
             ours.unlink(missing_ok=True)
     write_json(target / "records" / f"{key}.json", kept)
     (target / "failures" / f"{key}.json").unlink(missing_ok=True)
-
-
-def _copy(source: Path, target: Path, sha256: str | None = None) -> None:
-    """Atomic. Raises OSError, also where the copy has another hash."""
-    with written_whole(target) as temporary:
-        shutil.copyfile(source, temporary)
-        if sha256 is not None and sha256_of(temporary) != sha256:
-            raise OSError(f"{source} changed while it was copied; type the same command again")
 
 
 def _merge_scores(source: Path, folder: Path) -> int:
@@ -166,7 +157,7 @@ def _merge_scores(source: Path, folder: Path) -> int:
             target = target.with_name(f"{target.stem}-{sha256_of(source)[:8]}.jsonl")
             if target.exists():
                 return 0
-    _copy(source, target)
+    copy_whole(source, target)
     return 1
 
 

@@ -44,9 +44,12 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
     return [book.joined(record) for record in records if record is not None]
 
 
-def generation_seconds(record: dict[str, Any]) -> float:
+def generation_seconds(record: dict[str, Any]) -> float | None:
     """Seconds from prompt to decoded video, without writing, scoring and diagnostics.
 
     The LR flow counts in full even where a sweep reused it, since it is part of a clip's cost.
+    None for a clip that was made elsewhere.
     """
+    if not record["seconds"]:
+        return None
     return sum(record["seconds"].get(stage, 0.0) for stage in STAGES)

@@ -17,6 +17,7 @@ from s2flow.recipe import CONF
 from s2flow.recipe.schema import Config, ScoreConf
 
 HYDRA_LITERALS = ("null", "true", "false", "nan", "inf")  # that Hydra does not parse as names
+TEXT_KEYS = ("prompt", "videos", "vbench_results")  # passed verbatim
 RUN_ID_KEYS = ("runs", "reproduce", "scorer.fidelity.reference")
 RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # optionally with a clip's key
 LEADING_FLAGS = ("-m", "--multirun")  # argparse refuses overrides on both sides of them
@@ -45,14 +46,18 @@ def literal(argument: str) -> str:
     key, equals, text = argument.partition("=")
     if key in RUN_ID_KEYS and equals and text != "null":
         return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
-    if key != "prompt" or not equals or text == "null":
+    if key not in TEXT_KEYS or not equals or text == "null":
         return argument
+    return f"{key}={_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
     # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
     # OmegaConf resolves ${ unless a backslash stands before it.
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
     text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
     text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
-    return f"prompt='{text}'"
+    return f"'{text}'"
 
 
 def check_choice(argument: str) -> None:
@@ -111,6 +116,10 @@ def terminal() -> Iterator[None]:
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that exceptions reach the handlers below
     overrides = sorted(sys.argv[1:], key=lambda override: override not in LEADING_FLAGS)
+    if program().endswith("score"):  # where `prompts` is a file, in run.py a group of conf/
+        files = [w.removeprefix("prompts=") for w in overrides]
+        pairs = zip(overrides, files, strict=True)
+        overrides = [w if w == f else f"prompts.file={_quoted(f)}" for w, f in pairs]
     sys.argv[1:] = [literal(a) for a in overrides]
     if not show_tracebacks:
         sys.stderr = _FilteredStderr(sys.stderr)
