@@ -17,7 +17,6 @@ backbone show how a toy model attends, not how the paper's models do.
 # %%
 import numpy as np
 from figure3 import AXES, attention_at, by_distance, clip_to_show, has_its_model, telling_heads
-from matplotlib.patches import Rectangle
 from style import GREY, PAGE, folders, headed, plt, save, spread
 
 RUNS, OUT = folders(__doc__)
@@ -101,7 +100,7 @@ def draw_maps(tokens, rows, A):
             panel.spines[:].set_visible(False)
             if frame == query[0]:
                 corner = (query[2] - 0.5, query[1] - 0.5)
-                panel.add_patch(Rectangle(corner, 1, 1, fill=False, ec="white", lw=1))
+                panel.add_patch(plt.Rectangle(corner, 1, 1, fill=False, ec="white", lw=1))
         words = f"{name}\nlayer {layer}\nhead {head}"
         line[0].set_ylabel(words, rotation=0, ha="right", va="center")
         line[-1].yaxis.set_label_position("right")

@@ -11,10 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-import jupytext
-import nbformat
-from nbclient.exceptions import CellExecutionError
-from nbconvert.preprocessors import ExecutePreprocessor
+try:
+    import jupytext
+    import nbformat
+    from nbclient.exceptions import CellExecutionError
+    from nbconvert.preprocessors import ExecutePreprocessor
+except ModuleNotFoundError as missing:
+    sys.exit(f'error: notebooks need {missing.name}; type pip install -e ".[analysis]"')
 from style import check_folders, parser_of
 
 HERE = Path(__file__).resolve().parent

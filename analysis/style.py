@@ -15,7 +15,10 @@ import textwrap
 import warnings
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    sys.exit('error: figures need matplotlib; type pip install -e ".[analysis]"')
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent

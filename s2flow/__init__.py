@@ -2,10 +2,16 @@
 
 import importlib.metadata
 import os
+import sys
 
 # Before torch starts its threads: by default they spin while they wait, and on cores that anything
 # else uses as well a clip then takes thirty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if sys.argv[:1] == ["-m"]:  # `python -m s2flow.X` is about to start
+    from s2flow.errors import printable
+
+    printable()
 
 
 def __getattr__(name: str):

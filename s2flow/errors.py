@@ -16,6 +16,13 @@ WANTED = {  # what OmegaConf says of a value -> what to type
 }
 
 
+def printable() -> None:
+    """From here on, what the terminal's encoding cannot hold is printed as `?`, not raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not of a notebook or a test
+            stream.reconfigure(errors="replace")
+
+
 def print_error(error: BaseException) -> None:
     """`error: ...` on one line of standard error."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

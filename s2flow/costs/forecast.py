@@ -76,6 +76,7 @@ def forecast(
         "low_flows_limit": flows.limit,
         "gpu": cfg.memory is not None or loading.device_here(cfg.device) != "cpu",
         "needs": {
+            "json": cfg.plan == "json",
             "every_clip": [f"{recipe.run_id}/{t.key}" for t in tasks],
             "clips": [f"{recipe.run_id}/{t.key}" for t in missing],
             "low_flows": sorted(missing_flows),

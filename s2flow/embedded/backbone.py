@@ -4,7 +4,9 @@ It is a genuine `WanPipeline` folder run by the adapter of real Wan; all that is
 prompts are put into the world's words first, and that unknown words are counted.
 """
 
+import functools
 import hashlib
+import json
 from pathlib import Path
 
 import diffusers
@@ -18,9 +20,17 @@ from s2flow.backbones.pipeline import Condition
 from s2flow.backbones.wan import WanBackbone
 from s2flow.embedded.text import TEXT_LENGTH
 from s2flow.embedded.vae import PatchVAE  # noqa: F401  (named in model_index.json)
-from s2flow.embedded.world import WORLDS, World, normalise
-from s2flow.errors import UserError
+from s2flow.embedded.world import (
+    WORLDS,
+    World,
+    all_captions_cached,
+    held_out,
+    normalise,
+    unknown_words,
+)
+from s2flow.errors import UserError, note
 
+MAX_NOTES = 3  # prompts whose unknown words are noted
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -95,9 +105,31 @@ class TinyBackbone(WanBackbone):
         return WORLDS[self.name]
 
     def encode_prompt(self, prompts: list[str], negative: str, guidance: float) -> Condition:
-        """See `base.Backbone`; synonyms are mapped into the world's vocabulary first."""
+        """See `base.Backbone`; synonyms are mapped into the world's vocabulary first.
+
+        Unknown words are noted, once per prompt and for the first few prompts.
+        """
+        for prompt in prompts:
+            self._note_unknown(prompt)
         known = [normalise(p, self.world)[0] for p in prompts]
         return super().encode_prompt(known, normalise(negative, self.world)[0], guidance)
+
+    def _note_unknown(self, prompt: str) -> None:
+        unknown = unknown_words(prompt, self.world)
+        if not unknown or prompt in self._noted or len(self._noted) == MAX_NOTES:
+            return
+        self._noted.add(prompt)
+        example = next(text for text in all_captions_cached(self.world) if held_out(text))
+        note(
+            f"backbone={self.name} was not trained on {', '.join(unknown)} "
+            f"({json.dumps(prompt[:80], ensure_ascii=False)}) and shows something of its own world; "
+            f'a prompt that works: prompt="{example}"'
+        )
+
+    @functools.cached_property
+    def _noted(self) -> set[str]:
+        """Prompts whose unknown words were noted."""
+        return set()
 
     def oov_rate(self, prompt: str) -> float:
         """Share of the prompt's words that the model never saw, or that stand beyond its length."""

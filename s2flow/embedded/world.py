@@ -185,7 +185,7 @@ def normalise(text: str, world: World) -> tuple[str, float]:
     world holds becomes "unknown", which the tokenizer turns into <unk>; training has seen that through
     word dropout. Words beyond LONGEST are lost, and counted as well.
     """
-    given = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    given = words_in(text)
     words, lost, own = [], 0, words_of(world)
     for word, follows in itertools.pairwise([*given, ""]):
         counted = word in LATER_WORDS and word in own  # "stars" of a world that counts
@@ -195,6 +195,16 @@ def normalise(text: str, world: World) -> tuple[str, float]:
         lost += "unknown" in known or len(words) + len(known) > LONGEST
         words += known
     return " ".join(words), lost / max(len(given), 1)
+
+
+def words_in(text: str) -> list[str]:
+    """Lower-cased, without punctuation."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def unknown_words(text: str, world: World) -> list[str]:
+    """The words of a text that are not in the world's vocabulary, each once."""
+    return [w for w in dict.fromkeys(words_in(text)) if normalise(w, world)[1]]
 
 
 @functools.cache

@@ -35,12 +35,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", rank()))
 
 
-def free_jobs(threads: int | None) -> int:
-    """How many processes of `threads` threads (None: 1) this process's cores can run at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // (threads or 1))
-
-
 @dataclass(frozen=True)
 class Team:
     """This process among the others: `k` consecutive ranks form a group. Alone by default."""

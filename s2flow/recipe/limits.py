@@ -12,9 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2flow.errors import UserError
-from s2flow.recipe.schema import KNOBS
+from s2flow.recipe.schema import KNOBS, MAX_STEPS
 
-MAX_STEPS = 10_000  # a flow keeps all its steps in memory
 DTYPES = ("float32", "bfloat16", "float16")
 COUNT_FIELDS = ("steps", "frames", "fps", "multiple", "frame_step", "max_frames", "max_side")
 LEVEL_FIELDS = ("handoff_sigma", "boundary")  # noise levels in (0, 1); boundary may be null
@@ -60,6 +59,10 @@ def check_choices(cfg: DictConfig) -> None:
         cfg.backbone.dtype in DTYPES,
         f"backbone.dtype={cfg.backbone.dtype} is unknown; type backbone.dtype={'|'.join(DTYPES)}",
     )
+    check(
+        cfg.plan in (True, False, "json"),
+        f"plan={cfg.plan} is unknown; type plan=true for a table, or plan=json",
+    )
     check_declared(cfg)
 
 
@@ -77,7 +80,9 @@ def check_declared(cfg: Any) -> None:
             not m["choices"] or value in m["choices"],
             f"{f.name}={value} is unknown; type one of {f.name}={'|'.join(m['choices'])}",
         )
-        if math.isfinite(above):
+        if math.isfinite(above) and math.isfinite(most):
+            bounds = f"in ({above:g}, {most:g}]"
+        elif math.isfinite(above):
             bounds = f"above {above:g} and finite"
         elif math.isfinite(most):
             bounds = f"in {least:g}..{most:g}"
@@ -85,9 +90,13 @@ def check_declared(cfg: Any) -> None:
             bounds = f"at least {least:g}"
         else:
             continue
+        share, example = (above, most) == (0, 1), f"{m['example']:g}"
+        if share and 2 <= value <= 100:
+            example = f"{value / 100:g} ({value:g} %)"
         check(
             least <= value <= most and above < value < math.inf,
-            f"{f.name}={value:g} is not {bounds}; type {f.name}={m['example']:g}",
+            f"{f.name}={value:g} is not {bounds}{': it is the share that is kept' * share}; "
+            f"type {f.name}={example}",
         )
 
 
@@ -187,11 +196,6 @@ def _check_frames(backbone: Any, frames: int) -> None:
 
 
 def _check_flow(cfg: DictConfig, steps: int, usual_t_i: Callable[[], int]) -> None:
-    s = cfg.sparsity
-    hint = f"sparsity={s / 100:g}" if 1 < s <= 100 else "sparsity=0.5"
-    check(
-        0 < s <= 1, f"sparsity={s:g} is not in (0, 1]: it is the share that is kept; type {hint}"
-    )
     check(
         cfg.t_i is None or 1 <= cfg.t_i <= steps,
         f"t_i={cfg.t_i} is not in 1..{steps}: it counts the HR steps that remain of steps={steps}; "

@@ -10,11 +10,13 @@ schema with Hydra.
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
+
+MAX_STEPS = 10_000  # a flow keeps all its steps in memory
 
 
 def knob(
@@ -26,18 +28,24 @@ def knob(
     most: float = math.inf,
     above: float = -math.inf,
     example: Any = None,
+    text: bool = False,
 ) -> Any:
     """A field of a schema.
 
     about: one line of help; None as a default means "the backbone's", unless about says otherwise.
     choices: the words that may be typed. least, most, above: bounds of a number, the last exclusive.
-    example: what an error tells to type; None: the default.
+    example: what an error tells to type; None: the default. text: free text, which is taken literally.
     """
     metadata = {"about": about, "choices": choices, "least": least, "most": most, "above": above}
-    metadata["example"] = default if example is None else example
+    metadata |= {"example": default if example is None else example, "text": text}
     if hasattr(default, "__dataclass_fields__"):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def text(default: str | None = None) -> Any:
+    """A field of a group that holds free text."""
+    return field(default=default, metadata={"text": True})
 
 
 @dataclass
@@ -46,8 +54,8 @@ class BackboneConf:
 
     name: str = MISSING  # as typed: backbone=micro
     family: str = MISSING  # which adapter loads it: tiny | wan | hunyuan | hunyuan15
-    source: str | None = None  # folder or hub name of the weights; null: they ship with s2flow
-    revision: str | None = None  # branch, tag or commit on the hub
+    source: str | None = text()  # folder or hub name of the weights; null: they ship with s2flow
+    revision: str | None = text()  # branch, tag or commit on the hub
     dtype: str = "float32"  # of transformer and text encoders: float32 | bfloat16 | float16
     vae_tile: list[int] | None = None  # (side, stride) in pixels of the autoencoder's tiles
     steps: int = MISSING  # N
@@ -56,7 +64,7 @@ class BackboneConf:
     boundary: float | None = None  # noise level below which a second expert runs; null: none does
     guidance_2: float | None = None  # of the second expert
     handoff_sigma: float = MISSING  # noise level of the hand-off while t_i is open
-    negative_prompt: str | None = ""  # null: its guidance is embedded and takes none
+    negative_prompt: str | None = text("")  # null: its guidance is embedded and takes none
     low: list[int] = MISSING  # (height, width) it was trained at
     high: list[int] = MISSING
     frames: int = MISSING
@@ -81,7 +89,7 @@ class WindowsConf:
     cap: float = 1.0  # of policy coverage: no window larger than this share of the volume
     dense_steps: int = 0  # so many first steps of every HR size attend everything
     dense_layers: list[int] = field(default_factory=list)  # these layers attend everything
-    file: str | None = None  # of policy sta: what `python -m s2flow.calibrate` wrote
+    file: str | None = text()  # of policy sta: what `python -m s2flow.calibrate` wrote
 
 
 @dataclass
@@ -89,8 +97,8 @@ class PromptsConf:
     """One file of conf/prompts."""
 
     source: str = MISSING
-    file: str | None = None
-    augmented: str | None = None
+    file: str | None = text()
+    augmented: str | None = text()
     subset: str = "full"
     count: int | None = None
     subset_seed: int = 0
@@ -101,10 +109,10 @@ class TrackerConf:
     """One file of conf/tracker."""
 
     name: str = "none"
-    project: str = "s2flow"
-    entity: str | None = None
-    mode: str = "offline"
-    group: str | None = None
+    project: str = text("s2flow")
+    entity: str | None = text()
+    mode: str | None = None  # null: $WANDB_MODE, else offline
+    group: str | None = text()
     videos: int = 4
 
 
@@ -112,7 +120,7 @@ class TrackerConf:
 class RayConf:
     """Of executor=ray."""
 
-    address: str | None = None
+    address: str | None = text()
     workers: int | None = None
     retries: int = 3
 
@@ -121,11 +129,11 @@ class RayConf:
 class FlowKnobs:
     """The flow: its length, its noise levels, its guidance, the size of what it makes."""
 
-    steps: int | None = knob(None, "N, denoising steps", example=20)
+    steps: int | None = knob(None, "N, denoising steps", least=1, most=MAX_STEPS, example=20)
     shift: float | None = knob(None, "k of the noise grid sigma = k s / (1 + (k-1) s)")
     guidance: float | None = knob(None, "classifier-free guidance")
     guidance_2: float | None = knob(None, "of the second expert of a model that has two")
-    negative_prompt: str | None = knob(None, "what guidance leads away from")
+    negative_prompt: str | None = knob(None, "what guidance leads away from", text=True)
     low: list[int] | None = knob(None, "[height,width] of the LR flow")
     high: list[int] | None = knob(None, "[height,width] of the video")
     frames: int | None = knob(None, "length of the clip")
@@ -160,7 +168,9 @@ class HandoffKnobs:
 class AttentionKnobs:
     """HR attention: its windows (Eqs. 7-9), positions and temperature."""
 
-    sparsity: float = knob(0.5, "share of the latent volume that is KEPT, in (0, 1]")
+    sparsity: float = knob(
+        0.5, "share of the latent volume that is KEPT, in (0, 1]", above=0, most=1
+    )
     density: str = knob(
         "volume",
         "f = sparsity (the paper's text) | f = sparsity^3 (its clock)",
@@ -215,8 +225,10 @@ class ModelKnobs:
 class ClipKnobs:
     """Which clips of a prompt are made."""
 
-    prompt: str | None = knob(None, "one prompt, taken literally; null: the prompts group")
-    input: str | None = knob(None, "clip.mp4: refine this clip of prompt=...")
+    prompt: str | None = knob(
+        None, "one prompt, taken literally; null: the prompts group", text=True
+    )
+    input: str | None = knob(None, "clip.mp4: refine this clip of prompt=...", text=True)
     seed: int = knob(0, "of the noise, which depends on (prompt, seed) alone")
     seeds: int = knob(1, "clips of each prompt: seeds seed, seed+1, ...")
 
@@ -225,7 +237,7 @@ class ClipKnobs:
 class PlaceKnobs:
     """Where and how; none of these changes a clip beyond rounding."""
 
-    runs_dir: str = knob("runs", "folder of all runs")
+    runs_dir: str = knob("runs", "folder of all runs", text=True)
     shard: str = knob("1/1", "k/n: this worker takes every n-th prompt")
     cache: str = knob(
         "cached",
@@ -246,7 +258,7 @@ class PlaceKnobs:
     lr_cache_gib: float = knob(
         10.0, "GiB of LR flows kept on disk, reused by every HR variant", least=0, most=1e6
     )
-    lr_cache_dir: str | None = knob(None, "null: runs_dir/lr_cache")
+    lr_cache_dir: str | None = knob(None, "null: runs_dir/lr_cache", text=True)
     progress: str = knob(
         "auto", "live lines on a terminal | a line per clip", ("auto", "plain", "off")
     )
@@ -259,7 +271,9 @@ class PlaceKnobs:
 class PlanKnobs:
     """What a run would cost, before anything is loaded."""
 
-    plan: bool = knob(False, "true: print FLOPs, seconds, memory, disk; load nothing")
+    plan: Any = knob(
+        False, "true: print FLOPs, seconds, memory, disk; json: as JSON; load nothing"
+    )
     tflops: float | None = knob(None, "rate of the transformer; null: assumed by device")
     bandwidth: float | None = knob(None, "of the device's memory, GB/s; null: assumed")
     link: float | None = knob(None, "from rank to rank, GB/s; null: assumed")
@@ -267,6 +281,7 @@ class PlanKnobs:
     check_memory: bool = knob(True, "false: run although it seems not to fit the GPU")
 
 
+VBENCH = ("vbench", "vbench_subprocess")
 OF_A_CLIP = (AttentionKnobs, SolverKnobs, HandoffKnobs, FlowKnobs)
 SECTIONS = (*OF_A_CLIP, ClipKnobs, ModelKnobs, PlaceKnobs, PlanKnobs)
 
@@ -339,18 +354,29 @@ class ScoreConf:
     """Everything that can be typed after `python -m s2flow.score`; conf/score.yaml explains it."""
 
     scorer: dict[str, Any] = field(default_factory=dict)
-    runs_dir: str = "runs"
+    runs_dir: str = text("runs")
     runs: list[str] | None = None
     shard: str = "1/1"
     retry: bool = False
     threads: int | None = None
-    export: str | None = None
-    videos: str | None = None
+    export: str | None = text()
+    videos: str | None = text()
     prompts: ScoredPromptsConf = field(default_factory=ScoredPromptsConf)
-    vbench_results: str | None = None
+    vbench_results: str | None = text()
     backbone: ScoredBackboneConf = field(default_factory=ScoredBackboneConf)
 
 
+def _texts(schema: type, group: str = "") -> Iterator[str]:
+    for f in fields(schema):
+        if is_dataclass(f.type):
+            yield from _texts(f.type, f"{group}{f.name}.")
+        elif f.metadata.get("text"):
+            yield group + f.name
+
+
+TEXTS = {*_texts(Config), *_texts(ScoreConf)}  # the keys that hold free text
+TEXTS |= {f"scorer.{key}" for key in ("musiq.cache_dir", "vbench_subprocess.python")}
+TEXTS |= {f"scorer.{s}.{k}" for s in VBENCH for k in ("cache_dir", "full_info")}
 OmegaConf.register_new_resolver("knobs", help_lines, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="score_schema", node=ScoreConf)

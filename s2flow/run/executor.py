@@ -29,9 +29,8 @@ from omegaconf import DictConfig
 
 from s2flow.errors import UserError
 from s2flow.process import stopping
-from s2flow.process.parallel import free_jobs
 from s2flow.process.provenance import provenance
-from s2flow.process.ranks import world_size
+from s2flow.process.ranks import free_jobs, world_size
 from s2flow.run.actor import Actor, JobRequest
 from s2flow.run.job import Job
 from s2flow.store.tasks import Task

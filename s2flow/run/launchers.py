@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from s2flow.errors import UserError
-from s2flow.process.parallel import free_jobs
+from s2flow.process.ranks import free_jobs
 from s2flow.terminal.cli import one_line
 
 REMOTE_LAUNCHERS = ("slurm", "submitit", "ray", "gpus")  # their jobs have a separate stderr

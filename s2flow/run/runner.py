@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from s2flow import methods
 from s2flow.backbones.base import Origin
@@ -27,6 +27,7 @@ from s2flow.process.stopping import Preempted
 from s2flow.recipe.given import Given, fitted
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import plain, resolve
+from s2flow.recipe.schema import TEXTS
 from s2flow.run import executor
 from s2flow.run.job import Job
 from s2flow.run.reproduce import reproduce
@@ -35,6 +36,7 @@ from s2flow.scorers.score import Scoring
 from s2flow.store import Store
 from s2flow.store.recipes import VERSION
 from s2flow.store.tasks import Task, clip_tasks, work
+from s2flow.terminal.cli import typed
 from s2flow.terminal.plans import print_plan
 from s2flow.terminal.progress import check as check_progress
 from s2flow.terminal.summary import in_sweep, print_run
@@ -201,6 +203,10 @@ def _problem(cfg: DictConfig, summary: dict[str, Any], failed_before: list[Task]
         ]
     if messages:
         messages += ["type cache=retry to try them again"]
+    if nan := summary["tally"]["nan"]:
+        first = next((r["first_nan"] for r in summary["records"] if r.get("first_nan")), None)
+        where = f"the velocity of {first}; try" if first else "the decoded frames; try vae_tile or"
+        messages += [f"{nan} of {clips} clips are NaN, first in {where} backbone.dtype=bfloat16"]
     if summary["unscored"]:
         messages += [
             f"{summary['unscored']} of {clips} clips lack scores; the reasons are in "
@@ -212,7 +218,8 @@ def _problem(cfg: DictConfig, summary: dict[str, Any], failed_before: list[Task]
 def command(cfg: DictConfig) -> str:
     """The command for this job of a sweep alone, without cache=."""
     hydra = HydraConfig.instance().cfg
-    overrides = [] if hydra is None else list(hydra.hydra.overrides.task)
-    overrides = [w for w in overrides if not w.startswith(("cache=", "prompt="))]
-    overrides += [] if cfg.prompt is None else [f"prompt={cfg.prompt}"]
-    return shlex.join(["python", "run.py", *overrides])
+    words = [] if hydra is None else list(hydra.hydra.overrides.task)
+    given = {w.partition("=")[0].lstrip("+"): w for w in words if not w.startswith("cache=")}
+    given |= {} if cfg.prompt is None else {"prompt": ""}
+    given |= {key: typed(key, OmegaConf.select(cfg, key)) for key in given.keys() & TEXTS}
+    return shlex.join(["python", "run.py", *given.values()])

@@ -82,7 +82,7 @@ class Store:
         """How many of these clips are finished, and means over them; None where none has the value.
 
         {"clips", "duplicates", "f": realised density, "lr", "hr", "all": seconds,
-        "scores": {name: mean}, "video": of the only one}.
+        "scores": {name: mean}, "video": of the only one, "nan": how many hold NaN}.
         """
         table, wanted = self._finished(), set(keys)
         kept = [n in wanted for n in rows.values_of(table, "_file")]
@@ -99,6 +99,7 @@ class Store:
             "video": videos[0] if len(videos) == 1 else None,
             **{name: mean(column) for name, column in MEANS.items()},
             "scores": {name.removeprefix("score_"): mean(name) for name in scores},
+            "nan": rows.values_of(table, "outcome").count("nan"),
             "duplicates": sum(filter(None, rows.values_of(table, "_duplicates"))),
         }
 

@@ -9,15 +9,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from s2flow.errors import WANTED, UserError
+from s2flow.errors import WANTED, UserError, printable
 from s2flow.methods import by_parameter
 from s2flow.process.ranks import rank
 from s2flow.process.stopping import EX_TEMPFAIL, Preempted
 from s2flow.recipe import CONF
-from s2flow.recipe.schema import Config, ScoreConf
+from s2flow.recipe.schema import TEXTS, Config, ScoreConf
 
 HYDRA_LITERALS = ("null", "true", "false", "nan", "inf")  # that Hydra does not parse as names
-TEXT_KEYS = ("prompt", "videos", "vbench_results")  # passed verbatim
 RUN_ID_KEYS = ("runs", "reproduce", "scorer.fidelity.reference")
 RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # optionally with a clip's key
 LEADING_FLAGS = ("-m", "--multirun")  # argparse refuses overrides on both sides of them
@@ -36,19 +35,19 @@ WHAT_TO_TYPE = {  # in a message of Hydra -> what is printed instead, with its g
 
 
 def literal(argument: str) -> str:
-    """An argument quoted so that Hydra's grammar passes a prompt or a run id verbatim.
+    """An argument quoted so that Hydra's grammar passes free text or a run id verbatim.
 
-    Unquoted, a run id such as 12345e6789 is a number. Everything after `prompt=` is text: commas,
-    quotes, `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep. `prompt=null`
-    clears a prompt. Other arguments are returned unchanged. (`prompt=???` is OmegaConf's mark of a
-    missing value, and refused.)
+    Unquoted, a run id such as 12345e6789 is a number. Everything after the `=` of a key in TEXTS is
+    text: commas, quotes, `=`, `${`, newlines, emoji; nothing is interpolated or split into a sweep;
+    one pair of quotes around it is taken off. `prompt=null` clears a prompt. Other arguments are
+    returned unchanged. (`prompt=???` is OmegaConf's mark of a missing value, and refused.)
     """
     key, equals, text = argument.partition("=")
     if key in RUN_ID_KEYS and equals and text != "null":
         return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
-    if key not in TEXT_KEYS or not equals or text == "null":
+    if key.lstrip("+") not in TEXTS or not equals or text == "null":
         return argument
-    return f"{key}={_quoted(text)}"
+    return f"{key}={_quoted(_unquoted(text))}"
 
 
 def _quoted(text: str) -> str:
@@ -58,6 +57,31 @@ def _quoted(text: str) -> str:
     text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
     text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
     return f"'{text}'"
+
+
+def _unquoted(text: str) -> str:
+    """The text without one pair of quotes around all of it, Hydra's quoting; see `typed`.
+
+    A pair is around all of it if no such quote stands within, or a second pair does.
+    """
+    quote, inner = text[:1], text[1:-1]
+    if len(text) < 2 or quote not in "'\"" or text[-1] != quote:
+        return text
+    if inner[:1] == quote == inner[-1:]:
+        return inner
+    if re.search(rf"(?<!\\){quote}", inner):
+        return text
+    return inner.replace(f"\\{quote}", quote)
+
+
+def typed(key: str, value: str | None) -> str:
+    """What to type for a text key to have this value."""
+    if value is None:
+        return f"{key}=null"
+    if value == "null":
+        return f"{key}='null'"
+    quote = value[0] if _unquoted(value) != value else ""
+    return f"{key}={quote}{value}{quote}"
 
 
 def check_choice(argument: str) -> None:
@@ -108,11 +132,12 @@ class _FilteredStderr:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """Quote prompts before Hydra parses them; print user errors as one line, exit code 2.
+    """Quote free text before Hydra parses it; print user errors as one line, exit code 2.
 
     Exit code 75 after a signal that stops a run (`s2flow.process.stopping`), 130 after Ctrl-C.
     HYDRA_FULL_ERROR=1 shows tracebacks instead.
     """
+    printable()
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that exceptions reach the handlers below
     overrides = sorted(sys.argv[1:], key=lambda override: override not in LEADING_FLAGS)

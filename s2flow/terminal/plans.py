@@ -1,7 +1,7 @@
 """The output of `plan=true`: a table of one config, or one table of all jobs of a sweep.
 
-The numbers come from `costs.planning` and `costs.forecast`. The last line of stdout is the same as
-JSON, with recorded and missing clips, hours and disk.
+The numbers come from `costs.planning` and `costs.forecast`. `plan=json` prints the same as one line of
+JSON in the table's place; a file of it, plan.json, is in Hydra's output folder of every job.
 """
 
 import json
@@ -27,9 +27,25 @@ def table(left: tuple[str, ...], right: tuple[str, ...], title: str | None = Non
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """The plan of one config, and the same as JSON."""
-    _show(plan)
-    print(json.dumps({"plan": {k: v for k, v in plan.items() if k != "needs"}}))
+    """The plan of one config, as a table or as JSON."""
+    if plan["needs"]["json"]:
+        print(json.dumps({"plan": _public(plan)}))
+    else:
+        _show(plan)
+
+
+def _public(plan: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in plan.items() if k != "needs"}
+
+
+def swept(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What was typed differently for these jobs (`overrides`): each knob, with the jobs' values."""
+    typed = [
+        {k: v for k, _, v in (w.partition("=") for w in j.get("overrides", ()))} for j in jobs
+    ]
+    names = dict.fromkeys(name for words in typed for name in words)
+    columns = {name: [words.get(name, "—") for words in typed] for name in names}
+    return {name: values for name, values in columns.items() if len(set(values)) > 1}
 
 
 def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
@@ -68,29 +84,31 @@ def line(plan: dict[str, Any]) -> str:
 
 
 def print_plans(plans: list[dict[str, Any]]) -> None:
-    """Table of a sweep's plans, its totals, and the same as one line of JSON."""
+    """Table of a sweep's plans and its totals, or both as one line of JSON."""
+    total, columns = totals(plans), swept(plans)
+    if plans[0]["needs"]["json"]:
+        print(json.dumps({"plans": [_public(p) for p in plans], "total": total}))
+        return
     console = Console(highlight=False, width=140)
     names = ("clips", "cached", "missing", "LR flows", "hours", "disk GiB", "needs GiB", "fits")
-    shown = table(("run", "what"), names, "plan")
+    shown = table(("run", "what"), (*columns, *names), "plan")
     counted: set[str] = set()  # LR flows of earlier jobs
-    for p in plans:
+    for i, p in enumerate(plans):
         new_flows = [f for f in p["needs"]["low_flows"] if f not in counted]
         counted |= set(new_flows)
         job = totals([p | {"needs": p["needs"] | {"low_flows": new_flows}}])
         fits = {None: "—", True: "yes", False: "no"}[p["fits"]]
         cells = [p[k] for k in ("clips", "cached", "missing")] + [job["low_flows"]]
         cells += [f"{job['hours']:.3g}", f"{job['disk_gib']:.3g}", f"{p['needed_gib']:g}", fits]
-        shown.add_row(p["run_id"] or "—", p["label"], *map(str, cells))
-    total = totals(plans)
-    cells = [total[k] for k in ("clips", "cached", "missing", "low_flows")]
+        cells = [*(values[i] for values in columns.values()), *map(str, cells)]
+        shown.add_row(p["run_id"] or "—", p["label"], *cells)
+    cells = ["" for _ in columns] + [total[k] for k in ("clips", "cached", "missing", "low_flows")]
     cells += [f"{total['hours']:.3g}", f"{total['disk_gib']:.3g}", "", ""]
     shown.add_section()
     shown.add_row("all", "each clip and LR flow once", *map(str, cells))
     console.print(shown)
     text = f"{_hours(total)}, {_disk(total)}, {_free(Path(plans[0]['needs']['runs_dir']))}"
     console.print(f"{text}; estimates, nothing was loaded or written into the store")
-    kept = [{k: v for k, v in p.items() if k != "needs"} for p in plans]
-    print(json.dumps({"plans": kept, "total": total}))
 
 
 def _hours(total: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2flow.process.ranks import rank
-from s2flow.terminal.plans import print_plans, table
+from s2flow.terminal.plans import print_plans, swept, table
 
 TABLES = ("table1", "table2", "table3", "table4")  # of experiments/tables.py
 SCORE_COLUMNS = {
@@ -73,6 +73,7 @@ class SweepTable(Callback):
         for name in names.keys() & (value.keys() if isinstance(value, dict) else ()):
             folder = Path(config.hydra.runtime.output_dir)
             kept = {k: v for k, v in value.items() if k != "records"}  # records are in the store
+            kept["overrides"] = list(config.hydra.overrides.task)
             (folder / names[name]).write_text(json.dumps(kept))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
@@ -111,16 +112,18 @@ def print_what_next(summaries: list[dict[str, Any]]) -> None:
 
 
 def _table(summaries: list[dict[str, Any]], title: str | None = None) -> Table:
-    """One row per run: means over its recorded clips."""
+    """One row per run: what was swept, and means over its recorded clips."""
+    columns = swept(summaries)
     scores = [s for s in SCORE_COLUMNS if any(s in x["tally"]["scores"] for x in summaries)]
     names = ("clips", "f", "LR s", "HR s", "all s", *(SCORE_COLUMNS[s] for s in scores))
-    shown = table(("run", "what"), names, title)
-    for x in summaries:
+    shown = table(("run", "what"), (*columns, *names), title)
+    for i, x in enumerate(summaries):
         means = x["tally"]
         values = [(means["f"], 3), *((means[k], 2) for k in ("lr", "hr", "all"))]
         values += [(means["scores"].get(s), 4) for s in scores]
         cells = ["—" if value is None else f"{value:.{digits}f}" for value, digits in values]
-        shown.add_row(x["run_id"], x["label"], f"{means['clips']}/{x['clips']}", *cells)
+        cells = [*(c[i] for c in columns.values()), f"{means['clips']}/{x['clips']}", *cells]
+        shown.add_row(x["run_id"], x["label"], *cells)
     return shown
 
 

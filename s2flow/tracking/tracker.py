@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from s2flow.tracking.rows import Record, Row, clip_row, step_row, steps_of, summ
 
 TRACKERS = ("none", "wandb")
 MODES = ("offline", "online", "disabled")
+ALIASES = {"dryrun": "offline", "run": "online"}  # of wandb, in its environment
 ROWS_PER_CLIP = 10_000  # history rows reserved for a clip, more than its steps
 
 
@@ -141,11 +143,18 @@ def check(conf: DictConfig | TrackerConf, of: str = "tracker.") -> None:
     """
     if conf.name not in TRACKERS:
         raise UserError(f"{of}name={conf.name} is unknown; type one of tracker=none|wandb")
-    if conf.mode not in MODES:
-        known = f"{of}mode={'|'.join(MODES)}"
-        raise UserError(f"{of}mode={conf.mode} is unknown; type one of {known}")
+    if (mode := mode_of(conf)) not in MODES:
+        given, known = f"{of}mode={mode}", f"{of}mode={'|'.join(MODES)}"
+        given = given if conf.mode else f"WANDB_MODE={mode}"
+        raise UserError(f"{given} is unknown; type one of {known}")
     if conf.videos < 0:
         raise UserError(f"{of}videos={conf.videos} is negative; type {of}videos=0 or more")
+
+
+def mode_of(conf: DictConfig | TrackerConf) -> str:
+    """The mode that was typed, else wandb's own variable, else offline."""
+    mode = conf.mode or os.environ.get("WANDB_MODE") or "offline"
+    return mode if conf.mode else ALIASES.get(mode, mode)
 
 
 @contextlib.contextmanager
@@ -176,6 +185,7 @@ def _opened(
     """A wandb run with our id, closed at the end. Raises UserError if it cannot be opened."""
     import wandb  # see above
 
+    mode = mode_of(conf)
     try:
         run = wandb.init(
             id=run_id,
@@ -184,7 +194,7 @@ def _opened(
             entity=conf.entity,
             group=group,
             config=recipe,
-            mode=conf.mode,
+            mode=mode,
             resume="allow",
             # its output would break our progress lines
             settings=wandb.Settings(silent=True, console="off"),
@@ -196,8 +206,8 @@ def _opened(
         ) from None
     folder = Path(run.dir).parent
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    where = run.url if conf.mode == "online" else folder
-    hint = f"; `wandb sync {where}` uploads it" if conf.mode == "offline" else ""
+    where = run.url if mode == "online" else folder
+    hint = f"; `wandb sync {where}` uploads it" if mode == "offline" else ""
     failed = 1
     try:
         yield run
@@ -205,7 +215,7 @@ def _opened(
     finally:
         try:
             run.finish(exit_code=failed)
-            if conf.mode != "disabled":
+            if mode != "disabled":
                 print(f"wandb {run_id}: {where}{hint}", file=sys.stderr)
         except Exception as error:
             print(f"wandb could not close {run_id}: {_reason(error)}", file=sys.stderr)
@@ -264,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     send = commands.add_parser("publish", help="send everything below a folder of runs to wandb")
     send.add_argument("runs", type=Path, help="the folder that run.py wrote its runs to")
     send.add_argument("--run", action="append", default=[], metavar="ID", help="only this run")
-    send.add_argument("--mode", default="offline", help="|".join(MODES))
+    send.add_argument("--mode", help="|".join(MODES) + "; WANDB_MODE, else offline, if not set")
     send.add_argument("--group", help="the sweep that made the newest clip, if not set")
     send.add_argument("--videos", type=int, default=4, help="of the first so many prompts [4]")
     show = commands.add_parser("dashboard", help="save a workspace that shows the runs; logs in")

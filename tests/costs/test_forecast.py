@@ -17,11 +17,13 @@ def test_a_sweep_is_planned_before_anything_starts(monkeypatch, tmp_path, capsys
     before = {p: p.stat().st_mtime_ns for p in runs.rglob("*")}
     monkeypatch.setattr(loading, "load_backbone", None)
     capsys.readouterr()
-    words = ("-m", "handoff=x0,latent,x0", "prompts.count=3", *SMALL, "plan=true")
-    assert run_here(monkeypatch, tmp_path, *words) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1
-    found = json.loads(lines[-1])
+    words = ("-m", "handoff=x0,latent,x0", "prompts.count=3", *SMALL)
+    assert run_here(monkeypatch, tmp_path, *words, "plan=true") == 0
+    out = capsys.readouterr().out
+    assert "each clip and LR flow once" in out and "nothing was loaded or written" in out
+    assert "{" not in out and " handoff " in out  # the knob that differs is a column
+    assert run_here(monkeypatch, tmp_path, *words, "plan=json") == 0
+    found = json.loads(capsys.readouterr().out)
     jobs, total = found["plans"], found["total"]
     assert [(j["clips"], j["cached"], j["missing"]) for j in jobs] == [
         (3, 1, 2), (3, 0, 3), (3, 1, 2)
@@ -36,8 +38,6 @@ def test_a_sweep_is_planned_before_anything_starts(monkeypatch, tmp_path, capsys
     assert abs(low.stat().st_size - jobs[0]["bytes_low_flow"]) < 4096  # but for the header
     expected = (5 * jobs[0]["bytes_clip"] + 2 * jobs[0]["bytes_low_flow"]) / 2**30
     assert abs(total["disk_gib"] - expected) < 1e-4
-    out = "\n".join(lines)
-    assert "each clip and LR flow once" in out and "nothing was loaded or written" in out
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("*")} == before
 
 
@@ -47,18 +47,21 @@ def test_what_is_forced_is_not_cached(monkeypatch, tmp_path, capsys):
     for cache, missing in (("cached", 0), ("force", 1)):
         capsys.readouterr()
         assert run_here(monkeypatch, tmp_path, *words, f"cache={cache}", "plan=true") == 0
-        first, *_, last = capsys.readouterr().out.strip().splitlines()
-        assert json.loads(last)["plan"]["missing"] == missing
+        first, *_ = capsys.readouterr().out.strip().splitlines()
+        (path,) = tmp_path.glob("diary/plan.json")
+        assert json.loads(path.read_text())["missing"] == missing
         assert ("cache=force: recorded clips, too" in first) == (cache == "force")
 
 
 def test_a_single_plan_tells_what_is_missing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(loading, "low_flows", fresh_flows())
-    words = (*SMALL, "prompts.count=3", "plan=true", f"runs_dir={tmp_path}/none")
-    assert run_here(monkeypatch, tmp_path, *words) == 0
+    words = (*SMALL, "prompts.count=3", f"runs_dir={tmp_path}/none")
+    assert run_here(monkeypatch, tmp_path, *words, "plan=true") == 0
     out = capsys.readouterr().out.strip().splitlines()
     assert out[0].startswith("0 of 3 clip(s) are recorded, 3 missing, 3 LR flow(s) to make: ")
-    assert "from pixels" in out[0] and json.loads(out[-1])["plan"]["missing"] == 3
+    assert "from pixels" in out[0] and not any(line.startswith("{") for line in out)
+    assert run_here(monkeypatch, tmp_path, *words, "plan=json") == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["missing"] == 3
     assert not (tmp_path / "none").exists()
 
 

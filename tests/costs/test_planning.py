@@ -50,14 +50,18 @@ def gpu(monkeypatch):
     return with_memory
 
 
-def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch, capsys):
+def test_plan_prints_a_table_or_json_and_loads_nothing(monkeypatch, capsys):
     monkeypatch.setattr(loading, "load_backbone", None)
     monkeypatch.setattr(loading, "weights_hash", None)  # asks the hub
     words = ("plan=true", "memory=24", "tflops=100", "device=cpu")
     cfg = config("backbone=wan_1_3b", *words)
     found = runner.run(cfg)
-    out = capsys.readouterr().out.strip().split("\n")
-    assert json.loads(out[-1])["plan"] == {k: v for k, v in found.items() if k != "needs"}
+    out = capsys.readouterr().out
+    assert "{" not in out and "assuming 100 TFLOP/s" in out
+    cfg.plan = "json"
+    found = runner.run(cfg)
+    printed = json.loads(capsys.readouterr().out)["plan"]
+    assert printed == {k: v for k, v in found.items() if k != "needs"}
     stages = {s["stage"]: s for s in found["stages"]}
     assert list(stages) == ["text", "lr", "plan", "handoff", "hr", "decode"]
     assert stages["lr"]["tokens"] == 32_760 and stages["hr"]["tokens"] == 131_040
@@ -67,7 +71,6 @@ def test_plan_prints_a_table_and_one_line_of_json_and_loads_nothing(monkeypatch,
     worst = max(s["peak_gib"] for s in found["stages"])
     assert found["needed_gib"] == pytest.approx(worst * 1.05 + 1, abs=0.02)
     assert found["fits"] == (found["needed_gib"] <= 24)
-    assert "assuming 100 TFLOP/s" in "\n".join(out)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from s2flow.embedded import backbone as tiny
 from s2flow.embedded import world
 from s2flow.embedded.render import render
 from s2flow.embedded.text import TEXT_LENGTH, build_tokenizer
@@ -95,3 +96,15 @@ def test_captions_count_their_objects():
     assert scenes[text].number == 3 and world.caption(scenes[text]) == text
     assert all(len(s.objects) == s.number for s in world.sample_scenes(SMALL, 60, 1))
     assert world.caption(scenes[text], still=True) == "three large red striped crosses on sand"
+
+
+def test_unknown_words_are_noted_once_per_prompt_and_for_three_prompts(capsys):
+    backbone, cat = tiny.load("micro", "cpu"), "A cat plays the piano, a cat"
+    for prompts in (["a large red ball moves right on grass"], [cat], [cat, "walrus"]):
+        backbone.encode_prompt(prompts, "blurry", 4.0)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "cat, plays, piano (" in first and "walrus" in second
+    example = first.split('prompt="')[-1].rstrip('"')
+    assert world.unknown_words(example, MICRO) == []
+    backbone.encode_prompt(["walrus", "owl", "elk"], "", 4.0)
+    assert len(capsys.readouterr().err.splitlines()) == 1

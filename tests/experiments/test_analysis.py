@@ -264,6 +264,19 @@ def test_every_table_of_the_store_is_built_in_every_format(name, store, capsys):
         assert "half" in out
 
 
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "export"])
+def test_without_what_draws_or_exports_a_script_says_what_to_install(name, monkeypatch):
+    blocked = ("matplotlib", "jupytext")
+    for module in [m for m in sys.modules if m.partition(".")[0] in (*blocked, "style")]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in blocked:
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ANALYSIS / f"{name}.py"), run_name="__main__")
+    assert stop.value.code.startswith("error: ") and stop.value.code.count("\n") == 0
+    assert 'type pip install -e ".[analysis]"' in stop.value.code  # text: exit status 1
+
+
 # -- exported -----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from test_cli import command, refusal  # noqa: F401  (a fixture)
 from test_tracking import there
 
-from s2flow.process.parallel import free_jobs
+from s2flow.process.ranks import free_jobs
 
 ROOT = Path(__file__).parents[2]
 RAY = pytest.mark.skipif(

@@ -223,7 +223,13 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(monkeypatch, tmp_pat
 
     monkeypatch.setattr(solver, "taylor_step", spoiled)
     cfg = config(tmp_path / "both", *words, "prompts.count=2", "batch=2")
-    summary = runner.run(cfg)
+    said = (
+        "1 of 2 clips are NaN, first in the velocity of hr step n=2; try backbone.dtype=bfloat16"
+    )
+    with pytest.raises(UserError) as raised:
+        runner.run(cfg)
+    assert str(raised.value) == said
+    summary = raised.value.summary
     whole, lost = summary["records"]
     assert (summary["failed"], whole["outcome"], lost["outcome"]) == (0, "ok", "nan")
     assert (whole["nan_share"], lost["nan_share"], lost["black_frames"]) == (0, 1, None)
@@ -233,7 +239,9 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(monkeypatch, tmp_pat
     assert lost["status"] == "ok" and "nan" in capsys.readouterr().err
     assert read_video(folder / lost["video"]).max() == 0  # black, where bytes of NaN are anything
     assert lost["derivative_cosine"]["lri"] == {"2": None}
-    assert runner.run(cfg)["made"] == 0  # it is done, and not tried again
+    with pytest.raises(UserError, match=said) as raised:
+        runner.run(cfg)
+    assert raised.value.summary["made"] == 0  # it is done, and not tried again
 
     method = methods.method("bicubic")
     generate = method.generate
@@ -245,7 +253,9 @@ def test_a_clip_that_is_no_number_is_an_outcome_not_a_crash(monkeypatch, tmp_pat
 
     monkeypatch.setattr(method, "generate", one_number)
     monkeypatch.setattr(loading, "low_flows", fresh_flows())  # the spoiled one is not shared
-    (record,) = runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))["records"]
+    with pytest.raises(UserError, match="1 of 1 clips are NaN.*vae_tile") as raised:
+        runner.run(config(tmp_path, "method=bicubic", "scorer=[none]"))
+    (record,) = raised.value.summary["records"]
     assert record["outcome"] == "nan" and record["nan_share"] == 0
 
 

@@ -60,6 +60,15 @@ def test_another_lr_size_is_another_lr_flow(monkeypatch, tmp_path):
     assert [r["low_flow_reused"] for r in records] == [False, False]
 
 
+def test_every_knob_that_differs_is_a_column(monkeypatch, tmp_path, capsys):
+    words = ("-m", "rope=none,interpolate", "method=bicubic", "scorer=[none]", *SMALL)
+    assert run_here(monkeypatch, tmp_path, *words) == 0
+    out = capsys.readouterr().out
+    head, *rows = (x.split() for x in out[out.rindex("\nsweep") :].splitlines() if x.strip())
+    assert rows[0][:3] == ["run", "what", "rope"] and "method" not in rows[0]
+    assert [row[2] for row in rows if "bicubic" in row] == ["none", "interpolate"]
+
+
 def test_a_job_that_fails_does_not_hide_the_others(tmp_path):
     """A process, since Hydra raises there and the table comes at its exit."""
     words = ["-m", "sparsity=50,0.5,1", "method=bicubic", "scorer=[none]", *SMALL]

@@ -69,7 +69,9 @@ def refusal(code: int, capsys) -> str:
 # -- bad input ----------------------------------------------------------------------------------
 
 REFUSED = {  # what is typed -> what the line must say: the value, and what to type instead
-    "sparsity=50": "sparsity=50 type sparsity=0.5",
+    "sparsity=50": "sparsity=50 share kept; type sparsity=0.5 (50 %)",
+    "sparsity=1.5": "sparsity=1.5 (0, 1]: share kept; type sparsity=0.5",  # no guess
+    "plan=maybe": "plan=maybe type plan=true plan=json",
     "sparsity=0": "sparsity=0 type sparsity=",
     "sparsity=nan": "sparsity=nan type sparsity=",
     "sparsity=": "sparsity= type number",
@@ -153,6 +155,28 @@ def test_a_mistake_gives_one_line_that_says_what_to_type(word, command, capsys):
         assert said in line, line
 
 
+def test_what_is_near_no_percentage_is_not_guessed(command, capsys):
+    assert refusal(command("sparsity=1.5"), capsys).endswith("that is kept; type sparsity=0.5")
+
+
+@pytest.mark.parametrize("words", ["sparsitty=0.5", "sparsity=1.5", "-m steps=0,2 solver=x"])
+def test_names_and_ranges_are_refused_before_torch_is_loaded(words, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch')")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, ROOT / "run.py", *words.split()]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines()) and done.stderr
+
+
+def test_what_the_terminal_cannot_encode_is_replaced(tmp_path):
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    votes = ["-m", "s2flow.store", "ls", "🦊 — runs"]
+    for words in ([ROOT / "run.py", "--cfg", "job", "prompt=🦊 — runs"], votes):
+        done = subprocess.run([sys.executable, *words], env=env, cwd=tmp_path, capture_output=True)
+        assert b"? ? runs" in done.stdout + done.stderr and b"Traceback" not in done.stderr
+
+
 def test_the_suggested_sparsity_is_reachable(recipe):
     assert recipe("sparsity=0.005208").sparsity == 0.005208
 
@@ -227,7 +251,7 @@ def test_a_refused_command_leaves_no_run(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-# -- prompts to the letter ----------------------------------------------------------------------
+# -- text to the letter ----------------------------------------------------------------------
 
 NASTY = [  # apart from what `alphabet_soup` makes
     """it's a "quoted", prompt""",
@@ -257,6 +281,9 @@ NASTY = [  # apart from what `alphabet_soup` makes
 ]
 
 
+QUOTED = ["'a'", '"a, b"', "''a''", '"a" or "b"', "'", '"""', "'a\"", "'null'", "it's"]
+
+
 def alphabet_soup(count: int) -> list[str]:
     """Random texts from the characters that mean something to a shell, Hydra or OmegaConf."""
     pieces = [
@@ -273,19 +300,45 @@ def alphabet_soup(count: int) -> list[str]:
     return ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(count)]
 
 
-def test_any_text_arrives_to_the_letter():
+@pytest.mark.parametrize("key", ["prompt", "runs_dir", "windows.file", "tracker.group"])
+def test_any_text_arrives_to_the_letter(key):
     """Through Hydra's grammar and OmegaConf; in a sweep, which parses, writes and parses again."""
     parse = OverridesParser.create().parse_overrides
     cfg = OmegaConf.structured(Config)
-    for text in [*NASTY, *alphabet_soup(400)]:
-        if text in ("null", "???"):  # clears the prompt; is refused
+    for text in [*NASTY, *QUOTED, *alphabet_soup(400 if key == "prompt" else 40)]:
+        if text == "???":  # is refused
             continue
-        (once,) = parse([cli.literal(f"prompt={text}")])
+        (once,) = parse([cli.literal(cli.typed(key, text))])
         ((job,),) = BasicSweeper.split_arguments([once], None)
         (twice,) = parse(job)
         for override in (once, twice):
             OmegaConf.update(cfg, override.get_key_element(), override.value(), merge=True)
-            assert cfg.prompt == text, (text, job)
+            assert OmegaConf.select(cfg, key) == text, (text, job)
+
+
+def test_every_key_of_free_text_is_literal_and_no_other():
+    texts = "prompt negative_prompt input runs_dir lr_cache_dir windows.file prompts.file export "
+    texts += "prompts.augmented backbone.source tracker.project tracker.group tracker.entity "
+    texts += "scorer.musiq.cache_dir scorer.vbench.full_info scorer.vbench_subprocess.python"
+    for key in texts.split():
+        assert cli.literal(f"{key}=a, 'b'") == f"{key}='a, \\'b\\''"
+        assert cli.literal(f"{key}=null") == f"{key}=null" == cli.typed(key, None)
+    others = "solver device shard executor context_parallel backbone windows method tracker.mode"
+    for key in (*others.split(), "windows.policy", "prompts.subset", "backbone.dtype", "low"):
+        assert cli.literal(f"{key}=a,b") == f"{key}=a,b"
+
+
+@pytest.mark.parametrize("text", [*QUOTED, "a cat, running", "null"])
+def test_one_pair_of_quotes_around_all_of_a_text_is_taken_off(text):
+    def read(typed):
+        return OverridesParser.create().parse_override(cli.literal(f"prompt={typed}")).value()
+
+    for quote in "'\"":
+        if quote not in text:
+            assert read(f"{quote}{text}{quote}") == text
+        assert read(quote * 2 + text + quote * 2) == f"{quote}{text}{quote}"
+    assert read(r"'it\'s'") == "it's"  # as Hydra reads it
+    assert read("'a' and 'b'") == "'a' and 'b'"  # no pair around all of it
 
 
 def test_any_text_arrives_through_the_whole_config():
@@ -299,8 +352,16 @@ def test_any_text_arrives_through_the_whole_config():
 
 
 def test_other_arguments_are_left_alone():
-    for argument in ("sparsity=0.25,0.5", "-m", "prompts=demo", "prompts.file='a b'", "prompt"):
+    for argument in ("sparsity=0.25,0.5", "-m", "prompts=demo", "prompt"):
         assert cli.literal(argument) == argument
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_a_negative_prompt_with_commas_is_one_run(flags, command, tmp_path):
+    words = ("negative_prompt='blurry, low {quality}: 5 %'", "method=bicubic", "scorer=[none]")
+    assert command(*flags, *words, *SMALL) == 0
+    (path,) = (tmp_path / "runs").glob("*/recipe.json")
+    assert json.loads(path.read_text())["negative_prompt"] == "blurry, low {quality}: 5 %"
 
 
 @pytest.mark.parametrize("flags", [(), ("-m",)])

@@ -95,6 +95,37 @@ def test_what_cannot_work_is_refused(word, tmp_path):
         runner.run(cfg)
 
 
+@pytest.mark.parametrize(
+    ("variable", "typed", "mode"),
+    [
+        (None, None, "offline"),
+        ("disabled", None, "disabled"),
+        ("online", None, "online"),
+        ("dryrun", None, "offline"),
+        ("online", "disabled", "disabled"),
+    ],
+)
+def test_wandb_mode_of_the_environment_holds_unless_one_was_typed(
+    variable, typed, mode, offline, monkeypatch, recipe
+):
+    asked = []
+
+    def init(mode, **rest):
+        asked.append(mode)
+        raise OSError("no")
+
+    monkeypatch.setattr(wandb, "init", init)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    cfg = config("tracker=wandb", *([f"tracker.mode={typed}"] if typed else []))
+    with pytest.raises(UserError), tracking.tracked(cfg, recipe()):
+        pass
+    assert asked == [mode]
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    with pytest.raises(UserError, match="^WANDB_MODE=foo is unknown; type"):
+        tracking.check(config("tracker=wandb").tracker)
+
+
 def test_online_without_a_login_is_refused_before_anything_is_made(offline, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load_backbone", None)  # not even loaded
     cfg = config("tracker=wandb", "tracker.mode=online", "prompts.count=1", f"runs_dir={tmp_path}")
