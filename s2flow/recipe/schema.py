@@ -346,7 +346,7 @@ class ScoredBackboneConf:
 class ScoredPromptsConf:
     """The prompts of clips from elsewhere; `prompts=FILE` is `prompts.file=FILE`."""
 
-    file: str | None = None
+    file: str | None = text()
 
 
 @dataclass

@@ -144,7 +144,7 @@ def terminal() -> Iterator[None]:
     if program().endswith("score"):  # where `prompts` is a file, in run.py a group of conf/
         files = [w.removeprefix("prompts=") for w in overrides]
         pairs = zip(overrides, files, strict=True)
-        overrides = [w if w == f else f"prompts.file={_quoted(f)}" for w, f in pairs]
+        overrides = [w if w == f else f"prompts.file={f}" for w, f in pairs]
     sys.argv[1:] = [literal(a) for a in overrides]
     if not show_tracebacks:
         sys.stderr = _FilteredStderr(sys.stderr)
