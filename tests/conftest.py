@@ -28,7 +28,16 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 CONF = Path(__file__).parents[1] / "conf"
 
 
+LONG = ("test_executor", "test_parallel", "test_costs", "test_analysis", "test_bench_models")
+LONG += ("test_checkpoint", "test_faults", "test_world", "test_your_pipeline", "test_tracking")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist would start files of few tests last
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)  # so that no worker ends with one
     if os.environ.get("S2FLOW_SLOW") != "1":
         for item in items:
             if item.get_closest_marker("slow"):
