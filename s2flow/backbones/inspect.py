@@ -104,13 +104,14 @@ class State:
             )
         for option, plain in GRID_OPTIONS.items():
             value = self.scheduler.get(option, plain[0])
-            dynamic = option == "use_dynamic_shifting" and value
-            if value not in plain and (method not in (None, "native") or dynamic):
-                raise UserError(
-                    f"{here}: its scheduler has {option}={value}, and method={method} steps on "
-                    f"sigma = k s / (1 + (k-1) s); type pipe.scheduler = type(pipe.scheduler)"
-                    f".from_config(pipe.scheduler.config, {option}={plain[0]})"
-                )
+            dynamic = option == "use_dynamic_shifting"
+            if value in plain or (method in (None, "native") and not dynamic):
+                continue
+            why = "it is not supported" if dynamic else f"method={method} steps on our own levels"
+            raise UserError(
+                f"{here}: its scheduler has {option}={value}, and {why}; type pipe.scheduler = "
+                f"type(pipe.scheduler).from_config(pipe.scheduler.config, {option}={plain[0]})"
+            )
 
     def _check_channels(self, here: str) -> None:
         """Image-to-video weights take more channels than they give."""
