@@ -72,7 +72,10 @@ def state(origin: Origin, parts: dict[str, str | None], pipeline: type) -> inspe
     if folder is None:
         commit = hub_commit(origin)
         with _hub_errors(origin):
-            files = [hf_hub_download(origin.source, name, revision=commit) for name in CONFIGS]
+            files = [try_to_load_from_cache(origin.source, f, revision=commit) for f in CONFIGS]
+            if not all(isinstance(f, str) for f in files):
+                model_info(origin.source, revision=commit, timeout=10)  # fails at once, offline
+                files = [hf_hub_download(origin.source, f, revision=commit) for f in CONFIGS]
         folder = Path(files[0]).parent
     else:
         check(folder, parts, pipeline)

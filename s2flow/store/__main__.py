@@ -34,7 +34,6 @@ from s2flow.errors import UserError, print_error
 from s2flow.store import gc as collect
 from s2flow.store import index, rows
 from s2flow.store.files import read_json, scan, written_whole
-from s2flow.store.foreign import export_vbench
 from s2flow.store.merge import merge
 from s2flow.store.recipes import label
 from s2flow.store.verify import FILES, OTHERS, Finding, run_folders, verify
@@ -270,6 +269,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_vbench(args: argparse.Namespace) -> int:
     run = args.runs if args.runs.exists() else Path("runs") / args.runs  # or its id alone
+    from s2flow.store.foreign import export_vbench  # loads torch, which takes seconds
+
     count, left = export_vbench(run, args.vbench)
     for line in left:
         print(_printable(f"left out: {line}"), file=sys.stderr)

@@ -17,6 +17,7 @@ from s2flow.recipe import CONF
 from s2flow.recipe.schema import TEXTS, Config, ScoreConf
 
 HYDRA_LITERALS = ("null", "true", "false", "nan", "inf")  # that Hydra does not parse as names
+FOLDERS = ("runs_dir", "lr_cache_dir")  # of a sweep: ${...} in them is OmegaConf's
 RUN_ID_KEYS = ("runs", "reproduce", "scorer.fidelity.reference")
 RUN_ID = r"(?<![\w/.])[0-9a-f]{10}(/[0-9a-f]{16})?(?![\w/.])"  # optionally with a clip's key
 LEADING_FLAGS = ("-m", "--multirun")  # argparse refuses overrides on both sides of them
@@ -47,13 +48,15 @@ def literal(argument: str) -> str:
         return f"{key}={re.sub(RUN_ID, lambda m: repr(m[0]), text)}"
     if key.lstrip("+") not in TEXTS or not equals or text == "null":
         return argument
-    return f"{key}={_quoted(_unquoted(text))}"
+    return f"{key}={_quoted(_unquoted(text), key in FOLDERS)}"
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: str, interpolated: bool) -> str:
+    """A text in single quotes of Hydra's grammar."""
     # Inside Hydra's single quotes a backslash is special only before a quote or at the end, and
     # OmegaConf resolves ${ unless a backslash stands before it.
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+    if not interpolated:
+        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
     text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
     text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
     return f"'{text}'"
