@@ -20,7 +20,6 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from types import SimpleNamespace
 from typing import Any, Unpack
 
@@ -213,7 +212,7 @@ def _check_negative(backbone: Backbone, recipe: Recipe) -> None:
     given = backbone.embeds
     if not given or "negative_prompt_embeds" in given or recipe.guidance == 1.0:
         return
-    second_pass = "negative_prompt_embeds" in signature(backbone.pipeline.encode_prompt).parameters
+    second_pass = not backbone.transformer.config.get("guidance_embeds")
     if second_pass and getattr(backbone.pipeline, "text_encoder", None) is None:
         raise UserError(
             f"guidance={recipe.guidance:g} needs a negative prompt, and this pipe has no text_encoder; "

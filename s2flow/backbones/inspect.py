@@ -214,7 +214,9 @@ def _storage(module: nn.Module) -> str:
     quantiser = getattr(module, "hf_quantizer", None)
     if quantiser is not None:
         return str(quantiser.quantization_config.quant_method).rpartition(".")[2].lower()
-    matrices = [p for n, p in module.named_parameters() if p.ndim > 1 and "lora_" not in n]
+    left_out = {"lora_A", "lora_B", *(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    parameters = ((n.split("."), p) for n, p in module.named_parameters())
+    matrices = [p for names, p in parameters if p.ndim > 1 and not left_out & {*names}]
     kinds = {_kind(p) for p in matrices} or {"empty"}
     held = " and ".join(sorted(kinds))
     hooks = [m._diffusers_hook for m in module.modules() if hasattr(m, "_diffusers_hook")]

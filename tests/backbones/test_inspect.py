@@ -8,6 +8,7 @@ from diffusers import (
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
     UniPCMultistepScheduler,
+    WanPipeline,
 )
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
@@ -39,6 +40,16 @@ def test_a_plain_pipeline_adds_nothing_to_the_recipe(pipe):
     assert state.scheduler == {"class": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     state.check("this pipe", "s2flow")
     inspect.of_pipe(build_hunyuan()).check("this pipe", "s2flow")
+
+
+def test_what_a_checkpoint_keeps_in_float32_is_no_other_storage(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    half = WanPipeline.from_pretrained(
+        tmp_path, dtype={"default": torch.bfloat16, "vae": torch.float32}
+    )
+    kinds = {p.dtype for p in half.transformer.parameters()}
+    assert kinds == {torch.bfloat16, torch.float32}
+    assert inspect.of_pipe(half).identity("bfloat16") == {}
 
 
 @pytest.mark.parametrize(
