@@ -2,7 +2,7 @@
 
     python experiments/refine.py [--prompts 32] [--t-i 8]
 
-Cost: six minutes on two cores. Held-out prompts, seed 0. Rows: bicubic, the cascade with full
+Cost: seven minutes on two cores. Held-out prompts, seed 0. Rows: bicubic, the cascade with full
 attention, S2Flow. Per row: PSNR against the true render in dB, detail and grid as shares of its own,
 `whole`, and the oracle's agreement; means with 95 % intervals over prompts. Writes
 experiments/results/refine_micro.json and .png.
