@@ -1,4 +1,4 @@
-"""diffusers' cache hooks (First Block Cache, Pyramid Attention Broadcast, TaylorSeer) in our loop.
+"""diffusers' cache hooks (First Block Cache, Pyramid Attention Broadcast) in our loop.
 
 A cache that the user enabled on a transformer skips layers that change little between steps. It must
 know which pass of guidance runs and at which timestep, and must forget what it kept when another

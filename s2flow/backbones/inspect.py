@@ -29,7 +29,7 @@ GRID_OPTIONS = {  # of a scheduler: options that change its noise levels, at the
     "stochastic_sampling": (False,),
     "shift_terminal": (None, 0, False),
 }
-CACHES = ("FirstBlockCacheConfig", "PyramidAttentionBroadcastConfig", "TaylorSeerCacheConfig")
+CACHES = ("FirstBlockCacheConfig", "PyramidAttentionBroadcastConfig")
 CAUSES = {  # why another cache is refused
     "MagCacheConfig": "its ratios belong to a whole schedule, and the HR stage starts inside one",
     "FasterCacheConfig": "it joins both passes of guidance in one batch, which are two calls here",
@@ -60,6 +60,7 @@ class State:
     attention: dict[str, str] = field(default_factory=dict)
     tiles: dict[str, int] = field(default_factory=dict)
     offload: str | None = None
+    latent: int | None = None  # channels of the VAE's latents; None: not known
 
     @property
     def shift(self) -> float | None:
@@ -124,6 +125,11 @@ class State:
                 f"image-to-video weights, of a {family}, which is not supported; load "
                 "text-to-video weights"
             )
+        if self.latent not in (None, given):
+            raise UserError(
+                f"{here}: its vae makes latents of {self.latent} channels, and its transformer gives "
+                f"{given}: they are of different models; load both from one checkpoint"
+            )
 
 
 def of_pipe(pipe: Any) -> State:
@@ -145,6 +151,7 @@ def of_pipe(pipe: Any) -> State:
         {k: name for k, m in models.items() if (name := _attention(m))},
         _tiles(vae) if getattr(vae, "use_tiling", False) else {},
         _offload(modules.values()),
+        None if vae is None else _latent(vae.config),
     )
 
 
@@ -168,7 +175,13 @@ def of_folder(folder: Path, pipeline: str) -> State:
         (taken, model.get("out_channels") or taken),
         {} if made is None else _scheduler(made, config),
         {"image_dim": model.get("image_dim")},
+        latent=_latent(read("vae")),
     )
+
+
+def _latent(config: Any) -> int | None:
+    """Channels of a VAE's latents by its config, where it says so."""
+    return config.get("z_dim", config.get("latent_channels"))
 
 
 def weights(pipe: Any) -> str:

@@ -148,6 +148,10 @@ def test_options_of_the_noise_grid_are_refused_by_name_where_our_grid_is_used(pi
             "WanImageToVideoPipeline",
         ),
         (lambda p: p.scheduler.register_to_config(prediction_type="epsilon"), "predicts epsilon"),
+        (
+            lambda p: p.vae.register_to_config(z_dim=48),
+            "its vae makes latents of 48 channels, and its transformer gives 16",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_in_one_line(pipe, change, message):
