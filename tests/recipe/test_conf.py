@@ -190,3 +190,12 @@ def test_what_a_knob_does_not_declare_is_refused(typed, refusal):
     with pytest.raises(UserError) as caught:
         recipes(typed)
     assert str(caught.value) == refusal
+
+
+def test_help_names_every_command():
+    """Those that a user types: modules with a command line of their own."""
+    text = (CONF / "hydra" / "help" / "s2flow.yaml").read_text()
+    package = CONF.parent / "s2flow"
+    rooms = {p.parent.name for p in package.glob("*/__main__.py")} - {"recipe", "prompts"}
+    for name in sorted(rooms | {"score", "calibrate", "preferences"}):
+        assert f"python -m s2flow.{name}" in text, name
