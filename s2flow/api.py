@@ -53,15 +53,16 @@ ALIASES = {  # diffusers' keyword -> ours
     "guidance_scale_2": "guidance_2",
 }
 BOTH_EXPERTS = "guidance of both experts"
-REFUSED = {  # diffusers' keyword -> what to type
-    "latents": "seed=... or generator=..., which draw the noise",
-    "num_videos_per_prompt": "a list of prompts, with a seed each",
-    "return_dict": "nothing: the result has .frames",
-    "max_sequence_length": "nothing: the model's own length is used",
-    "prompt_2": "prompt=..., which both text encoders are given",
-    "true_cfg_scale": "guidance=...",
-    "sigmas": "steps=... and shift=...",
-    "attention_kwargs": "nothing",
+REFUSED = {  # diffusers' keyword -> what to do instead
+    "latents": "type seed=... or generator=..., which draw the noise",
+    "num_videos_per_prompt": "type a list of prompts, with a seed each",
+    "prompt_2": "leave it out: both text encoders are given prompt=...",
+    "true_cfg_scale": "type guidance=...",
+    "sigmas": "type steps=... and shift=...",
+    "return_dict": "leave it out: the result has .frames",
+    "max_sequence_length": "leave it out: the model's own length is used",
+    "callback_on_step_end_tensor_inputs": "leave it out: the callback is given latents",
+    "attention_kwargs": "leave it out",
 }
 OUTPUTS = ("np", "pt", "pil", "latent")
 
@@ -274,9 +275,8 @@ def _check_keywords(
         )
     for name in knobs.keys() - {*KNOBS, BOTH_EXPERTS}:
         close = difflib.get_close_matches(name, KNOBS, 1)
-        suggestion = REFUSED.get(name) or (f"{close[0]}=..." if close else None)
-        hint = f"type {suggestion}" if suggestion else f"there are {', '.join(KNOBS)}"
-        raise UserError(f"{name} is no keyword of s2flow.generate; {hint}")
+        hint = f"type {close[0]}=..." if close else f"there are {', '.join(KNOBS)}"
+        raise UserError(f"{name} is no keyword of s2flow.generate; {REFUSED.get(name, hint)}")
 
 
 def _integers(seed: Any, count: int) -> list[int]:
@@ -324,7 +324,3 @@ def _callback(pipe: Any, call: Callable[..., dict | None] | None) -> Callable | 
         return (call(pipe, next(count), told, {"latents": z}) or {}).get("latents", z)
 
     return on_latent
-
-
-def _as_python(answer: Any) -> Any:
-    return answer.item() if isinstance(answer, np.generic) else answer  # np.False_ is not False

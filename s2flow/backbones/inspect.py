@@ -8,6 +8,7 @@ computed. docs/your-pipeline.md lists what works, what is recorded and what is r
 """
 
 import hashlib
+import importlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -140,18 +141,18 @@ def of_pipe(pipe: Any) -> State:
     caches = {k: getattr(m, "_cache_config", None) for k, m in models.items()}
     vae = modules.get("vae")
     return State(
-        type(pipe).__name__,
-        {k: type(m).__name__ for k, m in pipe.components.items() if m is not None},
-        {k: _storage(m) for k, m in modules.items()},
-        (first.config.in_channels, first.config.out_channels or first.config.in_channels),
-        _scheduler(type(pipe.scheduler), pipe.scheduler.config, pipe.scheduler),
-        {"image_dim": first.config.get("image_dim")},
-        tuple(found for part, m in modules.items() for found in _adapters(part, m)),
-        {k: _cache(config) for k, config in caches.items() if config is not None},
-        {k: name for k, m in models.items() if (name := _attention(m))},
-        _tiles(vae) if getattr(vae, "use_tiling", False) else {},
-        _offload(modules.values()),
-        None if vae is None else _latent(vae.config),
+        pipeline=type(pipe).__name__,
+        parts={k: type(m).__name__ for k, m in pipe.components.items() if m is not None},
+        storage={k: _storage(m) for k, m in modules.items()},
+        channels=(first.config.in_channels, first.config.out_channels or first.config.in_channels),
+        scheduler=_scheduler(type(pipe.scheduler), pipe.scheduler.config, pipe.scheduler),
+        config={"image_dim": first.config.get("image_dim")},
+        adapters=tuple(found for part, m in modules.items() for found in _adapters(part, m)),
+        caches={k: _cache(config) for k, config in caches.items() if config is not None},
+        attention={k: name for k, m in models.items() if (name := _attention(m))},
+        tiles=_tiles(vae) if getattr(vae, "use_tiling", False) else {},
+        offload=_offload(modules.values()),
+        latent=None if vae is None else _latent(vae.config),
     )
 
 
@@ -166,15 +167,15 @@ def of_folder(folder: Path, pipeline: str) -> State:
     parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and v[0] is not None}
     quantised = {p: read(p).get("quantization_config", {}).get("quant_method") for p in parts}
     config = read("scheduler", "scheduler_config.json")
-    made = getattr(__import__("diffusers"), config.get("_class_name", ""), None)
+    made = getattr(importlib.import_module("diffusers"), config.get("_class_name", ""), None)
     taken = model.get("in_channels", 0)
     return State(
-        pipeline,
-        parts,
-        {p: q for p, q in quantised.items() if q},
-        (taken, model.get("out_channels") or taken),
-        {} if made is None else _scheduler(made, config),
-        {"image_dim": model.get("image_dim")},
+        pipeline=pipeline,
+        parts=parts,
+        storage={p: q for p, q in quantised.items() if q},
+        channels=(taken, model.get("out_channels") or taken),
+        scheduler={} if made is None else _scheduler(made, config),
+        config={"image_dim": model.get("image_dim")},
         latent=_latent(read("vae")),
     )
 

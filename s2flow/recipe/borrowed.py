@@ -86,24 +86,23 @@ def borrowed(
     family = importlib.import_module(f"s2flow.backbones.{module}")
     if module == "hunyuan15":
         family.check_guider(pipe, "this pipe")
+    _check_embeds(embeds, pipe)
     backbone = getattr(family, adapter)(files[0], pipe)
-    backbone.embeds = _checked(embeds, pipe)
+    backbone.embeds = embeds
     try:
-        yield backbone, of_pipe(pipe, backbone, files), inspect.weights(pipe), state
+        yield backbone, of_pipe(pipe, state, backbone, files), inspect.weights(pipe), state
     finally:
         backbone.release()
         if state.offload == "model":
             pipe.maybe_free_model_hooks()
 
 
-def _checked(embeds: dict[str, Tensor], pipe: Any) -> dict[str, Tensor]:
+def _check_embeds(embeds: dict[str, Tensor], pipe: Any) -> None:
     """Raises UserError for embeddings that the pipe's own call does not take."""
-    taken = [
-        k for k in signature(type(pipe).__call__).parameters if "_embeds" in k or "_mask" in k
-    ]
+    names = signature(type(pipe).__call__).parameters
+    taken = [name for name in names if "_embeds" in name or "_mask" in name]
     for name in embeds:
         if name not in taken:
             raise UserError(
                 f"{name} is no keyword of a {type(pipe).__name__}; it takes {', '.join(taken)}"
             )
-    return embeds

@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s2flow.backbones import inspect
 from s2flow.backbones.base import Backbone
+from s2flow.backbones.inspect import State
 from s2flow.errors import WANTED, UserError
 from s2flow.grid import Box
 from s2flow.recipe import CONF
@@ -28,12 +28,12 @@ BRICK = 128  # most tokens of an HR brick
 BRICKS = 512  # and at least so many of them, where the grid allows it
 
 
-def of_pipe(pipe: Any, backbone: Backbone, described: list[str]) -> list[DictConfig]:
+def of_pipe(pipe: Any, state: State, backbone: Backbone, described: list[str]) -> list[DictConfig]:
     """The files of a family, that of the pipe's name first, with what the pipe says in its place."""
     opened = Path(str(pipe.config.get("_name_or_path") or "")).name
     files = [conf_file("backbone", name, BackboneConf) for name in described]
     files.sort(key=lambda f: Path(f.source).name != opened)
-    conf, shift = files[0], inspect.of_pipe(pipe).shift
+    conf, shift = files[0], state.shift
     conf.name, conf.source, conf.revision = type(pipe).__name__, None, None
     conf.dtype = str(backbone.transformer.dtype).removeprefix("torch.")
     conf.shift = conf.shift if shift is None else shift

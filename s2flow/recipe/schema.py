@@ -323,7 +323,7 @@ def help_lines() -> str:
 
 def page() -> str:
     """docs/knobs.md."""
-    about = "Written by `python -m s2flow.recipe`; declared in `s2flow/recipe/schema.py`."
+    about = "Written by `python -m s2flow.recipe .`; declared in `s2flow/recipe/schema.py`."
     lines = ["# Knobs", "", about, ""]
     for section in SECTIONS:
         lines += [f"## {section.__doc__.splitlines()[0]}", ""]

@@ -200,6 +200,14 @@ def test_embeddings_stand_in_place_of_a_prompt_and_of_the_text_encoder(plain):
         s2flow.generate(pipe, prompt_embeds=both[0], **S2)
 
 
+def test_an_embedding_that_the_pipe_does_not_take_leaves_it_as_it_was():
+    pipe = build_wan()
+    before = dict(pipe.transformer.attn_processors)
+    with pytest.raises(UserError, match="pooled_prompt_embeds is no keyword of a WanPipeline"):
+        s2flow.generate(pipe, PROMPT, pooled_prompt_embeds=torch.zeros(1, 8), **S2)
+    assert pipe.transformer.attn_processors == before
+
+
 def test_output_types_are_diffusers(plain):
     pipe, latent = build_wan(), plain.latent
     for kind in ("pt", "pil", "latent"):

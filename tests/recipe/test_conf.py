@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from s2flow import methods
 from s2flow.attention import BACKENDS
 from s2flow.errors import UserError
+from s2flow.recipe.__main__ import keywords
 from s2flow.recipe.identity import Recipe
 from s2flow.recipe.resolve import resolve
 from s2flow.recipe.schema import KNOBS, Config, help_lines, page
@@ -160,7 +161,12 @@ def test_the_file_repeats_no_knob_of_the_schema():
 
 def test_the_page_of_knobs_is_what_the_schema_says():
     text = (CONF.parent / "docs" / "knobs.md").read_text(encoding="utf-8")
-    assert text == page(), "type python -m s2flow.recipe > docs/knobs.md"
+    assert text == page(), "type python -m s2flow.recipe ."
+
+
+def test_the_keywords_of_generate_are_what_the_schema_says():
+    written = (CONF.parent / "s2flow" / "recipe" / "keywords.py").read_text(encoding="utf-8")
+    assert written == keywords(), "type python -m s2flow.recipe ."
 
 
 def test_help_explains_every_knob_and_choice():
