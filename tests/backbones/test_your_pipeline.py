@@ -312,6 +312,21 @@ def test_a_given_clip_takes_the_place_of_the_lr_flow(plain):
     assert relative(other.latent, out.latent) > 1e-3
 
 
+def test_a_given_clip_is_noised_to_the_level_that_the_model_is_told(plain):
+    """z = (1 - sigma) x0 + sigma eps with one x0 and one eps: on a line in sigma."""
+    pipe, seen = build_wan(), []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, __, given: seen.append((given["timestep"][0] / 1000, given["hidden_states"])),
+        with_kwargs=True,
+    )
+    s2flow.generate(pipe, PROMPT, video=plain.low_frames[0], steps=4, t_i=2, guidance_scale=1.0)
+    (a, z_a), (b, z_b), (c, z_c) = seen[:3]  # the LR forwards
+    assert [round(float(sigma), 2) for sigma in (a, b, c)] == [0.9, 0.75, 0.5]
+    slope = (z_b - z_a) / (b - a)
+    assert float(slope.abs().max()) > 0.5
+    assert relative((z_c - z_b) / (c - b), slope) < 1e-4
+
+
 def test_a_given_clip_is_fitted_to_the_model_in_one_line(capsys):
     pipe = build_wan()
     video = torch.rand(9, 36, 50, 3, generator=generator())
